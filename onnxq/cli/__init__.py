@@ -1,0 +1,27 @@
+"""The command line: `onnxq compress`, `inspect`, `evaluate`, `benchmark`."""
+
+from __future__ import annotations
+
+import click
+
+from onnxq.cli.benchmark import benchmark
+from onnxq.cli.compress import compress
+from onnxq.cli.errors import SentenceGroup
+from onnxq.cli.evaluate import evaluate
+from onnxq.cli.inspect import inspect
+from onnxq.version import VERSION
+
+__all__ = ["main"]
+
+
+@click.group(
+    cls=SentenceGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
+)
+@click.version_option(VERSION, prog_name="onnxq")
+def main() -> None:
+    """Compress float ONNX models into smaller, faster ones that stock ONNX Runtime runs."""
+
+
+for _command in (compress, inspect, evaluate, benchmark):
+    main.add_command(_command)

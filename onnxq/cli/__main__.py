@@ -1,0 +1,5 @@
+"""`python -m onnxq.cli`, where the command is not on the path."""
+
+from onnxq.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""`onnxq compress`: the main job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.errors import require_model, stopped_sentence
+from onnxq.cli.options import (
+    PATH,
+    output_options,
+    preprocess_options,
+    start_log,
+    threads_option,
+    use_cores,
+)
+from onnxq.cli.preprocessing import preprocess_from_flags
+from onnxq.cli.progress import make_progress
+from onnxq.cli.recipe import recipe_from_flags, recipe_options
+from onnxq.pipeline import Result, plan_model
+from onnxq.pipeline import compress as run_compress
+from onnxq.recipe import Recipe, save_recipe
+from onnxq.report.html import write_report
+from onnxq.report.inspection import plan_rows
+from onnxq.report.result import result_fields, result_notes
+from onnxq.report.tables import print_figures, print_kernels, print_layers, print_notes, size_text
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option(
+    "--data",
+    type=PATH,
+    metavar="PATH",
+    help="Unlabelled samples: a folder of images, a folder of .npy, .npz or .pb files, or one "
+    ".npz or .npy.  [required unless --dry-run]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="OUT",
+    help="The file to write.  [default: <model>-onnxq.onnx beside the model]",
+)
+@recipe_options
+@click.option(
+    "--save-recipe",
+    type=PATH,
+    metavar="FILE",
+    help="Write the options that were used as TOML.",
+)
+@preprocess_options
+@click.option("--dry-run", is_flag=True, help="Print the plan; nothing is run or written.")
+@click.option(
+    "--report",
+    "report_folder",
+    type=PATH,
+    metavar="DIR",
+    help="Write report.html and report.json there.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
+@click.option("--force", is_flag=True, help="Overwrite OUT.")
+@threads_option("Cores used at most.  [default: all]")
+@output_options
+@click.pass_context
+def compress(
+    ctx: click.Context,
+    model: Path,
+    data: Path | None,
+    output: Path | None,
+    dry_run: bool,
+    quiet: bool,
+    verbose: int,
+    threads: int | None,
+    **flags: Any,
+) -> None:
+    """Compress MODEL with unlabelled samples and print how it changed."""
+    start_log(verbose)
+    use_cores(ctx, threads)
+    recipe = recipe_from_flags(ctx)
+    require_model(model)
+    if dry_run:
+        _print_plan(model, recipe, flags["as_json"])
+        return
+    if data is None:
+        raise click.UsageError("Missing option '--data'; only --dry-run goes without samples.", ctx)
+    out = output or model.with_name(f"{model.stem}-onnxq.onnx")
+    preprocess = preprocess_from_flags(model, **_preprocess_flags(flags))
+    with stopped_sentence(out), make_progress(quiet, verbose) as progress:
+            result = run_compress(
+                model,
+                data,
+                recipe,
+                out=out,
+                preprocess=preprocess,
+                force=flags["force"],
+                resume=flags["resume"],
+                progress=progress,
+            )
+    if flags["save_recipe"] is not None:
+        save_recipe(result.recipe, flags["save_recipe"])
+    if flags["report_folder"] is not None:
+        write_report(flags["report_folder"], model, out, result)
+    _print_result(result, model, out, flags["as_json"], quiet, verbose)
+
+
+def _preprocess_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    names = ("preprocess_file", "mean", "std", "resize", "crop", "layout", "bgr")
+    return {name: flags[name] for name in names}
+
+
+def _print_plan(model: Path, recipe: Recipe, as_json: bool) -> None:
+    report = plan_model(model, recipe)
+    rows = plan_rows(report.model, report.plan)
+    if as_json:
+        fields = {"layers": [dataclasses.asdict(row) for row in rows], "notes": report.notes}
+        click.echo(json.dumps(fields, sort_keys=True))
+        return
+    print_layers(rows)
+    print_notes(report.notes)
+
+
+def _print_result(
+    result: Result, model: Path, out: Path, as_json: bool, quiet: bool, verbose: int
+) -> None:
+    figures = result.figures
+    if as_json:
+        click.echo(json.dumps(result_fields(result, model, out), sort_keys=True))
+        return
+    if not quiet:
+        if verbose:
+            print_kernels(figures)
+        print_figures(figures, model.name, out.name)
+        print_notes(result_notes(result))
+    before, after = size_text(figures.size_before), size_text(figures.size_after)
+    click.echo(f"wrote {out}: {figures.ratio:.1%} of the original size ({before} -> {after})")

@@ -1,0 +1,79 @@
+"""`onnxq evaluate`: how good a model is on labels, or how far from a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.errors import require_model
+from onnxq.cli.options import (
+    PATH,
+    output_options,
+    preprocess_options,
+    start_log,
+    threads_option,
+    use_cores,
+)
+from onnxq.cli.preprocessing import preprocess_from_flags
+from onnxq.cli.progress import make_progress
+from onnxq.report.tables import print_evaluation
+from onnxq.verify.evaluate import evaluate as run_evaluate
+from onnxq.verify.outputs import BATCH_SIZE
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    metavar="LABELLED",
+    help="A folder with a sub-folder per class, a folder with labels.csv, or an .npz with "
+    "'labels'; unlabelled samples do where there is --reference.",
+)
+@click.option(
+    "--reference", type=PATH, metavar="FILE", help="The model to compare with, usually the float one."
+)
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Samples used at most.  [default: all]")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True, metavar="N",
+    help="Samples per batch.",
+)
+@preprocess_options
+@threads_option("Cores used at most.  [default: all]")
+@output_options
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    model: Path,
+    data: Path,
+    reference: Path | None,
+    samples: int | None,
+    batch_size: int,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **preprocess_flags: Any,
+) -> None:
+    """Measure MODEL on labelled samples, and its difference to a reference."""
+    start_log(verbose)
+    use_cores(ctx, threads)
+    require_model(model)
+    preprocess = preprocess_from_flags(model, **preprocess_flags)
+    with make_progress(quiet, verbose) as progress:
+        result = run_evaluate(
+            model,
+            data,
+            reference if reference is None else require_model(reference),
+            preprocess=preprocess,
+            samples=samples,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(result.to_json())
+    else:
+        print_evaluation(result)

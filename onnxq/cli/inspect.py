@@ -1,0 +1,30 @@
+"""`onnxq inspect`: what a model is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.errors import require_model
+from onnxq.cli.options import PATH, output_options, start_log
+from onnxq.report.inspection import inspect as run_inspect
+from onnxq.report.tables import print_inspection
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@output_options
+def inspect(model: Path, as_json: bool, quiet: bool, verbose: int) -> None:
+    """Show the layers of MODEL, its parameters and bytes, what can be quantized and why not.
+
+    On a file that onnxq wrote: its recipe and figures.
+    """
+    start_log(verbose)
+    found: Any = run_inspect(require_model(model))
+    if as_json:
+        click.echo(json.dumps(found.to_fields(), sort_keys=True))
+    else:
+        print_inspection(found, layers=not quiet)

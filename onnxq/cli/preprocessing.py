@@ -1,0 +1,50 @@
+"""From flags to `Preprocess`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from onnxq.data.preprocess import Preprocess, find_preprocess, load_preprocess
+from onnxq.errors import DataError
+from onnxq.verify.opened import open_model
+
+
+def preprocess_from_flags(
+    model: Path,
+    *,
+    preprocess_file: Path | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    resize: tuple[int, ...] | None,
+    crop: int | None,
+    layout: str | None,
+    bgr: bool,
+) -> Preprocess | None:
+    """The settings that the flags give; None where there are none.
+
+    A flag overrides what `--preprocess`, or else the model, has for the same setting.
+
+    Raises:
+        DataError: a setting is out of range, or there is no mean and std to go with a flag.
+    """
+    given: dict[str, Any] = {"mean": mean, "std": std, "crop": crop, "layout": layout}
+    given = {name: value for name, value in given.items() if value is not None}
+    if resize is not None:
+        given["resize"] = resize[0] if len(resize) == 1 else resize
+    if bgr:
+        given["bgr"] = True
+    base = None if preprocess_file is None else load_preprocess(preprocess_file)
+    if not given:
+        return base
+    if "mean" in given and "std" in given and base is None:
+        return Preprocess(**given)
+    if base is None:
+        base = find_preprocess(model, open_model(model).metadata)
+    if base is None:
+        raise DataError(
+            f"--{next(iter(given))} is given but '{model}' has no other preprocessing; give "
+            "both --mean and --std, or --preprocess."
+        )
+    return dataclasses.replace(base, **given)

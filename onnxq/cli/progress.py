@@ -1,0 +1,91 @@
+"""Progress on stderr: a bar with the time left, plain lines, or nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from onnxq.progress import Progress as Listener
+from onnxq.progress import Silent
+
+
+@contextmanager
+def make_progress(quiet: bool, verbose: int) -> Iterator[Listener]:
+    """What suits stderr: a bar in a terminal, lines elsewhere if asked for, else nothing."""
+    if quiet or not (sys.stderr.isatty() or verbose):
+        yield Silent()
+    elif not sys.stderr.isatty():
+        yield Lines()
+    else:
+        bar = Bar()
+        try:
+            yield bar
+        finally:
+            # Also after an error in the middle of a stage: the cursor is hidden until then.
+            bar.finish()
+
+
+class Bar:
+    """One bar per stage, with what is done and the time left."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def start(self, stage: str, total: int) -> None:
+        """A stage of `total` steps begins."""
+        self.finish()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task(stage, total=total, text="")
+        self._progress.start()
+
+    def at(self, done: int, text: str = "") -> None:
+        """`done` steps of the stage are over."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, text=text)
+
+    def finish(self) -> None:
+        """The stage is over."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class Lines:
+    """A line when a stage begins, and one for each step that has something to say."""
+
+    def __init__(self) -> None:
+        self._stage, self._total = "", 0
+
+    def start(self, stage: str, total: int) -> None:
+        """A stage of `total` steps begins."""
+        self._stage, self._total = stage, total
+        click.echo(stage, err=True)
+
+    def at(self, done: int, text: str = "") -> None:
+        """`done` steps of the stage are over."""
+        if text:
+            click.echo(f"{self._stage}: {done}/{self._total} {text}", err=True)
+
+    def finish(self) -> None:
+        """The stage is over."""

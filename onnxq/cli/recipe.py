@@ -1,0 +1,121 @@
+"""From flags to `Recipe`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+import click
+from click.core import ParameterSource
+
+from onnxq.cli.options import PATH, apply_all
+from onnxq.options import CHOICES, NONE, Learn
+from onnxq.recipe import Recipe, load_recipe
+
+_DEFAULT = Recipe()
+
+
+class Bits(click.ParamType[int | None]):
+    """A number of bits, or `none` for float."""
+
+    name = "bits"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """The number, or None for `none`."""
+        if value is None or isinstance(value, int):
+            return value
+        if str(value).lower() == NONE:
+            return None
+        if not str(value).isdecimal():
+            self.fail(f"'{value}' is neither a number of bits nor 'none'", param, ctx)
+        return int(value)
+
+
+def _choice(name: str) -> click.Choice[str]:
+    return click.Choice([str(each) for each in CHOICES[name]])
+
+
+def _option(*names: str, text: str, default: object = None, **settings: Any) -> Any:
+    """An option whose default is the recipe's own, which a recipe file may change."""
+    shown = "" if default is None else f"  [default: {default}]"
+    return click.option(*names, help=text + shown, **settings)
+
+
+recipe_options = apply_all(
+    _option(
+        "--weight-bits", text="Width of a weight.", default=_DEFAULT.weight_bits, type=int,
+        metavar="N",
+    ),
+    _option(
+        "--activation-bits", text="Width of an activation; 'none' leaves activations float.",
+        default=_DEFAULT.activation_bits, type=Bits(), metavar="N|none",
+    ),
+    _option(
+        "--granularity", text="One weight scale per output channel, or per tensor.",
+        default=_DEFAULT.granularity, type=_choice("granularity"),
+    ),
+    _option(
+        "--symmetric/--asymmetric", text="Ranges of activations about zero, or not.",
+        default="asymmetric",
+    ),
+    _option(
+        "--calibration", text="How clip thresholds start.", default=_DEFAULT.calibration,
+        type=_choice("calibration"),
+    ),
+    _option(
+        "--learn", text="What is trained; may be given more than once.", default="auto",
+        multiple=True, type=click.Choice(get_args(Learn)),
+    ),
+    _option(
+        "--equalize/--no-equalize", text="Equalize channel ranges where that helps.",
+        default="equalize",
+    ),
+    _option(
+        "--bias-correction/--no-bias-correction", text="Correct biases where that helps.",
+        default="bias-correction",
+    ),
+    _option("--epochs", text="Passes over the samples.", type=int, metavar="N"),
+    _option(
+        "--max-minutes", text="When training stops at the latest.", default=_DEFAULT.max_minutes,
+        type=float, metavar="M",
+    ),
+    _option("--lr", text="Learning rate.", type=float, metavar="X"),
+    _option(
+        "--exclude", text="Layers to leave in float, a glob on names or op types; may repeat.",
+        multiple=True, metavar="PATTERN",
+    ),
+    _option(
+        "--target", text="What the export is for.", default=_DEFAULT.target,
+        type=_choice("target"),
+    ),
+    _option(
+        "--samples", text="Samples used at most.", default=_DEFAULT.samples, type=int, metavar="N"
+    ),
+    _option("--batch-size", text="Samples per batch.", default="fitted to memory", type=int,
+        metavar="N"),
+    _option("--seed", text="Of every random choice.", default=_DEFAULT.seed, type=int,
+        metavar="N"),
+    _option(
+        "--recipe", "recipe_file",
+        text="Options and per-layer settings from a TOML file; flags go before.",
+        type=PATH, metavar="FILE",
+    ),
+)
+
+
+def recipe_from_flags(ctx: click.Context) -> Recipe:
+    """The recipe of `--recipe`, or the default one, with the flags that were given.
+
+    Raises:
+        RecipeError: the file can't be read, or an option is out of range.
+    """
+    file = ctx.params["recipe_file"]
+    base = _DEFAULT if file is None else load_recipe(file)
+    given = {
+        field.name: ctx.params[field.name]
+        for field in dataclasses.fields(Recipe)
+        if ctx.get_parameter_source(field.name) is ParameterSource.COMMANDLINE
+    }
+    return dataclasses.replace(base, **given)

@@ -1,0 +1,121 @@
+"""Reading arrays from files, and fitting them to the model's inputs by name and shape."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.data.inputs import InputSpec, shape_text
+from onnxq.errors import DataError
+
+Arrays = dict[str, np.ndarray]
+
+_CHUNK = 1 << 22
+"""Elements looked at in one go when searching for NaN."""
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays in a `.npz` by name, or the one in a `.npy` under the name ''.
+
+    A `.npy` is mapped, not read.
+
+    Raises:
+        DataError: the file is not of that form, or holds Python objects.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
+        # numpy leaves a file open that it opened itself and that turns out to be broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise DataError(
+            f"Can't read arrays from '{path}': {reason}; expected a file written by numpy "
+            "without Python objects."
+        ) from error
+
+
+def match_inputs(
+    arrays: Mapping[str, np.ndarray], inputs: Sequence[InputSpec], path: Path
+) -> Arrays:
+    """The arrays by input name, each with the dtype that the model takes.
+
+    A single array given to a model with one input is taken whatever its name.
+
+    Raises:
+        DataError: an input has no array, or one of another dtype.
+    """
+    if len(inputs) == 1 and len(arrays) == 1:
+        arrays = {inputs[0].name: next(iter(arrays.values()))}
+    for spec in inputs:
+        if spec.name not in arrays:
+            found = ", ".join(f"'{name}'" for name in arrays) or "no array"
+            raise DataError(
+                f"'{path}' has no array for the model's input '{spec.name}': found {found}, "
+                f"expected arrays named {', '.join(repr(s.name) for s in inputs)}."
+            )
+        _check_dtype(arrays[spec.name], spec, path)
+    return {spec.name: arrays[spec.name] for spec in inputs}
+
+
+def as_samples(arrays: Arrays, inputs: Sequence[InputSpec], path: Path) -> Arrays | None:
+    """The arrays with samples along their first axis; None where they are one whole feed.
+
+    An array without the first dimension of its input is one sample.
+
+    Raises:
+        DataError: a shape does not fit the model's input.
+    """
+    rows: Arrays = {}
+    for spec in inputs:
+        array = arrays[spec.name]
+        if array.ndim == len(spec.shape) - 1 and spec.fits_sample((1, *array.shape)):
+            array = array[None]
+        if not spec.fits_sample(array.shape):
+            raise _shape_error(array, spec, path)
+        rows[spec.name] = array
+    return rows if len({len(array) for array in rows.values()}) == 1 else None
+
+
+def check_feed(arrays: Arrays, inputs: Sequence[InputSpec], path: Path) -> None:
+    """Raises DataError where the arrays can't be fed to the model just as they are."""
+    for spec in inputs:
+        if not spec.fits(arrays[spec.name].shape):
+            raise _shape_error(arrays[spec.name], spec, path)
+
+
+def check_finite(array: np.ndarray, name: str, path: Path) -> None:
+    """Raises DataError where the array holds NaN or infinity."""
+    if array.dtype.kind not in "fc":
+        return
+    step = max(1, _CHUNK // max(1, array[:1].size)) if array.ndim else 1
+    parts = (array[i : i + step] for i in range(0, len(array), step)) if array.ndim else (array,)
+    for part in parts:
+        if not np.isfinite(part).all():
+            found = "NaN" if np.isnan(part).any() else "infinity"
+            raise DataError(
+                f"The array '{name}' in '{path}' holds {found}; expected finite numbers: "
+                "repair or remove it."
+            )
+
+
+def _check_dtype(array: np.ndarray, spec: InputSpec, path: Path) -> None:
+    if array.dtype != spec.dtype:
+        hint = "; name a uint8 NHWC array 'images' to have it preprocessed"
+        raise DataError(
+            f"The array for the input '{spec.name}' in '{path}' is {array.dtype.name} "
+            f"{shape_text(array.shape)}; expected {spec}"
+            f"{hint if array.dtype == np.uint8 else ''}."
+        )
+
+
+def _shape_error(array: np.ndarray, spec: InputSpec, path: Path) -> DataError:
+    return DataError(
+        f"The array for the input '{spec.name}' in '{path}' has the shape "
+        f"{shape_text(array.shape)}; expected {spec}."
+    )

@@ -1,0 +1,225 @@
+"""Arrays as samples: rows of one file, rows of many files, or whole feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.data.arrays import (
+    Arrays,
+    as_samples,
+    check_feed,
+    check_finite,
+    match_inputs,
+    read_arrays,
+)
+from onnxq.data.inputs import InputSpec, fixed_batch, has_sample_axis
+from onnxq.data.source import Source, check_batch, spread
+from onnxq.errors import DataError
+from onnxq.load.tensor import load_tensor
+
+Group = tuple[Path, ...]
+"""The files that make up one feed: one of all arrays, or a `.pb` for each input."""
+
+
+class ArrayRows:
+    """Samples along the first axis of arrays in memory, or mapped from a file."""
+
+    def __init__(self, arrays: Arrays, batch: int | None) -> None:
+        self.skipped: list[str] = []
+        self.batch = batch
+        self._arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self._arrays.values())))
+
+    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
+        """Feeds of `size` samples each, in the order of the indices."""
+        for start in range(0, len(indices), size):
+            rows = indices[start : start + size]
+            yield {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
+
+
+class FileRows:
+    """Samples along the first axis of the arrays in many files, read when they are used."""
+
+    def __init__(self, files: FeedFiles, counts: Sequence[int], batch: int | None) -> None:
+        self.skipped: list[str] = []
+        self.batch = batch
+        self._files = files
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
+        """Feeds of `size` samples each, in the order of the indices."""
+        for start in range(0, len(indices), size):
+            rows = np.asarray(indices[start : start + size])
+            yield self._gather(rows)
+
+    def _gather(self, rows: np.ndarray) -> Arrays:
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        out: Arrays = {}
+        for owner in np.unique(owners):
+            here = np.flatnonzero(owners == owner)
+            for name, array in self._files.samples(owner).items():
+                if name not in out:
+                    out[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
+                out[name][here] = array[rows[here] - self._starts[owner]]
+        return out
+
+
+class WholeFeeds:
+    """Files that are fed just as they are, one after the other."""
+
+    def __init__(self, files: FeedFiles) -> None:
+        self.skipped: list[str] = []
+        self.batch: int | None = 1
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files.groups)
+
+    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
+        """One feed for each index; the size is that of the files."""
+        del size
+        for index in indices:
+            yield {k: np.asarray(v) for k, v in self._files.feed(index).items()}
+
+
+class FeedFiles:
+    """Files of arrays, with the model's inputs that they feed."""
+
+    def __init__(self, groups: Sequence[Group], inputs: Sequence[InputSpec]) -> None:
+        self.groups = list(groups)
+        self.inputs = inputs
+
+    def arrays(self, index: int) -> Arrays:
+        """The arrays of one feed by input name, as the files hold them."""
+        return match_inputs(
+            _read_group(self.groups[index], self.inputs), self.inputs, self.path(index)
+        )
+
+    def samples(self, index: int) -> Arrays:
+        """The arrays of one feed with samples along the first axis."""
+        rows = as_samples(self.arrays(index), self.inputs, self.path(index))
+        assert rows is not None
+        return rows
+
+    def feed(self, index: int) -> Arrays:
+        """The arrays of one feed, with the dimension of the batch where a file has none."""
+        arrays = self.arrays(index)
+        if not has_sample_axis(self.inputs):
+            return arrays
+        return as_samples(arrays, self.inputs, self.path(index)) or arrays
+
+    def path(self, index: int) -> Path:
+        """The file, or the folder of several, that an error names."""
+        group = self.groups[index]
+        return group[0] if len(group) == 1 else group[0].parent
+
+
+def open_rows(
+    arrays: Arrays, inputs: Sequence[InputSpec], path: Path, limit: int | None, seed: int
+) -> ArrayRows | None:
+    """A source of samples along the first axis of arrays; None where they are one feed.
+
+    Raises:
+        DataError: an array does not fit the model, is empty, or holds NaN.
+    """
+    if not has_sample_axis(inputs):
+        return None
+    rows = as_samples(match_inputs(arrays, inputs, path), inputs, path)
+    if rows is None:
+        return None
+    total = len(next(iter(rows.values())))
+    check_batch(total, fixed_batch(inputs), path)
+    if limit is not None and total > limit:
+        chosen = spread(total, limit, seed)
+        rows = {name: array[chosen] for name, array in rows.items()}
+    for name, array in rows.items():
+        check_finite(array, name, path)
+    return ArrayRows(rows, fixed_batch(inputs))
+
+
+def open_array_files(
+    groups: Sequence[Group],
+    inputs: Sequence[InputSpec],
+    folder: Path,
+    limit: int | None,
+    seed: int,
+) -> Source:
+    """A source of files of arrays: of their rows where these can share a batch.
+
+    Every file is read once, so that a bad one is found before any work is done. Files
+    whose arrays are of several lengths hold sequences, which stay whole.
+
+    Raises:
+        DataError: an array is missing, does not fit the model, or holds NaN.
+    """
+    if limit is not None and len(groups) > limit:
+        groups = [groups[i] for i in spread(len(groups), limit, seed)]
+    files = FeedFiles(groups, inputs)
+    shapes = [_checked_shapes(files, index) for index in range(len(groups))]
+    counts = [next(iter(each.values()))[0] if _same_rows(each) else None for each in shapes]
+    if has_sample_axis(inputs) and _can_share_batches(shapes, counts):
+        lengths = [count for count in counts if count is not None]
+        check_batch(sum(lengths), fixed_batch(inputs), folder)
+        return FileRows(files, lengths, fixed_batch(inputs))
+    for index in range(len(groups)):
+        check_feed(files.feed(index), inputs, files.path(index))
+    return WholeFeeds(files)
+
+
+def group_files(paths: Sequence[Path]) -> list[Group]:
+    """Files by feed: the zoo's `input_*.pb` of one folder together, all others alone."""
+    groups: dict[Path, list[Path]] = {}
+    for path in paths:
+        if path.suffix.lower() == ".pb" and path.name.startswith("output_"):
+            continue
+        together = path.suffix.lower() == ".pb" and path.name.startswith("input_")
+        groups.setdefault(path.parent if together else path, []).append(path)
+    return [tuple(sorted(group, key=_number)) for group in groups.values()]
+
+
+def _number(path: Path) -> tuple[int, str]:
+    digits = path.stem.rpartition("_")[2]
+    return (int(digits) if digits.isdecimal() else -1, path.name)
+
+
+def _read_group(group: Group, inputs: Sequence[InputSpec]) -> Arrays:
+    """The arrays of one feed by name; tensors without a known name are taken in order."""
+    if group[0].suffix.lower() != ".pb":
+        return read_arrays(group[0])
+    tensors = [load_tensor(path) for path in group]
+    names = {spec.name for spec in inputs}
+    if {name for name, _ in tensors} != names and len(tensors) == len(inputs):
+        return {spec.name: array for spec, (_, array) in zip(inputs, tensors, strict=True)}
+    return dict(tensors)
+
+
+def _checked_shapes(files: FeedFiles, index: int) -> dict[str, tuple[int, ...]]:
+    arrays = files.feed(index)
+    for name, array in arrays.items():
+        check_finite(array, name, files.path(index))
+        if not array.size:
+            raise DataError(f"The array '{name}' in '{files.path(index)}' is empty.")
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def _same_rows(shapes: dict[str, tuple[int, ...]]) -> bool:
+    return len({shape[:1] for shape in shapes.values()}) == 1 and () not in shapes.values()
+
+
+def _can_share_batches(
+    shapes: Sequence[dict[str, tuple[int, ...]]], counts: Sequence[int | None]
+) -> bool:
+    """Whether rows of different files are samples of one kind."""
+    trailing = {tuple(shape[1:] for shape in each.values()) for each in shapes}
+    equal = all(a == b for a, b in pairwise(counts[:-1]))
+    last_is_short = counts[-1] is not None and counts[0] is not None and counts[-1] <= counts[0]
+    return None not in counts and len(trailing) == 1 and equal and last_is_short

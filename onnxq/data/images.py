@@ -1,0 +1,214 @@
+"""Images as samples: files decoded a little ahead of their use, or one uint8 array."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from onnxq.data.arrays import Arrays
+from onnxq.data.inputs import InputSpec, fixed_batch, shape_text
+from onnxq.data.preprocess import Preprocess
+from onnxq.data.source import check_batch
+from onnxq.errors import DataError
+
+DECODERS = min(8, os.cpu_count() or 1)
+"""Threads that decode; Pillow lets go of the interpreter's lock while it does."""
+
+AHEAD = 2 * DECODERS
+"""Images in work at any time."""
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The model's input as one that takes images.
+
+    Attributes:
+        spec: the input.
+        preprocess: with one mean and std for each of its channels.
+        height: None where it is free.
+        width: None where it is free.
+    """
+
+    spec: InputSpec
+    preprocess: Preprocess
+    height: int | None
+    width: int | None
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that the model takes; None where it is free."""
+        return fixed_batch([self.spec])
+
+    def size_after(self, height: int, width: int, where: str) -> tuple[int, int]:
+        """Height and width of an image as it is fed.
+
+        Raises:
+            DataError: they are not those of the model's input.
+        """
+        found = self.preprocess.size_after(height, width)
+        crop = self.preprocess.crop
+        wanted = (self.height or crop or found[0], self.width or crop or found[1])
+        if found != wanted:
+            after = "" if found == (height, width) else f", {found[0]}×{found[1]} preprocessed"
+            raise DataError(
+                f"The image '{where}' is {height}×{width} (height×width){after}; the model's "
+                f"input '{self.spec.name}' takes {wanted[0]}×{wanted[1]}: "
+                "give --resize and --crop."
+            )
+        return found
+
+
+def image_input(
+    inputs: Sequence[InputSpec], preprocess: Preprocess | None, path: Path
+) -> ImageInput:
+    """The model's only input as one that takes images.
+
+    Raises:
+        DataError: it can't take images, or the preprocessing is missing or does not fit.
+    """
+    spec = inputs[0]
+    if len(inputs) > 1 or len(spec.shape) != 4 or spec.dtype.kind != "f":
+        listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
+        raise DataError(
+            f"'{path}' holds images but the model takes {listed}; expected one float input of "
+            "4 dimensions: give .npy or .npz files instead."
+        )
+    if preprocess is None:
+        raise DataError(
+            f"'{path}' holds images and nothing says how to preprocess them for the model's "
+            f"input '{spec.name}'; give --mean and --std (or --preprocess FILE)."
+        )
+    channel_axis = 1 if preprocess.layout == "nchw" else 3
+    channels = spec.shape[channel_axis] or preprocess.channels
+    if channels not in (1, 3):
+        raise _channels_error(spec, channel_axis, preprocess)
+    height, width = (spec.shape[i] for i in (1, 2, 3) if i != channel_axis)
+    return ImageInput(spec, preprocess.for_channels(channels), height, width)
+
+
+def _channels_error(spec: InputSpec, channel_axis: int, preprocess: Preprocess) -> DataError:
+    other = "nhwc" if preprocess.layout == "nchw" else "nchw"
+    fits_other = spec.shape[4 - channel_axis] in (1, 3)
+    return DataError(
+        f"The model's input '{spec.name}' is {spec}, with {spec.shape[channel_axis]} channels in "
+        f"the layout '{preprocess.layout}'; expected 1 or 3: "
+        + (f"give --layout {other}." if fits_other else "give .npy or .npz files instead.")
+    )
+
+
+class ImageFiles:
+    """Image files, decoded by a few threads a little ahead of their use.
+
+    Args:
+        paths: the files, all of them readable.
+        target: the input that they feed.
+        skipped: the files left out.
+    """
+
+    def __init__(self, paths: Sequence[Path], target: ImageInput, skipped: list[str]) -> None:
+        self.paths = list(paths)
+        self.skipped = skipped
+        self.batch = target.batch
+        self._target = target
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
+        """Feeds of `size` images each, in the order of the indices."""
+        pending: deque[Future[np.ndarray]] = deque()
+        waiting = iter(indices)
+        executor = ThreadPoolExecutor(DECODERS)
+
+        def next_image() -> np.ndarray:
+            while len(pending) < AHEAD and (index := next(waiting, None)) is not None:
+                pending.append(executor.submit(self._read, index))
+            return pending.popleft().result()
+
+        try:
+            for start in range(0, len(indices), size):
+                count = min(size, len(indices) - start)
+                yield {self._target.spec.name: _stack(next_image, count)}
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _read(self, index: int) -> np.ndarray:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                array = self._target.preprocess.apply(image)
+        except OSError as error:
+            raise DataError(f"The image '{path}' can no longer be read: {error}.") from error
+        return array.astype(self._target.spec.dtype, copy=False)
+
+
+def _stack(next_image: Callable[[], np.ndarray], count: int) -> np.ndarray:
+    """The next images as one batch, each let go of as soon as it is copied."""
+    first = next_image()
+    batch = np.empty((count, *first.shape), first.dtype)
+    batch[0] = first
+    for row in batch[1:]:
+        row[...] = next_image()
+    return batch
+
+
+class ImageArray:
+    """A uint8 array of images.
+
+    Args:
+        images: `(samples, height, width, channels)`, RGB or grey.
+        target: the input that they feed.
+        size: height and width as they are fed.
+    """
+
+    def __init__(self, images: np.ndarray, target: ImageInput, size: tuple[int, int]) -> None:
+        self.skipped: list[str] = []
+        self.batch = target.batch
+        self._images = images
+        self._target = target
+        channels = target.preprocess.channels
+        self._as_they_are = images.shape[1:] == (*size, channels)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
+        """Feeds of `size` images each, in the order of the indices."""
+        spec, preprocess = self._target.spec, self._target.preprocess
+        for start in range(0, len(indices), size):
+            pixels = self._images[indices[start : start + size]]
+            if not self._as_they_are:
+                pixels = np.stack([preprocess.pixels(_to_image(each)) for each in pixels])
+            yield {spec.name: preprocess.normalise(pixels).astype(spec.dtype, copy=False)}
+
+
+def open_image_array(images: np.ndarray, target: ImageInput, path: Path) -> ImageArray:
+    """A source of the images in an array.
+
+    Raises:
+        DataError: the array is not one of images, or their size does not fit the model.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3, 4):
+        raise DataError(
+            f"The array 'images' in '{path}' is {images.dtype.name} {shape_text(images.shape)}; "
+            "expected uint8 (N, height, width, 1 or 3)."
+        )
+    if not images.size:
+        raise DataError(f"The array 'images' in '{path}' is empty; expected at least one image.")
+    check_batch(len(images), target.batch, path)
+    return ImageArray(
+        images, target, target.size_after(images.shape[1], images.shape[2], str(path))
+    )
+
+
+def _to_image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -1,0 +1,249 @@
+"""From an image to the array that the model takes.
+
+One image becomes, in this order: RGB (or grey) pixels, resized by its shorter side, cropped
+in the middle, and x = (pixel / 255 − mean) / std for each channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from onnxq.data.huggingface import fields_from_huggingface
+from onnxq.errors import DataError
+
+METADATA_KEY = "onnxq.preprocess"
+"""The key of a model's metadata under which the preprocessing is kept as JSON."""
+
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+_FILTERS = {name: Image.Resampling[name.upper()] for name in Resample.__args__}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pixels become the model's input.
+
+    Attributes:
+        mean: one value per channel, in units of pixels scaled to 0–1; a single value is a
+            grey image, or holds for all channels.
+        std: as `mean`; none is 0.
+        resize: the length of the shorter side, or (height, width) without regard to the
+            shape of the image; None leaves the size alone.
+        crop: side of the square cut out of the middle; None leaves the size alone.
+        layout: order of the model's dimensions.
+        bgr: whether the model's channels are blue, green, red; `mean` and `std` are given as
+            red, green, blue all the same.
+        resample: the filter of `resize`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | tuple[int, int] | None = None
+    crop: int | None = None
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    bgr: bool = False
+    resample: Resample = "bilinear"
+
+    def __post_init__(self) -> None:
+        for field, problem in _problems(self):
+            raise DataError(f"Preprocessing '{field}' is '{getattr(self, field)}'; {problem}.")
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return len(self.mean)
+
+    def for_channels(self, channels: int) -> Preprocess:
+        """The same with one mean and std for each of the model's channels.
+
+        Raises:
+            DataError: there are several values, and not as many as channels.
+        """
+        if self.channels == channels:
+            return self
+        if self.channels != 1:
+            raise DataError(
+                f"Preprocessing 'mean' has {self.channels} values but the model's input has "
+                f"{channels} channel(s); give --mean and --std one value, or {channels}."
+            )
+        return dataclasses.replace(self, mean=self.mean * channels, std=self.std * channels)
+
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image after resizing and cropping."""
+        height, width = self._resized(height, width)
+        return (min(self.crop, height), min(self.crop, width)) if self.crop else (height, width)
+
+    def apply(self, image: Image.Image) -> np.ndarray:
+        """The image in the model's layout, float32, without a batch dimension."""
+        return self.normalise(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The image resized and cropped: uint8 `(height, width, channels)`, RGB or grey."""
+        image = to_mode(image, "L" if self.channels == 1 else "RGB")
+        height, width = self._resized(image.height, image.width)
+        if (width, height) != image.size:
+            image = image.resize((width, height), _FILTERS[self.resample])
+        pixels = np.asarray(image, np.uint8)
+        if self.crop:
+            top, left = (max(0, round((side - self.crop) / 2)) for side in (height, width))
+            pixels = pixels[top : top + self.crop, left : left + self.crop]
+        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels as the model takes them: x = (pixel / 255 − mean) / std.
+
+        Args:
+            pixels: uint8 `(..., height, width, channels)`, RGB or grey.
+
+        Returns:
+            float32 `(..., channels, height, width)`, or `(..., height, width, channels)`.
+        """
+        factor, offset = self._affine
+        if self.bgr:
+            pixels = pixels[..., ::-1]
+        if self.layout == "nchw":
+            pixels = np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
+            factor, offset = factor[:, None, None], offset[:, None, None]
+        values: np.ndarray = pixels * factor
+        values += offset
+        return values
+
+    @cached_property
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        step = -1 if self.bgr else 1
+        mean, std = np.array(self.mean[::step]), np.array(self.std[::step])
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize is None:
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        shorter = min(height, width)
+        return int(self.resize * height / shorter), int(self.resize * width / shorter)
+
+    def to_json(self) -> str:
+        """The settings as one line of JSON, with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Preprocess:
+        """The settings that `to_json` wrote.
+
+        Raises:
+            DataError: the text is not JSON, or a setting is unknown or out of range.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"The preprocessing '{text[:80]}' is not JSON: {error}.") from error
+        return _from_fields(fields, "the preprocessing")
+
+
+def load_preprocess(path: Path) -> Preprocess:
+    """The settings in a TOML file or in a Hugging Face `preprocessor_config.json`.
+
+    Raises:
+        DataError: the file can't be read, or a setting is unknown or out of range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        fields = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise DataError(f"Can't read the preprocessing file '{path}': {error}.") from error
+    if path.suffix == ".json" and isinstance(fields, dict) and "mean" not in fields:
+        fields = fields_from_huggingface(fields, path)
+    return _from_fields(fields, f"'{path}'")
+
+
+def find_preprocess(model_path: Path, metadata: Mapping[str, str]) -> Preprocess | None:
+    """The settings kept beside the model or in its metadata, the most specific first.
+
+    Looks for `<model's stem>.preprocess.toml`, the metadata key `onnxq.preprocess`,
+    `preprocess.toml` and `preprocessor_config.json`; None where there is none.
+    """
+    folder = model_path.parent
+    own = folder / f"{model_path.stem}.preprocess.toml"
+    if own.is_file():
+        return load_preprocess(own)
+    if METADATA_KEY in metadata:
+        return Preprocess.from_json(metadata[METADATA_KEY])
+    for name in ("preprocess.toml", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            return load_preprocess(folder / name)
+    return None
+
+
+def _from_fields(fields: Any, where: str) -> Preprocess:
+    if not isinstance(fields, dict):
+        raise DataError(f"Expected a table of preprocessing settings in {where}.")
+    known = [field.name for field in dataclasses.fields(Preprocess)]
+    for key in fields:
+        if key not in known:
+            raise DataError(
+                f"Unknown preprocessing setting '{key}' in {where}; expected one of {known}."
+            )
+    for key in ("mean", "std"):
+        if key not in fields:
+            raise DataError(f"The preprocessing setting '{key}' is missing in {where}; add it.")
+    return Preprocess(**{key: _tuples(value) for key, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _problems(settings: Preprocess) -> list[tuple[str, str]]:
+    """Fields that are out of range, with what was expected of them."""
+    problems = []
+    for field in ("mean", "std"):
+        values = getattr(settings, field)
+        if not isinstance(values, tuple) or len(values) not in (1, 3) or not _finite(values):
+            problems.append((field, "expected 1 or 3 finite numbers"))
+    if not problems and len(settings.mean) != len(settings.std):
+        problems.append(("std", f"expected {len(settings.mean)} values, as many as 'mean' has"))
+    if not problems and min(settings.std) <= 0:
+        problems.append(("std", "expected numbers above 0"))
+    sides = settings.resize if isinstance(settings.resize, tuple) else (settings.resize,)
+    if len(sides) not in (1, 2) or not all(_is_side(side) for side in sides):
+        problems.append(("resize", "expected a number of pixels, or height and width"))
+    if not _is_side(settings.crop):
+        problems.append(("crop", "expected a number of pixels"))
+    if settings.layout not in ("nchw", "nhwc"):
+        problems.append(("layout", "expected 'nchw' or 'nhwc'"))
+    if not isinstance(settings.bgr, bool):
+        problems.append(("bgr", "expected true or false"))
+    if settings.resample not in _FILTERS:
+        problems.append(("resample", f"expected one of {sorted(_FILTERS)}"))
+    return problems
+
+
+def _finite(values: tuple[Any, ...]) -> bool:
+    return all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
+    )
+
+
+def _is_side(side: Any) -> bool:
+    return side is None or (isinstance(side, int) and not isinstance(side, bool) and side > 0)
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image as RGB or grey, whatever it was."""
+    if image.mode.startswith("I"):
+        # 16-bit grey; Pillow's own conversion would clip at 255.
+        wide = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(wide.clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == mode else image.convert(mode)

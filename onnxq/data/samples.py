@@ -1,0 +1,111 @@
+"""Samples: a fixed list of them, read as a stream of batches as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.data.arrays import Arrays
+from onnxq.data.inputs import InputSpec
+from onnxq.data.preprocess import Preprocess
+from onnxq.data.source import Source, spread
+from onnxq.data.sources import open_source
+
+
+class Samples:
+    """A fixed sequence of samples; only their indices are held in memory.
+
+    Args:
+        source: what reads them.
+        indices: which ones, in which order; None means all.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray | None = None) -> None:
+        self._source = source
+        self.indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Files that were left out because they are broken."""
+        return self._source.skipped
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that the model takes; None where it is free."""
+        return self._source.batch
+
+    def batches(self, size: int) -> Iterator[Arrays]:
+        """Feeds by input name, always in the same order; the last one may be short.
+
+        Where the model fixes its batch, that is the size whatever was asked, and samples
+        that don't fill a last batch are left out.
+        """
+        indices: Sequence[int] = self.indices.tolist()
+        if self.batch is not None:
+            size = self.batch
+            indices = indices[: len(indices) // size * size]
+        return self._source.batches(indices, size)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Samples:
+        """The samples at these positions, in this order."""
+        return Samples(self._source, self.indices[np.asarray(indices, np.int64)])
+
+    def take(self, n: int, seed: int = 0) -> Samples:
+        """At most n samples: one drawn from each of n equal stretches, in order.
+
+        Files are sorted by name, often one class after another: a draw from each stretch
+        takes as many from each.
+        """
+        return self if n >= len(self) else self.subset(spread(len(self), n, seed))
+
+    def shuffled(self, seed: int) -> Samples:
+        """The same samples in a random order."""
+        return self.subset(np.random.default_rng(seed).permutation(len(self)))
+
+    def split(
+        self, fraction: float = 0.2, least: int = 64, seed: int = 0
+    ) -> tuple[Samples, Samples]:
+        """Two disjoint random parts, each in the original order: to learn, and held back.
+
+        Args:
+            fraction: the share held back.
+            least: the smallest number held back, as far as that leaves half to learn from.
+            seed: of the choice.
+
+        Returns:
+            (train, held back); a single sample is in both.
+        """
+        if len(self) < 2:
+            return self, self
+        count = max(round(fraction * len(self)), min(least, len(self) // 2), 1)
+        order = np.random.default_rng(seed).permutation(len(self))
+        count = min(count, len(self) - 1)
+        return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
+
+
+def open_samples(
+    path: Path,
+    inputs: Sequence[InputSpec],
+    preprocess: Preprocess | None,
+    limit: int | None = 512,
+    seed: int = 0,
+) -> Samples:
+    """The samples in a folder or a file.
+
+    Args:
+        path: a folder of images, a folder of `.npy`, `.npz` or `.pb` files, or one `.npz`
+            or `.npy`.
+        inputs: what the model takes.
+        preprocess: how an image becomes the model's input; arrays are fed as they are.
+        limit: how many samples are used at most; None means all.
+        seed: of the choice among more than `limit`.
+
+    Raises:
+        DataError: there are no samples there, or they don't fit the model.
+    """
+    return Samples(open_source(Path(path), inputs, preprocess, limit, seed))

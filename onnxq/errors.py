@@ -1,0 +1,38 @@
+"""Every error that a user can cause, each one a single sentence.
+
+OnnxqError
+├── ModelError          the model file: not ONNX, truncated, out of range, nothing to quantize
+├── DataError           the samples: empty folder, unreadable, wrong shape, NaN
+├── RecipeError         options: unknown, out of range, contradicting each other
+├── OutputError         the output file: exists, not writable, no space
+├── PassError           a graph pass changed what the model computes (a defect of onnxq)
+└── EngineError         the training engine: not installed, or shadowed by another onnxruntime
+"""
+
+
+class OnnxqError(Exception):
+    """The root; its text names the thing, says what was found and what to do next."""
+
+
+class ModelError(OnnxqError):
+    """The model can't be read, or can't be handled."""
+
+
+class DataError(OnnxqError):
+    """The samples can't be read, or don't fit the model."""
+
+
+class RecipeError(OnnxqError):
+    """An option is unknown, out of range, or contradicts another."""
+
+
+class OutputError(OnnxqError):
+    """The output can't be written."""
+
+
+class PassError(OnnxqError):
+    """A graph pass changed what the model computes."""
+
+
+class EngineError(OnnxqError):
+    """The training engine is missing, or shadowed by another onnxruntime."""

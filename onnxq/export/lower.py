@@ -1,0 +1,143 @@
+"""Lower the student to QuantizeLinear and DequantizeLinear nodes with constant parameters.
+
+One Q per tensor; nodes that only move elements work on the codes; every reader that computes
+reads a DequantizeLinear. ONNX Runtime then fuses DQ -> operator -> Q into integer kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.export.constants import add_constant
+from onnxq.export.weights import lower_weights
+from onnxq.plan.spec import Plan, TensorSpec
+from onnxq.rewrite.fake_quant import DOMAIN, parse_function_name
+from onnxq.rewrite.quantizers import Quantizers, limit_names, tensor_qparams
+from onnxq.rewrite.student import Student
+
+CODES = ".codes"
+"""Suffix of the integer form of a tensor."""
+
+
+@dataclass
+class Codes:
+    """The integer form of a tensor: its codes, their parameters, and its float form if made."""
+
+    value: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+    name: str
+    real: ir.Value | None = None
+
+
+class Lowering:
+    """One lowering of a copy of the student's graph.
+
+    Args:
+        student: the student.
+        quantizers: the numbers to write.
+    """
+
+    def __init__(self, student: Student, quantizers: Quantizers) -> None:
+        self.model = student.model.clone(deep_copy=False)
+        self._graph = self.model.graph
+        self._student = student
+        self._quantizers = quantizers
+        self._codes: dict[ir.Value, Codes] = {}
+        self._specs = _specs_by_node(student.plan)
+
+    def run(self) -> ir.Model:
+        """The deployable model, without functions or parameter inputs."""
+        for node in list(self._graph):
+            self._lower(node)
+        for i, output in enumerate(self._graph.outputs):
+            if output in self._codes:
+                self._graph.outputs[i] = self._dequantized(self._codes[output])
+        lower_weights(self.model, self._student, self._quantizers)
+        self._drop_functions()
+        self._graph.sort()
+        return self.model
+
+    def _lower(self, node: ir.Node) -> None:
+        if node.domain == DOMAIN and parse_function_name(node.op_type):
+            self._quantize(node)
+        elif self._moves_codes(node):
+            self._move(node)
+        else:
+            for i, value in enumerate(node.inputs):
+                if value in self._codes:
+                    node.replace_input_with(i, self._dequantized(self._codes[value]))
+
+    def _quantize(self, node: ir.Node) -> None:
+        spec, source, result = self._specs[str(node.name)], node.inputs[0], node.outputs[0]
+        assert source is not None
+        if source in self._codes:
+            source = self._dequantized(self._codes[source])
+        scale, zero_point = tensor_qparams(spec, self._quantizers.ranges[spec.name])
+        scale_value = add_constant(self._graph, f"{spec.name}.scale", np.asarray(scale, np.float32))
+        zero_value = add_constant(self._graph, f"{spec.name}.zero_point", np.asarray(zero_point, np.uint8))
+        quantize = ir.node(
+            "QuantizeLinear", [source, scale_value, zero_value], name=f"{spec.name}.q"
+        )
+        codes = quantize.outputs[0]
+        codes.name, codes.shape = spec.name + CODES, result.shape
+        codes.type = ir.TensorType(ir.DataType.UINT8)
+        self._graph.insert_before(node, quantize)
+        self._codes[result] = Codes(codes, scale_value, zero_value, str(result.name))
+        if spec.num_bits < 8:
+            raise NotImplementedError("activations below 8 bits are not exported")
+        for name in limit_names(spec):
+            self._remove_input(name)
+
+    def _moves_codes(self, node: ir.Node) -> bool:
+        return node.name in self._student.plan.moves and node.inputs[0] in self._codes
+
+    def _move(self, node: ir.Node) -> None:
+        source = node.inputs[0]
+        assert source is not None
+        codes = self._codes[source]
+        node.replace_input_with(0, codes.value)
+        if node.op_type == "Pad":
+            self._pad_with_zero_point(node, codes)
+        for output in node.outputs:
+            name = str(output.name)
+            output.name = name + CODES
+            output.type = ir.TensorType(ir.DataType.UINT8)
+            self._codes[output] = Codes(output, codes.scale, codes.zero_point, name)
+
+    def _pad_with_zero_point(self, node: ir.Node, codes: Codes) -> None:
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, codes.zero_point)
+
+    def _dequantized(self, codes: Codes) -> ir.Value:
+        if codes.real is None:
+            inputs = [codes.value, codes.scale, codes.zero_point]
+            node = ir.node("DequantizeLinear", inputs, name=f"{codes.name}.dq")
+            codes.real = node.outputs[0]
+            codes.real.name, codes.real.shape = codes.name, codes.value.shape
+            codes.real.type = ir.TensorType(ir.DataType.FLOAT)
+            producer = codes.value.producer()
+            assert producer is not None
+            self._graph.insert_after(producer, node)
+        return codes.real
+
+    def _remove_input(self, name: str) -> None:
+        for value in list(self._graph.inputs):
+            if value.name == name:
+                self._graph.inputs.remove(value)
+
+    def _drop_functions(self) -> None:
+        for node in [n for n in self._graph if n.domain == DOMAIN]:
+            for output in node.outputs:
+                output.name = f"{node.name}.lowered"
+            self._graph.remove(node, safe=True)
+        self.model.functions.clear()
+        self._graph.opset_imports.pop(DOMAIN, None)
+
+
+def _specs_by_node(plan: Plan) -> dict[str, TensorSpec]:
+    return {f"{spec.name}.fake_quant": spec for spec in plan.tensors.values()}

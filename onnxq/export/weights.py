@@ -1,0 +1,89 @@
+"""Write weights and biases as integers: the only form in which the file holds them.
+
+Integer kernels read codes through DequantizeLinear. Weight-only layers read
+`Cast(codes) * scale`, which ONNX Runtime folds into a float constant at session start
+(it doesn't fold DequantizeLinear).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.export.constants import add_constant
+from onnxq.numerics.qparams import bias_scale, per_channel, quantize_bias, quantize_weight
+from onnxq.plan.spec import LayerSpec
+from onnxq.rewrite.quantizers import Quantizers, bias_name, input_scale, needs_bias, weight_scales
+from onnxq.rewrite.student import Student
+
+
+def lower_weights(model: ir.Model, student: Student, quantizers: Quantizers) -> None:
+    """Replace the student's weight and bias inputs by integer constants, in place.
+
+    Args:
+        model: the lowered copy of the student.
+        student: the student, for its plan and the tensors that layers read.
+        quantizers: the numbers to write.
+    """
+    graph = model.graph
+    scales = weight_scales(student.plan, quantizers, student.sources)
+    inputs = {value.name: value for value in graph.inputs}
+    scale_values: dict[str, ir.Value] = {}
+    for spec in student.plan.layers.values():
+        if spec.weight not in scale_values:
+            scale = scales[spec.weight]
+            scale_values[spec.weight] = add_constant(graph, f"{spec.weight}.scale", scale)
+            real = _lower_weight(graph, spec, quantizers, scale, scale_values[spec.weight])
+            _replace_input(graph, inputs[spec.weight], real)
+        if needs_bias(spec):
+            real = _lower_bias(graph, spec, student, quantizers, scales[spec.weight])
+            _replace_input(graph, inputs[bias_name(spec)], real)
+
+
+def _lower_weight(
+    graph: ir.Graph, spec: LayerSpec, quantizers: Quantizers, scale: np.ndarray, value: ir.Value
+) -> ir.Value:
+    weight = quantizers.weights[spec.weight]
+    codes = quantize_weight(weight, scale, spec.num_bits, spec.axis)
+    stored = add_constant(graph, f"{spec.weight}.codes", codes)
+    if spec.compute == "integer":
+        zero = add_constant(graph, f"{spec.weight}.zero_point", np.zeros(scale.shape, np.int8))
+        return _dequantize(graph, [stored, value, zero], spec.axis, spec.weight)
+    assert value.const_value is not None
+    shaped = per_channel(scale, weight.ndim, spec.axis)
+    value.const_value = ir.tensor(shaped, name=value.name)
+    value.shape = ir.Shape(shaped.shape)
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{spec.weight}.cast")
+    cast.outputs[0].name = f"{spec.weight}.unscaled"
+    product = ir.node("Mul", [cast.outputs[0], value], name=f"{spec.weight}.rescale")
+    graph.insert_before(graph[0], (cast, product))
+    return product.outputs[0]
+
+
+def _lower_bias(
+    graph: ir.Graph, spec: LayerSpec, student: Student, quantizers: Quantizers, scale: np.ndarray
+) -> ir.Value:
+    source = input_scale(student.plan, quantizers, spec, student.sources[spec.name])
+    grid = bias_scale(source, scale)
+    codes = quantize_bias(quantizers.biases[spec.name], grid)
+    name = bias_name(spec)
+    stored = add_constant(graph, f"{name}.codes", codes.reshape(-1))
+    grid_value = add_constant(graph, f"{name}.scale", grid)
+    axis = 0 if spec.axis is not None else None
+    return _dequantize(graph, [stored, grid_value], axis, name)
+
+
+def _dequantize(
+    graph: ir.Graph, inputs: list[ir.Value], axis: int | None, name: str
+) -> ir.Value:
+    attributes = {} if axis is None else {"axis": axis}
+    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.dq")
+    graph.insert_before(graph[0], node)
+    return node.outputs[0]
+
+
+def _replace_input(graph: ir.Graph, value: ir.Value, real: ir.Value) -> None:
+    real.name = f"{value.name}.real"
+    real.type, real.shape = value.type, value.shape
+    value.replace_all_uses_with(real)
+    graph.inputs.remove(value)

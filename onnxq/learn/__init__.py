@@ -1,0 +1,1 @@
+"""Learning: values by parameter name, found with unlabelled data."""

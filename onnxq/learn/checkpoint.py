@@ -1,0 +1,65 @@
+"""State of a run on disk: written whole or not at all, read back only by the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.errors import OutputError
+
+STATE = "state.npz"
+IDENTITY = "identity"
+
+
+class Checkpoint:
+    """A folder that holds the newest state of one run.
+
+    Args:
+        folder: made when the first state is saved.
+        identity: what makes runs the same (model, data, recipe, version); a state of another
+            run is refused.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self.folder = folder
+        self._identity = json.dumps(dict(sorted(identity.items())))
+
+    def save(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace the state by these arrays."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, fresh = self.folder / STATE, self.folder / "new.npz"
+        with fresh.open("wb") as file:
+            np.savez(file, **{IDENTITY: np.array(self._identity)}, **arrays)
+        fresh.replace(path)
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """The state, or None where none was saved.
+
+        Raises:
+            OutputError: the state belongs to another model, data, recipe or version.
+        """
+        path = self.folder / STATE
+        if not path.exists():
+            return None
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        found = json.loads(str(arrays.pop(IDENTITY)))
+        wanted = json.loads(self._identity)
+        different = sorted(k for k in wanted if found.get(k) != wanted[k])
+        if different:
+            raise OutputError(
+                f"the checkpoint '{self.folder}' is of another run (different: "
+                f"{', '.join(different)}); repeat the same command, or leave out --resume"
+            )
+        return arrays
+
+    def discard(self) -> None:
+        """Remove the state and its folder."""
+        if self.folder.is_dir():
+            for path in self.folder.glob("*.npz"):
+                path.unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()

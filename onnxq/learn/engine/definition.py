@@ -1,0 +1,169 @@
+"""Gradient definitions: how dL/d(inputs) of an operator is written as ONNX nodes.
+
+A definition can't see the attributes of the node that it belongs to. Each one is
+therefore registered for a model-local function that wraps one form of an operator (see
+``wrap.py``): what the attributes say is known while the definition is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from onnxruntime.capi import _pybind_state
+
+Attribute = int | float | str | list[int]
+
+NO_ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType({})
+
+MICROSOFT = "com.microsoft"
+LARGE = 1e30
+"""Turns a positive distance into a number that a clip at 1 makes exactly 1."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of a definition."""
+
+    op_type: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, dict[str, object]]
+
+
+@dataclass
+class Definition:
+    """The backward nodes of one wrapped operator, written step by step.
+
+    Args:
+        positions: place of each of the operator's inputs among the function's inputs;
+            an absent optional input has none.
+        opset: version of the default domain in the model.
+    """
+
+    positions: dict[int, int]
+    opset: int
+    steps: list[Step] = field(default_factory=list)
+    results: dict[int, str] = field(default_factory=dict)
+
+    def input(self, index: int) -> str:
+        """The operator's input."""
+        return f"I({self.positions[index]})"
+
+    def output(self, index: int = 0) -> str:
+        """The operator's output."""
+        return f"O({index})"
+
+    def gradient(self, index: int = 0) -> str:
+        """The gradient of the loss for the operator's output."""
+        return f"GO({index})"
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: str,
+        attributes: Mapping[str, Attribute] = NO_ATTRIBUTES,
+        **more: Attribute,
+    ) -> str:
+        """Add a node with one output and give the output's name."""
+        return self.ops(1, op_type, *inputs, attributes={**attributes, **more})[0]
+
+    def ops(
+        self,
+        count: int,
+        op_type: str,
+        *inputs: str,
+        domain: str = "",
+        attributes: Mapping[str, Attribute] = NO_ATTRIBUTES,
+    ) -> tuple[str, ...]:
+        """Add a node with several outputs and give their names."""
+        outputs = tuple(f"t{len(self.steps)}_{i}" for i in range(count))
+        encoded = {name: _encode(value) for name, value in attributes.items()}
+        self.steps.append(Step(op_type, domain, inputs, outputs, encoded))
+        return outputs
+
+    def scalar(self, value: float) -> str:
+        """A float32 constant without dimensions."""
+        return self._constant({"value": float(value), "dtype": "float", "is_tensor": True})
+
+    def integers(self, values: list[int]) -> str:
+        """A one-dimensional int64 constant."""
+        return self._constant({"value": values, "dtype": "int", "is_tensor": True})
+
+    def result(self, index: int, name: str) -> None:
+        """Say which value is the gradient for the operator's input ``index``."""
+        self.results[index] = name
+
+    def reduce(self, op_type: str, x: str, axes: list[int], keepdims: int = 0) -> str:
+        """A reduction over some axes; they became an input with opset 18, ReduceSum's with 13."""
+        if self.opset >= 18 or op_type == "ReduceSum":
+            return self.op(op_type, x, self.integers(axes), keepdims=keepdims)
+        return self.op(op_type, x, axes=axes, keepdims=keepdims)
+
+    def total(self, x: str) -> str:
+        """The sum of all elements, without dimensions."""
+        return self.op("ReduceSum", x, keepdims=0)
+
+    def positive(self, distance: str) -> str:
+        """1.0 where ``distance`` > 0 and 0.0 elsewhere.
+
+        Several times as fast as Greater and Where: each step is vectorised.
+        """
+        scaled = self.op("Mul", distance, self.scalar(LARGE))
+        return self.op("Clip", scaled, self.scalar(0.0), self.scalar(1.0))
+
+    def finished(self, wanted: set[int]) -> list[Step]:
+        """The steps that the gradients of the wanted inputs need, in order."""
+        if missing := wanted - self.results.keys():
+            raise ValueError(f"no gradient is defined for inputs {sorted(missing)}")
+        last = [
+            Step("Identity", "", (self.results[i],), (f"GI({self.positions[i]})",), {})
+            for i in sorted(wanted)
+        ]
+        needed = {name for step in last for name in step.inputs}
+        kept: list[Step] = []
+        for step in reversed(self.steps):
+            if needed.intersection(step.outputs):
+                kept.append(step)
+                needed.update(step.inputs)
+        return [*reversed(kept), *last]
+
+    def _constant(self, value: dict[str, object]) -> str:
+        output = f"t{len(self.steps)}_0"
+        self.steps.append(Step("Constant", "", (), (output,), {"value": value}))
+        return output
+
+
+def register(key: str, steps: list[Step]) -> None:
+    """Hand a definition to ONNX Runtime; for a key known to the process it does nothing.
+
+    Args:
+        key: ``domain::OpType`` of the function.
+        steps: its backward nodes.
+    """
+    _pybind_state.register_gradient_definition(key, [_node_definition(step) for step in steps])
+
+
+def _encode(value: Attribute) -> dict[str, object]:
+    first = value[0] if isinstance(value, list) else value
+    dtype = "string" if isinstance(first, str) else type(first).__name__
+    return {"value": value, "dtype": dtype, "is_tensor": False}
+
+
+def _node_definition(step: Step) -> object:
+    definition = _pybind_state.GradientNodeDefinition()
+    definition.op_type, definition.domain = step.op_type, step.domain
+    definition.inputs, definition.outputs = list(step.inputs), list(step.outputs)
+    attributes = []
+    for name, encoded in step.attributes.items():
+        attribute = _pybind_state.GradientNodeAttributeDefinition()
+        attribute.name = name
+        attribute.value_json = json.dumps(encoded["value"])
+        attribute.dtype = encoded["dtype"]
+        attribute.is_tensor = encoded["is_tensor"]
+        attributes.append(attribute)
+    definition.attributes = attributes
+    return definition

@@ -1,0 +1,41 @@
+"""The gradients that onnxq defines itself; every other one is the engine's own."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import onnx_ir as ir
+
+from onnxq.learn.engine.definition import Definition
+from onnxq.learn.engine.elementwise import elementwise_rules
+from onnxq.learn.engine.fake_quant import define_fake_quant
+from onnxq.learn.engine.form import Form
+from onnxq.learn.engine.normalisations import normalisation_rules
+from onnxq.learn.engine.reductions import reduction_rules
+from onnxq.learn.engine.rules import Rule
+from onnxq.learn.engine.spatial import spatial_rules
+from onnxq.rewrite.fake_quant import DOMAIN as FAKE_QUANT_DOMAIN
+from onnxq.rewrite.fake_quant import Kind, parse_function_name
+
+
+@cache
+def all_rules() -> dict[str, Rule]:
+    """Every rule by operator of the default domain."""
+    return {
+        **elementwise_rules(),
+        **normalisation_rules(),
+        **reduction_rules(),
+        **spatial_rules(),
+    }
+
+
+def find_rule(node: ir.Node) -> Rule | None:
+    """The rule for a node; None where the engine's own gradient is right or none exists."""
+    if node.domain == FAKE_QUANT_DOMAIN:
+        parsed = parse_function_name(node.op_type)
+        return None if parsed is None else Rule(partial(_fake_quant, *parsed))
+    return all_rules().get(node.op_type) if node.domain == "" else None
+
+
+def _fake_quant(kind: Kind, num_bits: int, form: Form, definition: Definition) -> None:
+    define_fake_quant(kind, num_bits, definition)

@@ -1,0 +1,22 @@
+"""The operators whose gradient onnxq defines itself; everything else is the builder's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onnxq.learn.engine.definition import Definition
+from onnxq.learn.engine.form import Form
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one operator is differentiated.
+
+    Args:
+        define: writes the gradient of one form of the operator.
+        refuse: says in a few words why a form has no gradient; None where it has one.
+    """
+
+    define: Callable[[Form, Definition], None]
+    refuse: Callable[[Form], str | None] = lambda form: None

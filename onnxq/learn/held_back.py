@@ -1,0 +1,32 @@
+"""The label-free judge: the student's loss on the held-back slice of the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.learn.loss import LOSS, relative_rmse
+from onnxq.learn.teacher import MICRO_BATCH, TeacherOutputs
+from onnxq.session import SessionPool
+
+
+class HeldBack:
+    """Scores the numbers of a student against the teacher on samples nothing is learned on.
+
+    Args:
+        student: the student with its loss attached.
+        outputs: the teacher's outputs on the held-back samples.
+    """
+
+    def __init__(self, student: ir.Model, outputs: TeacherOutputs) -> None:
+        self._pool = SessionPool(student, [LOSS])
+        self._outputs = outputs
+
+    def score(self, parameters: Mapping[str, np.ndarray]) -> float:
+        """The relative RMSE of the logits; lower is better."""
+        positions = np.arange(self._outputs.positions)
+        batches = self._outputs.batches(positions, MICRO_BATCH)
+        results = self._pool.map({**parameters, **feeds} for feeds in batches)
+        return relative_rmse(sum(float(r[LOSS]) for r in results), len(positions))

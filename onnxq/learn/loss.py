@@ -1,0 +1,67 @@
+"""The loss graph: relative squared error of the student's logits, as nodes of the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import tape
+
+LOSS = "onnxq.loss"
+"""Name of the loss output: a float32 scalar, the sum over the samples of a batch."""
+
+
+def target_name(logits: str) -> str:
+    """The input that takes the teacher's values of a tensor."""
+    return f"{logits}.target"
+
+
+def attach_loss(student: ir.Model, weights: Mapping[str, float]) -> ir.Model:
+    """A copy of the student with the loss as its only output.
+
+    loss = sum_k weight_k * sum (student_k - target_k)^2. A sum, not a mean, so that the
+    losses of the shards of a batch add up; `relative_rmse` makes FAT's RMSE of it.
+
+    Args:
+        student: the student; it isn't changed.
+        weights: the factor of each compared tensor, by name.
+    """
+    model = student.clone(deep_copy=False)
+    graph = model.graph
+    values = {v.name: v for node in graph for v in node.outputs}
+    body = tape.Tape()
+    terms = []
+    for name, weight in weights.items():
+        value = values[name]
+        target = ir.val(target_name(name), ir.DataType.FLOAT, value.shape)
+        graph.inputs.append(target)
+        terms.append(_term(body, value, target, weight, len(terms)))
+    total = terms[0]
+    for term in terms[1:]:
+        total = body.op("Add", [total, term])
+    total.name, total.type, total.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    graph.extend(body.nodes)
+    graph.outputs.clear()
+    graph.outputs.append(total)
+    for i, node in enumerate(body.nodes):
+        node.name = f"{LOSS}.{i}"
+        for output in node.outputs:
+            output.name = output.name or f"{LOSS}.{i}.value"
+    return model
+
+
+def _term(
+    body: tape.Tape, value: ir.Value, target: ir.Value, weight: float, index: int
+) -> ir.Value:
+    error = body.op("Sub", [value, target])
+    two = body.op("Constant", [], {"value": ir.tensor(np.float32(2.0))})
+    squared = body.op("Pow", [error, two])
+    total = body.op("ReduceSum", [squared], {"keepdims": 0})
+    factor = body.op("Constant", [], {"value": ir.tensor(np.float32(weight))})
+    return body.op("Mul", [total, factor])
+
+
+def relative_rmse(loss: float, samples: int) -> float:
+    """FAT's loss, the root of the mean over samples: RMSE relative to the teacher's RMS."""
+    return float(np.sqrt(loss / max(samples, 1)))

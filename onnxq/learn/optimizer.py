@@ -1,0 +1,136 @@
+"""Optimizers over named numpy arrays, updated in place.
+
+The arrays are the ones that the engine reads, so a step is seen by the next run without a
+copy. An optimizer's state is a flat dict of arrays, ready for an ``.npz`` checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Optimizer(Protocol):
+    """What a training loop needs of an optimizer; ``lr`` may be set before each step."""
+
+    lr: float
+
+    def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
+        """Move the parameters that have a gradient, in place."""
+
+    def reset(self) -> None:
+        """Forget everything but the options."""
+
+    def state(self) -> Arrays:
+        """A copy of all that a later step depends on."""
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1).
+
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
+    p = p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    Args:
+        lr: step size.
+        betas: decay of the two moments, b1 and b2.
+        eps: keeps the division finite.
+    """
+
+    def __init__(
+        self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the moments and the number of steps."""
+        self._steps = 0
+        self._first: Arrays = {}
+        self._second: Arrays = {}
+
+    def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
+        """Move the parameters that have a gradient, in place.
+
+        Args:
+            parameters: float32 arrays by name.
+            gradients: arrays of the same shapes; names without one stay as they are.
+        """
+        self._steps += 1
+        first_decay, second_decay = self.betas
+        first_bias = 1 - first_decay**self._steps
+        second_bias = 1 - second_decay**self._steps
+        for name, gradient in gradients.items():
+            first = self._first.setdefault(name, np.zeros_like(gradient))
+            second = self._second.setdefault(name, np.zeros_like(gradient))
+            first += (1 - first_decay) * (gradient - first)
+            second += (1 - second_decay) * (gradient * gradient - second)
+            size = np.sqrt(second / second_bias) + self.eps
+            _subtract(parameters[name], self.lr / first_bias * first / size)
+
+    def state(self) -> Arrays:
+        """The step count and the moments, as copies."""
+        moments = {"first": self._first, "second": self._second}
+        return {"steps": np.array(self._steps), **_flatten(moments)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        self._steps = int(state["steps"])
+        self._first = _unflatten(state, "first")
+        self._second = _unflatten(state, "second")
+
+
+class SGD:
+    """Gradient descent with heavy-ball momentum (Polyak 1964): v = mu v + g; p = p - lr v.
+
+    Args:
+        lr: step size.
+        momentum: mu, 0 for plain gradient descent.
+    """
+
+    def __init__(self, lr: float = 1e-2, momentum: float = 0.9) -> None:
+        self.lr = lr
+        self.momentum = momentum
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the velocities."""
+        self._velocity: Arrays = {}
+
+    def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
+        """Move the parameters that have a gradient, in place."""
+        for name, gradient in gradients.items():
+            velocity = self._velocity.setdefault(name, np.zeros_like(gradient))
+            velocity *= self.momentum
+            velocity += gradient
+            _subtract(parameters[name], self.lr * velocity)
+
+    def state(self) -> Arrays:
+        """The velocities, as copies."""
+        return _flatten({"velocity": self._velocity})
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        self._velocity = _unflatten(state, "velocity")
+
+
+def _subtract(parameter: np.ndarray, update: np.ndarray) -> None:
+    np.subtract(parameter, update.astype(parameter.dtype, copy=False), out=parameter)
+
+
+def _flatten(groups: Mapping[str, Arrays]) -> Arrays:
+    return {f"{g}/{name}": v.copy() for g, values in groups.items() for name, v in values.items()}
+
+
+def _unflatten(state: Mapping[str, np.ndarray], group: str) -> Arrays:
+    prefix = f"{group}/"
+    return {k.removeprefix(prefix): v.copy() for k, v in state.items() if k.startswith(prefix)}

@@ -1,0 +1,55 @@
+"""What the inputs of a model look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.data.inputs import InputSpec
+from onnxq.errors import ModelError
+from onnxq.session import Arrays
+
+_FREE_SIZE = 32
+"""The size of a free dimension that is not the batch, in random feeds."""
+
+
+def input_specs(model: ir.Model) -> list[InputSpec]:
+    """Name, dtype and shape of each graph input that is not an initializer.
+
+    Raises:
+        ModelError: an input is not a tensor of known element type and rank.
+    """
+    initializers = model.graph.initializers
+    return [_input_spec(value) for value in model.graph.inputs if value.name not in initializers]
+
+
+def random_feeds(specs: Sequence[InputSpec], batch: int, seed: int = 0) -> Arrays:
+    """Normally distributed floats, zeros and ones for the other dtypes."""
+    generator = np.random.default_rng(seed)
+    feeds: Arrays = {}
+    for spec in specs:
+        sizes = [batch if i == 0 else _FREE_SIZE for i in range(len(spec.shape))]
+        shape = [fixed or free for fixed, free in zip(spec.shape, sizes, strict=True)]
+        if np.issubdtype(spec.dtype, np.floating):
+            feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+        else:
+            feeds[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
+    return feeds
+
+
+def _input_spec(value: ir.Value) -> InputSpec:
+    if not isinstance(value.type, ir.TensorType) or value.shape is None:
+        raise ModelError(
+            f'The input "{value.name}" is of type "{value.type}" with shape "{value.shape}", '
+            "where a tensor of known rank is expected; "
+            "export the model with its input shapes (a dimension may be free)."
+        )
+    shape = tuple(_size(dim) for dim in value.shape)
+    return InputSpec(str(value.name), np.dtype(value.type.dtype.numpy()), shape)
+
+
+def _size(dim: int | ir.SymbolicDim) -> int | None:
+    # Some exporters write a free dimension as 0 or -1.
+    return dim if isinstance(dim, int) and dim > 0 else None

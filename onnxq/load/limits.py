@@ -1,0 +1,93 @@
+"""What a model must not contain: unknown domains, quantized operators, maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+from onnxq.errors import ModelError
+
+KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+"""Operator domains that stock ONNX Runtime implements."""
+
+QUANTIZED_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "MatMulNBits",
+        "MatMulBnb4",
+        "GatherBlockQuantized",
+        "QGemm",
+        "QAttention",
+        "FusedMatMulInteger",
+    }
+)
+"""Operators whose presence says that a model is quantized already; QLinear* besides."""
+
+
+def check_operators(model: onnx.ModelProto, name: str) -> None:
+    """Refuse a model with custom operators or with quantized ones.
+
+    Raises:
+        ModelError: names the first such node.
+    """
+    domains = KNOWN_DOMAINS | {function.domain for function in model.functions}
+    for node in all_nodes(model):
+        if node.domain not in domains:
+            raise ModelError(
+                f'The node "{node_label(node)}" of "{name}" is the custom operator '
+                f'"{node.domain}::{node.op_type}", which stock ONNX Runtime does not know; '
+                "export the model with ONNX's own operators."
+            )
+        if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f'The model "{name}" is already quantized (node "{node_label(node)}" is a '
+                f'"{node.op_type}"), where a float model is expected; '
+                "give the float model that it was made from."
+            )
+
+
+def check_types(model: onnx.ModelProto, name: str) -> None:
+    """Refuse a model with a map (or a sequence of maps) among its inputs and outputs.
+
+    Raises:
+        ModelError: names the first such input or output.
+    """
+    for value in [*model.graph.input, *model.graph.output]:
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = getattr(kind, kind.WhichOneof("value")).elem_type
+        if kind.WhichOneof("value") not in ("tensor_type", "sparse_tensor_type"):
+            raise ModelError(
+                f'The value "{value.name}" of "{name}" is of type '
+                f'"{kind.WhichOneof("value") or "unknown"}", where a tensor is expected; '
+                "export the model with tensors as inputs and outputs "
+                "(skl2onnx does with zipmap=False)."
+            )
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of the main graph, of its sub-graphs and of the model's functions."""
+    yield from _nodes(model.graph.node)
+    for function in model.functions:
+        yield from _nodes(function.node)
+
+
+def _nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in [attribute.g, *attribute.graphs]:
+                yield from _nodes(graph.node)
+
+
+def node_label(node: onnx.NodeProto) -> str:
+    """The node's name or, where it has none, that of its first output."""
+    return node.name or next(iter(node.output), "") or node.op_type

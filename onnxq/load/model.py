@@ -1,0 +1,158 @@
+"""Reading a model file into onnx-ir, inside the range of the training engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
+
+from onnxq.errors import ModelError
+from onnxq.load.inputs import input_specs, random_feeds
+from onnxq.load.limits import check_operators, check_types
+from onnxq.load.outputs import run_model
+from onnxq.load.version import MIN_OPSET, convert_ir_version, convert_version, default_opset
+from onnxq.numerics.equality import find_difference
+from onnxq.session import open_session
+
+logger = logging.getLogger(__name__)
+
+_NEWEST_IR_VERSION = 64
+_FIRST_BYTE = b"\x08"
+"""The tag of the field ir_version, with which every serialised ModelProto starts."""
+
+
+def load_model(path: str | os.PathLike[str]) -> ir.Model:
+    """The model of a file, at opset 13 to 21 and IR 7 to 10, with its functions inlined.
+
+    Initializers are no longer graph inputs afterwards. Nothing else is changed.
+
+    Args:
+        path: an `.onnx` file; external data is read from beside it.
+
+    Raises:
+        ModelError: not a file, not ONNX, truncated, external data missing, an opset out of
+            range, custom operators, already quantized, or refused by ONNX Runtime.
+    """
+    path = Path(path)
+    proto = _read_proto(path)
+    _check_complete(proto, path)
+    check_operators(proto, path.name)
+    check_types(proto, path.name)
+    _load_external_data(proto, path)
+    model = _deserialize(convert_version(proto, path.name), path.name)
+    model.ir_version = convert_ir_version(proto.ir_version)
+    if model.functions:
+        common.InlinePass()(model)
+        common.RemoveUnusedOpsetsPass()(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    _check_opens(model, path.name)
+    if (default_opset(proto) or MIN_OPSET) < MIN_OPSET:
+        _check_conversion(proto, model, path.name)
+    return model
+
+
+def _read_proto(path: Path) -> onnx.ModelProto:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ModelError(
+            f'The model "{path}" can\'t be read ({reason}); give the path of an ONNX file.'
+        ) from error
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise _unreadable(data, path) from error
+    if not 0 < proto.ir_version <= _NEWEST_IR_VERSION:
+        raise _unreadable(data, path)
+    return proto
+
+
+def _unreadable(data: bytes, path: Path) -> ModelError:
+    if data[:1] == _FIRST_BYTE and 0 < int.from_bytes(data[1:2], "big") <= _NEWEST_IR_VERSION:
+        return ModelError(
+            f'The model "{path.name}" is truncated or damaged (its {len(data)} bytes start as an '
+            "ONNX model but do not end as one); copy or download it again."
+        )
+    return ModelError(
+        f'The file "{path.name}" is not an ONNX model (its {len(data)} bytes are not a '
+        "serialised ModelProto); give a file that was exported to ONNX."
+    )
+
+
+def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
+    if not proto.graph.node or not proto.graph.output:
+        raise ModelError(
+            f'The model "{path.name}" has {len(proto.graph.node)} nodes and '
+            f"{len(proto.graph.output)} outputs, where at least one of each is expected; "
+            "it may be truncated, so copy or export it again."
+        )
+    if not proto.opset_import:
+        raise ModelError(
+            f'The model "{path.name}" does not say which opset it uses, where an opset_import '
+            "is expected; it may be truncated, so copy or export it again."
+        )
+
+
+def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(
+            f'The external data of "{path.name}" can\'t be read ({reason}); '
+            "put the data files beside the model under their original names."
+        ) from error
+
+
+def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
+    try:
+        return ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ModelError(
+            f'The model "{name}" holds something that can\'t be represented '
+            f"({str(cause).splitlines()[0].rstrip('.')}); check it with onnx.checker."
+        ) from error
+
+
+def _check_opens(model: ir.Model, name: str) -> None:
+    try:
+        open_session(model, optimise=False)
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(
+            f'ONNX Runtime can\'t open the model "{name}" ({reason}); '
+            "check it with onnx.checker, or export it again."
+        ) from error
+
+
+def _check_conversion(proto: onnx.ModelProto, model: ir.Model, name: str) -> None:
+    """Compare the converted model with the one of the file, on random inputs.
+
+    Raises:
+        ModelError: their outputs differ.
+    """
+    feeds = [random_feeds(input_specs(model), batch=1)]
+    try:
+        expected = run_model(proto.SerializeToString(), feeds, optimise=False)
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        logger.debug("the conversion of '%s' is not checked: %s", name, error)
+        return
+    found = run_model(model, feeds, optimise=False)
+    names = [str(value.name) for value in model.graph.outputs]
+    if (reason := find_difference(names, expected, found)) is not None:
+        raise ModelError(
+            f'The model "{name}" uses opset {default_opset(proto)} and converting it changes '
+            f"what it computes ({reason}); export it again with opset {MIN_OPSET} or newer."
+        )

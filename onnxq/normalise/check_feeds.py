@@ -1,0 +1,68 @@
+"""Feeds to compare the outputs of models on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.load.inputs import input_specs, random_feeds
+from onnxq.normalise.free_batch import fixed_batch
+from onnxq.session import Arrays, Feeds
+
+CheckFeeds = Callable[[int], Feeds] | Sequence[Feeds] | None
+"""A function from the batch size to a feed, feeds themselves, or None for random ones."""
+
+
+def given_feeds(model: ir.Model, source: CheckFeeds, batch: int = 2) -> list[Feeds]:
+    """The feeds to check a model on.
+
+    Args:
+        model: the model, for the inputs that random feeds need.
+        source: where the feeds come from.
+        batch: samples per feed asked of a function; the model's own, where that is fixed,
+            is cut out of what is given.
+    """
+    feeds: list[Feeds]
+    if source is None:
+        return [random_feeds(input_specs(model), batch)]
+    feeds = [source(batch)] if callable(source) else list(source)
+    size = fixed_batch(model)
+    if size is None:
+        return feeds
+    pieces: list[Feeds] = []
+    for feed in feeds:
+        pieces.extend(split_batch(feed, size) or [])
+        if split_batch(feed, size) is None:
+            pieces.append(feed)
+    return pieces
+
+
+def split_batch(feeds: Feeds, size: int) -> list[Arrays] | None:
+    """Feeds of `size` samples each; None where the arrays don't share a batch of that kind."""
+    if any(array.ndim == 0 for array in feeds.values()):
+        return None
+    lengths = {array.shape[0] for array in feeds.values()}
+    if len(lengths) != 1 or (length := lengths.pop()) % size:
+        return None
+    return [
+        {name: array[start : start + size] for name, array in feeds.items()}
+        for start in range(0, length, size)
+    ]
+
+
+def join_batches(feeds: Sequence[Feeds]) -> Arrays:
+    """One feed of all samples."""
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+
+
+def vary(feeds: Feeds) -> Arrays:
+    """Another feed of the same dtypes: every array read backwards, floats a tenth as large."""
+    return {name: _varied(array) for name, array in feeds.items()}
+
+
+def _varied(array: np.ndarray) -> np.ndarray:
+    backwards = np.ascontiguousarray(array.reshape(-1)[::-1].reshape(array.shape))
+    is_float = np.issubdtype(array.dtype, np.floating)
+    return (backwards * 0.1).astype(array.dtype) if is_float else backwards

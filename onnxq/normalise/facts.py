@@ -1,0 +1,99 @@
+"""What is known about a value or a node without running the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.normalise.editor import DEFAULT_DOMAINS
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer or of a Constant node's output; None for anything else."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether the value is the same in every run."""
+    if value is None or value.is_graph_input():
+        return False
+    return ir.convenience.get_const_tensor(value) is not None
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """The node's input at a position; None where it is absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """The number of dimensions, if known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def static_dim(value: ir.Value | None, axis: int) -> int | None:
+    """The size along an axis, if it is a known number."""
+    if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+        return None
+    dim = value.shape[axis]
+    return dim if isinstance(dim, int) else None
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value once; None if others do or the graph returns it."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return uses[0].node
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether a node reads the value or the graph returns it."""
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these operators of ONNX's own domain."""
+    return node is not None and node.op_type in op_types and node.domain in DEFAULT_DOMAINS
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...] | None:
+    """A list of integers, or None where the node does not have it."""
+    attribute = node.attributes.get(name)
+    return None if attribute is None else tuple(attribute.as_ints())
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute, or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def string_attribute(node: ir.Node, name: str, default: str) -> str:
+    """A string attribute, or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
+def axes_of(node: ir.Node, input_rank: int) -> tuple[int, ...] | None:
+    """The non-negative axes of a Reduce*, Squeeze or Unsqueeze node, from attribute or input.
+
+    None where they are not constant or not given.
+    """
+    found: Sequence[int] | None = ints_attribute(node, "axes")
+    if found is None:
+        array = constant(input_at(node, 1))
+        found = None if array is None else [int(axis) for axis in array.reshape(-1)]
+    if found is None:
+        return None
+    return tuple(sorted(axis % input_rank for axis in found))

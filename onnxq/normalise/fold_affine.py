@@ -1,0 +1,135 @@
+"""A constant factor or term per channel folded into the layer before it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.normalise.batch_norm import batch_norm_refusal
+from onnxq.normalise.editor import Editor
+from onnxq.normalise.facts import constant, is_op, only_reader, rank
+from onnxq.normalise.linear import fold_into_layer, layer_refusal, out_channels, takes_term
+from onnxq.normalise.passes import NodePass
+
+
+class FoldAffine(NodePass):
+    """Folds Mul, Div, Add and Sub with a constant per channel into the layer before them.
+
+    The layer is a Conv, ConvTranspose, Gemm, MatMul or BatchNormalization; the latter keeps
+    its statistics and takes s·γ and s·β + t. This covers Conv → Add(bias), MatMul →
+    Add(bias), and a Mul and Add pair that stands for BatchNormalization.
+    """
+
+    op_types: ClassVar[frozenset[str]] = frozenset({"Mul", "Div", "Add", "Sub"})
+
+    def refusal(self, node: ir.Node) -> str | None:
+        """Why the node stays; None where it is folded."""
+        found = _operands(node)
+        if found is None:
+            return "it has no constant operand on the foldable side"
+        layer, vector = found[0].producer(), found[1]
+        reason = _target_refusal(layer)
+        if reason is not None or layer is None:
+            return reason
+        if only_reader(found[0]) is not node:
+            return f"the output of '{layer.name}' is used elsewhere too"
+        if (found_rank := rank(found[0])) is None:
+            return f"the rank of the output of '{layer.name}' is not known"
+        if (
+            _per_channel(vector, _channel_axis(layer, found_rank), found_rank, _channels(layer))
+            is None
+        ):
+            return "its constant is not one number per channel"
+        if node.op_type in ("Add", "Sub") and not _takes_term(layer):
+            return f"'{layer.name}' can't hold a bias"
+        return None
+
+    def rewrite(self, node: ir.Node, editor: Editor) -> None:
+        """Fold it and hand the layer's output to its readers."""
+        found = _operands(node)
+        assert found is not None
+        layer, output_rank = found[0].producer(), rank(found[0])
+        assert layer is not None and output_rank is not None
+        axis = _channel_axis(layer, output_rank)
+        vector = _per_channel(found[1], axis, output_rank, _channels(layer))
+        assert vector is not None
+        scale, term = _affine(node, vector)
+        if layer.op_type == "BatchNormalization":
+            _fold_into_batch_norm(editor, layer, scale, term)
+        else:
+            layer = fold_into_layer(editor, layer, scale, term)
+        editor.take_over(node.outputs[0], layer.outputs[0])
+        editor.remove([node])
+
+
+def _operands(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
+    """The computed operand and the constant one; None where there are not one of each."""
+    left, right = node.inputs[0], node.inputs[1]
+    array = constant(right)
+    if array is not None and left is not None and constant(left) is None:
+        return left, array
+    array = constant(left)
+    if node.op_type in ("Mul", "Add") and array is not None and right is not None:
+        return (right, array) if constant(right) is None else None
+    return None
+
+
+def _target_refusal(layer: ir.Node | None) -> str | None:
+    if layer is not None and is_op(layer, "BatchNormalization"):
+        return batch_norm_refusal(layer)
+    return layer_refusal(layer)
+
+
+def _channels(layer: ir.Node) -> int:
+    if layer.op_type == "BatchNormalization":
+        gamma = constant(layer.inputs[1])
+        assert gamma is not None
+        return int(gamma.size)
+    return out_channels(layer)
+
+
+def _channel_axis(layer: ir.Node, output_rank: int) -> int:
+    return output_rank - 1 if layer.op_type == "MatMul" else 1
+
+
+def _takes_term(layer: ir.Node) -> bool:
+    return layer.op_type == "BatchNormalization" or takes_term(layer)
+
+
+def _per_channel(
+    array: np.ndarray, axis: int, output_rank: int, channels: int
+) -> np.ndarray | None:
+    """The constant as float64 `(channels,)` if it broadcasts along the other axes only."""
+    if not np.issubdtype(array.dtype, np.floating) or array.ndim > output_rank:
+        return None
+    shape = (1,) * (output_rank - array.ndim) + array.shape
+    if any(size != 1 for index, size in enumerate(shape) if index != axis):
+        return None
+    if shape[axis] not in (1, channels):
+        return None
+    return np.broadcast_to(array.astype(np.float64).reshape(-1), (channels,))
+
+
+def _affine(node: ir.Node, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ones, zeros = np.ones_like(vector), np.zeros_like(vector)
+    match node.op_type:
+        case "Mul":
+            return vector, zeros
+        case "Div":
+            return 1 / vector, zeros
+        case "Add":
+            return ones, vector
+        case _:
+            return ones, -vector
+
+
+def _fold_into_batch_norm(
+    editor: Editor, node: ir.Node, scale: np.ndarray, term: np.ndarray
+) -> None:
+    gamma, beta = constant(node.inputs[1]), constant(node.inputs[2])
+    assert gamma is not None and beta is not None
+    new_gamma, new_beta = (gamma * scale).astype(gamma.dtype), (beta * scale + term)
+    node.replace_input_with(1, editor.initializer(f"{node.name}_gamma", new_gamma))
+    node.replace_input_with(2, editor.initializer(f"{node.name}_beta", new_beta.astype(beta.dtype)))

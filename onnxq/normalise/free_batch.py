@@ -1,0 +1,78 @@
+"""A model exported for one batch size made to take any."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.normalise.editor import Editor
+from onnxq.normalise.facts import constant, input_at, int_attribute, is_op, static_dim
+from onnxq.normalise.passes import PassResult
+
+BATCH = "N"
+"""The name of the dimension that is made free."""
+
+
+class FreeBatch:
+    """Makes the fixed first dimension of all inputs and outputs a symbol.
+
+    Reshape to a constant shape that starts with the fixed batch takes it from its input
+    instead. Whether the result computes each sample by itself is for the caller to check:
+    shapes alone do not tell.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """The model and whether its batch was freed; a note says why it was not."""
+        size = fixed_batch(model)
+        if size is None:
+            return PassResult(model, modified=False)
+        editor = Editor(model.graph)
+        for node in list(model.graph):
+            if is_op(node, "Reshape"):
+                _free_reshape(editor, node, size)
+        for value in [*model.graph.inputs, *model.graph.outputs]:
+            if value.shape is not None and len(value.shape):
+                value.shape = ir.Shape([BATCH, *list(value.shape)[1:]])
+        _forget_shapes(model)
+        return PassResult(model, modified=True)
+
+
+def fixed_batch(model: ir.Model) -> int | None:
+    """The first dimension that all inputs and outputs share, if it is a fixed number."""
+    values = [*model.graph.inputs, *model.graph.outputs]
+    sizes = {static_dim(value, 0) for value in values}
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    return size if size is not None and size > 0 else None
+
+
+def has_free_batch(model: ir.Model) -> bool:
+    """Whether the first dimension of all inputs is declared free."""
+    return all(
+        value.shape is not None and len(value.shape) > 0 and not static_batch(value)
+        for value in model.graph.inputs
+    )
+
+
+def static_batch(value: ir.Value) -> bool:
+    """Whether the first dimension is a number above 0; some exporters write 0 for free."""
+    size = static_dim(value, 0)
+    return size is not None and size > 0
+
+
+def _free_reshape(editor: Editor, node: ir.Node, size: int) -> None:
+    shape = constant(input_at(node, 1))
+    if shape is None or shape.ndim != 1 or shape.size == 0 or shape[0] != size:
+        return
+    if constant(node.inputs[0]) is not None or int_attribute(node, "allowzero", 0):
+        return
+    free = shape.copy()
+    free[0] = 0 if static_dim(node.inputs[0], 0) == size or -1 in shape else -1
+    node.replace_input_with(1, editor.initializer(f"{node.name}_shape", free.astype(np.int64)))
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    outputs = set(model.graph.outputs)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value not in outputs:
+                value.shape = None

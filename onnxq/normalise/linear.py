@@ -1,0 +1,122 @@
+"""Folding a factor and a term per output channel into the layer that makes the channels.
+
+For y = W∗x + b and z = s·y + t, channel by channel, z = (s·W)∗x + (s·b + t): a layer that
+already has a bias b adds s·b. Folded in float64, kept in the dtype of the weight.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.normalise.editor import Editor
+from onnxq.normalise.facts import constant, float_attribute, input_at, int_attribute, is_op, rank
+
+LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def layer_refusal(node: ir.Node | None) -> str | None:
+    """Why nothing can be folded into the node; None where it can.
+
+    The weight must be a constant, and so must a bias of one number per output channel.
+    """
+    if node is None or not is_op(node, *LINEAR_OPS):
+        return "it does not follow a layer with weights"
+    weight = constant(input_at(node, 1))
+    if weight is None:
+        return f"the weight of '{node.name}' is not constant"
+    if node.op_type == "MatMul" and (weight.ndim != 2 or rank(node.inputs[0]) is None):
+        return f"'{node.name}' is not a product with one matrix"
+    if not np.issubdtype(weight.dtype, np.floating):
+        return f"the weight of '{node.name}' is not float"
+    bias = input_at(node, 2)
+    if bias is None:
+        return None
+    array = constant(bias)
+    if array is None:
+        return f"the bias of '{node.name}' is not constant"
+    if array.size not in (1, out_channels(node)) or array.shape[-1:] not in ((array.size,), ()):
+        return f"the bias of '{node.name}' is not one number per channel"
+    return None
+
+
+def out_channels(node: ir.Node) -> int:
+    """The number of output channels of a layer that `layer_refusal` lets through."""
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    if node.op_type == "ConvTranspose":
+        return int(weight.shape[1]) * int_attribute(node, "group", 1)
+    return int(weight.shape[_channel_axis(node)])
+
+
+def takes_term(node: ir.Node) -> bool:
+    """Whether the layer can hold a bias; a MatMul can only by becoming a Gemm."""
+    return node.op_type != "MatMul" or rank(node.inputs[0]) == 2
+
+
+def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.ndarray) -> ir.Node:
+    """Make the layer give `scale·y + term` per output channel.
+
+    The layer gets initializers of its own, so that a shared weight stays as it is for its
+    other readers.
+
+    Args:
+        editor: of the graph that the layer is in.
+        node: a layer that `layer_refusal` lets through.
+        scale: float64 `(out_channels,)`.
+        term: float64 `(out_channels,)`.
+
+    Returns:
+        The layer; a new node where a MatMul had to become a Gemm.
+    """
+    weight = constant(node.inputs[1])
+    assert weight is not None and node.inputs[1] is not None
+    scaled = weight.astype(np.float64) * _along_channels(node, scale, weight)
+    shifted = scale * _bias(node) + term
+    new_weight = node.inputs[1]
+    if not np.all(scale == 1):
+        new_weight = editor.initializer(f"{node.name}_weight", scaled.astype(weight.dtype))
+    if node.op_type == "MatMul" and not shifted.any():
+        node.replace_input_with(1, new_weight)
+        return node
+    new_bias = editor.initializer(f"{node.name}_bias", shifted.astype(weight.dtype))
+    if node.op_type == "MatMul":
+        inputs = [node.inputs[0], new_weight, new_bias]
+        gemm = editor.node("Gemm", inputs, name=str(node.name), keep_name=True)
+        editor.replace(node, [gemm])
+        return gemm
+    node.replace_input_with(1, new_weight)
+    node.resize_inputs(3)
+    node.replace_input_with(2, new_bias)
+    if "beta" in node.attributes:
+        del node.attributes["beta"]  # it is in the bias now
+    return node
+
+
+def _channel_axis(node: ir.Node) -> int:
+    if node.op_type == "MatMul":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if int_attribute(node, "transB", 0) else 1
+    return 0
+
+
+def _along_channels(node: ir.Node, vector: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The vector in the shape `weight` is multiplied by."""
+    if node.op_type == "ConvTranspose":
+        # The weight is (in_channels, out_channels/group, ...); group g has its own inputs.
+        groups = int_attribute(node, "group", 1)
+        per_group = np.repeat(vector.reshape(groups, -1), weight.shape[0] // groups, axis=0)
+        return per_group.reshape(weight.shape[:2] + (1,) * (weight.ndim - 2))
+    shape = [1] * weight.ndim
+    shape[_channel_axis(node)] = -1
+    return vector.reshape(shape)
+
+
+def _bias(node: ir.Node) -> np.ndarray:
+    """The bias as it is added, float64 `(out_channels,)`; zeros where there is none."""
+    array = constant(input_at(node, 2))
+    if array is None:
+        return np.zeros(out_channels(node))
+    factor = float_attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+    return np.broadcast_to(factor * array.astype(np.float64).reshape(-1), (out_channels(node),))

@@ -1,0 +1,187 @@
+"""The stage from top to bottom: an explicit list of passes, and a check of what they did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.errors import ModelError, PassError
+from onnxq.load.outputs import run_model
+from onnxq.normalise.batch_norm_to_affine import BatchNormToAffine
+from onnxq.normalise.chain_sum import ChainSum
+from onnxq.normalise.check_feeds import CheckFeeds, given_feeds
+from onnxq.normalise.clip_to_relu import ClipToRelu
+from onnxq.normalise.conv_to_gemm import ConvToGemm
+from onnxq.normalise.expand_where import ExpandWhere
+from onnxq.normalise.explicit_pads import MakePadsExplicit
+from onnxq.normalise.facts import is_op
+from onnxq.normalise.fold_affine import FoldAffine
+from onnxq.normalise.fold_batch_norm import FoldBatchNorm
+from onnxq.normalise.fold_constants import FoldConstants
+from onnxq.normalise.fold_shapes import FoldShapes
+from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.normalise.lift_constants import LiftConstants
+from onnxq.normalise.mean_to_pool import MeanToPool
+from onnxq.normalise.min_max_to_clip import MinMaxToClip
+from onnxq.normalise.name_everything import NameEverything
+from onnxq.normalise.passes import GraphPass
+from onnxq.normalise.pool_before_conv import PoolBeforeConv
+from onnxq.normalise.prelu_to_leaky_relu import PReluToLeakyRelu
+from onnxq.normalise.remove_identity import RemoveIdentity
+from onnxq.normalise.runner import PassRunner
+from onnxq.normalise.simplify import Simplify
+from onnxq.normalise.split_to_slices import SplitToSlices
+from onnxq.normalise.sweep_dead import SweepDead
+from onnxq.normalise.verify_batch import free_and_verify_batch
+from onnxq.numerics.equality import find_difference
+
+CLEAN: tuple[GraphPass, ...] = (
+    LiftConstants(),
+    RemoveIdentity(),
+    FoldConstants(),
+    SweepDead(),
+    InferShapes(),
+    FoldShapes(),
+)
+"""Repeated until nothing changes: each gives the others more to do."""
+
+FORMS: tuple[GraphPass, ...] = (
+    MakePadsExplicit(),
+    SplitToSlices(),
+    ExpandWhere(),
+    ChainSum(),
+    MinMaxToClip(),
+    ClipToRelu(),
+    PReluToLeakyRelu(),
+    MeanToPool(),
+    FoldAffine(),
+    PoolBeforeConv(),
+    ConvToGemm(),
+)
+"""Forms that have right gradients and integer kernels; BatchNormalization is kept."""
+
+FOLD: tuple[GraphPass, ...] = (
+    FoldBatchNorm(),
+    BatchNormToAffine(),
+    FoldAffine(),
+    PoolBeforeConv(),
+    ConvToGemm(),
+)
+"""BatchNormalization goes; what it leaves may fold further."""
+
+START: tuple[GraphPass, ...] = (Simplify(), NameEverything())
+
+FINISH: tuple[GraphPass, ...] = (SweepDead(), NameEverything(), InferShapes())
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A model ready to be planned.
+
+    Attributes:
+        model: equal outputs, fewer kinds of nodes, no BatchNormalization where it folds.
+        unfolded: the same with BatchNormalization and its statistics kept.
+        batch_free: whether the first dimension of all inputs is a batch of any size.
+        notes: what could not be done, in sentences for the user.
+    """
+
+    model: ir.Model
+    unfolded: ir.Model
+    batch_free: bool
+    notes: list[str]
+
+
+def normalise(model: ir.Model, check_feeds: CheckFeeds = None) -> Normalised:
+    """Bring a model into the form that the later stages work on; the argument is not changed.
+
+    Args:
+        model: as `load_model` gives it.
+        check_feeds: what the outputs are compared on, before and after: feeds, a function
+            from a batch size to a feed, or None for random values.
+
+    Raises:
+        ModelError: the model does not run on the feeds.
+        PassError: a pass changed the outputs; it is named.
+    """
+    model = NameEverything()(model.clone()).model
+    reference = _Reference(model, check_feeds)
+    batch = free_and_verify_batch(model, check_feeds, _clean)
+    runner = PassRunner()
+    unfolded, folded = _transform(batch.model, runner)
+    for result in (folded, unfolded):
+        if (reason := reference.difference(result)) is not None:
+            _name_the_culprit(batch.model, reference, reason)
+    notes = [*batch.notes, *runner.notes, *_left_over(folded)]
+    return Normalised(folded, unfolded, batch.batch_free, list(dict.fromkeys(notes)))
+
+
+def _name_the_culprit(model: ir.Model, reference: _Reference, reason: str) -> None:
+    """Run all passes again and raise PassError at the first that changes the outputs."""
+    _transform(model, PassRunner(reference.check))
+    raise PassError(
+        f"The normalised model gives other outputs than the original ({reason}), though no "
+        "single pass does; please report this with the model."
+    )
+
+
+def _left_over(model: ir.Model) -> list[str]:
+    """A note for each BatchNormalization that is still there."""
+    return [
+        f'The BatchNormalization "{node.name}" stays, since {BatchNormToAffine().refusal(node)}.'
+        for node in model.graph
+        if is_op(node, "BatchNormalization")
+    ]
+
+
+def _clean(model: ir.Model) -> ir.Model:
+    """A copy with what follows from a fixed batch folded."""
+    runner = PassRunner()
+    return runner.settle(runner.run(model.clone(), START)[0], CLEAN)
+
+
+def _transform(model: ir.Model, runner: PassRunner) -> tuple[ir.Model, ir.Model]:
+    """The unfolded and the folded model; the argument is not changed."""
+    unfolded, _ = runner.run(model.clone(), START)
+    unfolded = runner.settle(unfolded, CLEAN)
+    unfolded = runner.settle(unfolded, (*FORMS, *CLEAN))
+    unfolded, _ = runner.run(unfolded, FINISH)
+    folded = runner.settle(unfolded.clone(), (*FOLD, *CLEAN))
+    folded, _ = runner.run(folded, FINISH)
+    return unfolded, folded
+
+
+class _Reference:
+    """The original's outputs, to compare those of other models with."""
+
+    def __init__(self, model: ir.Model, source: CheckFeeds) -> None:
+        self._names = [str(value.name) for value in model.graph.outputs]
+        self._feeds = given_feeds(model, source)
+        try:
+            self._outputs = {
+                optimise: run_model(model, self._feeds, optimise=optimise)
+                for optimise in (False, True)
+            }
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class but Exception.
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ModelError(
+                f"The model does not run on {'random' if source is None else 'the given'} "
+                f"inputs ({reason}); give samples of the names, shapes and dtypes it expects."
+            ) from error
+
+    def difference(self, model: ir.Model) -> str | None:
+        for optimise, expected in self._outputs.items():
+            outputs = run_model(model, self._feeds, optimise=optimise)
+            reason = find_difference(self._names, expected, outputs)
+            if reason is not None:
+                return reason
+        return None
+
+    def check(self, graph_pass: GraphPass, model: ir.Model) -> None:
+        reason = self.difference(model)
+        if reason is not None:
+            raise PassError(
+                f'The pass "{type(graph_pass).__name__}" changes what the model computes: '
+                f"{reason}; please report this with the model."
+            )

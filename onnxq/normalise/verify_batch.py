@@ -1,0 +1,133 @@
+"""Whether a model computes each sample of a batch by itself, found out by running it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.load.outputs import run_model
+from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, join_batches, split_batch, vary
+from onnxq.normalise.editor import DEFAULT_DOMAINS
+from onnxq.normalise.facts import axes_of, input_at, is_constant, rank
+from onnxq.normalise.free_batch import FreeBatch, fixed_batch, has_free_batch
+from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.numerics.equality import Outputs, find_difference
+from onnxq.session import Arrays
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FreedBatch:
+    """The model to go on with, whether its batch is free, and notes."""
+
+    model: ir.Model
+    batch_free: bool
+    notes: tuple[str, ...] = ()
+
+
+def free_and_verify_batch(
+    model: ir.Model, source: CheckFeeds, clean: Callable[[ir.Model], ir.Model]
+) -> FreedBatch:
+    """Free the batch where it is fixed, and keep that only if two samples stay two samples.
+
+    A batch of two feeds must give what the feeds give one by one. Where that fails, it is
+    tried once more on a copy whose computed shapes are folded: those that were computed
+    from constants can be freed then.
+
+    Args:
+        model: runs on the feeds; it is not changed, but for the shapes of its values.
+        source: feeds, as for `normalise`.
+        clean: a copy of a model with constants folded.
+    """
+    InferShapes()(model)
+    size = fixed_batch(model)
+    if size is None:
+        return _verify_declared(model, source)
+    pieces = _two_pieces(model, source, size)
+    if pieces is None:
+        return _kept(model, f"The batch of {size} stays fixed: its inputs share no batch")
+    reason = None
+    for copy in (ir.Model.clone, clean):
+        freed = FreeBatch()(copy(model)).model
+        found = _batch_difference(model, freed, pieces)
+        if found is None:
+            return FreedBatch(freed, batch_free=True)
+        reason = reason or found
+    return _kept(model, f"The batch of {size} stays fixed, since with a free one {reason}")
+
+
+def _verify_declared(model: ir.Model, source: CheckFeeds) -> FreedBatch:
+    if not has_free_batch(model):
+        return _kept(model, "Samples are run one by one: the inputs share no batch")
+    pieces = _two_pieces(model, source, 1)
+    if pieces is None:
+        return _kept(model, "Samples are run one by one: the inputs share no batch")
+    reason = _batch_difference(model, model, pieces)
+    if reason is None:
+        return FreedBatch(model, batch_free=True)
+    return _kept(model, f"Samples are run one by one, since in a batch {reason}")
+
+
+def _kept(model: ir.Model, note: str) -> FreedBatch:
+    return FreedBatch(model, batch_free=False, notes=(f"{note}.",))
+
+
+def _two_pieces(model: ir.Model, source: CheckFeeds, size: int) -> list[Arrays] | None:
+    pieces: list[Arrays] = []
+    for feed in given_feeds(model, source, batch=2 * size):
+        parts = split_batch(feed, size)
+        if parts is None:
+            return None
+        pieces.extend(parts)
+    # A much weaker second sample shows what leaks from one sample into the other.
+    return [pieces[0], vary(pieces[min(1, len(pieces) - 1)])]
+
+
+def _batch_difference(model: ir.Model, freed: ir.Model, pieces: Sequence[Arrays]) -> str | None:
+    if (mixing := _mixes_samples(model)) is not None:
+        return f"'{mixing.name}' ({mixing.op_type}) reduces over all samples"
+    try:
+        alone = run_model(model, pieces, optimise=False)
+        together = run_model(freed, [join_batches(pieces)], optimise=False)
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        logger.debug("the batch is not free: %s", error)
+        return "it does not run"
+    joined = _join(alone)
+    if joined is None:
+        return "its outputs are no batches"
+    names = [str(value.name) for value in model.graph.outputs]
+    return find_difference(names, [joined], together)
+
+
+def _mixes_samples(model: ir.Model) -> ir.Node | None:
+    """A reduction of floats over the first axis, which a check on few samples may not feel."""
+    for node in model.graph:
+        if not node.op_type.startswith("Reduce") or node.domain not in DEFAULT_DOMAINS:
+            continue
+        source = node.inputs[0]
+        size = rank(source)
+        if source is None or is_constant(source) or source.dtype not in FLOATS:
+            continue
+        axes = axes_of(node, size or 1)
+        if (axes is None and input_at(node, 1) is None) or (size and axes and 0 in axes):
+            return node
+    return None
+
+
+def _join(runs: Sequence[Outputs]) -> Outputs | None:
+    joined: Outputs = []
+    for parts in zip(*runs, strict=True):
+        if not all(isinstance(part, np.ndarray) and part.ndim for part in parts):
+            return None
+        if len({part.shape[1:] for part in parts}) != 1:
+            return None
+        joined.append(np.concatenate(parts))
+    return joined

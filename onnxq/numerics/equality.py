@@ -1,0 +1,62 @@
+"""Whether two lists of outputs are the same, to float tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+RELATIVE_TOLERANCE = 1e-4
+"""Largest difference of an output, relative to its largest absolute value."""
+
+ABSOLUTE_TOLERANCE = 2.0**-22
+"""Two units in the last place of 1: a probability near 0 is not more exact than that."""
+
+Outputs = list[Any]
+
+
+def find_difference(
+    names: Sequence[str], expected: Sequence[Outputs], found: Sequence[Outputs]
+) -> str | None:
+    """Where two lists of outputs differ, in words; None where they are equal.
+
+    Floats are equal if max|a − b| ≤ max(1e-4·max|a|, 2⁻²²) and they are infinite or NaN in the same
+    places; everything else must be the same.
+    """
+    for left, right in zip(expected, found, strict=True):
+        for name, a, b in zip(names, left, right, strict=True):
+            reason = _difference(a, b)
+            if reason is not None:
+                return f'output "{name}" {reason}'
+    return None
+
+
+def _difference(a: Any, b: Any) -> str | None:
+    if isinstance(a, list) and isinstance(b, list):
+        if len(a) != len(b):
+            return f"has {len(b)} elements instead of {len(a)}"
+        return next((r for r in map(_difference, a, b) if r), None)
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        return None if a == b else "differs"
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return f"is {b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}"
+    if not np.issubdtype(a.dtype, np.floating):
+        different = int(np.count_nonzero(a != b))
+        return f"differs in {different} of {a.size} elements" if different else None
+    return _float_difference(a, b)
+
+
+def _float_difference(a: np.ndarray, b: np.ndarray) -> str | None:
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
+        return "is infinite or NaN in other places"
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return "is infinite or NaN in other ways"
+    if not finite.any():
+        return None
+    left, right = a[finite].astype(np.float64), b[finite].astype(np.float64)
+    error, size = float(np.abs(left - right).max()), float(np.abs(left).max())
+    if error <= max(RELATIVE_TOLERANCE * size, ABSOLUTE_TOLERANCE):
+        return None
+    return f"differs by {error:.3g}, its largest value being {size:.3g}"

@@ -1,0 +1,91 @@
+"""What values each option may have, and how names are matched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from onnxq.errors import RecipeError
+
+Granularity = Literal["per-channel", "per-tensor"]
+Calibration = Literal["max", "mse", "aciq", "kl", "percentile"]
+Learn = Literal["none", "thresholds", "auto"]
+Target = Literal["cpu", "cpu-avx2"]
+
+NONE = "none"
+"""How `activation_bits = None` is spelt in TOML, which has no null."""
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "weight_bits": (7, 8),
+    "activation_bits": (8, None),
+    "granularity": get_args(Granularity),
+    "calibration": get_args(Calibration),
+    "target": get_args(Target),
+    "symmetric": (False, True),
+    "equalize": (False, True),
+    "bias_correction": (False, True),
+    "keep_float": (False, True),
+}
+LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
+POSITIVE = ("max_minutes", "lr")
+
+
+def check_option(name: str, value: Any, where: str = "") -> None:
+    """Raises RecipeError where the value of one option is of the wrong kind or range.
+
+    Args:
+        name: the option's field.
+        value: what it was set to.
+        where: whose option it is, as `of the layers 'conv*' `.
+    """
+    expected = _expected(name, value)
+    if expected:
+        found = listed(value) if isinstance(value, tuple) and value else f"'{value}'"
+        raise RecipeError(f"The option '{name}' {where}is {found}; expected {expected}.")
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Values in quotes, one after the other."""
+    return ", ".join(f"'{_spelt(value)}'" for value in values)
+
+
+def nearest_name(pattern: str, names: Iterable[str]) -> str | None:
+    """The name most like a pattern that matches nothing; None where there are no names."""
+    folded = {name.lower(): name for name in reversed(list(names))}
+    close = get_close_matches(pattern.lower().strip("*?"), folded, n=1, cutoff=0.0)
+    return folded[close[0]] if close else None
+
+
+def matches(pattern: str, node_name: str, op_type: str) -> bool:
+    """Whether a glob covers a node's name or its op type; capitals count."""
+    return fnmatchcase(node_name, pattern) or fnmatchcase(op_type, pattern)
+
+
+def _expected(name: str, value: Any) -> str | None:
+    """What an option should have been; None where it is so."""
+    if name in CHOICES:
+        # The type counts too: 1 == True and 8.0 == 8.
+        fits = any(value == each and type(value) is type(each) for each in CHOICES[name])
+        return None if fits else " or ".join(f"'{_spelt(each)}'" for each in CHOICES[name])
+    if name in LEAST:
+        fits = type(value) is int and value >= LEAST[name]
+        return None if fits else f"a whole number of at least {LEAST[name]}"
+    if name in POSITIVE:
+        fits = type(value) in (int, float) and 0 < value < float("inf")
+        return None if fits else "a number above 0"
+    if name == "learn":
+        allowed = get_args(Learn)
+        fits = isinstance(value, tuple) and bool(value) and all(e in allowed for e in value)
+        return None if fits else f"one or more of {listed(allowed)}"
+    if name == "exclude":
+        fits = isinstance(value, tuple) and all(isinstance(e, str) and e for e in value)
+        return None if fits else "a list of globs on node names or op types"
+    return None if isinstance(value, tuple) else "a list"
+
+
+def _spelt(value: Any) -> str:
+    if value is None:
+        return NONE
+    return str(value).lower() if isinstance(value, bool) else str(value)

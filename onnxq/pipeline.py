@@ -1,0 +1,279 @@
+"""The main job, stage by stage:
+
+load -> normalise -> plan -> calibrate -> rewrite -> learn -> export -> verify -> report
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.data.preprocess import Preprocess, find_preprocess
+from onnxq.data.samples import Samples, open_samples
+from onnxq.errors import ModelError
+from onnxq.export.lower import Lowering
+from onnxq.export.save import add_metadata, check_output, model_bytes, save_model
+from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.engine.ungradable import ungradable_nodes
+from onnxq.learn.logits import find_logits
+from onnxq.learn.memory import shard_size
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.threshold_scales import ThresholdScales
+from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
+from onnxq.learn.variants import Variant, Variants
+from onnxq.load.inputs import input_specs
+from onnxq.load.model import load_model
+from onnxq.normalise.pipeline import Normalised, normalise
+from onnxq.plan import Plan, make_plan
+from onnxq.progress import Progress, Silent
+from onnxq.recipe import Recipe
+from onnxq.rewrite.student import bake
+from onnxq.verify.figures import METADATA_KEY, Figures
+from onnxq.verify.verify import Exported, verify
+from onnxq.version import VERSION
+
+CHECK_SAMPLES = 2
+"""Samples on which every pass of normalisation is checked."""
+
+
+@dataclass
+class Result:
+    """What `compress` made.
+
+    Attributes:
+        model: the deployable model.
+        path: the file, or None where none was asked for.
+        figures: the differences to the original, sizes and latencies.
+        recipe: the options that were used.
+        plan: what was done to each layer and tensor.
+        notes: sentences for the user.
+    """
+
+    model: ir.Model
+    path: Path | None
+    figures: Figures
+    recipe: Recipe
+    plan: Plan
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PlanReport:
+    """What `compress` would do: the normalised model, its plan and notes."""
+
+    model: ir.Model
+    plan: Plan
+    notes: list[str]
+
+
+def plan_model(model: str | Path, recipe: Recipe | None = None) -> PlanReport:
+    """Load, normalise and plan a model; nothing is learned and nothing written."""
+    normalised = normalise(load_model(Path(model)), None)
+    plan = make_plan(normalised.model, recipe or Recipe())
+    return PlanReport(normalised.model, plan, normalised.notes)
+
+
+def compress(
+    model: str | Path,
+    data: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    out: str | Path | None = None,
+    preprocess: Preprocess | None = None,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Quantize a float ONNX model with unlabelled samples.
+
+    Args:
+        model: the ONNX file.
+        data: the samples: a folder or a file.
+        recipe: the options; None means the defaults.
+        out: the file to write; None writes none.
+        preprocess: how an image becomes an input; None looks beside and inside the model.
+        force: overwrite `out`.
+        resume: go on from the checkpoint of a stopped run.
+        progress: told where the work stands.
+
+    Raises:
+        OnnxqError: something that the user can mend, in one sentence.
+    """
+    model_path, data_path = Path(model), Path(data)
+    out_path = None if out is None else Path(out)
+    if out_path is not None:
+        check_output(out_path, model_path, force)
+    run = Run(model_path, recipe or Recipe(), progress or Silent())
+    run.load(data_path, preprocess)
+    checkpoint = run.checkpoint(out_path, data_path)
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        variant = run.prepare(Path(folder))
+        learned = run.learn(variant, checkpoint, resume)
+        final = run.finish(variant, learned)
+        result = run.export(final, learned)
+    if out_path is not None:
+        save_model(result.model, out_path)
+        result.path = out_path
+    if checkpoint is not None:
+        checkpoint.discard()
+    return result
+
+
+class Run:
+    """The state of one run between its stages."""
+
+    def __init__(self, model_path: Path, recipe: Recipe, progress: Progress) -> None:
+        self._path, self._recipe, self._progress = model_path, recipe, progress
+        self.notes: list[str] = []
+
+    def load(self, data: Path, preprocess: Preprocess | None) -> None:
+        """Read the model and the samples, normalise the model, split the samples."""
+        original = load_model(self._path)
+        self._preprocess = preprocess or find_preprocess(self._path, original.metadata_props)
+        recipe = self._recipe
+        samples = self._open(original, data)
+        self._normalised = normalise(original, [next(samples.batches(CHECK_SAMPLES))])
+        self.notes += self._normalised.notes
+        self._check_plan(make_plan(self._normalised.model, recipe))
+        if self._normalised.batch_free:
+            samples = self._open(self._normalised.model, data)
+        if samples.skipped:
+            self.notes.append(
+                f"{len(samples.skipped)} unreadable files were left out, "
+                f"the first is '{samples.skipped[0]}'"
+            )
+        self._samples = samples
+        self._train, self._held_back = samples.split(seed=recipe.seed)
+
+    def _open(self, model: ir.Model, data: Path) -> Samples:
+        recipe = self._recipe
+        return open_samples(
+            data, input_specs(model), self._preprocess, recipe.samples, recipe.seed
+        )
+
+    def _check_plan(self, plan: Plan) -> None:
+        if plan.layers:
+            return
+        reasons = "; ".join(f"'{n}': {r}" for n, r in list(plan.left_alone.items())[:3])
+        raise ModelError(
+            f"'{self._path}' has nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul "
+            f"with constant float weights" + (f" ({reasons})" if reasons else "")
+        )
+
+    def checkpoint(self, out: Path | None, data: Path) -> Checkpoint | None:
+        """Where learning keeps its state: beside the output."""
+        if out is None:
+            return None
+        identity = {
+            "model": hashlib.sha256(self._path.read_bytes()).hexdigest(),
+            "data": f"{data.absolute()} {len(self._samples)}",
+            "recipe": self._recipe.to_json(),
+            "version": VERSION,
+        }
+        return Checkpoint(out.with_name(f"{out.name}.onnxq-checkpoint"), identity)
+
+    def prepare(self, folder: Path) -> Variant:
+        """The original's outputs, then the best form of the model, calibrated."""
+        teacher = self._normalised.model
+        logits = find_logits(teacher)
+        self._shard = self._recipe.batch_size or shard_size(teacher)
+        outputs = []
+        for name, samples in (("train", self._train), ("held-back", self._held_back)):
+            place = folder / name
+            place.mkdir()
+            self._progress.start(f"original's outputs, {name} slice", len(samples))
+            outputs.append(TeacherOutputs(teacher, logits, samples, place, self._progress.at))
+            self._progress.finish()
+        self._train_outputs = outputs[0]
+        self._progress.start("calibrate", 1)
+        self._variants = Variants(self._recipe, self._train, *outputs, self._shard)
+        variant = self._variants.choose(teacher)
+        self._progress.finish()
+        return variant
+
+    def learn(self, variant: Variant, checkpoint: Checkpoint | None, resume: bool) -> Learned:
+        """Threshold scales, where the recipe wants them and the graph allows it."""
+        kept = Learned(variant.quantizers, variant.score, variant.score)
+        if "none" in self._recipe.learn:
+            return kept
+        names = ThresholdScales(
+            variant.student.plan, variant.quantizers, variant.extremes()
+        ).parameter_names()
+        refused = ungradable_nodes(variant.loss_model, names)
+        if refused:
+            node, op_type, reason = refused[0]
+            self.notes.append(
+                f"thresholds were calibrated but not learned: '{node}' ({op_type}) has no "
+                f"gradient ({reason})"
+            )
+            return kept
+        run = ThresholdLearning(
+            variant.student,
+            variant.loss_model,
+            self._train_outputs,
+            variant.held_back,
+            variant.quantizers,
+            variant.extremes(),
+            self._budget(),
+            checkpoint,
+        )
+        learned = run.run(self._progress, resume)
+        if not learned.improved:
+            self.notes.append(
+                "learning did not beat its starting point on the held-back samples, "
+                "which is kept"
+            )
+        return learned
+
+    def _budget(self) -> Budget:
+        recipe, default = self._recipe, Budget()
+        return Budget(
+            epochs=default.epochs if recipe.epochs is None else recipe.epochs,
+            lr=default.lr if recipe.lr is None else recipe.lr,
+            shard_size=self._shard,
+            max_seconds=recipe.max_minutes * 60,
+            seed=recipe.seed,
+        )
+
+    def finish(self, variant: Variant, learned: Learned) -> Variant:
+        """The variant with what was learned, its biases corrected anew where that helps."""
+        found = replace(variant, quantizers=learned.quantizers, score=learned.score)
+        return self._variants.corrected(found)
+
+    def export(self, variant: Variant, learned: Learned) -> Result:
+        """The deployable model and its figures, with both in its metadata."""
+        plan = variant.student.plan
+        model = Lowering(variant.student, variant.quantizers).run()
+        student = bake(variant.student, variant.quantizers)
+        exported = Exported(self._path, self._normalised.model, student, model, plan)
+        figures = verify(exported, self._held_back, self._shard, self._progress)
+        figures.learning = {
+            "start_score": learned.start_score,
+            "learned_score": learned.score,
+            "score": variant.score,
+            "epoch": learned.epoch,
+            "epochs_run": len(learned.history),
+            "scores": learned.history,
+        }
+        figures.equalization, figures.bias_correction = variant.name, variant.corrected
+        figures.samples, figures.held_back = len(self._samples), len(self._held_back)
+        figures.notes = self.notes
+        self._describe(model, figures)
+        return Result(model, None, figures, self._recipe, plan, self.notes)
+
+    def _describe(self, model: ir.Model, figures: Figures) -> None:
+        """Put version, recipe, preprocessing and figures into the model's metadata."""
+        entries = {"onnxq.version": VERSION, "onnxq.recipe": self._recipe.to_json()}
+        if self._preprocess is not None:
+            entries["onnxq.preprocess"] = self._preprocess.to_json()
+        # The figures hold the size of the file that holds the figures: settle it.
+        for _ in range(4):
+            add_metadata(model, {**entries, METADATA_KEY: figures.to_metadata()})
+            size = model_bytes(model)
+            if size == figures.size_after:
+                break
+            figures.size_after = size

@@ -1,0 +1,6 @@
+"""What happens to each layer and each tensor, decided before anything is run."""
+
+from onnxq.plan.planner import make_plan
+from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
+
+__all__ = ["LayerSpec", "Plan", "TensorSpec", "make_plan"]

@@ -1,0 +1,97 @@
+"""Which layers have weights that can be quantized, and why the others can't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.plan.operators import RECURRENT_OPERATORS, WEIGHT_OPERATORS, attribute, constant
+
+SMALLEST_RANK = 2
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with constant weights, as found in the graph, before any choice is made."""
+
+    node: ir.Node
+    data: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    axis: int
+
+
+def layer_of(node: ir.Node) -> Layer | str:
+    """The layer that a weight operator is, or the reason why it can't be quantized."""
+    data, weight = node.inputs[0], node.inputs[1]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    array = constant(weight)
+    if data is None or weight is None or array is None:
+        return "its weights are not constant"
+    if constant(data) is not None:
+        return "its input is constant"
+    if array.dtype.name != "float32":
+        return f"its weights are {array.dtype.name}, expected float32"
+    if array.ndim < SMALLEST_RANK:
+        return f"its weights have {array.ndim} dimension"
+    if not array.size:
+        return "its weights are empty"
+    reason = _unsupported_form(node, bias)
+    return reason or Layer(node, data, weight, bias, weight_axis(node, array.ndim))
+
+
+def _unsupported_form(node: ir.Node, bias: ir.Value | None) -> str:
+    if bias is not None and constant(bias) is None:
+        return "its bias is not constant"
+    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return "its padding depends on the size of its input (auto_pad)"
+    if node.op_type != "Gemm":
+        return ""
+    if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+        return "its alpha or beta is not 1"
+    if attribute(node, "transA", 0):
+        return "it transposes its input"
+    return ""
+
+
+def weight_axis(node: ir.Node, rank: int) -> int:
+    """The axis of the output channels of a layer's weights.
+
+    Conv (out, in/group, ...): 0. ConvTranspose (in, out/group, ...): 1. Gemm (in, out): 1,
+    with transB (out, in): 0. MatMul (..., in, out): the last.
+    """
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return rank - 1
+
+
+def find_layers(graph: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
+    """The layers of the main graph in order, and the reasons of the other weight nodes."""
+    layers: list[Layer] = []
+    refused: dict[str, str] = {}
+    for node in graph:
+        if node.domain or not node.name:
+            continue
+        if node.op_type in RECURRENT_OPERATORS:
+            refused[node.name] = f"{node.op_type} has no integer kernel with a learned range"
+        elif node.op_type in WEIGHT_OPERATORS:
+            found = layer_of(node)
+            if isinstance(found, Layer):
+                layers.append(found)
+            elif found != "its weights are not constant" or node.op_type != "MatMul":
+                refused[node.name] = found
+    for node in _nested_nodes(graph):
+        if node.op_type in (*WEIGHT_OPERATORS, *RECURRENT_OPERATORS):
+            refused[node.name or node.op_type] = "it is inside a sub-graph (If, Loop or Scan)"
+    return layers, refused
+
+
+def _nested_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    for subgraph in graph.subgraphs():
+        yield from subgraph

@@ -1,0 +1,133 @@
+"""From a normalised model and a recipe to the plan."""
+
+from __future__ import annotations
+
+import fnmatch
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import RecipeError
+from onnxq.plan.layers import Layer, find_layers
+from onnxq.plan.operators import attribute, constant, is_move, never_negative
+from onnxq.plan.regions import Regions, Site
+from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
+from onnxq.recipe import LayerOverride, Recipe, nearest_name
+
+
+def make_plan(
+    model: ir.Model, recipe: Recipe, infinite: frozenset[str] = frozenset()
+) -> Plan:
+    """What the recipe means for the model: one spec per layer and per quantized tensor.
+
+    Args:
+        model: the normalised float model (the teacher); it isn't changed.
+        recipe: the options.
+        infinite: names of tensors found to hold NaN or infinities, which have no range.
+
+    Raises:
+        RecipeError: a pattern of the recipe matches no layer.
+    """
+    found, left_alone = find_layers(model.graph)
+    check_patterns(recipe, found, left_alone)
+    wanted = [layer for layer in found if not _override(recipe, layer).keep_float]
+    for layer in found:
+        if layer not in wanted:
+            left_alone[str(layer.node.name)] = "it is excluded by the recipe"
+    if recipe.activation_bits is None:
+        return _weight_only_plan(wanted, left_alone, recipe)
+    regions = Regions(model.graph, wanted, infinite)
+    return Plan(
+        layers=_layer_specs(wanted, regions.weight_only, recipe),
+        tensors=_tensor_specs(regions, recipe),
+        moves=frozenset(str(n.name) for n in model.graph if is_move(n)),
+        integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
+        left_alone=left_alone,
+    )
+
+
+def check_patterns(recipe: Recipe, layers: list[Layer], refused: dict[str, str]) -> None:
+    """Raise RecipeError for a pattern that matches neither a layer's name nor an operator."""
+    names = [str(layer.node.name) for layer in layers] + list(refused)
+    operators = sorted({layer.node.op_type for layer in layers})
+    for pattern in (*recipe.exclude, *(o.pattern for o in recipe.layers)):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in [*names, *operators]):
+            nearest = nearest_name(pattern, [*names, *operators])
+            raise RecipeError(
+                f"the pattern '{pattern}' matches no layer and no operator of the model; "
+                f"the nearest name is '{nearest}' (onnxq inspect lists them all)"
+            )
+
+
+def _override(recipe: Recipe, layer: Layer) -> LayerOverride:
+    return recipe.override_for(str(layer.node.name), layer.node.op_type)
+
+
+def _weight_only_plan(
+    layers: list[Layer], left_alone: dict[str, str], recipe: Recipe
+) -> Plan:
+    reasons = {layer.node: "activations stay float (--activation-bits none)" for layer in layers}
+    return Plan(_layer_specs(layers, reasons, recipe), {}, left_alone=left_alone)
+
+
+def _layer_specs(
+    layers: list[Layer], weight_only: dict[ir.Node, str], recipe: Recipe
+) -> dict[str, LayerSpec]:
+    return {
+        str(layer.node.name): _layer_spec(layer, weight_only.get(layer.node, ""), recipe)
+        for layer in layers
+    }
+
+
+def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
+    override = _override(recipe, layer)
+    granularity = override.granularity or recipe.granularity
+    default_bits = min(recipe.weight_bits, 7) if recipe.target == "cpu-avx2" else recipe.weight_bits
+    array = constant(layer.weight)
+    assert array is not None
+    return LayerSpec(
+        name=str(layer.node.name),
+        op_type=layer.node.op_type,
+        weight=str(layer.weight.name),
+        bias=None if layer.bias is None else layer.bias.name,
+        input=str(layer.data.name),
+        output=str(layer.node.outputs[0].name),
+        axis=layer.axis if granularity == "per-channel" else None,
+        num_bits=override.weight_bits or default_bits,
+        compute="weight-only" if reason else "integer",
+        reason=reason,
+        parameters=int(np.prod(array.shape)),
+    )
+
+
+def _tensor_specs(regions: Regions, recipe: Recipe) -> dict[str, TensorSpec]:
+    return {str(site.value.name): _tensor_spec(site, recipe) for site in regions.sites}
+
+
+def _tensor_spec(site: Site, recipe: Recipe) -> TensorSpec:
+    assert recipe.activation_bits is not None
+    writer = site.value.producer()
+    override = recipe.override_for(
+        str(writer.name) if writer else str(site.value.name), writer.op_type if writer else ""
+    )
+    symmetric = recipe.symmetric if override.symmetric is None else override.symmetric
+    return TensorSpec(
+        name=str(site.value.name),
+        signed=not never_negative(site.value),
+        symmetric=symmetric,
+        num_bits=recipe.activation_bits,
+        calibration=override.calibration or recipe.calibration,
+        folded=None if site.folded is None else str(site.folded.name),
+        integer=site.integer,
+        slope=_slope_after(site.value),
+    )
+
+
+def _slope_after(value: ir.Value) -> float:
+    """The factor of the negative values where every reader is the same LeakyRelu, else 1."""
+    readers = list(value.consumers())
+    if len(readers) == 1 and readers[0].op_type == "LeakyRelu" and not value.is_graph_output():
+        slope = attribute(readers[0], "alpha", 0.01)
+        assert isinstance(slope, float)
+        return slope
+    return 1.0

@@ -1,0 +1,191 @@
+"""Where integer kernels can run: which layers, which nodes between them, on which tensors.
+
+Three rules decide it. A convolution has an integer kernel only if its result is quantized
+too, so one whose result no other layer reads (the logits, a detection head) stays in float
+with integer weights. A node without weights becomes an integer node only between integer
+nodes. A tensor is quantized once, before any node that only moves its elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.plan.layers import Layer
+from onnxq.plan.operators import (
+    COMPUTES,
+    FLOAT_RESULT_OPERATORS,
+    activation_bounds,
+    constant,
+    is_move,
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor to quantize: its value, the activation that its range stands for, its writer."""
+
+    value: ir.Value
+    folded: ir.Node | None
+    integer: bool
+
+
+class Regions:
+    """The integer part of a graph.
+
+    Args:
+        graph: the teacher's graph, in topological order.
+        layers: the layers that may run in integers.
+        infinite: names of tensors without a finite range, which stay float.
+
+    Attributes:
+        integer_layers: the nodes of the layers that run on integer kernels.
+        weight_only: the other layers' nodes, with the reason.
+        integer_nodes: nodes without weights that run on integer kernels.
+        sites: the tensors to quantize, in graph order.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, layers: list[Layer], infinite: frozenset[str] = frozenset()
+    ) -> None:
+        self._graph = graph
+        self._infinite = infinite
+        self._outputs = set(graph.outputs)
+        self._data = {layer.node: layer.data for layer in layers}
+        self._leading = self._nodes_that_lead_to_layers()
+        self.weight_only = self._refused_layers(layers)
+        self.integer_layers = {n for n in self._data if n not in self.weight_only}
+        self.integer_nodes = self._find_integer_nodes()
+        self.sites = self._find_sites()
+
+    def _nodes_that_lead_to_layers(self) -> set[ir.Node]:
+        leading: set[ir.Node] = set()
+        for node in reversed(list(self._graph)):
+            if node in self._data or any(
+                c in leading for out in node.outputs for c in out.consumers()
+            ):
+                leading.add(node)
+        return leading
+
+    def _leads(self, value: ir.Value) -> bool:
+        return any(node in self._leading for node in value.consumers())
+
+    def _refused_layers(self, layers: list[Layer]) -> dict[ir.Node, str]:
+        reasons: dict[ir.Node, str] = {}
+        for layer in layers:
+            node, rank = layer.node, len(constant_shape(layer.weight))
+            if node.op_type == "ConvTranspose":
+                reasons[node] = "ConvTranspose has no integer kernel"
+            elif node.op_type == "MatMul" and rank != 2:
+                reasons[node] = f"its weights have {rank} dimensions, an integer MatMul takes 2"
+            elif node.op_type == "Conv" and not self._leads(node.outputs[0]):
+                reasons[node] = "no other layer reads its result, which therefore stays float"
+            elif self._touches_infinite(node):
+                reasons[node] = "the tensors around it hold NaN or infinite values"
+        return reasons
+
+    def _touches_infinite(self, node: ir.Node) -> bool:
+        around = [root(v) for v in node.inputs if v is not None] + list(node.outputs)
+        around += [out for c in node.outputs[0].consumers() for out in c.outputs]
+        return any(value.name in self._infinite for value in around)
+
+    def _find_integer_nodes(self) -> set[ir.Node]:
+        nodes: set[ir.Node] = set()
+        for node in self._graph:
+            if self._may_compute(node) and all(
+                self._available(v, nodes) for v in node.inputs if v is not None
+            ):
+                nodes.add(node)
+        for node in reversed(list(self._graph)):
+            if node in nodes and not self._read_in_integers(node.outputs[0], nodes):
+                nodes.discard(node)
+        return nodes
+
+    def _may_compute(self, node: ir.Node) -> bool:
+        if node.domain or node.op_type not in COMPUTES or not self._leads(node.outputs[0]):
+            return False
+        if self._touches_infinite(node):
+            return False
+        return all(
+            v is not None and constant(v) is None and v.dtype == ir.DataType.FLOAT
+            for v in node.inputs
+        )
+
+    def _available(self, value: ir.Value, nodes: set[ir.Node]) -> bool:
+        """Whether codes of the value exist: written in integers, or quantized for a layer."""
+        value = root(value)
+        node = value.producer()
+        if node is None or node in self.integer_layers or node in nodes:
+            return True
+        if activation_bounds(node) is not None and node.inputs[0] is not None:
+            before = node.inputs[0].producer()
+            if before in self.integer_layers or before in nodes:
+                return True
+        return any(self._data.get(c) is value and c in self.integer_layers for c in value.consumers())
+
+    def _read_in_integers(self, value: ir.Value, nodes: set[ir.Node]) -> bool:
+        for node in value.consumers():
+            if node in nodes or (node in self.integer_layers and self._data[node] is value):
+                return True
+            if (is_move(node) or activation_bounds(node) is not None) and any(
+                self._read_in_integers(out, nodes) for out in node.outputs
+            ):
+                return True
+        return False
+
+    def _find_sites(self) -> list[Site]:
+        wanted: dict[ir.Value, None] = {}
+        for node in self._graph:
+            if node in self.integer_layers:
+                wanted.setdefault(root(self._data[node]))
+                if node.op_type not in FLOAT_RESULT_OPERATORS:
+                    wanted.setdefault(self._activated(node.outputs[0]))
+            elif node in self.integer_nodes:
+                for value in node.inputs:
+                    assert value is not None
+                    wanted.setdefault(root(value))
+                wanted.setdefault(self._activated(node.outputs[0]))
+        return [self._site(value) for value in wanted]
+
+    def _activated(self, value: ir.Value) -> ir.Value:
+        """The value after the activation that the range of `value` can stand for."""
+        consumers = list(value.consumers())
+        if len(consumers) == 1 and self._folds(consumers[0]):
+            return consumers[0].outputs[0]
+        return value
+
+    def _folds(self, node: ir.Node) -> bool:
+        value = node.inputs[0]
+        if activation_bounds(node) is None or value is None:
+            return False
+        alone = len(value.uses()) == 1 and value not in self._outputs
+        return alone and self._writes_integers(value.producer())
+
+    def _writes_integers(self, node: ir.Node | None) -> bool:
+        return node in self.integer_layers or node in self.integer_nodes
+
+    def _site(self, value: ir.Value) -> Site:
+        node = value.producer()
+        if node is not None and self._folds(node):
+            return Site(value, node, True)
+        integer = self._writes_integers(node)
+        if node is not None and node.op_type in FLOAT_RESULT_OPERATORS:
+            integer = integer and value not in self._outputs
+        return Site(value, None, integer)
+
+
+def root(value: ir.Value) -> ir.Value:
+    """The value whose elements `value` holds, before any move."""
+    node = value.producer()
+    while node is not None and is_move(node) and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def constant_shape(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a constant value."""
+    array = constant(value)
+    assert array is not None
+    return array.shape

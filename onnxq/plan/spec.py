@@ -1,0 +1,98 @@
+"""The plan: plain data, one spec for each layer and each quantized tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Compute = Literal["integer", "weight-only"]
+Kind = Literal["asymmetric", "positive", "symmetric"]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A layer whose weights are quantized.
+
+    Attributes:
+        name: the node's name.
+        op_type: Conv, ConvTranspose, Gemm or MatMul.
+        weight: name of the weight's initializer.
+        bias: name of the bias' initializer, or None.
+        input: name of the value that the node reads, as the teacher names it.
+        output: name of the value that the node writes.
+        axis: the weight's axis of output channels, or None for one scale per tensor.
+        num_bits: width of a weight's code.
+        compute: "integer" kernels, or "weight-only": stored as integers, run in float.
+        reason: why the layer is weight-only; empty otherwise.
+        parameters: number of weights.
+    """
+
+    name: str
+    op_type: str
+    weight: str
+    bias: str | None
+    input: str
+    output: str
+    axis: int | None
+    num_bits: int
+    compute: Compute
+    reason: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An activation tensor that is quantized, once, with one scale.
+
+    Attributes:
+        name: name of the value in the teacher.
+        signed: False where the graph shows that no value is negative.
+        symmetric: the range is centred on zero (signed tensors only).
+        num_bits: width of a code.
+        calibration: the clip method that gives the starting range.
+        folded: name of the Relu or Clip that the range stands for, or None.
+        integer: the tensor is written by an integer kernel, so that every reader of it,
+            float ones too, reads the quantized values.
+        slope: the tensor's negative values are about to be multiplied by this (LeakyRelu).
+        follows: name of the tensor whose scale this one shares, or None.
+    """
+
+    name: str
+    signed: bool
+    symmetric: bool
+    num_bits: int
+    calibration: str
+    folded: str | None = None
+    integer: bool = True
+    slope: float = 1.0
+    follows: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The quantizer: positive (zero point 0), symmetric about zero, or asymmetric."""
+        if not self.signed:
+            return "positive"
+        return "symmetric" if self.symmetric else "asymmetric"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Specs by name, and the reason of every layer left alone.
+
+    Attributes:
+        layers: specs by node name, in graph order.
+        tensors: specs by value name, in graph order.
+        moves: names of the nodes that move codes without computing.
+        integer_nodes: names of the nodes without weights that have an integer kernel.
+        left_alone: reason by node name, for nodes with weights that stay as they are.
+    """
+
+    layers: dict[str, LayerSpec]
+    tensors: dict[str, TensorSpec]
+    moves: frozenset[str] = frozenset()
+    integer_nodes: frozenset[str] = frozenset()
+    left_alone: dict[str, str] = field(default_factory=dict)
+
+    def integer_layers(self) -> list[LayerSpec]:
+        """The layers that run on integer kernels."""
+        return [spec for spec in self.layers.values() if spec.compute == "integer"]

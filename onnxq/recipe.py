@@ -1,0 +1,301 @@
+"""The options of a run, as one value that can be kept, compared and repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from onnxq.errors import OutputError, RecipeError
+from onnxq.options import (
+    NONE,
+    Calibration,
+    Granularity,
+    Learn,
+    Target,
+    check_option,
+    listed,
+    matches,
+    nearest_name,
+)
+
+__all__ = [
+    "LayerOverride",
+    "Recipe",
+    "load_recipe",
+    "matches",
+    "nearest_name",
+    "recipe_from_fields",
+    "save_recipe",
+]
+
+
+@dataclass(frozen=True)
+class LayerOverride:
+    """Settings of the layers that a pattern matches; None leaves the recipe's own.
+
+    Attributes:
+        pattern: a glob on the node's name or its op type.
+        weight_bits: as in `Recipe`.
+        granularity: as in `Recipe`.
+        keep_float: whether the layer is not quantized at all.
+        symmetric: as in `Recipe`, for the layer's output.
+        calibration: as in `Recipe`, for the layer's output.
+    """
+
+    pattern: str
+    weight_bits: int | None = None
+    granularity: Granularity | None = None
+    keep_float: bool | None = None
+    symmetric: bool | None = None
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str) or not self.pattern:
+            raise RecipeError(
+                f"The pattern of a layer is '{self.pattern}'; expected a glob on node names or "
+                "op types."
+            )
+        settings = [f.name for f in dataclasses.fields(self) if f.name != "pattern"]
+        given = [name for name in settings if getattr(self, name) is not None]
+        if not given:
+            raise RecipeError(
+                f"The override of the layers '{self.pattern}' sets nothing; give one of "
+                f"{listed(settings)}."
+            )
+        if self.keep_float and len(given) > 1:
+            other = next(name for name in given if name != "keep_float")
+            raise RecipeError(
+                f"The override of the layers '{self.pattern}' sets both 'keep_float' and "
+                f"'{other}', and a float layer has no such setting; remove one of them."
+            )
+        for name in given:
+            check_option(name, getattr(self, name), f"of the layers '{self.pattern}' ")
+
+    def matches(self, node_name: str, op_type: str) -> bool:
+        """Whether the pattern covers this node."""
+        return matches(self.pattern, node_name, op_type)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All options of a run; the defaults are those of the command line.
+
+    Attributes:
+        samples: how many samples are used at most.
+        batch_size: samples per batch; None fits it to the memory.
+        weight_bits: 7 or 8; 7 keeps sums from saturating on x86 without VNNI.
+        activation_bits: 8, or None to leave activations in float.
+        granularity: one weight scale per output channel, or one per tensor.
+        symmetric: whether activation ranges are symmetric about zero.
+        calibration: how clip thresholds start.
+        learn: what is trained.
+        equalize: whether channel ranges are equalized across layers where that helps.
+        bias_correction: whether biases are corrected where that helps.
+        epochs: passes over the samples; None means the method's own number.
+        max_minutes: when training stops at the latest.
+        lr: the learning rate; None means the method's own.
+        exclude: globs of node names or op types that stay float.
+        target: what the export is for.
+        seed: of every random choice.
+        layers: settings of single layers; where several match, later ones win.
+
+    Raises:
+        RecipeError: an option is out of range, or contradicts another.
+    """
+
+    samples: int = 512
+    batch_size: int | None = None
+    weight_bits: int = 8
+    activation_bits: int | None = 8
+    granularity: Granularity = "per-channel"
+    symmetric: bool = False
+    calibration: Calibration = "mse"
+    learn: tuple[Learn, ...] = ("auto",)
+    equalize: bool = True
+    bias_correction: bool = True
+    epochs: int | None = None
+    max_minutes: float = 10.0
+    lr: float | None = None
+    exclude: tuple[str, ...] = ()
+    target: Target = "cpu"
+    seed: int = 0
+    layers: tuple[LayerOverride, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                check_option(field.name, value)
+        for layer in self.layers:
+            if not isinstance(layer, LayerOverride):
+                raise RecipeError(f"The option 'layers' holds '{layer}'; expected 'LayerOverride'.")
+        _check_contradictions(self)
+
+    def override_for(self, node_name: str, op_type: str) -> LayerOverride:
+        """The settings of one layer, merged: of `layers` the later ones, `exclude` over all.
+
+        What no pattern sets is the recipe's own value. A layer to keep in float has
+        `keep_float` True and nothing else; for any other one every field has a value.
+        """
+        merged: dict[str, Any] = {
+            "weight_bits": self.weight_bits,
+            "granularity": self.granularity,
+            "symmetric": self.symmetric,
+            "calibration": self.calibration,
+        }
+        keep_float = False
+        for layer in self.layers:
+            if layer.matches(node_name, op_type):
+                given = {k: v for k, v in dataclasses.asdict(layer).items() if v is not None}
+                keep_float = given.pop("keep_float", keep_float)
+                merged |= given
+        if keep_float or any(matches(each, node_name, op_type) for each in self.exclude):
+            return LayerOverride(pattern=node_name or op_type, keep_float=True)
+        return LayerOverride(**{**merged, "pattern": node_name or op_type, "keep_float": False})
+
+    def patterns(self) -> tuple[str, ...]:
+        """Every glob in the recipe, each of which should match something."""
+        return tuple(dict.fromkeys([*self.exclude, *(layer.pattern for layer in self.layers)]))
+
+    def to_json(self) -> str:
+        """The recipe as one line of JSON, every option spelt out, keys sorted."""
+        return json.dumps(_to_fields(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            RecipeError: the text is not JSON, or an option is unknown or out of range.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"The recipe '{text[:80]}' is not JSON: {error}.") from error
+        return recipe_from_fields(fields, "the recipe")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file; options that it does not name have their defaults.
+
+    Raises:
+        RecipeError: the file can't be read, or an option is unknown, out of range, or
+            contradicts another.
+    """
+    try:
+        fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Can't read the recipe '{path}': {error}.") from error
+    return recipe_from_fields(fields, f"'{path}'")
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the recipe as TOML, every option spelt out.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    fields = {key: value for key, value in _to_fields(recipe).items() if value is not None}
+    try:
+        Path(path).write_text(tomli_w.dumps(fields), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"Can't write the recipe '{path}': {error.strerror}.") from error
+
+
+def recipe_from_fields(fields: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with these options, spelt as in TOML (with `-` or `_`).
+
+    Args:
+        fields: values by option.
+        where: how an error names their place.
+
+    Raises:
+        RecipeError: an option is unknown, out of range, or contradicts another.
+    """
+    if not isinstance(fields, Mapping):
+        raise RecipeError(f"Expected a table of options in {where}.")
+    options = _known(fields, [f.name for f in dataclasses.fields(Recipe)], where)
+    layers = options.get("layers", [])
+    if not isinstance(layers, list) or not all(isinstance(each, Mapping) for each in layers):
+        raise RecipeError(f"Expected 'layers' in {where} to be tables '[[layers]]'.")
+    if "layers" in options:
+        options["layers"] = tuple(_layer(each, where) for each in layers)
+    for name in ("learn", "exclude"):
+        value = options.get(name)
+        if isinstance(value, (str, list)):
+            options[name] = (value,) if isinstance(value, str) else tuple(value)
+    if options.get("activation_bits") == NONE:
+        options["activation_bits"] = None
+    if type(options.get("max_minutes")) is int:
+        options["max_minutes"] = float(options["max_minutes"])
+    return Recipe(**options)
+
+
+def _layer(fields: Mapping[str, Any], where: str) -> LayerOverride:
+    known = [field.name for field in dataclasses.fields(LayerOverride)]
+    options = _known(fields, known, f"'layers' of {where}")
+    if "pattern" not in options:
+        raise RecipeError(
+            f"An entry of 'layers' in {where} has no 'pattern'; give a glob on node names or "
+            "op types."
+        )
+    return LayerOverride(**options)
+
+
+def _known(fields: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
+    options = {}
+    for key, value in fields.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise RecipeError(
+                f"Unknown option '{key}' in {where}; the nearest known one is "
+                f"'{nearest_name(name, known)}'."
+            )
+        options[name] = value
+    return options
+
+
+def _to_fields(recipe: Recipe) -> dict[str, Any]:
+    fields = dataclasses.asdict(recipe)
+    fields["layers"] = [
+        {key: value for key, value in layer.items() if value is not None}
+        for layer in fields["layers"]
+    ]
+    fields["learn"], fields["exclude"] = list(recipe.learn), list(recipe.exclude)
+    fields["activation_bits"] = recipe.activation_bits or NONE
+    return fields
+
+
+def _check_contradictions(recipe: Recipe) -> None:
+    """Raises RecipeError where two options can't go together."""
+    learns = recipe.learn
+    if len(learns) > 1 and ("none" in learns or "auto" in learns):
+        alone = "none" if "none" in learns else "auto"
+        raise RecipeError(
+            f"The option 'learn' is {listed(learns)}; '{alone}' stands alone: remove it or the "
+            "others."
+        )
+    if recipe.activation_bits is None and "thresholds" in learns:
+        raise RecipeError(
+            "The options 'learn' = 'thresholds' and 'activation_bits' = 'none' contradict each "
+            "other, since float activations have no thresholds; remove one of them."
+        )
+    if recipe.activation_bits is None and recipe.symmetric:
+        raise RecipeError(
+            "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
+            "float activations have no range; remove one of them."
+        )
+    if learns == ("none",):
+        for name in ("epochs", "lr"):
+            if getattr(recipe, name) is not None:
+                raise RecipeError(
+                    f"The options 'learn' = 'none' and '{name}' = '{getattr(recipe, name)}' "
+                    "contradict each other; remove one of them."
+                )

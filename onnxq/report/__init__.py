@@ -1,0 +1,1 @@
+"""What a user reads: tables for the terminal, JSON, and one HTML file."""

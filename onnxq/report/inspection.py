@@ -1,0 +1,202 @@
+"""What a model is made of, and what could be quantized."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxq.pipeline import plan_model
+from onnxq.plan import Plan
+from onnxq.recipe import Recipe
+from onnxq.verify.figures import METADATA_KEY, Figures
+from onnxq.verify.opened import RECIPE_KEY, VERSION_KEY, OpenedModel, open_model
+
+PREPROCESS_KEY = "onnxq.preprocess"
+_WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_STORED_FORM = ("DequantizeLinear", "Cast", "Mul")
+"""What stands between integer weights and the layer that reads them."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer.
+
+    Attributes:
+        name: the node's name.
+        op_type: its operator.
+        parameters: number of weights.
+        bytes_before: bytes of the float weights.
+        bytes_after: bytes of the quantized weights; equal where the layer is left alone.
+        num_bits: width of a weight's code; None where it stays float.
+        compute: "integer", "weight-only" or "float".
+        reason: why it is not on integer kernels; empty where it is.
+    """
+
+    name: str
+    op_type: str
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+    num_bits: int | None
+    compute: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        path: the file.
+        size: its bytes, external data included.
+        opset: version of the ONNX operators.
+        ir_version: version of the file format.
+        inputs: dtype and shape by name.
+        outputs: dtype and shape by name.
+        parameters: number of constant values.
+        operators: number of nodes by operator.
+        layers: the nodes with weights.
+        notes: what normalisation could not do.
+        version: version of onnxq that wrote the file; None for any other file.
+        recipe: its options.
+        preprocess: its preprocessing.
+        figures: its figures.
+    """
+
+    path: Path
+    size: int
+    opset: int
+    ir_version: int
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    parameters: int
+    operators: dict[str, int]
+    layers: list[LayerRow]
+    notes: list[str] = field(default_factory=list)
+    version: str | None = None
+    recipe: Recipe | None = None
+    preprocess: dict[str, Any] | None = None
+    figures: Figures | None = None
+
+    def to_fields(self) -> dict[str, Any]:
+        """All of it by name, as JSON takes it."""
+        fields = dataclasses.asdict(self)
+        fields["path"] = str(self.path)
+        fields["recipe"] = None if self.recipe is None else json.loads(self.recipe.to_json())
+        return fields
+
+
+def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
+    """Layers, parameters, bytes, what can be quantized and why not.
+
+    A file that onnxq wrote shows its version, recipe and figures instead of a plan.
+
+    Args:
+        model: an ONNX file.
+        recipe: what the plan is for; None means the defaults.
+
+    Raises:
+        OnnxqError: the file can't be read, or can't be handled.
+    """
+    opened = open_model(Path(model))
+    if opened.is_compressed:
+        return _compressed(opened)
+    report = plan_model(opened.path, recipe)
+    return _inspection(opened, plan_rows(report.model, report.plan), report.notes)
+
+
+def plan_rows(model: ir.Model, plan: Plan) -> list[LayerRow]:
+    """A row for each layer of a plan and each node that it leaves alone, in graph order."""
+    rows = []
+    for node in model.graph.all_nodes():
+        name = str(node.name)
+        if name in plan.layers:
+            spec = plan.layers[name]
+            count, bits = spec.parameters, spec.num_bits
+            # A code of 7 or 8 bits is stored in one byte.
+            sizes = 4 * count, count
+            rows.append(
+                LayerRow(name, spec.op_type, count, *sizes, bits, spec.compute, spec.reason)
+            )
+        elif name in plan.left_alone:
+            rows.append(_float_row(node, plan.left_alone[name]))
+    return rows
+
+
+def _float_row(node: ir.Node, reason: str) -> LayerRow:
+    arrays = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
+    parameters = sum(array.size for array in arrays)
+    size = sum(array.nbytes for array in arrays)
+    return LayerRow(str(node.name), node.op_type, parameters, size, size, None, "float", reason)
+
+
+def _compressed(opened: OpenedModel) -> Inspection:
+    metadata = opened.metadata
+    figures = Figures.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    inspection = _inspection(opened, _stored_rows(opened.model, figures), [])
+    preprocess = metadata.get(PREPROCESS_KEY)
+    return dataclasses.replace(
+        inspection,
+        version=metadata[VERSION_KEY],
+        recipe=Recipe.from_json(metadata[RECIPE_KEY]) if RECIPE_KEY in metadata else None,
+        preprocess=None if preprocess is None else json.loads(preprocess),
+        figures=figures,
+    )
+
+
+def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
+    """The layers of a file that onnxq wrote."""
+    weight_only = {} if figures is None else figures.weight_only
+    left_alone = {} if figures is None else figures.left_alone
+    rows = []
+    for node in model.graph:
+        if node.op_type not in _WEIGHT_OPERATORS or len(node.inputs) < 2:
+            continue
+        name = str(node.name)
+        stored = _stored(node.inputs[1])
+        if stored is None or stored.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+            rows.append(_float_row(node, left_alone.get(name, "its weights are float")))
+            continue
+        reason = weight_only.get(name, "")
+        compute = "weight-only" if reason else "integer"
+        count, size = stored.size, stored.nbytes
+        rows.append(LayerRow(name, node.op_type, count, 4 * count, size, 8, compute, reason))
+    return rows
+
+
+def _stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant that a weight is made of."""
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        if node is None or node.op_type not in _STORED_FORM:
+            return None
+        value = node.inputs[0]
+    return None if value is None else value.const_value
+
+
+def _inspection(opened: OpenedModel, layers: list[LayerRow], notes: list[str]) -> Inspection:
+    graph = opened.model.graph
+    constants = [v.const_value for v in graph.initializers.values() if v.const_value is not None]
+    return Inspection(
+        path=opened.path,
+        size=opened.size,
+        opset=opened.model.opset_imports.get("", 0),
+        ir_version=opened.model.ir_version,
+        inputs={spec.name: str(spec) for spec in opened.inputs},
+        outputs={str(value.name): _described(value) for value in graph.outputs},
+        parameters=sum(constant.size for constant in constants),
+        operators=dict(sorted(Counter(node.op_type for node in graph.all_nodes()).items())),
+        layers=layers,
+        notes=notes,
+    )
+
+
+def _described(value: ir.Value) -> str:
+    shape = "" if value.shape is None else " (" + ", ".join(map(str, value.shape)) + ")"
+    return f"{value.dtype.name.lower() if value.dtype else value.type}{shape}"

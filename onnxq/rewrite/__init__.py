@@ -1,0 +1,1 @@
+"""Graph rewrites: equalization, and the student with its fake-quant nodes."""

@@ -1,0 +1,172 @@
+"""The numbers of a student: ranges, thresholds, weights and biases, by name.
+
+They live outside the graph. The student takes what `student_feeds` computes from them, the
+export writes the same numbers as codes and scales, so both compute the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.numerics.qparams import (
+    FloatArray,
+    affine_qparams,
+    bias_scale,
+    fake_quant_bias,
+    fake_quant_weight,
+    quant_max,
+    smallest_weight_scale,
+    weight_quant_max,
+    weight_scale,
+)
+from onnxq.plan.operators import constant
+from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
+
+Range = tuple[float, float]
+"""(left, width) of an activation's range, real."""
+
+SMALLEST_WIDTH = 1e-8
+"""A tensor that is always zero gets this width: safe to divide by."""
+
+
+@dataclass(frozen=True)
+class Quantizers:
+    """Everything that turns a plan into numbers.
+
+    Attributes:
+        ranges: (left, width) by tensor name; a symmetric range has left = -width / 2.
+        thresholds: T by weight name, shape (channels,) or (), the clip bound of the weights.
+        weights: the float weights by weight name.
+        biases: the biases to write, real, by layer name, for layers with a bias.
+        float_biases: the biases of the float model, from which corrections start.
+    """
+
+    ranges: dict[str, Range]
+    thresholds: dict[str, FloatArray]
+    weights: dict[str, FloatArray]
+    biases: dict[str, FloatArray]
+    float_biases: dict[str, FloatArray]
+
+    def with_ranges(self, ranges: Mapping[str, Range]) -> Quantizers:
+        """A copy with other ranges for some tensors."""
+        return replace(self, ranges={**self.ranges, **ranges})
+
+    def with_thresholds(self, thresholds: Mapping[str, FloatArray]) -> Quantizers:
+        """A copy with other thresholds for some weights."""
+        return replace(self, thresholds={**self.thresholds, **thresholds})
+
+    def with_biases(self, biases: Mapping[str, FloatArray]) -> Quantizers:
+        """A copy with other biases for some layers."""
+        return replace(self, biases={**self.biases, **biases})
+
+
+def model_weights(model: ir.Model, plan: Plan) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """The float weights by weight name and biases by layer name, as the model holds them."""
+    values = model.graph.initializers
+    weights = {s.weight: _array(values[s.weight]) for s in plan.layers.values()}
+    biases = {
+        s.name: _array(values[s.bias]) for s in plan.layers.values() if s.bias and needs_bias(s)
+    }
+    return weights, biases
+
+
+def needs_bias(spec: LayerSpec) -> bool:
+    """Whether the layer's bias is a parameter of the student: on integer kernels only."""
+    return spec.bias is not None and spec.compute == "integer"
+
+
+def _array(value: ir.Value) -> FloatArray:
+    array = constant(value)
+    assert array is not None
+    return np.asarray(array, dtype=np.float32)
+
+
+def limit_names(spec: TensorSpec) -> tuple[str, ...]:
+    """The names of the student's inputs that hold the tensor's range."""
+    limits = {"asymmetric": ("left", "width"), "positive": ("width",), "symmetric": ("threshold",)}
+    return tuple(f"{spec.name}.{limit}" for limit in limits[spec.kind])
+
+
+def limits(spec: TensorSpec, bounds: Range) -> tuple[np.float32, ...]:
+    """What those inputs take: (left, width), (width,) or (threshold,), float32."""
+    left, width = np.float32(bounds[0]), np.float32(max(bounds[1], SMALLEST_WIDTH))
+    if spec.kind == "asymmetric":
+        return left, width
+    return (width,) if spec.kind == "positive" else (width / np.float32(2),)
+
+
+def tensor_qparams(spec: TensorSpec, bounds: Range) -> tuple[np.float32, int]:
+    """The scale and zero point of a tensor, exactly as its fake-quant function computes them."""
+    values = limits(spec, bounds)
+    if spec.kind == "asymmetric":
+        return affine_qparams(float(values[0]), float(values[1]), spec.num_bits)
+    if spec.kind == "positive":
+        return values[0] / np.float32(quant_max(spec.num_bits)), 0
+    scale = values[0] / np.float32(weight_quant_max(spec.num_bits))
+    return scale, 2 ** (spec.num_bits - 1)
+
+
+def input_scale(plan: Plan, quantizers: Quantizers, spec: LayerSpec, source: str) -> np.float32:
+    """The scale of the codes that an integer layer reads; `source` names their tensor."""
+    return tensor_qparams(plan.tensors[source], quantizers.ranges[source])[0]
+
+
+def weight_scales(
+    plan: Plan, quantizers: Quantizers, sources: Mapping[str, str]
+) -> dict[str, FloatArray]:
+    """The scale of each weight: T / (2^(n-1) - 1), raised where a bias would leave int32.
+
+    Args:
+        plan: the plan.
+        quantizers: the numbers.
+        sources: by layer name, the tensor whose codes the layer reads.
+    """
+    scales: dict[str, FloatArray] = {}
+    for spec in plan.layers.values():
+        scale = weight_scale(quantizers.thresholds[spec.weight], spec.num_bits)
+        bias = quantizers.biases.get(spec.name)
+        if bias is not None:
+            least = smallest_weight_scale(
+                bias, input_scale(plan, quantizers, spec, sources[spec.name])
+            )
+            scale = np.maximum(scale, least.reshape(-1) if spec.axis is not None else least.max())
+        scales[spec.weight] = np.maximum(scales.get(spec.weight, scale), scale)
+    return scales
+
+
+def student_feeds(
+    plan: Plan, quantizers: Quantizers, sources: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """The student's parameter inputs: limits, fake-quantized weights, biases on their grid."""
+    feeds: dict[str, np.ndarray] = {}
+    for tensor in plan.tensors.values():
+        values = limits(tensor, quantizers.ranges[tensor.name])
+        feeds |= {n: np.asarray(v) for n, v in zip(limit_names(tensor), values, strict=True)}
+    scales = weight_scales(plan, quantizers, sources)
+    for weight, spec in _one_layer_per_weight(plan.layers.values()).items():
+        feeds[weight] = fake_quant_weight(
+            quantizers.weights[weight], scales[weight], spec.num_bits, spec.axis
+        )
+    for name, bias in quantizers.biases.items():
+        spec = plan.layers[name]
+        scale = bias_scale(
+            input_scale(plan, quantizers, spec, sources[name]), scales[spec.weight]
+        )
+        feeds[bias_name(spec)] = fake_quant_bias(bias, scale)
+    return feeds
+
+
+def _one_layer_per_weight(layers: Iterable[LayerSpec]) -> dict[str, LayerSpec]:
+    chosen: dict[str, LayerSpec] = {}
+    for spec in layers:
+        chosen.setdefault(spec.weight, spec)
+    return chosen
+
+
+def bias_name(spec: LayerSpec) -> str:
+    """The student's input for a layer's bias; a layer's own, since its scale is its own."""
+    return f"{spec.name}.bias"

@@ -1,0 +1,229 @@
+"""Labels and references: how good a model is, and how far from another one.
+
+This is the only place that reads labels, and nothing here chooses anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.data.inputs import InputSpec
+from onnxq.data.labelled import LABELS_FILE, open_labelled
+from onnxq.data.preprocess import Preprocess, find_preprocess
+from onnxq.data.samples import Samples, open_samples
+from onnxq.errors import DataError
+from onnxq.progress import Progress, Silent
+from onnxq.session import SessionPool
+from onnxq.verify.opened import OpenedModel, open_model
+from onnxq.verify.outputs import (
+    BATCH_SIZE,
+    Comparer,
+    Comparison,
+    paired_outputs,
+    probability_outputs,
+)
+from onnxq.verify.ranks import Ranks, paired_figures
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured; None where there were no labels, or no reference.
+
+    Attributes:
+        samples: number of samples.
+        top1: share of the samples whose label has the largest output, percent.
+        top5: share of the samples whose label is among the five largest, percent.
+        error: one standard error of `top1`, percentage points.
+        reference_top1: the same of the reference, percent.
+        reference_top5: the same of the reference, percent.
+        drop: reference_top1 - top1, percentage points; positive where the model is worse.
+        drop_error: one standard error of the paired difference, percentage points.
+        agreement: share of the samples on which both decide alike, percent.
+        kl: mean KL divergence of the model's softmax from the reference's, nats.
+        estimated_drop: label-free estimate of the drop, percentage points.
+        sqnr_db: signal to noise of each output against the reference's, decibels.
+        skipped: files that could not be read.
+    """
+
+    samples: int
+    top1: float | None = None
+    top5: float | None = None
+    error: float | None = None
+    reference_top1: float | None = None
+    reference_top5: float | None = None
+    drop: float | None = None
+    drop_error: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    estimated_drop: float | None = None
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    reference: str | Path | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    samples: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Top-1 and top-5 on labelled samples, and the difference to a reference.
+
+    Args:
+        model: the file to measure, float or quantized.
+        data: labelled samples; unlabelled ones do where there is a reference.
+        reference: the file to compare with, usually the float original.
+        preprocess: how an image becomes an input; None looks beside and inside both files.
+        samples: how many samples are used at most; None means all.
+        batch_size: samples per run.
+        progress: told how many samples are done.
+
+    Raises:
+        OnnxqError: a file can't be read, or the samples don't fit the model.
+    """
+    opened = open_model(Path(model))
+    other = None if reference is None else open_model(Path(reference))
+    if preprocess is None:
+        for each in filter(None, (opened, other)):
+            preprocess = preprocess or find_preprocess(each.path, each.metadata)
+    inputs = _common_inputs(opened, other)
+    chosen, labels = _open_data(Path(data), inputs, preprocess, samples, other is None)
+    progress = progress or Silent()
+    progress.start("evaluate", len(chosen))
+    run = _Run(chosen, labels, batch_size, progress.at)
+    evaluation = run.alone(opened) if other is None else run.beside(opened, other)
+    progress.finish()
+    return evaluation
+
+
+def _common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputSpec]:
+    """What both models take: the narrower batch of the two."""
+    if other is None:
+        return opened.inputs
+    named = {spec.name: spec for spec in other.inputs}
+    inputs = []
+    for spec in opened.inputs:
+        match = named.get(spec.name)
+        if match is None or match.dtype != spec.dtype or len(match.shape) != len(spec.shape):
+            raise DataError(
+                f"The reference '{other.path}' takes {_listed(other.inputs)}, but "
+                f"'{opened.path}' takes {_listed(opened.inputs)}; give the model's own original."
+            )
+        pairs = zip(spec.shape, match.shape, strict=True)
+        shape = tuple(dim if dim is not None else dim2 for dim, dim2 in pairs)
+        inputs.append(InputSpec(spec.name, spec.dtype, shape))
+    return inputs
+
+
+def _listed(inputs: list[InputSpec]) -> str:
+    return ", ".join(f"'{spec.name}' {spec}" for spec in inputs)
+
+
+def _open_data(
+    path: Path,
+    inputs: list[InputSpec],
+    preprocess: Preprocess | None,
+    limit: int | None,
+    need_labels: bool,
+) -> tuple[Samples, np.ndarray | None]:
+    if not need_labels and not _has_labels(path):
+        return open_samples(path, inputs, preprocess, limit), None
+    labelled = open_labelled(path, inputs, preprocess)
+    if limit is not None:
+        labelled = labelled.take(limit)
+    return labelled.samples, labelled.labels
+
+
+def _has_labels(path: Path) -> bool:
+    if path.is_dir():
+        names = [entry.name for entry in path.iterdir() if entry.is_dir()]
+        classes = [n for n in names if not n.startswith((".", "test_data_set"))]
+        return (path / LABELS_FILE).is_file() or bool(classes)
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        return False
+    try:
+        with np.load(path) as arrays:
+            return "labels" in arrays
+    except (OSError, ValueError) as error:
+        raise DataError(f"Can't read '{path}': {error}.") from error
+
+
+class _Run:
+    """One pass over the samples."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        labels: np.ndarray | None,
+        batch_size: int,
+        on_batch: Callable[[int], None],
+    ) -> None:
+        self._samples, self._labels, self._tell = samples, labels, on_batch
+        self._size = samples.batch or batch_size
+
+    def alone(self, opened: OpenedModel) -> Evaluation:
+        """Top-1 and top-5 of a model."""
+        assert self._labels is not None
+        ranks = Ranks(self._labels)
+        for found in SessionPool(opened.path).map(self._samples.batches(self._size)):
+            ranks.add(found)
+            self._tell(ranks.done)
+        figures: dict[str, Any] = dict(ranks.figures())
+        return Evaluation(samples=ranks.done, skipped=self._samples.skipped, **figures)
+
+    def beside(self, opened: OpenedModel, other: OpenedModel) -> Evaluation:
+        """The difference to a reference, and the ranks of both where there are labels."""
+        pools = SessionPool(other.path), SessionPool(opened.path)
+        _check_outputs(pools[0].outputs, pools[1].outputs, opened, other)
+        comparer = Comparer(pools[0].outputs, probability_outputs(other.model))
+        both = None if self._labels is None else (Ranks(self._labels), Ranks(self._labels))
+        done = 0
+        for expected, found in paired_outputs(*pools, self._samples, self._size):
+            comparer.add(expected, found)
+            if both is not None:
+                both[0].add(expected)
+                both[1].add(found)
+            done = min(done + self._size, len(self._samples))
+            self._tell(done)
+        figures = {} if both is None else dict(paired_figures(*both))
+        return _evaluation(comparer.comparison(done), figures, self._samples.skipped)
+
+
+def _check_outputs(
+    wanted: list[str], found: list[str], opened: OpenedModel, other: OpenedModel
+) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise DataError(
+            f"The reference '{other.path}' has the output '{missing[0]}', which "
+            f"'{opened.path}' lacks; give the model's own original."
+        )
+
+
+def _evaluation(
+    comparison: Comparison, figures: dict[str, Any], skipped: list[str]
+) -> Evaluation:
+    agreement = comparison.agreement
+    return Evaluation(
+        samples=comparison.samples,
+        agreement=None if agreement is None else 100 * agreement,
+        kl=comparison.kl,
+        estimated_drop=comparison.estimated_drop,
+        sqnr_db=comparison.sqnr_db,
+        skipped=skipped,
+        **figures,
+    )

@@ -1,0 +1,127 @@
+"""The figures of a run, as plain data that goes through JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxq.errors import ModelError
+
+METADATA_KEY = "onnxq.figures"
+"""The key of a model's metadata under which the figures are kept as JSON."""
+
+LATENCY_FIELDS = (
+    "latency_before_ms",
+    "latency_before_spread_ms",
+    "latency_after_ms",
+    "latency_after_spread_ms",
+)
+"""Figures of one machine at one moment: never written into a model file."""
+
+
+@dataclass
+class Figures:
+    """What came out of a run; None or empty where it was not measured or has no meaning.
+
+    Attributes:
+        size_before: bytes of the original file, with its external data.
+        size_after: bytes of the exported file.
+        integer_layers: number of layers that run on integer kernels.
+        layers: number of layers that are quantized, weight-only ones with them.
+        agreement: share of the samples on which both models decide alike, 0 to 1.
+        kl: mean KL divergence of the exported model's softmax from the original's, nats.
+        estimated_drop: label-free estimate of the top-1 drop, percentage points.
+        estimated_drop_error: one standard error of `estimated_drop`, percentage points.
+        sqnr_db: signal to quantization noise of each output, decibels.
+        student_agreement: share of the samples on which the exported model decides as the
+            student did.
+        latency_before_ms: median latency of the original, milliseconds.
+        latency_before_spread_ms: interquartile range of the same.
+        latency_after_ms: median latency of the exported model, milliseconds.
+        latency_after_spread_ms: interquartile range of the same.
+        kernels: operator that runs each layer, by the layer's name.
+        weight_only: reason by name of the layers stored as integers that run in float.
+        left_alone: reason by name of the layers that stay as they were.
+        float_nodes: names of nodes that stayed float between integer ones.
+        learning: `start_score` and `score` (held-back, lower is better), `epoch` that was
+            kept, `epochs_run`, and `scores` by epoch.
+        equalization: what equalization did, in words.
+        bias_correction: whether biases were corrected.
+        samples: number of samples used.
+        held_back: number of them that nothing was learned on.
+        notes: what a user should know, in sentences.
+    """
+
+    size_before: int
+    size_after: int
+    integer_layers: int = 0
+    layers: int = 0
+    agreement: float | None = None
+    kl: float | None = None
+    estimated_drop: float | None = None
+    estimated_drop_error: float | None = None
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    student_agreement: float | None = None
+    latency_before_ms: float | None = None
+    latency_before_spread_ms: float | None = None
+    latency_after_ms: float | None = None
+    latency_after_spread_ms: float | None = None
+    kernels: dict[str, str] = field(default_factory=dict)
+    weight_only: dict[str, str] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    float_nodes: list[str] = field(default_factory=list)
+    learning: dict[str, Any] = field(default_factory=dict)
+    equalization: str = ""
+    bias_correction: bool = False
+    samples: int = 0
+    held_back: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """Size after over size before."""
+        return self.size_after / max(self.size_before, 1)
+
+    @property
+    def latency_ratio(self) -> float | None:
+        """Latency after over latency before; None where it was not measured."""
+        if not self.latency_before_ms or self.latency_after_ms is None:
+            return None
+        return self.latency_after_ms / self.latency_before_ms
+
+    def to_fields(self, *, latency: bool = True) -> dict[str, Any]:
+        """The figures by name; without those of the clock where `latency` is False."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if latency or k not in LATENCY_FIELDS}
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(self.to_fields(), sort_keys=True)
+
+    def to_metadata(self) -> str:
+        """The same without the figures of the clock: a file's bytes don't depend on the time."""
+        return json.dumps(self.to_fields(latency=False), sort_keys=True)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Figures:
+        """The figures of `to_fields`; names that this version doesn't know are passed over."""
+        known = {each.name for each in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in fields.items() if key in known})
+
+    @classmethod
+    def from_json(cls, text: str) -> Figures:
+        """The figures that `to_json` or `to_metadata` wrote.
+
+        Raises:
+            ModelError: the text is not a JSON table with both sizes.
+        """
+        try:
+            return cls.from_fields(json.loads(text))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f'The metadata "{METADATA_KEY}" can\'t be read ({error}), where the figures of '
+                "onnxq are expected; compress the original again."
+            ) from error

@@ -1,0 +1,179 @@
+"""Which kernels ONNX Runtime really runs: read from the graph that its optimiser writes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.plan.spec import LayerSpec, Plan
+from onnxq.session import open_session
+
+_INTEGER = (
+    "QLinearConv ConvInteger QGemm QLinearMatMul MatMulInteger MatMulIntegerToFloat "
+    "DynamicQuantizeMatMul QLinearAdd QLinearMul QLinearConcat QLinearAveragePool "
+    "QLinearGlobalAveragePool QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QLinearWhere "
+    "QLinearReduceMean NhwcMaxPool"
+)
+INTEGER_KERNELS = frozenset(_INTEGER.split())
+"""Operators that compute on codes."""
+
+_CONVERTS = frozenset(("QuantizeLinear", "DequantizeLinear"))
+_WEIGHT_SUFFIXES = (".codes", ".codes_s8_2_u8", ".real")
+"""How a weight may be called: its codes, the same made unsigned (AVX2), folded to float."""
+
+UNKNOWN = "?"
+"""The kernel of a layer that was not found again."""
+
+_MOVING = (
+    "Reshape Flatten Transpose Slice Pad Squeeze Unsqueeze Gather Split Expand Tile Identity "
+    "Cast Shape ReorderInput ReorderOutput"
+)
+_MOVES = frozenset(_MOVING.split())
+"""Operators that compute nothing: not worth a report where they stay float."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What runs.
+
+    Attributes:
+        layers: operator that runs each layer, by the layer's name; a layer that can't be
+            found again in the optimised graph has "?".
+        float_nodes: nodes that stayed float between integer ones, as `name (operator)`.
+        counts: number of nodes by operator.
+    """
+
+    layers: dict[str, str]
+    float_nodes: list[str]
+    counts: dict[str, int]
+
+    def integer_layers(self) -> list[str]:
+        """Names of the layers that run on integer kernels."""
+        return [name for name, kernel in self.layers.items() if kernel in INTEGER_KERNELS]
+
+
+def running_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> dict[str, str]:
+    """The operator that runs each layer of the plan in ONNX Runtime, by the layer's name."""
+    return read_kernels(model, plan).layers
+
+
+def read_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> Kernels:
+    """What ONNX Runtime makes of a model on this machine.
+
+    Args:
+        model: the exported model.
+        plan: the plan that it was made from.
+    """
+    nodes = optimised_nodes(model)
+    counts: dict[str, int] = {}
+    for node in nodes:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return Kernels(
+        layers=_match_layers(nodes, plan.layers.values()),
+        float_nodes=[f"{node.name} ({node.op_type})" for node in float_nodes(nodes)],
+        counts=counts,
+    )
+
+
+def optimised_nodes(model: ir.Model | bytes | str | Path) -> list[ir.Node]:
+    """The nodes of the graph that ONNX Runtime runs in place of the model's, in order."""
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        open_session(model, optimised_path=path)
+        return list(ir.load(path).graph)
+
+
+def float_nodes(nodes: list[ir.Node]) -> list[ir.Node]:
+    """Nodes that compute in float, read codes made float again, and are quantized afterwards.
+
+    What comes before the first quantized tensor and after the last one is float by plan.
+    """
+    after: set[ir.Node] = set()
+    for node in nodes:
+        writers = [v.producer() for v in node.inputs if v is not None]
+        if any(w is not None and (w in after or _gives_float(w)) for w in writers):
+            after.add(node)
+    before: set[ir.Node] = set()
+    for node in reversed(nodes):
+        readers = [reader for output in node.outputs for reader in output.consumers()]
+        if node.op_type not in _CONVERTS and any(
+            reader in before or reader.op_type == "QuantizeLinear" for reader in readers
+        ):
+            before.add(node)
+    return [n for n in nodes if n in after and n in before and _computes_in_float(n)]
+
+
+def _gives_float(node: ir.Node) -> bool:
+    """Whether a node turns codes of an activation into floats."""
+    value = node.inputs[0] if node.inputs else None
+    if value is None or value.is_initializer():
+        return False
+    # QGemm without an output scale, and the kernels that are named for it.
+    floats = node.op_type == "QGemm" and len([v for v in node.inputs if v is not None]) < 9
+    return floats or node.op_type in ("DequantizeLinear", "MatMulIntegerToFloat")
+
+
+def _computes_in_float(node: ir.Node) -> bool:
+    return node.op_type not in _CONVERTS | _MOVES | INTEGER_KERNELS
+
+
+def _match_layers(nodes: list[ir.Node], layers: Iterable[LayerSpec]) -> dict[str, str]:
+    """The operator of each layer, found by its weight, its result or its name."""
+    by_input: dict[str, list[ir.Node]] = {}
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value.name:
+                by_input.setdefault(value.name, []).append(node)
+    found = {}
+    for layer in layers:
+        match = _by_weight(by_input, layer) or _by_bias(by_input, layer) or _by_result(nodes, layer)
+        found[layer.name] = match.op_type if match is not None else UNKNOWN
+    return found
+
+
+def _by_weight(by_input: dict[str, list[ir.Node]], layer: LayerSpec) -> ir.Node | None:
+    """The node that reads the layer's weight; of several, the one with the layer's name."""
+    for suffix in _WEIGHT_SUFFIXES:
+        readers = [n for n in by_input.get(layer.weight + suffix, []) if _may_be_layer(n)]
+        if readers:
+            named = [n for n in readers if _names(n) & {layer.name, layer.output}]
+            return (named or readers)[0]
+    real = by_input.get(layer.weight + ".codes", [])
+    # A DequantizeLinear that did not fuse: the layer is whoever reads it.
+    behind = [r for n in real for out in n.outputs for r in out.consumers() if _may_be_layer(r)]
+    named = [n for n in behind if _names(n) & {layer.name, layer.output}]
+    return next(iter(named or behind), None)
+
+
+def _by_bias(by_input: dict[str, list[ir.Node]], layer: LayerSpec) -> ir.Node | None:
+    """The only node that reads the layer's bias: blocked layouts rename the weights alone."""
+    for name in (layer.bias, f"{layer.name}.bias.codes", f"{layer.name}.bias.real"):
+        readers = [n for n in by_input.get(name or "", []) if _may_be_layer(n)]
+        if len(readers) == 1:
+            return readers[0]
+    return None
+
+
+def _by_result(nodes: list[ir.Node], layer: LayerSpec) -> ir.Node | None:
+    """The node with the layer's name or result, where its constants were renamed."""
+    for node in nodes:
+        if _may_be_layer(node) and _names(node) & {layer.name, layer.output}:
+            return node
+    for node in nodes:
+        if _may_be_layer(node) and any(layer.name in name for name in _names(node)):
+            return node
+    return None
+
+
+def _names(node: ir.Node) -> set[str]:
+    suffixes = ("_nchwc", "_nhwc")
+    names = {str(node.name), *(str(output.name) for output in node.outputs)}
+    return names | {name.removesuffix(s) for name in names for s in suffixes}
+
+
+def _may_be_layer(node: ir.Node) -> bool:
+    return _computes_in_float(node) or node.op_type in INTEGER_KERNELS

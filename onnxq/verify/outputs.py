@@ -1,0 +1,203 @@
+"""How far the outputs of two models are apart, in one streaming pass over samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import tee
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.data.samples import Samples
+from onnxq.session import Arrays, SessionPool
+from onnxq.verify.distributions import (
+    confidence_drop,
+    kl_divergence,
+    log_probabilities,
+    look_like_probabilities,
+)
+
+BATCH_SIZE = 16
+MOST_DB = 200.0
+"""Bound of the SQNR: equal outputs would have an infinite one, which JSON can't hold."""
+
+_KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a candidate's outputs differ from a reference's.
+
+    Attributes:
+        samples: number of samples compared.
+        agreement: share of equal decisions, 0 to 1; None where no output is a decision.
+        kl: mean KL(reference || candidate) in nats; None where no output has classes.
+        estimated_drop: mean of p_T(c_T) - p_T(c_S) in percentage points, or None.
+        estimated_drop_error: one standard error of it, in percentage points, or None.
+        sqnr_db: 10 log10(sum y^2 / sum (y - y')^2) of each float output, within +-200.
+        incomparable: names of outputs whose shapes differ between the two models.
+    """
+
+    samples: int
+    agreement: float | None
+    kl: float | None
+    estimated_drop: float | None
+    estimated_drop_error: float | None
+    sqnr_db: dict[str, float]
+    incomparable: list[str] = field(default_factory=list)
+
+
+def probability_outputs(model: ir.Model) -> frozenset[str]:
+    """Names of the graph outputs that are a softmax, reshaped at most."""
+    names = set()
+    for output in model.graph.outputs:
+        node = output.producer()
+        while node is not None and node.op_type in _KEEPS_VALUES and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        if node is not None and node.op_type == "Softmax":
+            names.add(str(output.name))
+    return frozenset(names)
+
+
+def compare_outputs(
+    reference: SessionPool,
+    candidate: SessionPool,
+    samples: Samples,
+    probabilities: Collection[str] | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int], None] | None = None,
+) -> Comparison:
+    """Run both models on the samples and compare their outputs; nothing is kept but sums.
+
+    Args:
+        reference: the original; its outputs are those compared, and its values the truth.
+        candidate: a model with the same inputs and outputs.
+        samples: what both read.
+        probabilities: names of outputs that are a softmax already (`probability_outputs`);
+            None tells by their values.
+        batch_size: samples per run.
+        on_batch: called with the number of samples done.
+    """
+    comparer = Comparer(reference.outputs, probabilities)
+    size = samples.batch or batch_size
+    pairs = paired_outputs(reference, candidate, samples, size)
+    for done, (expected, found) in enumerate(pairs, start=1):
+        comparer.add(expected, found)
+        if on_batch is not None:
+            on_batch(min(done * size, len(samples)))
+    return comparer.comparison(len(samples))
+
+
+def paired_outputs(
+    reference: SessionPool, candidate: SessionPool, samples: Samples, batch_size: int
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """The outputs of both models, batch by batch; each sample is read once."""
+    left, right = tee(samples.batches(batch_size))
+    return zip(reference.map(left), candidate.map(right), strict=True)
+
+
+class Comparer:
+    """Accumulates how two models' outputs differ.
+
+    Args:
+        outputs: names of the outputs.
+        probabilities: as in `compare_outputs`.
+    """
+
+    def __init__(
+        self, outputs: Sequence[str], probabilities: Collection[str] | None = None
+    ) -> None:
+        self._sums = {name: _OutputSums() for name in outputs}
+        self._probabilities = probabilities
+
+    def add(self, expected: Arrays, found: Arrays) -> None:
+        """Take one batch into account."""
+        known = self._probabilities
+        for name, total in self._sums.items():
+            y, y_hat = expected[name], found[name]
+            # Sequences and maps of ai.onnx.ml models are no arrays.
+            if not isinstance(y, np.ndarray) or not isinstance(y_hat, np.ndarray):
+                continue
+            if y.shape != y_hat.shape:
+                total.incomparable = True
+            elif y.dtype.kind == "f":
+                total.add(y, y_hat, None if known is None else name in known)
+            else:
+                total.add_labels(y, y_hat)
+
+    def comparison(self, samples: int) -> Comparison:
+        """The figures so far."""
+        return _comparison(self._sums, samples)
+
+
+class _OutputSums:
+    """Running sums of one output."""
+
+    def __init__(self) -> None:
+        self.incomparable = False
+        self.signal = self.noise = 0.0
+        self.is_float = False
+        self.labels = self.equal_labels = 0
+        self.rows = self.equal = 0
+        self.kl = self.drop = self.squared_drop = 0.0
+        self._probabilities: bool | None = None
+
+    def add(self, y: np.ndarray, y_hat: np.ndarray, probabilities: bool | None) -> None:
+        self.is_float = True
+        valid = np.isfinite(y)
+        signal = y[valid].astype(np.float64)
+        self.signal += float(np.square(signal).sum())
+        self.noise += float(np.square(signal - y_hat[valid]).sum())
+        if y.ndim == 2 and y.shape[1] >= 2 and valid.all() and np.isfinite(y_hat).all():
+            if self._probabilities is None:
+                given = probabilities is not None
+                self._probabilities = probabilities if given else look_like_probabilities(y)
+            self._add_rows(y, y_hat, bool(self._probabilities))
+
+    def _add_rows(self, y: np.ndarray, y_hat: np.ndarray, probabilities: bool) -> None:
+        teacher, student = (log_probabilities(rows, probabilities) for rows in (y, y_hat))
+        decisions, others = y.argmax(axis=1), y_hat.argmax(axis=1)
+        drop = confidence_drop(teacher, decisions, others)
+        self.rows += len(y)
+        self.equal += int((decisions == others).sum())
+        self.kl += float(kl_divergence(teacher, student).sum())
+        self.drop += float(drop.sum())
+        self.squared_drop += float(np.square(drop).sum())
+
+    def add_labels(self, y: np.ndarray, y_hat: np.ndarray) -> None:
+        self.labels += y.size
+        self.equal_labels += int((y == y_hat).sum())
+
+    def sqnr_db(self) -> float:
+        if not math.isfinite(self.noise):
+            return -MOST_DB
+        if self.noise == 0:
+            return MOST_DB
+        ratio = 10 * math.log10(max(self.signal / self.noise, 1e-20))
+        return min(max(ratio, -MOST_DB), MOST_DB)
+
+
+def _comparison(sums: dict[str, _OutputSums], samples: int) -> Comparison:
+    classified = [total for total in sums.values() if total.rows and not total.incomparable]
+    rows = sum(total.rows for total in classified)
+    agreement = kl = drop = error = None
+    if rows:
+        agreement = sum(total.equal for total in classified) / rows
+        kl = max(sum(total.kl for total in classified) / rows, 0.0)
+        mean = sum(total.drop for total in classified) / rows
+        variance = max(sum(total.squared_drop for total in classified) / rows - mean**2, 0.0)
+        drop, error = 100 * mean, 100 * math.sqrt(variance / rows)
+    elif labels := sum(total.labels for total in sums.values()):
+        agreement = sum(total.equal_labels for total in sums.values()) / labels
+    return Comparison(
+        samples=samples,
+        agreement=agreement,
+        kl=kl,
+        estimated_drop=drop,
+        estimated_drop_error=error,
+        sqnr_db={n: t.sqnr_db() for n, t in sums.items() if t.is_float and not t.incomparable},
+        incomparable=[name for name, total in sums.items() if total.incomparable],
+    )

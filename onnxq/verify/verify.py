@@ -1,0 +1,110 @@
+"""Measure the exported model against the original: outputs, size, kernels, latency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.data.samples import Samples
+from onnxq.plan import Plan
+from onnxq.progress import Progress
+from onnxq.session import SessionPool
+from onnxq.verify.figures import Figures
+from onnxq.verify.kernels import read_kernels
+from onnxq.verify.latency import measure_latency
+from onnxq.verify.outputs import compare_outputs, probability_outputs
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is measured.
+
+    Attributes:
+        original: the file that the user gave.
+        teacher: the original, normalised.
+        student: the student with its numbers as constants.
+        model: the exported model.
+        plan: the plan behind it.
+    """
+
+    original: Path
+    teacher: ir.Model
+    student: ir.Model
+    model: ir.Model
+    plan: Plan
+
+
+def verify(
+    exported: Exported, samples: Samples, batch_size: int, progress: Progress
+) -> Figures:
+    """The figures of an exported model on samples that nothing was learned on.
+
+    Args:
+        exported: the models to compare.
+        samples: the held-back slice.
+        batch_size: samples in one run; fixed, so that sums don't depend on the machine.
+        progress: told where the work stands.
+    """
+    progress.start("verify", 2 * len(samples))
+    probabilities = probability_outputs(exported.teacher)
+    candidate = SessionPool(exported.model)
+    against_original = compare_outputs(
+        SessionPool(exported.teacher, candidate.outputs),
+        candidate,
+        samples,
+        probabilities,
+        batch_size=batch_size,
+        on_batch=progress.at,
+    )
+    against_student = compare_outputs(
+        SessionPool(exported.student, candidate.outputs),
+        candidate,
+        samples,
+        probabilities,
+        batch_size=batch_size,
+        on_batch=lambda done: progress.at(len(samples) + done),
+    )
+    figures = _static_figures(exported)
+    figures.agreement = against_original.agreement
+    figures.kl = against_original.kl
+    figures.estimated_drop = against_original.estimated_drop
+    figures.estimated_drop_error = against_original.estimated_drop_error
+    figures.sqnr_db = against_original.sqnr_db
+    figures.student_agreement = against_student.agreement
+    _add_latency(figures, exported, samples)
+    progress.finish()
+    return figures
+
+
+def _static_figures(exported: Exported) -> Figures:
+    plan = exported.plan
+    kernels = read_kernels(exported.model, plan)
+    return Figures(
+        size_before=original_bytes(exported.original),
+        size_after=0,
+        layers=len(plan.layers),
+        integer_layers=len(kernels.integer_layers()),
+        kernels=kernels.layers,
+        float_nodes=kernels.float_nodes,
+        weight_only={s.name: s.reason for s in plan.layers.values() if s.reason},
+        left_alone=dict(plan.left_alone),
+    )
+
+
+def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None:
+    feeds = next(samples.batches(1))
+    before, after = measure_latency([exported.original, exported.model], feeds)
+    figures.latency_before_ms, figures.latency_before_spread_ms = before.median_ms, before.spread_ms
+    figures.latency_after_ms, figures.latency_after_spread_ms = after.median_ms, after.spread_ms
+
+
+def original_bytes(path: Path) -> int:
+    """The size of a model's file with the external data files that it names."""
+    total = path.stat().st_size
+    files = set()
+    for value in ir.load(path).graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            files.add(Path(value.const_value.path))
+    return total + sum(file.stat().st_size for file in files)

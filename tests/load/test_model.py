@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from onnxq.errors import ModelError
+from onnxq.load.inputs import input_specs
+from onnxq.load.model import load_model
+from onnxq.load.version import convert_version
+from onnxq.session import open_session
+
+
+def _proto(body: str, signature: str = "(float[2,4] x) => (float[2,4] y)", opset: int = 13):
+    domains = f'"" : {opset}, "custom" : 1, "com.microsoft" : 1'
+    return onnx.parser.parse_model(
+        f"<ir_version: 8, opset_import: [{domains}]> g {signature} {{ {body} }}"
+    )
+
+
+def _save(tmp_path: Path, proto: onnx.ModelProto) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def _message(path: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+def test_inputs_of_a_model(tmp_path):
+    proto = _proto("y = Add(x, w)", "(float[N,4] x, float[4] w) => (float[N,4] y)")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(4, np.float32), "w"))
+    (spec,) = input_specs(load_model(_save(tmp_path, proto)))
+    assert (spec.name, spec.dtype, spec.shape) == ("x", np.dtype(np.float32), (None, 4))
+
+
+def test_not_a_file(tmp_path):
+    assert "can't be read" in _message(tmp_path / "missing.onnx")
+    assert "can't be read" in _message(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello, world\n" * 9, b"\x89PNG\r\n\x1a\n" + bytes(50)])
+def test_not_onnx(tmp_path, data):
+    path = tmp_path / "file.onnx"
+    path.write_bytes(data)
+    assert 'The file "file.onnx" is not an ONNX model' in _message(path)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_truncated(tmp_path, share):
+    proto = _proto("y = Add(x, w)", "(float[2,4] x) => (float[2,4] y)")
+    weight = onnx.numpy_helper.from_array(np.ones((2, 4), np.float32), "w")
+    proto.graph.initializer.append(weight)
+    data = proto.SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data[: int(len(data) * share)])
+    assert "truncated" in _message(path)
+
+
+def test_truncated_before_the_opset(tmp_path):
+    proto = _proto("y = Relu(x)")
+    del proto.opset_import[:]
+    assert "does not say which opset" in _message(_save(tmp_path, proto))
+
+
+@pytest.mark.parametrize(
+    ("body", "op"),
+    [
+        ("y = DequantizeLinear(q, s) q = QuantizeLinear(x, s)", "DequantizeLinear"),
+        ("y = com.microsoft.QLinearAdd(x, x)", "QLinearAdd"),
+        ("y = com.microsoft.MatMulNBits(x, x)", "MatMulNBits"),
+        ("y = MatMulInteger(x, x)", "MatMulInteger"),
+    ],
+)
+def test_already_quantized(tmp_path, body, op):
+    message = _message(_save(tmp_path, _proto(body)))
+    assert "already quantized" in message and f'"{op}"' in message
+
+
+def test_custom_operators(tmp_path):
+    message = _message(_save(tmp_path, _proto("y = custom.Magic(x)")))
+    assert 'The node "y"' in message and '"custom::Magic"' in message
+
+
+def test_custom_operators_in_a_sub_graph(tmp_path):
+    body = (
+        "y = If(c) <then_branch = t () => (float[2,4] p) { p = custom.Magic(x) },"
+        " else_branch = e () => (float[2,4] p) { p = Relu(x) }>"
+    )
+    proto = _proto(body, "(float[2,4] x, bool c) => (float[2,4] y)")
+    assert '"custom::Magic"' in _message(_save(tmp_path, proto))
+
+
+def test_functions_are_inlined(tmp_path):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 13, "custom" : 1]>
+        g (float[2,4] x) => (float[2,4] y) { y = custom.Magic(x) }
+        <opset_import: ["" : 13], domain: "custom"> Magic (a) => (b) { c = Relu(a) b = Neg(c) }"""
+    )
+    model = load_model(_save(tmp_path, proto))
+    assert [node.op_type for node in model.graph] == ["Relu", "Neg"]
+
+
+def test_maps(tmp_path):
+    proto = _proto("y = Relu(x)")
+    kind = proto.graph.output[0].type.sequence_type.elem_type.map_type
+    kind.key_type = onnx.TensorProto.INT64
+    kind.value_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    assert '"map_type"' in _message(_save(tmp_path, proto))
+
+
+def test_external_data(tmp_path):
+    proto = _proto("y = Add(x, w)")
+    weight = onnx.numpy_helper.from_array(np.ones((2, 4), np.float32), "w")
+    proto.graph.initializer.append(weight)
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="w.data", size_threshold=0)
+    x = np.zeros((2, 4), dtype=np.float32)
+    assert open_session(load_model(path)).run(None, {"x": x})[0].sum() == 8
+    (tmp_path / "w.data").write_bytes(b"short")
+    assert "external data" in _message(path)
+    (tmp_path / "w.data").unlink()
+    assert "external data" in _message(path)
+
+
+def test_refused_by_onnx_runtime(tmp_path):
+    message = _message(_save(tmp_path, _proto("y = Reul(x)")))
+    assert "ONNX Runtime can't open" in message
+
+
+def test_an_opset_too_old(tmp_path):
+    message = _message(_save(tmp_path, _proto("y = Relu(x)", opset=6)))
+    assert "uses opset 6, where 7 or newer" in message
+
+
+def test_an_opset_without_conversion(tmp_path):
+    message = _message(_save(tmp_path, _proto("y = Relu(x)", opset=99)))
+    assert "uses opset 99 and can't be converted to opset 21" in message
+
+
+@pytest.mark.parametrize("opset", [22, 23, 24, 25])
+def test_new_opsets_come_down(tmp_path, opset):
+    model = load_model(_save(tmp_path, _proto("z = Identity(x) y = Relu(z)", opset=opset)))
+    assert model.opset_imports[""] == 21 and model.ir_version <= 10
+
+
+@pytest.mark.parametrize(
+    ("opset", "body"),
+    [
+        (7, "y = Clip<min=0.0, max=0.5>(x)"),
+        (7, "y = Dropout(x)"),
+        (7, "y = Pad<pads=[0,0,1,1,0,0,1,1]>(x)"),
+        (7, "y = Slice<axes=[2], starts=[1], ends=[3]>(x)"),
+        (7, "y = ReduceSum<axes=[1], keepdims=0>(x)"),
+        (7, 'y = Upsample<mode="nearest", scales=[1.0,1.0,2.0,2.0]>(x)'),
+        (8, "y = Softmax<axis=1>(x)"),
+        (9, 's = Constant<value=float[4]{1.0,1.0,2.0,2.0}>() y = Upsample<mode="linear">(x, s)'),
+        (10, 's = Constant<value=float[4]{1.0,1.0,1.5,1.5}>() y = Resize<mode="linear">(x, s)'),
+        (10, 's = Constant<value=float[4]{1.0,1.0,1.5,1.5}>() y = Resize<mode="nearest">(x, s)'),
+        (12, "y = Unsqueeze<axes=[0]>(x)"),
+    ],
+)
+def test_old_opsets_come_up_with_equal_outputs(tmp_path, opset, body):
+    path = _save(tmp_path, _proto(body, "(float[1,2,4,4] x) => (float y)", opset))
+    proto = onnx.load(path)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(proto.SerializeToString())
+    x = np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype(np.float32)
+    model = load_model(path)
+    assert model.opset_imports[""] == 13
+    expected = open_session(path, optimise=False).run(None, {"x": x})[0]
+    found = open_session(model, optimise=False).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_conversion_that_changes_the_outputs_is_an_error(tmp_path, monkeypatch):
+    def wrong(proto, name):
+        converted = convert_version(proto, name)
+        converted.graph.node[0].op_type = "Neg"
+        return converted
+
+    monkeypatch.setattr("onnxq.load.model.convert_version", wrong)
+    message = _message(_save(tmp_path, _proto("y = Relu(x)", opset=9)))
+    assert "uses opset 9 and converting it changes what it computes" in message
+
+
+def test_an_input_without_a_shape(tmp_path):
+    proto = _proto("y = Relu(x)")
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match=r'The input "x".*a tensor of known rank is expected'):
+        input_specs(load_model(_save(tmp_path, proto)))

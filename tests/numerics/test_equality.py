@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from onnxq.numerics.equality import find_difference
+
+BASE = np.array([1.0, -100.0, 3.0], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (BASE, None),
+        (BASE + np.float32(0.009), None),
+        (BASE + np.float32(0.011), "differs by 0.011"),
+        (BASE.astype(np.float64), "is float64"),
+        (BASE[:2], r"is float32\[2\]"),
+        (np.array([1, -100, np.nan], dtype=np.float32), "infinite or NaN in other places"),
+    ],
+)
+def test_floats(found, words):
+    reason = find_difference(["y"], [[BASE]], [[found]])
+    assert reason is None if words is None else re.search(words, reason)
+
+
+def test_nan_and_infinity_in_the_same_places_are_equal():
+    odd = np.array([np.nan, np.inf, 1], dtype=np.float32)
+    assert find_difference(["y"], [[odd]], [[odd.copy()]]) is None
+    assert "other ways" in find_difference(["y"], [[odd]], [[-odd]])
+
+
+def test_a_small_probability_is_no_more_exact_than_one():
+    small = np.array([1e-6], dtype=np.float32)
+    assert find_difference(["p"], [[small]], [[small + np.float32(1e-7)]]) is None
+
+
+def test_integers_and_lists_must_be_the_same():
+    labels = np.array([1, 2])
+    assert "1 of 2 elements" in find_difference(["l"], [[labels]], [[np.array([1, 3])]])
+    assert "2 elements instead of 1" in find_difference(["l"], [[[labels]]], [[[labels, labels]]])
+    assert find_difference(["l"], [[[labels]]], [[[labels]]]) is None

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq.errors import OutputError, RecipeError
+from onnxq.recipe import (
+    LayerOverride,
+    Recipe,
+    load_recipe,
+    nearest_name,
+    recipe_from_fields,
+    save_recipe,
+)
+
+GRANULARITY = st.sampled_from(["per-channel", "per-tensor"])
+CALIBRATION = st.sampled_from(["max", "mse", "aciq", "kl", "percentile"])
+LAYERS = st.builds(
+    LayerOverride,
+    pattern=st.text(min_size=1, max_size=8),
+    weight_bits=st.sampled_from([7, 8]),
+    granularity=st.none() | GRANULARITY,
+    symmetric=st.none() | st.booleans(),
+    calibration=st.none() | CALIBRATION,
+) | st.builds(LayerOverride, pattern=st.text(min_size=1, max_size=8), keep_float=st.booleans())
+RECIPES = st.builds(
+    Recipe,
+    samples=st.integers(1, 10**6),
+    batch_size=st.none() | st.integers(1, 999),
+    weight_bits=st.sampled_from([7, 8]),
+    activation_bits=st.sampled_from([8, None]),
+    granularity=GRANULARITY,
+    calibration=CALIBRATION,
+    equalize=st.booleans(),
+    bias_correction=st.booleans(),
+    epochs=st.none() | st.integers(1, 99),
+    max_minutes=st.floats(0.01, 1e4),
+    lr=st.none() | st.floats(1e-9, 10),
+    exclude=st.lists(st.text(min_size=1, max_size=8), max_size=3).map(tuple),
+    target=st.sampled_from(["cpu", "cpu-avx2"]),
+    seed=st.integers(0, 2**31),
+    layers=st.lists(LAYERS, max_size=3).map(tuple),
+)
+
+
+@given(recipe=RECIPES)
+@settings(deadline=None, max_examples=100)
+def test_round_trip_through_json_and_toml(recipe, tmp_path_factory):
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    path = tmp_path_factory.mktemp("recipes") / "r.toml"
+    save_recipe(recipe, path)
+    assert load_recipe(path) == recipe
+
+
+def test_defaults_and_hand_written_toml(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text("")
+    assert load_recipe(path) == Recipe()
+    path.write_text(
+        'weight-bits = 7\nactivation_bits = "none"\nexclude = "head"\nmax-minutes = 2\n'
+        '[[layers]]\npattern = "Conv"\ngranularity = "per-tensor"\n'
+    )
+    assert load_recipe(path) == Recipe(
+        weight_bits=7,
+        activation_bits=None,
+        exclude=("head",),
+        max_minutes=2.0,
+        layers=(LayerOverride("Conv", granularity="per-tensor"),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"calibraton": "mse"}, "'calibraton' in 'r.toml'; the nearest known one is 'calibration'"),
+        ({"layers": [{"pattern": "a", "keepfloat": True}]}, "nearest known one is 'keep_float'"),
+        ({"layers": [{"keep_float": True}]}, "no 'pattern'"),
+        ({"layers": {"pattern": "a"}}, r"tables '\[\[layers\]\]'"),
+        ({"layers": [{"pattern": "a"}]}, "layers 'a' sets nothing; give one of 'weight_bits'"),
+        (
+            {"layers": [{"pattern": "a", "weight_bits": 3}]},
+            "'weight_bits' of the layers 'a' is '3'; expected '7' or '8'",
+        ),
+        (
+            {"layers": [{"pattern": "a", "keep_float": True, "weight_bits": 8}]},
+            "both 'keep_float' and 'weight_bits'",
+        ),
+        ({"weight_bits": 4}, "'weight_bits' is '4'; expected '7' or '8'"),
+        ({"weight_bits": 8.0}, "'weight_bits' is '8.0'"),
+        ({"weight_bits": True}, "'weight_bits' is 'True'"),
+        ({"activation_bits": 4}, "'activation_bits' is '4'; expected '8' or 'none'"),
+        ({"granularity": "per-group"}, "expected 'per-channel' or 'per-tensor'"),
+        ({"calibration": "minmax"}, "expected 'max' or 'mse'"),
+        ({"symmetric": "yes"}, "expected 'false' or 'true'"),
+        ({"symmetric": 1}, "'symmetric' is '1'"),
+        ({"learn": "weights"}, "'learn' is 'weights'; expected one or more of 'none'"),
+        ({"learn": []}, "'learn' is"),
+        ({"learn": 3}, "'learn' is '3'"),
+        ({"learn": ["none", "thresholds"]}, "'none' stands alone"),
+        ({"learn": ["thresholds", "auto"]}, "'auto' stands alone"),
+        ({"samples": 0}, "'samples' is '0'; expected a whole number of at least 1"),
+        ({"batch_size": 2.5}, "'batch_size' is '2.5'"),
+        ({"epochs": -1}, "'epochs' is '-1'"),
+        ({"seed": -1}, "'seed' is '-1'"),
+        ({"lr": 0}, "'lr' is '0'; expected a number above 0"),
+        ({"lr": float("nan")}, "'lr' is 'nan'"),
+        ({"max_minutes": "ten"}, "'max_minutes' is 'ten'"),
+        ({"exclude": [""]}, "'exclude' is"),
+        ({"exclude": 5}, "'exclude' is '5'"),
+        ({"target": "int4"}, "'target' is 'int4'; expected 'cpu' or 'cpu-avx2'"),
+        ({"activation_bits": "none", "learn": "thresholds"}, "'learn' = 'thresholds' and"),
+        ({"activation_bits": "none", "symmetric": True}, "'symmetric' and 'activation_bits'"),
+        ({"learn": "none", "epochs": 3}, "'learn' = 'none' and 'epochs' = '3'"),
+        ({"learn": "none", "lr": 0.1}, "'learn' = 'none' and 'lr' = '0.1'"),
+    ],
+)
+def test_bad_options_are_one_sentence(fields, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe_from_fields(fields, "'r.toml'")
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(RecipeError, match="Can't read the recipe"):
+        load_recipe(tmp_path / "none.toml")
+    (tmp_path / "r.toml").write_text("a = = 3")
+    with pytest.raises(RecipeError, match="Can't read the recipe"):
+        load_recipe(tmp_path / "r.toml")
+    with pytest.raises(RecipeError, match="is not JSON"):
+        Recipe.from_json("{")
+    with pytest.raises(RecipeError, match="Expected a table"):
+        Recipe.from_json("[]")
+    with pytest.raises(OutputError, match="Can't write the recipe"):
+        save_recipe(Recipe(), tmp_path / "no" / "r.toml")
+
+
+def test_bad_values_in_python_are_caught_too():
+    with pytest.raises(RecipeError, match="'layers' holds 'Conv'"):
+        Recipe(layers=("Conv",))
+    with pytest.raises(RecipeError, match="pattern of a layer is ''"):
+        LayerOverride("", keep_float=True)
+    with pytest.raises(RecipeError, match="'samples' is '0'"):
+        dataclasses.replace(Recipe(), samples=0)
+
+
+def test_overrides_are_merged_and_the_later_one_wins():
+    recipe = Recipe(
+        symmetric=True,
+        layers=(
+            LayerOverride("Conv", granularity="per-tensor", calibration="kl"),
+            LayerOverride("/block1/*", calibration="max", symmetric=False),
+        ),
+    )
+    assert recipe.override_for("/block1/conv", "Conv") == LayerOverride(
+        "/block1/conv", 8, "per-tensor", False, False, "max"
+    )
+    assert recipe.override_for("fc", "Gemm") == LayerOverride(
+        "fc", 8, "per-channel", False, True, "mse"
+    )
+
+
+def test_excluded_layers_and_those_kept_float_have_no_other_setting():
+    recipe = Recipe(
+        exclude=("head*",),
+        layers=(LayerOverride("Gemm", keep_float=True), LayerOverride("*", weight_bits=7)),
+    )
+    assert recipe.override_for("head.1", "Conv") == LayerOverride("head.1", keep_float=True)
+    assert recipe.override_for("fc", "Gemm") == LayerOverride("fc", keep_float=True)
+    assert recipe.override_for("fc", "Conv").weight_bits == 7
+    assert recipe.patterns() == ("head*", "Gemm", "*")
+
+
+def test_a_later_override_takes_a_layer_back_from_float():
+    recipe = Recipe(
+        layers=(LayerOverride("Conv", keep_float=True), LayerOverride("c1", keep_float=False))
+    )
+    assert recipe.override_for("c0", "Conv").keep_float is True
+    assert recipe.override_for("c1", "Conv").keep_float is False
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nearest"),
+    [("conv_*", "Conv_12"), ("gem", "Gemm"), ("/block/con1", "/block/conv1"), ("zzz", None)],
+)
+def test_nearest_name(pattern, nearest):
+    names = ["Gemm", "Conv_12", "/block/conv1"]
+    found = nearest_name(pattern, names)
+    assert found in names and (nearest is None or found == nearest)
+    assert nearest_name(pattern, []) is None
