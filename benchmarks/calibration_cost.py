@@ -47,7 +47,7 @@ CASES = {
         "cifar10_resnet20", "cifar10", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1024, 9
     ),
     "mobilenet": Case(
-        "imagenet_mobilenet_v1_075_224", "imagenet", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 128, 5
+        "imagenet_mobilenet_v1_075_224", "imagenet", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 256, 5
     ),
 }
 
@@ -153,7 +153,7 @@ def peak_in_subprocess(args: argparse.Namespace, name: str, count: int) -> float
     """`peak_memory` in a fresh process."""
     command = [sys.executable, __file__, "--assets", str(args.assets), "--workers"]
     command += [str(args.workers), "--peak", name, str(count)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 

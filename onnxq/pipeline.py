@@ -1,4 +1,4 @@
-"""The main job, stage by stage:
+"""The main job, stage by stage.
 
 load -> normalise -> plan -> calibrate -> rewrite -> learn -> export -> verify -> report
 """
@@ -27,7 +27,7 @@ from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
 from onnxq.learn.variants import Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
-from onnxq.normalise.pipeline import Normalised, normalise
+from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
 from onnxq.recipe import Recipe
@@ -151,9 +151,7 @@ class Run:
 
     def _open(self, model: ir.Model, data: Path) -> Samples:
         recipe = self._recipe
-        return open_samples(
-            data, input_specs(model), self._preprocess, recipe.samples, recipe.seed
-        )
+        return open_samples(data, input_specs(model), self._preprocess, recipe.samples, recipe.seed)
 
     def _check_plan(self, plan: Plan) -> None:
         if plan.layers:
@@ -181,19 +179,22 @@ class Run:
         teacher = self._normalised.model
         logits = find_logits(teacher)
         self._shard = self._recipe.batch_size or shard_size(teacher)
-        outputs = []
-        for name, samples in (("train", self._train), ("held-back", self._held_back)):
-            place = folder / name
-            place.mkdir()
-            self._progress.start(f"original's outputs, {name} slice", len(samples))
-            outputs.append(TeacherOutputs(teacher, logits, samples, place, self._progress.at))
-            self._progress.finish()
-        self._train_outputs = outputs[0]
+        self._train_outputs = self._cache(folder / "train", logits, self._train)
+        held_back = self._cache(folder / "held-back", logits, self._held_back)
         self._progress.start("calibrate", 1)
-        self._variants = Variants(self._recipe, self._train, *outputs, self._shard)
+        self._variants = Variants(
+            self._recipe, self._train, self._train_outputs, held_back, self._shard
+        )
         variant = self._variants.choose(teacher)
         self._progress.finish()
         return variant
+
+    def _cache(self, folder: Path, logits: list[str], samples: Samples) -> TeacherOutputs:
+        folder.mkdir()
+        self._progress.start(f"original's outputs, {folder.name} slice", len(samples))
+        outputs = TeacherOutputs(self._normalised.model, logits, samples, folder, self._progress.at)
+        self._progress.finish()
+        return outputs
 
     def learn(self, variant: Variant, checkpoint: Checkpoint | None, resume: bool) -> Learned:
         """Threshold scales, where the recipe wants them and the graph allows it."""
@@ -224,8 +225,7 @@ class Run:
         learned = run.run(self._progress, resume)
         if not learned.improved:
             self.notes.append(
-                "learning did not beat its starting point on the held-back samples, "
-                "which is kept"
+                "learning did not beat its starting point on the held-back samples, which is kept"
             )
         return learned
 

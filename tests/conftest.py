@@ -3,6 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("onnxq", deadline=None)
+settings.load_profile("onnxq")
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 

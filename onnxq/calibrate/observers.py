@@ -61,15 +61,19 @@ def observe(
     """
     model = model.clone()
     values = _values_by_name(model.graph)
-    model.graph.outputs.clear()
-    attach = _Attach(model)
-    observers = []
     for name in tensors:
         if name not in values:
             raise ValueError(f"tensor '{name}' is not in the main graph; pass a name that is")
-        wants_channels = name in channel_tensors
-        observers.append(attach.observer(values[name], wants_channels, batch_size))
-    return model, observers
+    model.graph.outputs.clear()
+    attach, wanted = _Attach(model), set(tensors)
+    # The session runs the last leaf of the graph first, with all that it needs. Deepest first
+    # here means that each tensor is observed once it is made, not held until the end.
+    observers = {
+        name: attach.observer(value, name in channel_tensors, batch_size)
+        for name, value in reversed(values.items())
+        if name in wanted
+    }
+    return model, [observers[name] for name in tensors]
 
 
 def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from onnxq.cli.benchmark import benchmark
-from onnxq.cli.compress import compress
+from onnxq.cli.benchmark import benchmark_command
+from onnxq.cli.compress import compress_command
 from onnxq.cli.errors import SentenceGroup
-from onnxq.cli.evaluate import evaluate
-from onnxq.cli.inspect import inspect
+from onnxq.cli.evaluate import evaluate_command
+from onnxq.cli.inspect import inspect_command
 from onnxq.version import VERSION
 
 __all__ = ["main"]
@@ -23,5 +23,5 @@ def main() -> None:
     """Compress float ONNX models into smaller, faster ones that stock ONNX Runtime runs."""
 
 
-for _command in (compress, inspect, evaluate, benchmark):
+for _command in (compress_command, inspect_command, evaluate_command, benchmark_command):
     main.add_command(_command)

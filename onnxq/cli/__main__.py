@@ -2,4 +2,4 @@
 
 from onnxq.cli import main
 
-main()
+main(prog_name="onnxq")

@@ -14,7 +14,7 @@ from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.latency import ROUNDS
 
 
-@click.command()
+@click.command("benchmark")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--rounds",
@@ -40,19 +40,27 @@ from onnxq.verify.latency import ROUNDS
     metavar="NAME=D,D,...",
     help="Shape of an input with free dimensions; may repeat.",
 )
+@click.option(
+    "--data", type=PATH, metavar="PATH", help="Feed the first samples there, not random values."
+)
 @threads_option("Threads inside one operator.", default=1)
 @output_options
-def benchmark(
+def benchmark_command(
     models: tuple[Path, ...],
     rounds: int,
     batch_size: int,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    data: Path | None,
     threads: int,
     as_json: bool,
     quiet: bool,
     verbose: int,
 ) -> None:
-    """Time models side by side, taking turns: median, spread and the ratio to the first."""
+    """Time models side by side.
+
+    They take turns, on random values; printed are the median, its spread and the ratio to the
+    first model.
+    """
     start_log(verbose)
     results = run_benchmark(
         [require_model(model) for model in models],
@@ -60,6 +68,7 @@ def benchmark(
         rounds=rounds,
         batch_size=batch_size,
         shapes=dict(shapes),
+        data=data,
     )
     if as_json:
         click.echo(json.dumps([result.to_fields() for result in results], sort_keys=True))

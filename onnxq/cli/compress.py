@@ -27,10 +27,11 @@ from onnxq.recipe import Recipe, save_recipe
 from onnxq.report.html import write_report
 from onnxq.report.inspection import plan_rows
 from onnxq.report.result import result_fields, result_notes
-from onnxq.report.tables import print_figures, print_kernels, print_layers, print_notes, size_text
+from onnxq.report.tables import print_figures, print_kernels, print_layers, print_notes
+from onnxq.report.text import size_text
 
 
-@click.command()
+@click.command("compress")
 @click.argument("model", type=PATH)
 @click.option(
     "--data",
@@ -67,8 +68,9 @@ from onnxq.report.tables import print_figures, print_kernels, print_layers, prin
 @threads_option("Cores used at most.  [default: all]")
 @output_options
 @click.pass_context
-def compress(
+def compress_command(
     ctx: click.Context,
+    /,
     model: Path,
     data: Path | None,
     output: Path | None,
@@ -91,16 +93,16 @@ def compress(
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
     preprocess = preprocess_from_flags(model, **_preprocess_flags(flags))
     with stopped_sentence(out), make_progress(quiet, verbose) as progress:
-            result = run_compress(
-                model,
-                data,
-                recipe,
-                out=out,
-                preprocess=preprocess,
-                force=flags["force"],
-                resume=flags["resume"],
-                progress=progress,
-            )
+        result = run_compress(
+            model,
+            data,
+            recipe,
+            out=out,
+            preprocess=preprocess,
+            force=flags["force"],
+            resume=flags["resume"],
+            progress=progress,
+        )
     if flags["save_recipe"] is not None:
         save_recipe(result.recipe, flags["save_recipe"])
     if flags["report_folder"] is not None:
@@ -134,7 +136,7 @@ def _print_result(
     if not quiet:
         if verbose:
             print_kernels(figures)
-        print_figures(figures, model.name, out.name)
+        print_figures(figures)
         print_notes(result_notes(result))
     before, after = size_text(figures.size_before), size_text(figures.size_after)
     click.echo(f"wrote {out}: {figures.ratio:.1%} of the original size ({before} -> {after})")

@@ -23,7 +23,7 @@ from onnxq.verify.evaluate import evaluate as run_evaluate
 from onnxq.verify.outputs import BATCH_SIZE
 
 
-@click.command()
+@click.command("evaluate")
 @click.argument("model", type=PATH)
 @click.option(
     "--data",
@@ -34,19 +34,32 @@ from onnxq.verify.outputs import BATCH_SIZE
     "'labels'; unlabelled samples do where there is --reference.",
 )
 @click.option(
-    "--reference", type=PATH, metavar="FILE", help="The model to compare with, usually the float one."
+    "--reference",
+    type=PATH,
+    metavar="FILE",
+    help="The model to compare with, usually the float one.",
 )
-@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Samples used at most.  [default: all]")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True, metavar="N",
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Samples used at most.  [default: all]",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=BATCH_SIZE,
+    show_default=True,
+    metavar="N",
     help="Samples per batch.",
 )
 @preprocess_options
 @threads_option("Cores used at most.  [default: all]")
 @output_options
 @click.pass_context
-def evaluate(
+def evaluate_command(
     ctx: click.Context,
+    /,
     model: Path,
     data: Path,
     reference: Path | None,

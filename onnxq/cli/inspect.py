@@ -14,13 +14,14 @@ from onnxq.report.inspection import inspect as run_inspect
 from onnxq.report.tables import print_inspection
 
 
-@click.command()
+@click.command("inspect")
 @click.argument("model", type=PATH)
 @output_options
-def inspect(model: Path, as_json: bool, quiet: bool, verbose: int) -> None:
-    """Show the layers of MODEL, its parameters and bytes, what can be quantized and why not.
+def inspect_command(model: Path, as_json: bool, quiet: bool, verbose: int) -> None:
+    """Show what MODEL is made of, and what can be quantized.
 
-    On a file that onnxq wrote: its recipe and figures.
+    Layers, parameters, bytes, and the reason where a layer can't be quantized; on a file that
+    onnxq wrote, its recipe and figures.
     """
     start_log(verbose)
     found: Any = run_inspect(require_model(model))

@@ -78,7 +78,9 @@ class Lowering:
             source = self._dequantized(self._codes[source])
         scale, zero_point = tensor_qparams(spec, self._quantizers.ranges[spec.name])
         scale_value = add_constant(self._graph, f"{spec.name}.scale", np.asarray(scale, np.float32))
-        zero_value = add_constant(self._graph, f"{spec.name}.zero_point", np.asarray(zero_point, np.uint8))
+        zero_value = add_constant(
+            self._graph, f"{spec.name}.zero_point", np.asarray(zero_point, np.uint8)
+        )
         quantize = ir.node(
             "QuantizeLinear", [source, scale_value, zero_value], name=f"{spec.name}.q"
         )

@@ -22,15 +22,11 @@ def check_output(path: Path, model_path: Path, force: bool) -> None:
         OutputError: the path is the model itself, exists, or its folder can't be written.
     """
     if path.exists() and path.samefile(model_path):
-        raise OutputError(
-            f"the output '{path}' is the model itself; name another file with -o"
-        )
+        raise OutputError(f"the output '{path}' is the model itself; name another file with -o")
     if path.is_dir():
         raise OutputError(f"the output '{path}' is a folder; name a file with -o")
     if path.exists() and not force:
-        raise OutputError(
-            f"the output '{path}' exists; name another file with -o, or add --force"
-        )
+        raise OutputError(f"the output '{path}' exists; name another file with -o, or add --force")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"the folder '{folder}' of the output does not exist; make it first")

@@ -11,9 +11,23 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.export.constants import add_constant
-from onnxq.numerics.qparams import bias_scale, per_channel, quantize_bias, quantize_weight
+from onnxq.numerics.qparams import (
+    FloatArray,
+    bias_scale,
+    fake_quant_weight,
+    per_channel,
+    quantize_bias,
+    quantize_weight,
+)
 from onnxq.plan.spec import LayerSpec
-from onnxq.rewrite.quantizers import Quantizers, bias_name, input_scale, needs_bias, weight_scales
+from onnxq.rewrite.quantizers import (
+    Quantizers,
+    bias_name,
+    corrected_bias,
+    input_scale,
+    needs_bias,
+    weight_scales,
+)
 from onnxq.rewrite.student import Student
 
 
@@ -61,11 +75,13 @@ def _lower_weight(
 
 
 def _lower_bias(
-    graph: ir.Graph, spec: LayerSpec, student: Student, quantizers: Quantizers, scale: np.ndarray
+    graph: ir.Graph, spec: LayerSpec, student: Student, quantizers: Quantizers, scale: FloatArray
 ) -> ir.Value:
-    source = input_scale(student.plan, quantizers, spec, student.sources[spec.name])
+    source = input_scale(student.plan, quantizers, student.sources[spec.name])
     grid = bias_scale(source, scale)
-    codes = quantize_bias(quantizers.biases[spec.name], grid)
+    weight = quantizers.weights[spec.weight]
+    fake = fake_quant_weight(weight, scale, spec.num_bits, spec.axis)
+    codes = quantize_bias(corrected_bias(spec, quantizers, fake), grid)
     name = bias_name(spec)
     stored = add_constant(graph, f"{name}.codes", codes.reshape(-1))
     grid_value = add_constant(graph, f"{name}.scale", grid)
@@ -73,9 +89,7 @@ def _lower_bias(
     return _dequantize(graph, [stored, grid_value], axis, name)
 
 
-def _dequantize(
-    graph: ir.Graph, inputs: list[ir.Value], axis: int | None, name: str
-) -> ir.Value:
+def _dequantize(graph: ir.Graph, inputs: list[ir.Value], axis: int | None, name: str) -> ir.Value:
     attributes = {} if axis is None else {"axis": axis}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.dq")
     graph.insert_before(graph[0], node)

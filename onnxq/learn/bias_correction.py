@@ -7,11 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from onnxq.calibrate.calibrator import Batches, calibrate
-from onnxq.numerics.bias_correction import weight_error_shift
-from onnxq.numerics.qparams import FloatArray
-from onnxq.plan.layers import weight_axis
 from onnxq.plan.spec import LayerSpec
-from onnxq.rewrite.quantizers import Quantizers, student_feeds
+from onnxq.rewrite.quantizers import Quantizers, needs_bias, student_feeds
 from onnxq.rewrite.student import Student
 from onnxq.session import Arrays
 
@@ -31,53 +28,35 @@ class _Fed:
 
 
 def correct_biases(
-    student: Student,
-    quantizers: Quantizers,
-    samples: Batches,
-    batch_size: int,
-    rounds: int = 2,
+    student: Student, quantizers: Quantizers, samples: Batches, batch_size: int, rounds: int = 2
 ) -> Quantizers:
-    """The numbers with corrected biases, b <- b_float - e E[x], e the error of the weights.
+    """The numbers with biases corrected by b <- b - e E[x], e the error of the weights.
 
     E[x] is the mean of each input channel of the layer in the student itself. Correcting a
-    layer moves the means that later layers read, so it is done in rounds, each from the
-    float biases anew.
+    layer moves the means that later layers read, so it is done in rounds.
 
     Args:
         student: the student.
-        quantizers: its numbers; the float biases are corrected, nothing else changes.
+        quantizers: its numbers; only the means of the correction change.
         samples: unlabelled samples.
         batch_size: samples in one run.
         rounds: passes over the samples.
     """
     for _ in range(rounds):
-        quantizers = quantizers.with_biases(_corrected(student, quantizers, samples, batch_size))
+        quantizers = quantizers.with_means(_means(student, quantizers, samples, batch_size))
     return quantizers
 
 
-def _corrected(
+def _means(
     student: Student, quantizers: Quantizers, samples: Batches, batch_size: int
-) -> dict[str, FloatArray]:
-    layers = [
-        spec
-        for spec in student.plan.integer_layers()
-        if spec.op_type in CORRECTED and spec.name in quantizers.biases
-    ]
+) -> dict[str, np.ndarray]:
+    layers = [s for s in student.plan.layers.values() if needs_bias(s) and s.op_type in CORRECTED]
     inputs = {spec.name: _input_name(student, spec) for spec in layers}
     feeds = student_feeds(student.plan, quantizers, student.sources)
     wanted = list(dict.fromkeys(inputs.values()))
     found = calibrate(student.model, [], _Fed(samples, feeds), batch_size, wanted)
-    biases: dict[str, FloatArray] = {}
-    for spec in layers:
-        mean = found[inputs[spec.name]].channel_mean
-        assert mean is not None
-        node = student.model.graph.node(spec.name)
-        weight = quantizers.weights[spec.weight]
-        axis = weight_axis(node, weight.ndim)
-        shift = weight_error_shift(weight, feeds[spec.weight], mean, spec.op_type, axis)
-        bias = quantizers.float_biases[spec.name]
-        biases[spec.name] = bias - shift.reshape(bias.shape)
-    return biases
+    means = {name: found[tensor].channel_mean for name, tensor in inputs.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _input_name(student: Student, spec: LayerSpec) -> str:

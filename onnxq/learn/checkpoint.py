@@ -32,7 +32,9 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         path, fresh = self.folder / STATE, self.folder / "new.npz"
         with fresh.open("wb") as file:
-            np.savez(file, **{IDENTITY: np.array(self._identity)}, **arrays)
+            # allow_pickle is spelt out because arrays are passed by name as well.
+            named = {IDENTITY: np.array(self._identity), **arrays}
+            np.savez(file, allow_pickle=False, **named)
         fresh.replace(path)
 
     def load(self) -> dict[str, np.ndarray] | None:

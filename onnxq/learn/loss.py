@@ -31,7 +31,7 @@ def attach_loss(student: ir.Model, weights: Mapping[str, float]) -> ir.Model:
     graph = model.graph
     values = {v.name: v for node in graph for v in node.outputs}
     body = tape.Tape()
-    terms = []
+    terms: list[ir.Value] = []
     for name, weight in weights.items():
         value = values[name]
         target = ir.val(target_name(name), ir.DataType.FLOAT, value.shape)

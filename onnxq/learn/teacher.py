@@ -102,7 +102,9 @@ class TeacherOutputs:
     def _whole_feeds(self, positions: np.ndarray) -> Iterator[Arrays]:
         group = self._group or 1
         rows = (positions[:, None] * group + np.arange(group)).reshape(-1)
-        for position, feeds in zip(positions, self.samples.subset(rows).batches(group), strict=True):
+        for position, feeds in zip(
+            positions, self.samples.subset(rows).batches(group), strict=True
+        ):
             targets = {
                 target_name(name): np.load(self._path(index, int(position)))
                 for index, name in enumerate(self.logits)

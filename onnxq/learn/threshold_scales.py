@@ -22,9 +22,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxq.numerics.qparams import weight_threshold_gradient, weight_threshold_max
+from onnxq.numerics.bias_correction import shift_weight_gradient
+from onnxq.numerics.qparams import FloatArray, weight_threshold_gradient, weight_threshold_max
 from onnxq.plan.spec import Plan, TensorSpec
-from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, limit_names
+from onnxq.rewrite.quantizers import (
+    SMALLEST_WIDTH,
+    Quantizers,
+    Range,
+    bias_name,
+    limit_names,
+)
 
 ALPHA_MIN, ALPHA_MAX = 0.5, 1.0
 SHIFT_MIN, SHIFT_MAX = -0.2, 0.4
@@ -57,6 +64,7 @@ class ThresholdScales:
         self._largest = {
             w: weight_threshold_max(start.weights[w], s.axis) for w, s in self._layers.items()
         }
+        self._corrected = [s for s in plan.layers.values() if s.name in start.means]
         self.values: dict[str, np.ndarray] = {}
         for name, spec in self._tensors.items():
             low, full = self._bounds[name]
@@ -106,7 +114,8 @@ class ThresholdScales:
     def parameter_names(self) -> list[str]:
         """The student's inputs whose gradients are wanted."""
         names = [n for spec in self._tensors.values() for n in limit_names(spec)]
-        return names + list(self._layers)
+        biases = [bias_name(spec) for spec in self._corrected]
+        return names + list(self._layers) + biases
 
     def gradients(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """dL/d alpha by key, from dL/d limit and dL/d weight by the student's input name."""
@@ -122,7 +131,7 @@ class ThresholdScales:
         thresholds = self.quantizers().thresholds
         for weight, layer in self._layers.items():
             gradient = weight_threshold_gradient(
-                found[weight],
+                self._weight_gradient(weight, found),
                 self._start.weights[weight],
                 thresholds[weight],
                 layer.num_bits,
@@ -130,6 +139,20 @@ class ThresholdScales:
             )
             result[WEIGHT + weight] = gradient * self._largest[weight]
         return result
+
+    def _weight_gradient(self, weight: str, found: Mapping[str, np.ndarray]) -> FloatArray:
+        """dL/dW, with what flows through the biases that are corrected for its error."""
+        total = found[weight]
+        for spec in self._corrected:
+            if spec.weight == weight:
+                total = total + shift_weight_gradient(
+                    found[bias_name(spec)],
+                    self._start.means[spec.name],
+                    total.shape,
+                    spec.op_type,
+                    spec.channel_axis,
+                )
+        return total
 
 
 def _full_range(spec: TensorSpec, minimum: float, maximum: float) -> tuple[float, float]:
@@ -141,4 +164,3 @@ def _full_range(spec: TensorSpec, minimum: float, maximum: float) -> tuple[float
         high = max(-low, high)
         low = -high
     return low, max(high - low, SMALLEST_WIDTH)
-

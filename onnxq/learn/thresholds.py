@@ -177,7 +177,9 @@ class ThresholdLearning:
             self._result.epoch = epoch
 
     def _text(self) -> str:
-        return f"held-back error {self._result.score:.4f}, at the start {self._result.start_score:.4f}"
+        return (
+            f"held-back error {self._result.score:.4f}, at the start {self._result.start_score:.4f}"
+        )
 
     def _save(self, epoch: int) -> None:
         if self._checkpoint is None:

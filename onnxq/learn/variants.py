@@ -116,9 +116,7 @@ class Variants:
         quantizers = initial_quantizers(model, plan, statistics, self._recipe.calibration)
         held_back = HeldBack(loss_model, self._held_back_outputs)
         score = held_back.score(student_feeds(plan, quantizers, student.sources))
-        return Variant(
-            name, model, student, loss_model, statistics, quantizers, held_back, score
-        )
+        return Variant(name, model, student, loss_model, statistics, quantizers, held_back, score)
 
     def choose(self, model: ir.Model) -> Variant:
         """The plain form, or an equalized one where its held-back score is lower."""

@@ -8,40 +8,37 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.load.inputs import input_specs, random_feeds
-from onnxq.normalise.free_batch import fixed_batch
 from onnxq.session import Arrays, Feeds
 
 CheckFeeds = Callable[[int], Feeds] | Sequence[Feeds] | None
 """A function from the batch size to a feed, feeds themselves, or None for random ones."""
 
 
-def given_feeds(model: ir.Model, source: CheckFeeds, batch: int = 2) -> list[Feeds]:
+def given_feeds(model: ir.Model, source: CheckFeeds, batch: int) -> list[Feeds]:
     """The feeds to check a model on.
 
     Args:
         model: the model, for the inputs that random feeds need.
         source: where the feeds come from.
-        batch: samples per feed asked of a function; the model's own, where that is fixed,
-            is cut out of what is given.
+        batch: samples per feed asked of a function.
     """
-    feeds: list[Feeds]
     if source is None:
         return [random_feeds(input_specs(model), batch)]
-    feeds = [source(batch)] if callable(source) else list(source)
-    size = fixed_batch(model)
-    if size is None:
-        return feeds
+    return [source(batch)] if callable(source) else list(source)
+
+
+def pieces_of(feeds: Sequence[Feeds], size: int) -> list[Feeds]:
+    """The same feeds cut into batches of `size`, where they can be cut."""
     pieces: list[Feeds] = []
     for feed in feeds:
-        pieces.extend(split_batch(feed, size) or [])
-        if split_batch(feed, size) is None:
-            pieces.append(feed)
+        parts = split_batch(feed, size)
+        pieces.extend([feed] if parts is None else parts)
     return pieces
 
 
 def split_batch(feeds: Feeds, size: int) -> list[Arrays] | None:
     """Feeds of `size` samples each; None where the arrays don't share a batch of that kind."""
-    if any(array.ndim == 0 for array in feeds.values()):
+    if not feeds or any(array.ndim == 0 for array in feeds.values()):
         return None
     lengths = {array.shape[0] for array in feeds.values()}
     if len(lengths) != 1 or (length := lengths.pop()) % size:

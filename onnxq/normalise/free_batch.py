@@ -19,22 +19,28 @@ class FreeBatch:
     Reshape to a constant shape that starts with the fixed batch takes it from its input
     instead. Whether the result computes each sample by itself is for the caller to check:
     shapes alone do not tell.
+
+    Args:
+        size: the batch that the graph was written for, where its inputs don't say so; by
+            default that of the inputs.
     """
 
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
     def __call__(self, model: ir.Model) -> PassResult:
-        """The model and whether its batch was freed; a note says why it was not."""
-        size = fixed_batch(model)
+        """The model and whether anything was freed."""
+        size = self.size or fixed_batch(model)
         if size is None:
             return PassResult(model, modified=False)
         editor = Editor(model.graph)
-        for node in list(model.graph):
-            if is_op(node, "Reshape"):
-                _free_reshape(editor, node, size)
-        for value in [*model.graph.inputs, *model.graph.outputs]:
-            if value.shape is not None and len(value.shape):
-                value.shape = ir.Shape([BATCH, *list(value.shape)[1:]])
-        _forget_shapes(model)
-        return PassResult(model, modified=True)
+        nodes = [node for node in model.graph if is_op(node, "Reshape")]
+        freed = [_free_reshape(editor, node, size) for node in nodes]
+        values = [*model.graph.inputs, *model.graph.outputs]
+        freed += [_free_value(value, size) for value in values]
+        if any(freed):
+            _forget_shapes(model)
+        return PassResult(model, any(freed))
 
 
 def fixed_batch(model: ir.Model) -> int | None:
@@ -59,15 +65,23 @@ def static_batch(value: ir.Value) -> bool:
     return size is not None and size > 0
 
 
-def _free_reshape(editor: Editor, node: ir.Node, size: int) -> None:
+def _free_reshape(editor: Editor, node: ir.Node, size: int) -> bool:
     shape = constant(input_at(node, 1))
     if shape is None or shape.ndim != 1 or shape.size == 0 or shape[0] != size:
-        return
+        return False
     if constant(node.inputs[0]) is not None or int_attribute(node, "allowzero", 0):
-        return
+        return False
     free = shape.copy()
     free[0] = 0 if static_dim(node.inputs[0], 0) == size or -1 in shape else -1
     node.replace_input_with(1, editor.initializer(f"{node.name}_shape", free.astype(np.int64)))
+    return True
+
+
+def _free_value(value: ir.Value, size: int) -> bool:
+    if value.shape is None or static_dim(value, 0) != size:
+        return False
+    value.shape = ir.Shape([BATCH, *list(value.shape)[1:]])
+    return True
 
 
 def _forget_shapes(model: ir.Model) -> None:

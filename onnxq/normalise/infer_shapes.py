@@ -7,6 +7,22 @@ from onnx_ir.passes import common
 
 from onnxq.normalise.passes import PassResult
 
+_MAY_GIVE_SEQUENCES = frozenset(
+    {
+        "SequenceEmpty",
+        "SequenceConstruct",
+        "SequenceInsert",
+        "SequenceErase",
+        "SequenceMap",
+        "SplitToSequence",
+        "Optional",
+        "Identity",
+        "If",
+        "Loop",
+        "Scan",
+    }
+)
+
 
 class InferShapes:
     """Runs ONNX's shape inference and writes the result onto the values.
@@ -21,8 +37,33 @@ class InferShapes:
     def __call__(self, model: ir.Model) -> PassResult:
         """The model with the shapes filled in."""
         _forget_invented_names(model)
+        before = _sequence_candidates(model)
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        if any(isinstance(kind, ir.SequenceType | ir.OptionalType) for _, kind, _ in before) or (
+            _gives_sequences(model)
+        ):
+            # The pass writes a sequence's element type down as if it were a tensor's.
+            for value, kind, shape in before:
+                value.type, value.shape = kind, shape
         return PassResult(model, modified=False)
+
+
+def _sequence_candidates(
+    model: ir.Model,
+) -> list[tuple[ir.Value, ir.TypeProtocol | None, ir.Shape | None]]:
+    return [
+        (value, value.type, value.shape)
+        for node in model.graph.all_nodes()
+        if node.op_type in _MAY_GIVE_SEQUENCES
+        for value in node.outputs
+    ]
+
+
+def _gives_sequences(model: ir.Model) -> bool:
+    plain = {"Identity", "If", "Loop", "Scan"}
+    return any(
+        node.op_type in _MAY_GIVE_SEQUENCES - plain for node in model.graph.all_nodes()
+    ) or any(not isinstance(value.type, ir.TensorType) for value in model.graph.inputs)
 
 
 def _forget_invented_names(model: ir.Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from onnxq.errors import ModelError, PassError
 from onnxq.load.outputs import run_model
 from onnxq.normalise.batch_norm_to_affine import BatchNormToAffine
 from onnxq.normalise.chain_sum import ChainSum
-from onnxq.normalise.check_feeds import CheckFeeds, given_feeds
+from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, pieces_of
 from onnxq.normalise.clip_to_relu import ClipToRelu
 from onnxq.normalise.conv_to_gemm import ConvToGemm
 from onnxq.normalise.expand_where import ExpandWhere
@@ -33,8 +34,9 @@ from onnxq.normalise.runner import PassRunner
 from onnxq.normalise.simplify import Simplify
 from onnxq.normalise.split_to_slices import SplitToSlices
 from onnxq.normalise.sweep_dead import SweepDead
-from onnxq.normalise.verify_batch import free_and_verify_batch
-from onnxq.numerics.equality import find_difference
+from onnxq.normalise.verify_batch import FreedBatch, free_and_verify_batch
+from onnxq.numerics.equality import Outputs, find_difference
+from onnxq.session import Feeds
 
 CLEAN: tuple[GraphPass, ...] = (
     LiftConstants(),
@@ -98,21 +100,23 @@ def normalise(model: ir.Model, check_feeds: CheckFeeds = None) -> Normalised:
     Args:
         model: as `load_model` gives it.
         check_feeds: what the outputs are compared on, before and after: feeds, a function
-            from a batch size to a feed, or None for random values.
+            from a batch size to a feed, or None for random values. Where the model does
+            not run on random values, nothing is compared and a note says so.
 
     Raises:
-        ModelError: the model does not run on the feeds.
+        ModelError: the model does not run on the feeds given.
         PassError: a pass changed the outputs; it is named.
     """
     model = NameEverything()(model.clone()).model
-    reference = _Reference(model, check_feeds)
     batch = free_and_verify_batch(model, check_feeds, _clean)
+    feeds = _feeds(model, check_feeds, batch)
+    reference = _Reference(model, feeds, may_fail=check_feeds is None)
     runner = PassRunner()
     unfolded, folded = _transform(batch.model, runner)
     for result in (folded, unfolded):
         if (reason := reference.difference(result)) is not None:
             _name_the_culprit(batch.model, reference, reason)
-    notes = [*batch.notes, *runner.notes, *_left_over(folded)]
+    notes = [*batch.notes, *reference.notes, *runner.notes, *_left_over(folded)]
     return Normalised(folded, unfolded, batch.batch_free, list(dict.fromkeys(notes)))
 
 
@@ -151,23 +155,45 @@ def _transform(model: ir.Model, runner: PassRunner) -> tuple[ir.Model, ir.Model]
     return unfolded, folded
 
 
-class _Reference:
-    """The original's outputs, to compare those of other models with."""
+def _feeds(model: ir.Model, source: CheckFeeds, batch: FreedBatch) -> list[Feeds]:
+    """The feeds in pieces that the original takes."""
+    size = batch.original_size
+    if size is None:
+        return given_feeds(model, source, batch=2 if batch.batch_free else 1)
+    return pieces_of(given_feeds(model, source, batch=size), size)
 
-    def __init__(self, model: ir.Model, source: CheckFeeds) -> None:
+
+class _Reference:
+    """The original's outputs, to compare those of other models with.
+
+    Args:
+        model: the original.
+        feeds: what it runs on.
+        may_fail: the feeds are a guess; where the model does not run on them, a note says
+            that nothing is compared.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Sequence[Feeds], *, may_fail: bool) -> None:
+        self.notes: list[str] = []
+        self._outputs: dict[bool, list[Outputs]] = {}
         self._names = [str(value.name) for value in model.graph.outputs]
-        self._feeds = given_feeds(model, source)
+        self._feeds = feeds
         try:
             self._outputs = {
-                optimise: run_model(model, self._feeds, optimise=optimise)
-                for optimise in (False, True)
+                optimise: run_model(model, feeds, optimise=optimise) for optimise in (False, True)
             }
         except Exception as error:
             # ONNX Runtime's exceptions share no base class but Exception.
             reason = str(error).strip().splitlines()[0].rstrip(".")
+            if may_fail:
+                self.notes.append(
+                    f"The outputs were not compared with the original's, since it does not run "
+                    f"on random inputs of {_sizes(feeds)}."
+                )
+                return
             raise ModelError(
-                f"The model does not run on {'random' if source is None else 'the given'} "
-                f"inputs ({reason}); give samples of the names, shapes and dtypes it expects."
+                f"The model does not run on inputs of {_sizes(feeds)} ({reason}); "
+                "give samples of the names, shapes and dtypes that it expects."
             ) from error
 
     def difference(self, model: ir.Model) -> str | None:
@@ -185,3 +211,9 @@ class _Reference:
                 f'The pass "{type(graph_pass).__name__}" changes what the model computes: '
                 f"{reason}; please report this with the model."
             )
+
+
+def _sizes(feeds: Sequence[Feeds]) -> str:
+    """The shapes of the first feed, as text."""
+    shapes = {name: list(array.shape) for name, array in feeds[0].items()}
+    return ", ".join(f'"{name}" {shape}' for name, shape in shapes.items())

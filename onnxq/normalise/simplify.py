@@ -39,7 +39,9 @@ class Simplify:
             return PassResult(model, modified=False)
         result = ir.from_proto(simplified)
         result.ir_version = model.ir_version
+        result.metadata_props.clear()  # onnxsim writes down its own options
         result.metadata_props.update(model.metadata_props)
+        result.producer_name, result.producer_version = model.producer_name, model.producer_version
         return PassResult(result, modified=True)
 
 

@@ -25,10 +25,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FreedBatch:
-    """The model to go on with, whether its batch is free, and notes."""
+    """What came of freeing the batch.
+
+    Attributes:
+        model: the model to go on with.
+        batch_free: whether it takes a batch of any size.
+        original_size: the one batch that the original takes; None if that is any, or if its
+            inputs share no batch.
+        notes: sentences for the user.
+    """
 
     model: ir.Model
     batch_free: bool
+    original_size: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -52,31 +61,33 @@ def free_and_verify_batch(
         return _verify_declared(model, source)
     pieces = _two_pieces(model, source, size)
     if pieces is None:
-        return _kept(model, f"The batch of {size} stays fixed: its inputs share no batch")
+        note = f"The batch of {size} stays fixed: its inputs share no batch."
+        return FreedBatch(model, False, notes=(note,))
     reason = None
     for copy in (ir.Model.clone, clean):
         freed = FreeBatch()(copy(model)).model
         found = _batch_difference(model, freed, pieces)
         if found is None:
-            return FreedBatch(freed, batch_free=True)
+            return FreedBatch(freed, True, size)
         reason = reason or found
-    return _kept(model, f"The batch of {size} stays fixed, since with a free one {reason}")
+    note = f"The batch of {size} stays fixed, since with a free one {reason}."
+    return FreedBatch(model, False, size, (note,))
 
 
 def _verify_declared(model: ir.Model, source: CheckFeeds) -> FreedBatch:
-    if not has_free_batch(model):
-        return _kept(model, "Samples are run one by one: the inputs share no batch")
-    pieces = _two_pieces(model, source, 1)
+    pieces = _two_pieces(model, source, 1) if has_free_batch(model) else None
     if pieces is None:
-        return _kept(model, "Samples are run one by one: the inputs share no batch")
+        note = "Samples are run one by one: the inputs share no batch."
+        return FreedBatch(model, False, notes=(note,))
     reason = _batch_difference(model, model, pieces)
     if reason is None:
-        return FreedBatch(model, batch_free=True)
-    return _kept(model, f"Samples are run one by one, since in a batch {reason}")
-
-
-def _kept(model: ir.Model, note: str) -> FreedBatch:
-    return FreedBatch(model, batch_free=False, notes=(f"{note}.",))
+        return FreedBatch(model, True)
+    # Some exporters declare the batch free and write it as 1 inside.
+    freed = FreeBatch(size=1)(model.clone()).model
+    if _batch_difference(model, freed, pieces) is None:
+        return FreedBatch(freed, True, 1)
+    note = f"Samples are run one by one, since in a batch {reason}."
+    return FreedBatch(model, False, 1, (note,))
 
 
 def _two_pieces(model: ir.Model, source: CheckFeeds, size: int) -> list[Arrays] | None:

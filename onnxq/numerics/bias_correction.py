@@ -14,7 +14,7 @@ from onnxq.numerics.qparams import FloatArray
 def weight_error_shift(
     weight: FloatArray, fake: FloatArray, mean_input: np.ndarray, op_type: str, axis: int
 ) -> FloatArray:
-    """e E[x], the mean error of each output channel.
+    """E E[x], the mean error of each output channel.
 
     The borders of a padded convolution, where fewer weights meet an input, are left out
     of account.
@@ -34,7 +34,43 @@ def weight_error_shift(
         rows = error if axis == 0 else error.T
         return np.asarray(rows @ mean_input, dtype=np.float32)
     per_input = error.reshape(error.shape[0], error.shape[1], -1).sum(axis=2)
-    groups = mean_input.size // error.shape[1]
-    outputs = np.repeat(np.arange(groups), error.shape[0] // groups)
-    means = mean_input.reshape(groups, error.shape[1])[outputs]
+    means = _means_by_output(mean_input, error.shape)
     return np.asarray((per_input * means).sum(axis=1), dtype=np.float32)
+
+
+def shift_weight_gradient(
+    bias_gradient: FloatArray,
+    mean_input: np.ndarray,
+    shape: tuple[int, ...],
+    op_type: str,
+    axis: int,
+) -> FloatArray:
+    """The part of dL/dW~ that flows through a corrected bias, -dL/db (x) E[x].
+
+    With b = b_float - (W~ - W) E[x], a layer computes W~ (x - E[x]) + ...: its quantized
+    weights see inputs without their mean.
+
+    Args:
+        bias_gradient: dL/db, (out,) elements.
+        mean_input: E[x] of each input channel, shape (in,).
+        shape: of the weight; Conv (out, in/group, ...), Gemm and MatMul 2-D.
+        op_type: Conv, Gemm or MatMul.
+        axis: the weight's axis of output channels.
+
+    Returns:
+        float32, of a shape that broadcasts to `shape`.
+    """
+    flat = bias_gradient.reshape(-1)
+    if op_type != "Conv":
+        outer = np.outer(flat, mean_input)
+        return np.asarray(-(outer if axis == 0 else outer.T), dtype=np.float32)
+    means = _means_by_output(mean_input, shape)
+    product = -(flat[:, None] * means)
+    return np.asarray(product, np.float32).reshape(*product.shape, *[1] * (len(shape) - 2))
+
+
+def _means_by_output(mean_input: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """E[x] of the inputs that each output channel reads, (out, in/group)."""
+    groups = mean_input.size // shape[1]
+    outputs = np.repeat(np.arange(groups), shape[0] // groups)
+    return np.asarray(mean_input.reshape(groups, shape[1])[outputs])

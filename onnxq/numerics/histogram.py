@@ -125,5 +125,5 @@ def _scaled_by_power_of_two(
 ) -> NDArray[np.float32] | NDArray[np.float64]:
     """Values · 2**exponent, exact, in float32 where the factor is a normal float32."""
     if values.dtype == np.float32 and abs(exponent) < 126:
-        return np.multiply(values, np.float32(2.0**exponent), dtype=np.float32)
+        return np.asarray(values * np.float32(2.0**exponent), dtype=np.float32)
     return np.asarray(np.ldexp(values.astype(np.float64), exponent), dtype=np.float64)

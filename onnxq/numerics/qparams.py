@@ -94,7 +94,7 @@ def weight_threshold_max(weight: FloatArray, axis: int | None) -> FloatArray:
 
 
 def weight_scale(threshold: FloatArray, num_bits: int) -> FloatArray:
-    """scale = threshold / (2^(n-1) - 1), elementwise, float32."""
+    """Scale = threshold / (2^(n-1) - 1), elementwise, float32."""
     return np.asarray(threshold / np.float32(weight_quant_max(num_bits)), dtype=np.float32)
 
 
@@ -104,11 +104,11 @@ def quantize_weight(
     """Signed codes: clip(round(weight / scale), -(2^(n-1) - 1), 2^(n-1) - 1), int8."""
     limit = weight_quant_max(num_bits)
     codes = np.rint(weight / per_channel(scale, weight.ndim, axis))
-    return np.clip(codes, -limit, limit).astype(np.int8)
+    return np.asarray(np.clip(codes, -limit, limit), dtype=np.int8)
 
 
 def dequantize_weight(codes: IntArray, scale: FloatArray, axis: int | None) -> FloatArray:
-    """scale * code, float32, what DequantizeLinear with zero point 0 gives."""
+    """Scale * code, float32, what DequantizeLinear with zero point 0 gives."""
     return codes.astype(np.float32) * per_channel(scale, codes.ndim, axis)
 
 
@@ -162,9 +162,10 @@ def smallest_weight_scale(bias: FloatArray, input_scale: np.float32) -> FloatArr
 
 
 def quantize_bias(bias: FloatArray, scale: FloatArray) -> npt.NDArray[np.int32]:
-    """b_q = clip(round(b / (s_in * s_w)), +-2^30), int32, the shape of `bias`."""
+    """b_q = clip(round(b / (s_in * s_w)), +-(2^31 - 1)), int32, the shape of `bias`."""
     codes = np.rint(bias.astype(np.float64) / scale)
-    return np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
+    limit = np.iinfo(np.int32).max
+    return np.clip(codes, -limit, limit).astype(np.int32)
 
 
 def fake_quant_bias(bias: FloatArray, scale: FloatArray) -> FloatArray:

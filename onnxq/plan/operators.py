@@ -14,22 +14,64 @@ FLOAT_RESULT_OPERATORS = ("Gemm", "MatMul")
 """Weight operators whose integer kernel can give a float result."""
 
 MOVES = frozenset(
-    "MaxPool Reshape Flatten Transpose Slice Pad Squeeze Unsqueeze Gather Split Expand Tile "
-    "Resize".split()
+    (
+        "MaxPool",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Pad",
+        "Squeeze",
+        "Unsqueeze",
+        "Gather",
+        "Split",
+        "Expand",
+        "Tile",
+        "Resize",
+    )
 )
 """Operators that move codes: their integer form keeps the scale of what they read."""
 
 COMPUTES = frozenset(
-    "Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid".split()
+    (
+        "Add",
+        "Mul",
+        "Concat",
+        "AveragePool",
+        "GlobalAveragePool",
+        "LeakyRelu",
+        "Sigmoid",
+    )
 )
 """Operators without weights that have an integer kernel with a scale of its own."""
 
-NON_NEGATIVE = frozenset("Relu Sigmoid Softmax HardSigmoid Abs Exp Sqrt Softplus".split())
+NON_NEGATIVE = frozenset(
+    (
+        "Relu",
+        "Sigmoid",
+        "Softmax",
+        "HardSigmoid",
+        "Abs",
+        "Exp",
+        "Sqrt",
+        "Softplus",
+    )
+)
 """Operators that give no negative value."""
 
 KEEPS_SIGN = frozenset(
-    "AveragePool GlobalAveragePool Concat Add Mul ReduceMean ReduceSum ReduceMax Dropout Identity"
-    .split()
+    (
+        "AveragePool",
+        "GlobalAveragePool",
+        "Concat",
+        "Add",
+        "Mul",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceMax",
+        "Dropout",
+        "Identity",
+    )
 )
 """Operators that give no negative value where they read none."""
 
@@ -56,10 +98,16 @@ def is_move(node: ir.Node) -> bool:
     if node.op_type == "MaxPool":
         return len(node.outputs) == 1
     if node.op_type == "Resize":
-        return attribute(node, "mode", "nearest") in ("nearest", "linear")
+        return _picks_elements(node)
     if node.op_type == "Gather":
         return constant(node.inputs[0]) is None
     return True
+
+
+def _picks_elements(node: ir.Node) -> bool:
+    """Nearest neighbours: ONNX Runtime truncates the codes that it interpolates."""
+    crops = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    return attribute(node, "mode", "nearest") == "nearest" and not crops
 
 
 def _pads_with_zero(node: ir.Node) -> bool:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
 from onnxq.plan.layers import Layer, find_layers
-from onnxq.plan.operators import attribute, constant, is_move, never_negative
+from onnxq.plan.operators import constant, never_negative
 from onnxq.plan.regions import Regions, Site
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.recipe import LayerOverride, Recipe, nearest_name
 
 
-def make_plan(
-    model: ir.Model, recipe: Recipe, infinite: frozenset[str] = frozenset()
-) -> Plan:
+def make_plan(model: ir.Model, recipe: Recipe, infinite: frozenset[str] = frozenset()) -> Plan:
     """What the recipe means for the model: one spec per layer and per quantized tensor.
 
     Args:
@@ -40,7 +40,7 @@ def make_plan(
     return Plan(
         layers=_layer_specs(wanted, regions.weight_only, recipe),
         tensors=_tensor_specs(regions, recipe),
-        moves=frozenset(str(n.name) for n in model.graph if is_move(n)),
+        moves=frozenset(str(n.name) for n in regions.moves),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
         left_alone=left_alone,
     )
@@ -63,9 +63,7 @@ def _override(recipe: Recipe, layer: Layer) -> LayerOverride:
     return recipe.override_for(str(layer.node.name), layer.node.op_type)
 
 
-def _weight_only_plan(
-    layers: list[Layer], left_alone: dict[str, str], recipe: Recipe
-) -> Plan:
+def _weight_only_plan(layers: list[Layer], left_alone: dict[str, str], recipe: Recipe) -> Plan:
     reasons = {layer.node: "activations stay float (--activation-bits none)" for layer in layers}
     return Plan(_layer_specs(layers, reasons, recipe), {}, left_alone=left_alone)
 
@@ -73,16 +71,13 @@ def _weight_only_plan(
 def _layer_specs(
     layers: list[Layer], weight_only: dict[ir.Node, str], recipe: Recipe
 ) -> dict[str, LayerSpec]:
-    return {
-        str(layer.node.name): _layer_spec(layer, weight_only.get(layer.node, ""), recipe)
-        for layer in layers
-    }
+    specs = [_layer_spec(layer, weight_only.get(layer.node, ""), recipe) for layer in layers]
+    return {spec.name: spec for spec in _agree_on_shared_weights(specs)}
 
 
 def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
     override = _override(recipe, layer)
     granularity = override.granularity or recipe.granularity
-    default_bits = min(recipe.weight_bits, 7) if recipe.target == "cpu-avx2" else recipe.weight_bits
     array = constant(layer.weight)
     assert array is not None
     return LayerSpec(
@@ -93,11 +88,32 @@ def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
         input=str(layer.data.name),
         output=str(layer.node.outputs[0].name),
         axis=layer.axis if granularity == "per-channel" else None,
-        num_bits=override.weight_bits or default_bits,
+        channel_axis=layer.axis,
+        num_bits=_weight_bits(override, recipe),
         compute="weight-only" if reason else "integer",
         reason=reason,
         parameters=int(np.prod(array.shape)),
     )
+
+
+def _weight_bits(override: LayerOverride, recipe: Recipe) -> int:
+    """At most 7 for x86 without VNNI, where sums of two products saturate in 16 bits."""
+    num_bits = override.weight_bits or recipe.weight_bits
+    return min(num_bits, 7) if recipe.target == "cpu-avx2" else num_bits
+
+
+def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """One set of codes per weight: layers that differ get its widest codes and one scale."""
+    groups: dict[str, list[LayerSpec]] = {}
+    for spec in specs:
+        groups.setdefault(spec.weight, []).append(spec)
+    agreed = []
+    for spec in specs:
+        group = groups[spec.weight]
+        axes = {other.axis for other in group}
+        num_bits = max(other.num_bits for other in group)
+        agreed.append(replace(spec, axis=spec.axis if len(axes) == 1 else None, num_bits=num_bits))
+    return agreed
 
 
 def _tensor_specs(regions: Regions, recipe: Recipe) -> dict[str, TensorSpec]:
@@ -119,15 +135,4 @@ def _tensor_spec(site: Site, recipe: Recipe) -> TensorSpec:
         calibration=override.calibration or recipe.calibration,
         folded=None if site.folded is None else str(site.folded.name),
         integer=site.integer,
-        slope=_slope_after(site.value),
     )
-
-
-def _slope_after(value: ir.Value) -> float:
-    """The factor of the negative values where every reader is the same LeakyRelu, else 1."""
-    readers = list(value.consumers())
-    if len(readers) == 1 and readers[0].op_type == "LeakyRelu" and not value.is_graph_output():
-        slope = attribute(readers[0], "alpha", 0.01)
-        assert isinstance(slope, float)
-        return slope
-    return 1.0

@@ -44,6 +44,7 @@ class Regions:
         weight_only: the other layers' nodes, with the reason.
         integer_nodes: nodes without weights that run on integer kernels.
         sites: the tensors to quantize, in graph order.
+        moves: nodes that move codes: those that integers wrote, or that an integer node reads.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Regions:
         self.integer_layers = {n for n in self._data if n not in self.weight_only}
         self.integer_nodes = self._find_integer_nodes()
         self.sites = self._find_sites()
+        self.moves = self._find_moves()
 
     def _nodes_that_lead_to_layers(self) -> set[ir.Node]:
         leading: set[ir.Node] = set()
@@ -122,7 +124,9 @@ class Regions:
             before = node.inputs[0].producer()
             if before in self.integer_layers or before in nodes:
                 return True
-        return any(self._data.get(c) is value and c in self.integer_layers for c in value.consumers())
+        return any(
+            self._data.get(c) is value and c in self.integer_layers for c in value.consumers()
+        )
 
     def _read_in_integers(self, value: ir.Value, nodes: set[ir.Node]) -> bool:
         for node in value.consumers():
@@ -147,6 +151,27 @@ class Regions:
                     wanted.setdefault(root(value))
                 wanted.setdefault(self._activated(node.outputs[0]))
         return [self._site(value) for value in wanted]
+
+    def _find_moves(self) -> set[ir.Node]:
+        written = {site.value for site in self.sites if site.integer}
+        moves: set[ir.Node] = set()
+        for node in reversed(list(self._graph)):
+            if is_move(node) and (
+                root(node.outputs[0]) in written or self._moved_to_integers(node, moves)
+            ):
+                moves.add(node)
+        return moves
+
+    def _moved_to_integers(self, node: ir.Node, moves: set[ir.Node]) -> bool:
+        for value in node.outputs:
+            for reader in value.consumers():
+                if reader in self.integer_nodes:
+                    return True
+                if self._data.get(reader) is value and reader in self.integer_layers:
+                    return True
+                if reader in moves and reader.inputs[0] is value:
+                    return True
+        return False
 
     def _activated(self, value: ir.Value) -> ir.Value:
         """The value after the activation that the range of `value` can stand for."""

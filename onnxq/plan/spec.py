@@ -20,7 +20,8 @@ class LayerSpec:
         bias: name of the bias' initializer, or None.
         input: name of the value that the node reads, as the teacher names it.
         output: name of the value that the node writes.
-        axis: the weight's axis of output channels, or None for one scale per tensor.
+        axis: the axis of the weight's scales, or None for one scale per tensor.
+        channel_axis: the weight's axis of output channels, whatever the granularity.
         num_bits: width of a weight's code.
         compute: "integer" kernels, or "weight-only": stored as integers, run in float.
         reason: why the layer is weight-only; empty otherwise.
@@ -34,6 +35,7 @@ class LayerSpec:
     input: str
     output: str
     axis: int | None
+    channel_axis: int
     num_bits: int
     compute: Compute
     reason: str
@@ -53,8 +55,6 @@ class TensorSpec:
         folded: name of the Relu or Clip that the range stands for, or None.
         integer: the tensor is written by an integer kernel, so that every reader of it,
             float ones too, reads the quantized values.
-        slope: the tensor's negative values are about to be multiplied by this (LeakyRelu).
-        follows: name of the tensor whose scale this one shares, or None.
     """
 
     name: str
@@ -64,8 +64,6 @@ class TensorSpec:
     calibration: str
     folded: str | None = None
     integer: bool = True
-    slope: float = 1.0
-    follows: str | None = None
 
     @property
     def kind(self) -> Kind:

@@ -89,8 +89,8 @@ def equalize(
     for pair, spread, scale in zip(pairs, before, scales, strict=True):
         count = int(np.count_nonzero(scale != 1.0))
         notes.append(
-            f"{_title(pair)}: '{count}' of '{pair.channels}' channels scaled, the ratio of "
-            f"weight ranges went from '{spread:.3g}' to '{_spread(weights, pair):.3g}'"
+            f"{_title(pair)}: '{count}' of '{pair.channels}' channels scaled, largest over "
+            f"median weight range '{spread:.3g}' before, '{_spread(weights, pair):.3g}' after"
         )
     return model, notes
 
@@ -140,7 +140,7 @@ def _apply(pair: Pair, scale: Floats, weights: dict[str, Floats]) -> None:
 
 
 def _spread(weights: Mapping[str, Floats], pair: Pair) -> float:
-    """The largest over the smallest weight range of a channel, of the pair's worse layer."""
+    """The largest over the median weight range of a channel, of the pair's worse layer."""
     ratios = [1.0]
     for ranges in (
         out_ranges(np.abs(weights[_key(pair.producer)]).max(axis=3)),
@@ -148,7 +148,7 @@ def _spread(weights: Mapping[str, Floats], pair: Pair) -> float:
     ):
         alive = ranges[ranges > 0]
         if alive.size:
-            ratios.append(float(alive.max() / alive.min()))
+            ratios.append(float(alive.max() / np.median(alive)))
     return max(ratios)
 
 

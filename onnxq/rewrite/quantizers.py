@@ -6,12 +6,13 @@ export writes the same numbers as codes and scales, so both compute the same thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.qparams import (
     FloatArray,
     affine_qparams,
@@ -41,15 +42,16 @@ class Quantizers:
         ranges: (left, width) by tensor name; a symmetric range has left = -width / 2.
         thresholds: T by weight name, shape (channels,) or (), the clip bound of the weights.
         weights: the float weights by weight name.
-        biases: the biases to write, real, by layer name, for layers with a bias.
-        float_biases: the biases of the float model, from which corrections start.
+        biases: the float model's biases by layer name, for integer layers with a bias.
+        means: the mean of each input channel by layer name, for layers whose bias is
+            corrected for the mean error that their quantized weights make.
     """
 
     ranges: dict[str, Range]
     thresholds: dict[str, FloatArray]
     weights: dict[str, FloatArray]
     biases: dict[str, FloatArray]
-    float_biases: dict[str, FloatArray]
+    means: dict[str, np.ndarray] = field(default_factory=dict)
 
     def with_ranges(self, ranges: Mapping[str, Range]) -> Quantizers:
         """A copy with other ranges for some tensors."""
@@ -59,12 +61,14 @@ class Quantizers:
         """A copy with other thresholds for some weights."""
         return replace(self, thresholds={**self.thresholds, **thresholds})
 
-    def with_biases(self, biases: Mapping[str, FloatArray]) -> Quantizers:
-        """A copy with other biases for some layers."""
-        return replace(self, biases={**self.biases, **biases})
+    def with_means(self, means: Mapping[str, np.ndarray]) -> Quantizers:
+        """A copy whose biases are corrected with these mean inputs."""
+        return replace(self, means=dict(means))
 
 
-def model_weights(model: ir.Model, plan: Plan) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+def model_weights(
+    model: ir.Model, plan: Plan
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """The float weights by weight name and biases by layer name, as the model holds them."""
     values = model.graph.initializers
     weights = {s.weight: _array(values[s.weight]) for s in plan.layers.values()}
@@ -110,7 +114,7 @@ def tensor_qparams(spec: TensorSpec, bounds: Range) -> tuple[np.float32, int]:
     return scale, 2 ** (spec.num_bits - 1)
 
 
-def input_scale(plan: Plan, quantizers: Quantizers, spec: LayerSpec, source: str) -> np.float32:
+def input_scale(plan: Plan, quantizers: Quantizers, source: str) -> np.float32:
     """The scale of the codes that an integer layer reads; `source` names their tensor."""
     return tensor_qparams(plan.tensors[source], quantizers.ranges[source])[0]
 
@@ -130,9 +134,7 @@ def weight_scales(
         scale = weight_scale(quantizers.thresholds[spec.weight], spec.num_bits)
         bias = quantizers.biases.get(spec.name)
         if bias is not None:
-            least = smallest_weight_scale(
-                bias, input_scale(plan, quantizers, spec, sources[spec.name])
-            )
+            least = smallest_weight_scale(bias, input_scale(plan, quantizers, sources[spec.name]))
             scale = np.maximum(scale, least.reshape(-1) if spec.axis is not None else least.max())
         scales[spec.weight] = np.maximum(scales.get(spec.weight, scale), scale)
     return scales
@@ -147,24 +149,28 @@ def student_feeds(
         values = limits(tensor, quantizers.ranges[tensor.name])
         feeds |= {n: np.asarray(v) for n, v in zip(limit_names(tensor), values, strict=True)}
     scales = weight_scales(plan, quantizers, sources)
-    for weight, spec in _one_layer_per_weight(plan.layers.values()).items():
-        feeds[weight] = fake_quant_weight(
-            quantizers.weights[weight], scales[weight], spec.num_bits, spec.axis
-        )
-    for name, bias in quantizers.biases.items():
-        spec = plan.layers[name]
-        scale = bias_scale(
-            input_scale(plan, quantizers, spec, sources[name]), scales[spec.weight]
-        )
-        feeds[bias_name(spec)] = fake_quant_bias(bias, scale)
+    for spec in plan.layers.values():
+        if spec.weight not in feeds:
+            feeds[spec.weight] = fake_quant_weight(
+                quantizers.weights[spec.weight], scales[spec.weight], spec.num_bits, spec.axis
+            )
+        if needs_bias(spec):
+            source = input_scale(plan, quantizers, sources[spec.name])
+            grid = bias_scale(source, scales[spec.weight])
+            bias = corrected_bias(spec, quantizers, feeds[spec.weight])
+            feeds[bias_name(spec)] = fake_quant_bias(bias, grid)
     return feeds
 
 
-def _one_layer_per_weight(layers: Iterable[LayerSpec]) -> dict[str, LayerSpec]:
-    chosen: dict[str, LayerSpec] = {}
-    for spec in layers:
-        chosen.setdefault(spec.weight, spec)
-    return chosen
+def corrected_bias(spec: LayerSpec, quantizers: Quantizers, fake: FloatArray) -> FloatArray:
+    """The bias to write: b - e E[x], e = fake - weight, where the layer's mean is known."""
+    bias = quantizers.biases[spec.name]
+    mean = quantizers.means.get(spec.name)
+    if mean is None:
+        return bias
+    weight = quantizers.weights[spec.weight]
+    shift = weight_error_shift(weight, fake, mean, spec.op_type, spec.channel_axis)
+    return bias - shift.reshape(bias.shape)
 
 
 def bias_name(spec: LayerSpec) -> str:

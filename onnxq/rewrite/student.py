@@ -145,7 +145,8 @@ def _free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
 
 def _input_like(value: ir.Value, name: str) -> ir.Value:
     assert value.const_value is not None
-    return ir.val(name, value.const_value.dtype, value.const_value.shape)
+    array = value.const_value
+    return ir.val(name, array.dtype, array.numpy().shape)
 
 
 def _add_functions(model: ir.Model, plan: Plan) -> None:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxq.data.preprocess import find_preprocess
+from onnxq.data.samples import open_samples
 from onnxq.errors import ModelError
+from onnxq.session import Arrays
 from onnxq.verify.latency import ROUNDS, Latency, measure_latency
-from onnxq.verify.opened import open_model, random_feeds
+from onnxq.verify.opened import OpenedModel, open_model, random_feeds
 
 
 @dataclass(frozen=True)
@@ -41,39 +44,52 @@ def benchmark(
     rounds: int = ROUNDS,
     batch_size: int = 1,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    data: str | Path | None = None,
 ) -> list[Benchmark]:
-    """Run the models in turn on random values and time each run.
+    """Run the models in turn on the same values and time each run.
 
     Args:
         models: ONNX files, float or quantized.
         threads: threads inside one operator.
         rounds: runs of each model, at most 15 seconds in all.
-        batch_size: what a free first dimension becomes; other free ones are 1.
-        shapes: whole shapes by input name, where 1 won't do.
+        batch_size: what a free first dimension becomes.
+        shapes: whole shapes by input name, needed where another dimension is free.
+        data: samples whose first batch is fed instead of random values.
 
     Raises:
-        ModelError: a file can't be run, or not with these shapes.
+        OnnxqError: a file can't be run, or not with these shapes or samples.
     """
     opened = [open_model(Path(path)) for path in models]
-    known = {spec.name for model in opened for spec in model.inputs}
-    unknown = [name for name in shapes or {} if name not in known]
-    if unknown:
-        raise ModelError(
-            f"No model has an input '{unknown[0]}'; the inputs are "
-            f"{', '.join(repr(name) for name in sorted(known))}."
-        )
-    feeds = [random_feeds(model.inputs, batch_size, shapes or {}) for model in opened]
+    _check_names(opened, shapes or {})
+    if data is None:
+        feeds = [random_feeds(model.inputs, batch_size, shapes or {}) for model in opened]
+    else:
+        feeds = [_first_batch(model, Path(data), batch_size) for model in opened]
     try:
         latencies = measure_latency([model.path for model in opened], feeds, threads, rounds)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(
-            f"A model does not run on random values ({reason}); give the shapes of its inputs "
-            "with --shape."
+            f"A model does not run on {'random values' if data is None else data} ({reason}); "
+            "give the shapes of its inputs with --shape, or samples with --data."
         ) from error
     first = latencies[0].median_ms
     return [
         Benchmark(model.path, model.size, latency, latency.median_ms / first)
         for model, latency in zip(opened, latencies, strict=True)
     ]
+
+
+def _check_names(opened: list[OpenedModel], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    known = {spec.name for model in opened for spec in model.inputs}
+    for name in shapes:
+        if name not in known:
+            inputs = ", ".join(f"'{each}'" for each in sorted(known))
+            raise ModelError(f"No model has an input '{name}'; the inputs are {inputs}.")
+
+
+def _first_batch(model: OpenedModel, data: Path, batch_size: int) -> Arrays:
+    preprocess = find_preprocess(model.path, model.metadata)
+    samples = open_samples(data, model.inputs, preprocess, limit=batch_size)
+    return next(samples.batches(batch_size))

@@ -214,9 +214,7 @@ def _check_outputs(
         )
 
 
-def _evaluation(
-    comparison: Comparison, figures: dict[str, Any], skipped: list[str]
-) -> Evaluation:
+def _evaluation(comparison: Comparison, figures: dict[str, Any], skipped: list[str]) -> Evaluation:
     agreement = comparison.agreement
     return Evaluation(
         samples=comparison.samples,

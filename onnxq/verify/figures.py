@@ -46,8 +46,8 @@ class Figures:
         weight_only: reason by name of the layers stored as integers that run in float.
         left_alone: reason by name of the layers that stay as they were.
         float_nodes: names of nodes that stayed float between integer ones.
-        learning: `start_score` and `score` (held-back, lower is better), `epoch` that was
-            kept, `epochs_run`, and `scores` by epoch.
+        learning: held-back errors, lower is better: `start_score`, `learned_score`, `score`
+            after all else, `scores` by epoch; `epoch` that was kept, of `epochs_run`.
         equalization: what equalization did, in words.
         bias_correction: whether biases were corrected.
         samples: number of samples used.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,10 @@ INTEGER_KERNELS = frozenset(_INTEGER.split())
 _CONVERTS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _WEIGHT_SUFFIXES = (".codes", ".codes_s8_2_u8", ".real")
 """How a weight may be called: its codes, the same made unsigned (AVX2), folded to float."""
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MOST_FUSED = 2
+"""Nodes that a Conv takes in at most: an Add and an activation."""
 
 UNKNOWN = "?"
 """The kernel of a layer that was not found again."""
@@ -73,7 +77,7 @@ def read_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> Kernels:
     for node in nodes:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return Kernels(
-        layers=_match_layers(nodes, plan.layers.values()),
+        layers=_match_layers(nodes, plan.layers.values(), _aliases(model, plan)),
         float_nodes=[f"{node.name} ({node.op_type})" for node in float_nodes(nodes)],
         counts=counts,
     )
@@ -121,8 +125,40 @@ def _computes_in_float(node: ir.Node) -> bool:
     return node.op_type not in _CONVERTS | _MOVES | INTEGER_KERNELS
 
 
-def _match_layers(nodes: list[ir.Node], layers: Iterable[LayerSpec]) -> dict[str, str]:
-    """The operator of each layer, found by its weight, its result or its name."""
+def _aliases(model: ir.Model | bytes | str | Path, plan: Plan) -> dict[str, set[str]]:
+    """Names by which a layer's node may go: its own, or those of what is fused into it."""
+    names: dict[str, set[str]] = {}
+    for node in exported_graph(model):
+        name = str(node.name)
+        if name in plan.layers:
+            names[name] = {name, str(node.outputs[0].name)}
+            for _ in range(MOST_FUSED):
+                readers = list(node.outputs[0].consumers())
+                if len(readers) != 1 or not _computes_in_float(readers[0]):
+                    break
+                node = readers[0]
+                if node.op_type in _WEIGHTED:
+                    break
+                names[name] |= {str(node.name), str(node.outputs[0].name)}
+    return names
+
+
+def exported_graph(model: ir.Model | bytes | str | Path) -> ir.Graph:
+    """The graph of a model in memory or in a file."""
+    if isinstance(model, ir.Model):
+        return model.graph
+    if not isinstance(model, bytes):
+        return ir.load(model).graph
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        return ir.load(path).graph
+
+
+def _match_layers(
+    nodes: list[ir.Node], layers: Iterable[LayerSpec], aliases: Mapping[str, set[str]]
+) -> dict[str, str]:
+    """The operator of each layer, found by its weight, its bias or its names."""
     by_input: dict[str, list[ir.Node]] = {}
     for node in nodes:
         for value in node.inputs:
@@ -130,7 +166,8 @@ def _match_layers(nodes: list[ir.Node], layers: Iterable[LayerSpec]) -> dict[str
                 by_input.setdefault(value.name, []).append(node)
     found = {}
     for layer in layers:
-        match = _by_weight(by_input, layer) or _by_bias(by_input, layer) or _by_result(nodes, layer)
+        names = aliases.get(layer.name, {layer.name, layer.output})
+        match = _by_weight(by_input, layer) or _by_bias(by_input, layer) or _by_name(nodes, names)
         found[layer.name] = match.op_type if match is not None else UNKNOWN
     return found
 
@@ -158,13 +195,10 @@ def _by_bias(by_input: dict[str, list[ir.Node]], layer: LayerSpec) -> ir.Node | 
     return None
 
 
-def _by_result(nodes: list[ir.Node], layer: LayerSpec) -> ir.Node | None:
-    """The node with the layer's name or result, where its constants were renamed."""
+def _by_name(nodes: list[ir.Node], names: set[str]) -> ir.Node | None:
+    """The first node that goes by one of the names, where its constants were renamed."""
     for node in nodes:
-        if _may_be_layer(node) and _names(node) & {layer.name, layer.output}:
-            return node
-    for node in nodes:
-        if _may_be_layer(node) and any(layer.name in name for name in _names(node)):
+        if _may_be_layer(node) and _names(node) & names:
             return node
     return None
 

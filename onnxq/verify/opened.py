@@ -57,8 +57,16 @@ def open_model(path: Path) -> OpenedModel:
         raise ModelError(
             f"The model '{path}' can't be read ({reason}); give the path of an ONNX file."
         ) from error
+    except ir.serde.SerdeError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ModelError(
+            f"The model '{path}' holds something that can't be represented "
+            f"({str(cause).split('.')[0]}); export it with tensors as inputs and outputs."
+        ) from error
     except Exception as error:
-        # Protobuf and onnx-ir have no common base class for a file that is not a model.
+        # Protobuf's error is not a dependency of ours by name.
         raise ModelError(
             f"The file '{path}' is not an ONNX model, or is truncated; give a file that was "
             "exported to ONNX."
@@ -97,18 +105,16 @@ def random_feeds(
 
     Args:
         inputs: what the model takes.
-        batch_size: what a free first dimension becomes; other free ones are 1.
+        batch_size: what a free first dimension becomes.
         shapes: whole shapes by input name, which go before.
 
     Raises:
-        ModelError: a given shape does not fit the input.
+        ModelError: a given shape does not fit the input, or another dimension is free.
     """
     generator = np.random.default_rng(0)
     feeds = {}
     for spec in inputs:
-        free = [batch_size if axis == 0 else 1 for axis in range(len(spec.shape))]
-        own = tuple(f if dim is None else dim for f, dim in zip(free, spec.shape, strict=True))
-        shape = shapes.get(spec.name, own)
+        shape = shapes.get(spec.name) or _default_shape(spec, batch_size)
         if not spec.fits(shape):
             raise ModelError(
                 f"The shape '{','.join(map(str, shape))}' does not fit the input '{spec.name}', "
@@ -117,3 +123,14 @@ def random_feeds(
         values = generator.standard_normal(shape) if spec.dtype.kind == "f" else np.zeros(shape)
         feeds[spec.name] = values.astype(spec.dtype)
     return feeds
+
+
+def _default_shape(spec: InputSpec, batch_size: int) -> tuple[int, ...]:
+    # A guess at a free dimension is no measurement, and some kernels crash on a length of 1.
+    if None in spec.shape[1:]:
+        example = ",".join("?" if dim is None else str(dim) for dim in (1, *spec.shape[1:]))
+        raise ModelError(
+            f"The input '{spec.name}' takes {spec}, whose size is free; give one with "
+            f"--shape {spec.name}={example}, or samples with --data."
+        )
+    return tuple(batch_size if dim is None else dim for dim in spec.shape)

@@ -36,9 +36,7 @@ class Exported:
     plan: Plan
 
 
-def verify(
-    exported: Exported, samples: Samples, batch_size: int, progress: Progress
-) -> Figures:
+def verify(exported: Exported, samples: Samples, batch_size: int, progress: Progress) -> Figures:
     """The figures of an exported model on samples that nothing was learned on.
 
     Args:

@@ -215,6 +215,14 @@ def test_the_observed_model_gives_no_whole_activation() -> None:
     assert not names & set(TENSORS)
 
 
+def test_the_deepest_tensor_is_observed_first() -> None:
+    """The session's order follows; the other way round every activation lives to the end."""
+    observed, observers = observe(network(), TENSORS, {"conv"}, 2)
+    assert [observer.tensor for observer in observers] == TENSORS
+    order = list(dict.fromkeys(str(o.name).split("/")[0] for o in observed.graph.outputs))
+    assert order == ["y", "relu", "conv", "x"]
+
+
 def test_calibrated_resnet_has_sane_statistics(assets: object) -> None:
     path = f"{assets}/models/cifar10_resnet20.onnx"
     images = np.load(f"{assets}/cifar10/unlabelled.npz")["images"][:16]

@@ -131,6 +131,19 @@ def test_refuses(graph, refuses, outputs, body):
     refuses(FoldBatchNorm(), model)
 
 
+def test_refuses_a_layer_whose_output_a_sub_graph_reads(graph, refuses):
+    model = graph(
+        f"(float[N,4,5,5] x, bool k, float[a,b,c,d] w, {NORM})"
+        " => (float[N,4,3,3] y, float[N,4,3,3] z)",
+        "c = Conv(x, w) y = BatchNormalization(c, gamma, beta, mean, var) "
+        "z = If(k) <then_branch = t () => (float[N,4,3,3] p) { p = Relu(c) },"
+        " else_branch = e () => (float[N,4,3,3] p) { p = Neg(y) }>",
+        w=_weights(4, 4, 3, 3),
+        **_norm(4),
+    )
+    refuses(FoldBatchNorm(), model)
+
+
 def test_refuses_weights_and_parameters_that_are_inputs(graph, refuses):
     signature = f"(float[N,4,5,5] x, float[4,4,3,3] w, {NORM}) => (float[N,4,3,3] y)"
     body = "c = Conv(x, w) y = BatchNormalization(c, gamma, beta, mean, var)"

@@ -66,6 +66,34 @@ def test_a_batch_that_can_not_be_freed_stays(graph, signature, body):
     assert result.notes[0].endswith(".")
 
 
+@pytest.mark.parametrize("shape", [[1, 12], [1, -1]])
+def test_a_batch_that_is_declared_free_and_is_not_is_freed(graph, shape):
+    model = graph(
+        "(float[N,3,2,2] x, int64[2] s, float[a,b] w) => (float y)",
+        "f = Reshape(x, s) y = MatMul(f, w)",
+        s=np.array(shape),
+        w=WEIGHTS,
+    )
+    result = normalise(model)
+    assert result.batch_free and result.notes == []
+
+
+def test_a_model_that_only_runs_at_one_is_run_one_by_one(graph):
+    model = graph(
+        "(float[N,4] x, int64[1] zero, int64[1] one) => (float y)",
+        "f = Slice(x, zero, one, zero) y = Relu(f)",
+        zero=np.array([0]),
+        one=np.array([1]),
+    )
+    feeds = [{"x": np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)}]
+    result = normalise(model, feeds)
+    assert not result.batch_free
+    assert result.notes == [
+        "Samples are run one by one, since in a batch "
+        'output "y" is float32[1, 4] instead of float32[2, 4].'
+    ]
+
+
 def test_feeds_of_many_samples_are_cut_to_the_fixed_batch(graph):
     feeds = [{"x": np.random.default_rng(0).standard_normal((4, 3, 2, 2)).astype(np.float32)}]
     assert normalise(_fixed(graph, [1, -1]), feeds).batch_free

@@ -37,6 +37,21 @@ def test_a_small_probability_is_no_more_exact_than_one():
     assert find_difference(["p"], [[small]], [[small + np.float32(1e-7)]]) is None
 
 
+def test_half_floats_are_as_exact_as_they_can_be():
+    half = np.array([17.5], dtype=np.float16)
+    assert find_difference(["y"], [[half]], [[half + np.float16(0.03)]]) is None
+    assert find_difference(["y"], [[half]], [[half + np.float16(1)]])
+
+
+def test_one_index_in_a_hundred_may_flip():
+    labels = np.arange(200)
+    found = labels.copy()
+    found[:2] = 7
+    assert find_difference(["l"], [[labels]], [[found]]) is None
+    found[:3] = 8
+    assert find_difference(["l"], [[labels]], [[found]])
+
+
 def test_integers_and_lists_must_be_the_same():
     labels = np.array([1, 2])
     assert "1 of 2 elements" in find_difference(["l"], [[labels]], [[np.array([1, 3])]])

@@ -65,11 +65,13 @@ class Definition:
         self,
         op_type: str,
         *inputs: str,
+        domain: str = "",
         attributes: Mapping[str, Attribute] = NO_ATTRIBUTES,
         **more: Attribute,
     ) -> str:
         """Add a node with one output and give the output's name."""
-        return self.ops(1, op_type, *inputs, attributes={**attributes, **more})[0]
+        attributes = {**attributes, **more}
+        return self.ops(1, op_type, *inputs, domain=domain, attributes=attributes)[0]
 
     def ops(
         self,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import cache, partial
 
-import onnx_ir as ir
-
+from onnxq.learn.engine.convolution import blocked_convolution
 from onnxq.learn.engine.definition import Definition
 from onnxq.learn.engine.elementwise import elementwise_rules
 from onnxq.learn.engine.fake_quant import define_fake_quant
@@ -29,11 +28,14 @@ def all_rules() -> dict[str, Rule]:
     }
 
 
-def find_rule(node: ir.Node) -> Rule | None:
+def find_rule(form: Form) -> Rule | None:
     """The rule for a node; None where the engine's own gradient is right or none exists."""
+    node = form.node
     if node.domain == FAKE_QUANT_DOMAIN:
         parsed = parse_function_name(node.op_type)
         return None if parsed is None else Rule(partial(_fake_quant, *parsed))
+    if node.domain == "" and node.op_type == "Conv":
+        return blocked_convolution(form)
     return all_rules().get(node.op_type) if node.domain == "" else None
 
 

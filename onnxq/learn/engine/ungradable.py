@@ -45,5 +45,5 @@ def ungradable(model: ir.Model, carrying: set[ir.Value]) -> list[tuple[str, str,
 def _refuse(form: Form) -> str | None:
     if has_subgraph(form.node):
         return "gradients do not pass through its sub-graphs"
-    rule = find_rule(form.node)
+    rule = find_rule(form)
     return refuse_builtin(form) if rule is None else rule.refuse(form)

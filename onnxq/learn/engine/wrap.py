@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 
 import onnx_ir as ir
+from onnx_ir import tape
 
 from onnxq.learn.engine.definition import Definition, Step, register
 from onnxq.learn.engine.form import Form, make_form
 from onnxq.learn.engine.gradients import find_rule
 from onnxq.learn.engine.path import carrying_nodes
+from onnxq.learn.engine.rules import Rule
 
 DOMAIN = "onnxq.learn"
 """The domain of the wrapping functions; they exist in gradient graphs only."""
@@ -29,18 +31,20 @@ def wrap_nodes(model: ir.Model, carrying: set[ir.Value]) -> None:
     """
     opset = model.opset_imports[""]
     for node in carrying_nodes(model.graph, carrying):
-        rule = find_rule(node)
+        form = make_form(node, carrying, opset)
+        rule = find_rule(form)
         if rule is None:
             continue
-        form = make_form(node, carrying, opset)
         order = _input_order(form)
         definition = Definition({index: place for place, index in enumerate(order)}, opset)
         rule.define(form, definition)
         steps = definition.finished(set(form.wanted))
-        name = f"{node.op_type}_{_digest(form, steps)}"
-        _add_function(model, node, name, order)
-        register(f"{DOMAIN}::{name}", steps)
-        _turn_into_call(node, name, order)
+        function = _make_function(model, form, rule, order)
+        function.name = f"{node.op_type}_{_digest(function, steps)}"
+        model.functions[function.identifier()] = function
+        model.graph.opset_imports.update({step.domain: 1 for step in steps if step.domain})
+        register(f"{DOMAIN}::{function.name}", steps)
+        _turn_into_call(node, function.name, order)
     model.graph.opset_imports[DOMAIN] = 1
 
 
@@ -71,43 +75,53 @@ def _input_order(form: Form) -> list[int]:
     return sorted(present, key=lambda index: index not in form.wanted)
 
 
-def _digest(form: Form, steps: list[Step]) -> str:
-    attributes = sorted(str(attribute) for attribute in form.node.attributes.values())
-    text = repr((form.node.domain, form.opset, attributes, _input_order(form), steps))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(function: ir.Function, steps: list[Step]) -> str:
+    content = ir.to_proto(function).SerializeToString() + repr(steps).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _add_function(model: ir.Model, node: ir.Node, name: str, order: list[int]) -> None:
-    identifier = (DOMAIN, name, "")
-    if identifier in model.functions:
-        return
-    inner = model.functions.get(node.op_identifier())
-    if inner is not None:
-        function = inner.clone()
-        function.domain, function.name = DOMAIN, name
-        inputs = list(function.inputs)
-        function.inputs[:] = [inputs[index] for index in order]
-    else:
-        function = _single_node_function(node, name, order, model.opset_imports)
-    model.functions[identifier] = function
+def _make_function(model: ir.Model, form: Form, rule: Rule, order: list[int]) -> ir.Function:
+    """The forward pass of one node; what it calls already, or the node itself."""
+    inner = model.functions.get(form.node.op_identifier())
+    if inner is None:
+        return _wrapping_function(form, rule, order, model.opset_imports)
+    function = inner.clone()
+    function.domain, function.name = DOMAIN, form.node.op_type
+    inputs = list(function.inputs)
+    function.inputs[:] = [inputs[index] for index in order]
+    return function
 
 
-def _single_node_function(
-    node: ir.Node, name: str, order: list[int], opset_imports: dict[str, int]
+def _wrapping_function(
+    form: Form, rule: Rule, order: list[int], opset_imports: dict[str, int]
 ) -> ir.Function:
-    inputs = [None if v is None else ir.val(f"i{k}") for k, v in enumerate(node.inputs)]
-    outputs = [ir.val(f"o{k}") for k in range(len(node.outputs))]
-    body = ir.Node(
-        node.domain, node.op_type, inputs, list(node.attributes.values()), outputs=outputs
-    )
+    inputs = [None if v is None else ir.val(f"i{k}") for k, v in enumerate(form.node.inputs)]
+    nodes, outputs = _body(form, rule, inputs)
     graph = ir.Graph(
         [value for index in order if (value := inputs[index]) is not None],
         outputs,
-        nodes=[body],
-        opset_imports={k: v for k, v in opset_imports.items() if not k.startswith("onnxq")},
-        name=name,
+        nodes=nodes,
+        opset_imports={
+            **{k: v for k, v in opset_imports.items() if not k.startswith("onnxq")},
+            **{node.domain: 1 for node in nodes if node.domain},
+        },
+        name=form.node.op_type,
     )
-    return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+    return ir.Function(DOMAIN, form.node.op_type, graph=graph, attributes=[])
+
+
+def _body(
+    form: Form, rule: Rule, inputs: list[ir.Value | None]
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The function's nodes and outputs: the operator itself, or what the rule writes for it."""
+    if rule.forward is not None:
+        body = tape.Tape()
+        result = rule.forward(form, body, inputs)
+        return list(body.nodes), [result]
+    outputs = [ir.val(f"o{k}") for k in range(len(form.node.outputs))]
+    attributes = list(form.node.attributes.values())
+    node = ir.Node(form.node.domain, form.node.op_type, inputs, attributes, outputs=outputs)
+    return [node], outputs
 
 
 def _turn_into_call(node: ir.Node, name: str, order: list[int]) -> None:

@@ -120,7 +120,7 @@ def test_onnxsim_keeps_batch_norm(graph):
     result = Simplify()(model)
     assert result.modified
     assert "BatchNormalization" in _ops(result.model)
-    assert result.model.metadata_props["key"] == "value"
+    assert dict(result.model.metadata_props) == {"key": "value"}
 
 
 def test_a_failing_onnxsim_is_a_note(graph, monkeypatch):

@@ -77,8 +77,18 @@ def test_a_batch_norm_that_stays_is_a_note(graph):
     assert 'The BatchNormalization "BatchNormalization_0" stays' in result.notes[-1]
 
 
+def test_random_feeds_that_do_not_fit_are_a_note(graph):
+    model = graph(
+        "(float[N,M] x, float[a,b] w) => (float[N,5] y)", "y = MatMul(x, w)", w=np.ones((3, 5))
+    )
+    result = normalise(model)
+    assert any("not compared" in note for note in result.notes)
+    feeds = [{"x": np.ones((2, 3), dtype=np.float32)}]
+    assert normalise(model, feeds).notes == []
+
+
 def test_feeds_that_do_not_fit_are_a_users_error(graph):
-    with pytest.raises(ModelError, match="does not run on the given inputs"):
+    with pytest.raises(ModelError, match=r'does not run on inputs of "x" \[1, 4, 8, 8\]'):
         normalise(_network(graph), [{"x": np.zeros((1, 4, 8, 8), dtype=np.float32)}])
 
 

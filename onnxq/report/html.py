@@ -1,0 +1,105 @@
+"""One HTML file with pictures, and the same figures as JSON beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from onnxq.errors import OutputError
+from onnxq.pipeline import Result
+from onnxq.report.inspection import LayerRow, plan_rows
+from onnxq.report.result import figure_rows, result_fields, result_notes, score_history
+from onnxq.report.text import number_text, size_text
+from onnxq.version import VERSION
+
+MOST_BARS = 60
+"""Bars of one picture; of more layers the largest are shown."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a picture.
+
+    Attributes:
+        name: what it stands for.
+        text: its value as a reader takes it.
+        share: its length, as a share of the longest.
+        inner: length of its dark part, as a share of the longest.
+    """
+
+    name: str
+    text: str
+    share: float
+    inner: float = 0.0
+
+
+def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
+    """Write `report.html` and `report.json` into a folder, which is made if need be.
+
+    Args:
+        folder: where.
+        model: the original.
+        out: the exported model.
+        result: of the run.
+
+    Raises:
+        OutputError: the folder can't be written.
+    """
+    fields = result_fields(result, model, out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(render(model, out, result), encoding="utf-8")
+        text = json.dumps(fields, sort_keys=True, indent=1)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"Can't write the report to '{folder}' ({error.strerror}); name another folder."
+        ) from error
+
+
+def render(model: Path, out: Path, result: Result) -> str:
+    """The HTML text; nothing in it is fetched from elsewhere."""
+    environment = Environment(
+        loader=PackageLoader("onnxq.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    rows = plan_rows(result.model, result.plan)
+    return environment.get_template("report.html.j2").render(
+        version=VERSION,
+        model=model.name,
+        out=out.name,
+        figures=figure_rows(result.figures),
+        notes=result_notes(result),
+        layers=rows,
+        kernels=result.figures.kernels,
+        size_bars=size_bars(rows),
+        score_bars=score_bars(score_history(result.figures)),
+        recipe=json.dumps(json.loads(result.recipe.to_json()), indent=1, sort_keys=True),
+    )
+
+
+def size_bars(rows: list[LayerRow]) -> list[Bar]:
+    """Bytes of each layer, before and after: of many layers the largest, in graph order."""
+    largest = sorted(rows, key=lambda row: -row.bytes_before)[:MOST_BARS]
+    top = max((row.bytes_before for row in largest), default=0) or 1
+    return [
+        Bar(
+            row.name,
+            f"{size_text(row.bytes_before)} -> {size_text(row.bytes_after)}",
+            row.bytes_before / top,
+            row.bytes_after / top,
+        )
+        for row in rows
+        if row in largest
+    ]
+
+
+def score_bars(scores: list[float]) -> list[Bar]:
+    """The held-back error after each epoch; the first one is where learning started."""
+    top = max(scores, default=0.0) or 1.0
+    return [
+        Bar("start" if i == 0 else f"epoch {i}", number_text(score, 4), score / top)
+        for i, score in enumerate(scores)
+    ]

@@ -1,0 +1,144 @@
+"""Tables on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onnxq.report.inspection import Inspection, LayerRow
+from onnxq.report.result import figure_rows
+from onnxq.report.text import decibels_text, number_text, points_text, size_text, time_text
+from onnxq.verify.benchmark import Benchmark
+from onnxq.verify.evaluate import Evaluation
+from onnxq.verify.figures import Figures
+
+UNBOUNDED = 200
+"""Columns assumed where stdout is not a terminal, so that names are not folded."""
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=UNBOUNDED)
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        justify = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _add(table: Table, *cells: object) -> None:
+    table.add_row(*(escape(str(cell)) for cell in cells))
+
+
+def print_figures(figures: Figures) -> None:
+    """The before/after table."""
+    table = _table("", "original", "compressed", "result", right=("result",))
+    table.columns[0].no_wrap = True
+    for row in figure_rows(figures):
+        _add(table, *row)
+    _console().print(table)
+
+
+def print_layers(rows: Sequence[LayerRow]) -> None:
+    """One line per layer: what it is, what becomes of it, and why."""
+    right = ("parameters", "bytes", "bits")
+    table = _table("layer", "operator", *right[:2], "bits", "runs in", "reason", right=right)
+    for row in rows:
+        bits = "-" if row.num_bits is None else row.num_bits
+        sizes = f"{row.bytes_before:,} -> {row.bytes_after:,}"
+        compute = {"integer": "int8", "weight-only": "float, int8 weights"}.get(
+            row.compute, "float"
+        )
+        _add(table, row.name, row.op_type, f"{row.parameters:,}", sizes, bits, compute, row.reason)
+    _console().print(table)
+    before, after = sum(r.bytes_before for r in rows), sum(r.bytes_after for r in rows)
+    integer = sum(row.compute == "integer" for row in rows)
+    _console().print(
+        f"{len(rows)} layers, {integer} on integer kernels; weights "
+        f"{size_text(before)} -> {size_text(after)}"
+    )
+
+
+def print_kernels(figures: Figures) -> None:
+    """One line per layer: the operator that ONNX Runtime runs it with."""
+    table = _table("layer", "runs as", "reason")
+    for name, kernel in figures.kernels.items():
+        _add(table, name, kernel, figures.weight_only.get(name, ""))
+    for name, reason in figures.left_alone.items():
+        _add(table, name, "as before", reason)
+    _console().print(table)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Sentences, one per line."""
+    for note in notes:
+        _console().print(f"note: {escape(note)}", soft_wrap=True)
+
+
+def print_inspection(found: Inspection, *, layers: bool = True) -> None:
+    """What `inspect` found."""
+    console = _console()
+    operators = ", ".join(f"{name} {count}" for name, count in found.operators.items())
+    lines = [
+        f"{found.path}: {size_text(found.size)}, {found.parameters:,} parameters, "
+        f"opset {found.opset}, IR {found.ir_version}",
+        *(f"input {name}: {text}" for name, text in found.inputs.items()),
+        *(f"output {name}: {text}" for name, text in found.outputs.items()),
+        f"operators: {operators}",
+    ]
+    if found.version is not None:
+        lines.append(f"written by onnxq {found.version}")
+    if found.recipe is not None:
+        lines.append(f"recipe: {found.recipe.to_json()}")
+    if found.preprocess is not None:
+        lines.append(f"preprocessing: {json.dumps(found.preprocess, sort_keys=True)}")
+    console.print(escape("\n".join(lines)), soft_wrap=True)
+    if layers:
+        print_layers(found.layers)
+    if found.figures is not None:
+        print_figures(found.figures)
+    print_notes(found.notes)
+
+
+def print_evaluation(result: Evaluation) -> None:
+    """Top-1 and top-5, and the difference to the reference."""
+    table = _table("", "result", right=("result",))
+    rows = [
+        ("samples", f"{result.samples:,}"),
+        ("top-1, %", points_text(result.top1, result.error)),
+        ("top-5, %", points_text(result.top5)),
+        ("top-1 of the reference, %", points_text(result.reference_top1)),
+        ("top-5 of the reference, %", points_text(result.reference_top5)),
+        ("drop, paired, points", points_text(result.drop, result.drop_error)),
+        ("agreement with the reference, %", points_text(result.agreement)),
+        ("KL divergence", number_text(result.kl)),
+        ("estimated drop without labels, points", points_text(result.estimated_drop)),
+        *((f"SQNR of {name}", decibels_text(db)) for name, db in result.sqnr_db.items()),
+    ]
+    for name, text in rows:
+        if text != "-":
+            _add(table, name, text)
+    _console().print(table)
+    if result.skipped:
+        count, first = len(result.skipped), result.skipped[0]
+        print_notes([f"{count} unreadable files were left out, the first is '{first}'"])
+
+
+def print_benchmarks(results: Sequence[Benchmark]) -> None:
+    """One line per model."""
+    right = ("size", "latency", "ratio")
+    table = _table("model", *right, right=right)
+    for each in results:
+        latency = time_text(each.latency.median_ms, each.latency.spread_ms)
+        _add(table, each.path, size_text(each.size), latency, f"{each.ratio:.2f} ×")
+    _console().print(table)
+    rounds = results[0].latency.rounds
+    _console().print(f"median ± interquartile range of {rounds} interleaved runs")

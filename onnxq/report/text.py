@@ -1,0 +1,52 @@
+"""Numbers as a reader takes them."""
+
+from __future__ import annotations
+
+NONE = "-"
+"""What stands for a figure that was not measured or has no meaning."""
+
+_KILO = 1000
+SMALLEST_MS = 0.1
+
+
+def size_text(size: int) -> str:
+    """Bytes in the largest unit that leaves at least 1: `1.12 MB`."""
+    value, units = float(size), ["B", "kB", "MB", "GB"]
+    while value >= _KILO and len(units) > 1:
+        value /= _KILO
+        units.pop(0)
+    return f"{value:.0f} B" if units[0] == "B" else f"{value:.3g} {units[0]}"
+
+
+def time_text(median: float | None, spread: float | None) -> str:
+    """Milliseconds with their spread, small ones in µs: `0.764 ± 0.02 ms`."""
+    if median is None:
+        return NONE
+    unit, factor = ("ms", 1) if median >= SMALLEST_MS else ("µs", 1000)
+    text = f"{factor * median:.3g}"
+    return f"{text} {unit}" if spread is None else f"{text} ± {factor * spread:.1g} {unit}"
+
+
+def number_text(value: float | None, digits: int = 3, unit: str = "") -> str:
+    """A number with so many significant digits."""
+    if value is None:
+        return NONE
+    return f"{value:.{digits}g}{unit}"
+
+
+def percent_text(share: float | None, digits: int = 2) -> str:
+    """A share of 1 in percent: `99.41 %`."""
+    return NONE if share is None else f"{100 * share:.{digits}f} %"
+
+
+def points_text(value: float | None, error: float | None = None) -> str:
+    """Percentage points with one standard error: `0.10 ± 0.05`."""
+    if value is None:
+        return NONE
+    value = value or 0.0  # no "-0.00"
+    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
+
+
+def decibels_text(value: float) -> str:
+    """An SQNR; at its bound the outputs are equal."""
+    return "equal" if value >= 200 else f"{value:.1f} dB"

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from onnxq.recipe import load_recipe
+from tests.cli.conftest import command, environment
+
+SHORT = ("--samples", 128, "--learn", "none")
+
+
+def test_the_last_line_names_the_file_and_the_ratio(onnxq_process, mlp, unlabelled, tmp_path):
+    out = tmp_path / "small.onnx"
+    done = onnxq_process("compress", mlp, "--data", unlabelled, "-o", out, *SHORT)
+    assert done.code == 0, done.err
+    match = re.fullmatch(rf"wrote {re.escape(str(out))}: ([\d.]+)% of the original .*", done.last)
+    assert match is not None
+    ratio = out.stat().st_size / mlp.stat().st_size
+    assert float(match[1]) == pytest.approx(100 * ratio, abs=0.1)
+    assert "agreement" in done.out
+    # Not a terminal: no bar.
+    assert done.err == ""
+
+
+def test_quiet_leaves_the_last_line_alone(onnxq, mlp, unlabelled, tmp_path):
+    done = onnxq("compress", mlp, "--data", unlabelled, "-o", tmp_path / "o.onnx", "-q", *SHORT)
+    assert done.out.startswith("wrote ")
+    assert done.out.count("\n") == 1
+
+
+def test_json_is_all_there_is_on_stdout(onnxq, mlp, unlabelled, tmp_path):
+    out = tmp_path / "o.onnx"
+    done = onnxq("compress", mlp, "--data", unlabelled, "-o", out, "--json", *SHORT)
+    fields = json.loads(done.out)
+    assert fields["output"] == str(out)
+    assert fields["figures"]["size_after"] == out.stat().st_size
+    assert fields["figures"]["latency_after_ms"] > 0
+    assert fields["recipe"]["samples"] == 128
+
+
+def test_verbose_shows_the_stages_and_the_kernels(onnxq_process, mlp, unlabelled, tmp_path):
+    out = tmp_path / "o.onnx"
+    done = onnxq_process("compress", mlp, "--data", unlabelled, "-o", out, "-v", *SHORT)
+    assert "calibrate" in done.err
+    assert "QGemm" in done.out
+
+
+def test_report_and_recipe_are_written(onnxq, mlp, unlabelled, tmp_path):
+    recipe, report = tmp_path / "recipe.toml", tmp_path / "report"
+    out = tmp_path / "o.onnx"
+    paths = ("-o", out, "--save-recipe", recipe, "--report", report)
+    done = onnxq("compress", mlp, "--data", unlabelled, *paths, *SHORT, "--calibration", "max")
+    assert done.code == 0, done.err
+    assert load_recipe(recipe).calibration == "max"
+    assert (report / "report.html").is_file()
+    assert json.loads((report / "report.json").read_text())["output"] == str(out)
+
+
+def test_the_default_output_is_beside_the_model(onnxq, mlp, rows, tmp_path):
+    model = tmp_path / "net.onnx"
+    model.write_bytes(mlp.read_bytes())
+    done = onnxq("compress", model, "--data", rows, "-q", *SHORT)
+    assert done.code == 0, done.err
+    assert (tmp_path / "net-onnxq.onnx").is_file()
+
+
+def test_flags_go_before_the_recipe_file(onnxq, mlp, unlabelled, tmp_path):
+    recipe, used = tmp_path / "in.toml", tmp_path / "out.toml"
+    recipe.write_text('samples = 100\ncalibration = "max"\nlearn = "none"\n')
+    files = ("--recipe", recipe, "--save-recipe", used, "-o", tmp_path / "o.onnx")
+    done = onnxq("compress", mlp, "--data", unlabelled, *files, "--calibration", "kl", "-q")
+    assert done.code == 0, done.err
+    found = load_recipe(used)
+    assert (found.samples, found.calibration, found.learn) == (100, "kl", ("none",))
+
+
+def test_dry_run_needs_no_data_and_writes_nothing(onnxq, mlp, tmp_path):
+    out = tmp_path / "o.onnx"
+    done = onnxq("compress", mlp, "--dry-run", "-o", out, "--exclude", "Gemm")
+    assert done.code == 0, done.err
+    assert "it is excluded by the recipe" in done.out
+    assert not out.exists()
+    fields = json.loads(onnxq("compress", mlp, "--dry-run", "--json").out)
+    assert all(layer["compute"] == "integer" for layer in fields["layers"])
+
+
+def test_no_output_is_overwritten_without_force(onnxq, mlp, unlabelled, tmp_path):
+    out = tmp_path / "o.onnx"
+    out.write_text("mine")
+    arguments = ("compress", mlp, "--data", unlabelled, "-o", out, "-q", *SHORT)
+    done = onnxq(*arguments)
+    assert done.code == 1
+    assert "--force" in done.err
+    assert out.read_text() == "mine"
+    assert onnxq(*arguments, "--force").code == 0
+    assert out.stat().st_size > 1000
+
+
+def test_the_model_itself_is_never_the_output(onnxq, mlp, unlabelled, tmp_path):
+    model = tmp_path / "net.onnx"
+    model.write_bytes(mlp.read_bytes())
+    done = onnxq("compress", model, "--data", unlabelled, "-o", model, "--force")
+    assert done.code == 1
+    assert "is the model itself" in done.err
+    assert model.read_bytes() == mlp.read_bytes()
+
+
+def test_threads_limit_the_cores_of_this_command_alone(onnxq, mlp, unlabelled, tmp_path):
+    before = os.sched_getaffinity(0)
+    out = tmp_path / "o.onnx"
+    done = onnxq("compress", mlp, "--data", unlabelled, "-o", out, "--threads", 1, "-q", *SHORT)
+    assert done.code == 0, done.err
+    assert os.sched_getaffinity(0) == before
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(sample_models, unlabelled, tmp_path):
+    out = tmp_path / "o.onnx"
+    arguments = ("compress", sample_models / "digits_resnet.onnx", "--data", unlabelled)
+    options = ("-o", out, "--learn", "thresholds", "--samples", 128, "-v")
+    process = subprocess.Popen(
+        command(*arguments, *options, "--epochs", 500),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert process.stderr is not None
+    checkpoint = tmp_path / "o.onnx.onnxq-checkpoint"
+    for line in process.stderr:
+        if "learn" in line and checkpoint.exists():
+            process.send_signal(signal.SIGINT)
+            break
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert "--resume" in rest
+    assert "Traceback" not in rest
+    assert checkpoint.exists()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["absent.onnx", "--data", "."], 1, "The model 'absent.onnx' does not exist"),
+        ([".", "--data", "."], 1, "is a folder"),
+        (["{mlp}"], 2, "Missing option '--data'"),
+        (["{mlp}", "--data", "absent"], 1, "'absent' does not exist"),
+        (["{mlp}", "--data", "{rows}", "--weight-bits", "99"], 1, "expected '7' or '8'"),
+        (["{mlp}", "--data", "{rows}", "--granularity", "x"], 2, "'x' is not one of"),
+        (["{mlp}", "--data", "{rows}", "--activation-bits", "x"], 2, "neither a number"),
+        (["{mlp}", "--data", "{rows}", "--mean", "1,b"], 2, "is not a list of numbers"),
+        (["{mlp}", "--data", "{rows}", "--resize", "1,2,3"], 2, "height,width"),
+        (["{mlp}", "--data", "{rows}", "--recipe", "absent.toml"], 1, "absent.toml"),
+        (["{mlp}", "--data", "{rows}", "--exclude", "Grmm"], 1, "nearest"),
+        (["{mlp}", "--data", "{rows}", "-o", "no/such/folder/o.onnx"], 1, "does not exist"),
+    ],
+)
+def test_errors_are_one_sentence(onnxq, mlp, rows, tmp_path, arguments, code, sentence):
+    given = [each.format(mlp=mlp, rows=rows) for each in arguments]
+    if "-o" not in given:
+        given += ["-o", str(tmp_path / "o.onnx")]
+    done = onnxq("compress", *given)
+    assert done.code == code
+    assert sentence in done.err
+    lines = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert done.out == ""
+    assert not Path(tmp_path / "o.onnx").exists()

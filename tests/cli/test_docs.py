@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import click
+
+import onnxq
+from onnxq.cli import main
+from tools.make_cli_docs import PATH, cli_docs
+
+
+def test_docs_hold_the_help_text() -> None:
+    assert PATH.read_text(encoding="utf-8") == cli_docs(), "run python -m tools.make_cli_docs"
+
+
+def test_every_option_has_help_text() -> None:
+    for command in main.commands.values():
+        assert command.help
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{command.name} {parameter.name}"
+
+
+def test_public_names_are_those_of_all() -> None:
+    module = importlib.import_module("onnxq")
+    for name in onnxq.__all__:
+        assert hasattr(module, name)
+    wanted = {"compress", "evaluate", "benchmark", "inspect", "Recipe", "LayerOverride"}
+    assert wanted | {"Preprocess", "Result", "OnnxqError"} <= set(onnxq.__all__)
+    errors = importlib.import_module("onnxq.errors")
+    names = {n for n, v in vars(errors).items() if isinstance(v, type)}
+    assert names <= set(onnxq.__all__)
+
+
+def test_no_command_writes_where_it_is_run() -> None:
+    assert not list(Path.cwd().glob("*-onnxq.onnx"))

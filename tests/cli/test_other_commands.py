@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def test_inspect_lists_layers_and_reasons(onnxq, sample_models):
+    done = onnxq("inspect", sample_models / "digits_mobilenet.onnx")
+    assert done.code == 0, done.err
+    assert "input input: float32 (N, 1, 8, 8)" in done.out
+    assert "layers" in done.out
+    assert "BatchNormalization" in done.out
+
+
+def test_inspect_shows_recipe_and_figures_of_a_compressed_file(onnxq, compressed):
+    done = onnxq("inspect", compressed)
+    assert done.code == 0, done.err
+    assert "written by onnxq" in done.out
+    assert '"samples": 128' in done.out
+    assert "agreement" in done.out
+    fields = json.loads(onnxq("inspect", compressed, "--json").out)
+    assert fields["recipe"]["learn"] == ["none"]
+    assert fields["preprocess"]["layout"] == "nchw"
+    assert fields["figures"]["size_after"] == compressed.stat().st_size
+    assert fields["figures"]["latency_after_ms"] is None
+    assert {layer["compute"] for layer in fields["layers"]} == {"integer"}
+
+
+def test_inspect_json_of_a_float_model(onnxq, mlp):
+    fields = json.loads(onnxq("inspect", mlp, "--json").out)
+    assert fields["version"] is None
+    assert fields["parameters"] == sum(fields_parameters(fields))
+
+
+def fields_parameters(fields):
+    """Weights by layer, and the biases that make up the rest."""
+    weights = sum(layer["parameters"] for layer in fields["layers"])
+    return [weights, fields["parameters"] - weights]
+
+
+def test_evaluate_needs_no_flags_on_a_compressed_file(onnxq, compressed, labelled, mlp):
+    done = onnxq("evaluate", compressed, "--data", labelled, "--reference", mlp)
+    assert done.code == 0, done.err
+    assert "drop, paired, points" in done.out
+    arguments = ("--data", labelled, "--reference", mlp, "--samples", 100, "--json")
+    fields = json.loads(onnxq("evaluate", compressed, *arguments).out)
+    assert fields["samples"] == 100
+    assert fields["agreement"] >= 95
+    assert fields["top1"] >= 85
+
+
+def test_evaluate_takes_preprocessing_from_flags(onnxq, mlp, labelled):
+    right = json.loads(onnxq("evaluate", mlp, "--data", labelled, "--json").out)
+    flags = ("--mean", "50", "--std", "0.1")
+    wrong = json.loads(onnxq("evaluate", mlp, "--data", labelled, "--json", *flags).out)
+    assert wrong["top1"] < right["top1"] - 20
+
+
+def test_one_flag_changes_one_setting(onnxq, mlp, labelled):
+    found = json.loads(onnxq("evaluate", mlp, "--data", labelled, "--json", "--crop", 8).out)
+    assert found == json.loads(onnxq("evaluate", mlp, "--data", labelled, "--json").out)
+
+
+def test_a_lone_mean_needs_a_std(onnxq, mlp, labelled, tmp_path):
+    import onnx_ir as ir
+
+    model = ir.load(mlp)
+    model.metadata_props.clear()
+    ir.save(model, tmp_path / "bare.onnx")
+    done = onnxq("evaluate", tmp_path / "bare.onnx", "--data", labelled, "--mean", "0.5")
+    assert done.code == 1
+    assert "both --mean and --std" in done.err
+
+
+def test_benchmark_prints_a_line_per_model(onnxq, mlp, compressed):
+    done = onnxq("benchmark", mlp, compressed, "--rounds", 5)
+    assert done.code == 0, done.err
+    assert "5 interleaved runs" in done.out
+    first, second = json.loads(onnxq("benchmark", mlp, compressed, "--rounds", 5, "--json").out)
+    assert first["ratio"] == 1
+    assert second["size"] == compressed.stat().st_size
+    assert second["latency"]["median_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["benchmark"], 2, "Missing argument"),
+        (["benchmark", "absent.onnx"], 1, "does not exist"),
+        (["benchmark", "{mlp}", "--shape", "input"], 2, "is not a shape"),
+        (["benchmark", "{mlp}", "--shape", "input=1,2,3,4"], 1, "does not fit"),
+        (["inspect", "{text}"], 1, "is not an ONNX model"),
+        (["evaluate", "{mlp}", "--data", "{rows}"], 1, "label"),
+        (["evaluate", "{mlp}", "--data", "{labels}"], 1, "'99' is not a class"),
+        (["evaluate", "{mlp}", "--data", "{rows}", "--reference", "no.onnx"], 1, "no.onnx"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_errors_are_one_sentence(onnxq, mlp, rows, tmp_path, arguments, code, sentence):
+    text, labels = tmp_path / "text.onnx", tmp_path / "labels.npz"
+    text.write_text("hello")
+    with np.load(rows) as arrays:
+        np.savez(labels, input=arrays["input"], labels=np.full(40, 99))
+    places = {"mlp": mlp, "rows": rows, "text": text, "labels": labels}
+    done = onnxq(*(each.format(**places) for each in arguments))
+    assert done.code == code
+    assert sentence in done.err
+    assert done.out == ""
+
+
+def test_anything_but_a_users_error_keeps_its_traceback(onnxq, mlp, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("onnxq.cli.inspect.run_inspect", broken)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        onnxq("inspect", mlp)
+
+
+def test_ctrl_c_is_exit_code_130(onnxq, mlp, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxq.cli.inspect.run_inspect", stop)
+    done = onnxq("inspect", mlp)
+    assert done.code == 130
+    assert done.err.strip() == "stopped"
+
+
+def test_help_and_version(onnxq_process, tmp_path: Path):
+    assert "compress" in onnxq_process("--help").out
+    assert onnxq_process("--version").out.startswith("onnxq, version ")

@@ -1,0 +1,246 @@
+"""Runs of threshold learning on a small model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import serialised, small_graph
+
+from onnxq.data.samples import open_samples
+from onnxq.export.lower import Lowering
+from onnxq.learn import thresholds
+from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.optimizer import Adam
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.threshold_scales import SHIFT
+from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
+from onnxq.learn.variants import PLAIN, Variant, Variants
+from onnxq.load.inputs import input_specs
+from onnxq.progress import Silent
+from onnxq.recipe import Recipe
+from onnxq.rewrite.quantizers import Quantizers
+
+EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A variant that was calibrated, and what it is trained on."""
+
+    variant: Variant
+    train: TeacherOutputs
+
+    @property
+    def start(self) -> Quantizers:
+        """Ranges half as wide as what was seen: there is something to learn."""
+        ranges = self.variant.quantizers.ranges
+        return self.variant.quantizers.with_ranges(
+            {name: (left / 2, width / 2) for name, (left, width) in ranges.items()}
+        )
+
+    def learning(self, checkpoint: Checkpoint | None = None, **options) -> ThresholdLearning:
+        variant = self.variant
+        budget = Budget(**({"epochs": EPOCHS, "lr": 0.02, "shard_size": 4} | options))
+        return ThresholdLearning(
+            variant.student,
+            variant.loss_model,
+            self.train,
+            variant.held_back,
+            self.start,
+            variant.extremes(),
+            budget,
+            checkpoint,
+        )
+
+    def exported(self, learned: Learned) -> bytes:
+        return serialised(Lowering(self.variant.student, learned.quantizers).run())
+
+
+def images(count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, 3, 8, 8)).astype(np.float32)
+
+
+def make_ready(folder: Path, model: ir.Model, recipe: Recipe, count: int = 96) -> Ready:
+    np.savez(folder / "x.npz", x=images(count))
+    samples = open_samples(folder / "x.npz", input_specs(model), None)
+    train, held_back = samples.split(least=32)
+    outputs = []
+    for name, part in (("train", train), ("held", held_back)):
+        (folder / name).mkdir()
+        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
+    return Ready(Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0])
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory) -> Ready:
+    recipe = Recipe(calibration="max", bias_correction=False, granularity="per-tensor")
+    return make_ready(tmp_path_factory.mktemp("ready"), small_graph("residual"), recipe)
+
+
+@pytest.fixture(scope="module")
+def learned(ready) -> Learned:
+    return ready.learning().run(Silent())
+
+
+def test_learning_lowers_the_held_back_score(ready, learned):
+    assert learned.start_score == ready.variant.score_of(ready.start)
+    assert learned.improved
+    assert learned.score < 0.5 * learned.start_score
+    assert learned.score == min(learned.history) == learned.history[learned.epoch - 1]
+    assert len(learned.history) == EPOCHS
+    assert learned.images == EPOCHS * ready.train.positions
+
+
+def test_the_score_is_that_of_the_numbers(ready, learned):
+    assert ready.variant.score_of(learned.quantizers) == learned.score
+
+
+def test_a_second_run_gives_the_same_bytes(ready, learned):
+    again = ready.learning().run(Silent())
+    assert again.history == learned.history
+    assert ready.exported(again) == ready.exported(learned)
+
+
+def test_another_seed_takes_another_order(ready, learned):
+    assert ready.learning(seed=1).run(Silent()).history != learned.history
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_the_number_of_cores_does_not_change_a_byte(tmp_path, monkeypatch, cores, ready, learned):
+    monkeypatch.setattr("onnxq.session.available_cores", lambda: cores)
+    monkeypatch.setattr("onnxq.learn.engine.engine.available_cores", lambda: cores)
+    recipe = Recipe(calibration="max", bias_correction=False, granularity="per-tensor")
+    other = make_ready(tmp_path, small_graph("residual"), recipe)
+    found = other.learning().run(Silent())
+    assert found.history == learned.history
+    assert other.exported(found) == ready.exported(learned)
+
+
+def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
+    learning = ready.learning()
+    monkeypatch.setattr(ready.variant.held_back, "score", lambda _: 1e9)
+    start = learning._result.quantizers
+    found = learning.run(Silent())
+    assert not found.improved
+    assert found.quantizers is start
+    assert found.score == found.start_score
+    assert found.history == [1e9] * EPOCHS
+
+
+def test_an_equal_score_is_no_improvement(ready, monkeypatch):
+    learning = ready.learning(epochs=1)
+    monkeypatch.setattr(ready.variant.held_back, "score", lambda _: learning._result.start_score)
+    assert not learning.run(Silent()).improved
+
+
+def test_without_time_nothing_is_learned(ready):
+    learning = ready.learning(max_seconds=-1.0)
+    start = learning._result.quantizers
+    found = learning.run(Silent())
+    assert found.history == []
+    assert found.quantizers is start
+
+
+class Stop(Silent):
+    """Stops the run in the middle of an epoch, as Ctrl-C does."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def at(self, done: int, text: str = "") -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epochs_done", [1, 2, 3])
+def test_a_resumed_run_gives_the_bytes_of_one_that_was_not_stopped(
+    tmp_path, ready, learned, epochs_done
+):
+    steps = -(-ready.train.positions // 8)
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    with pytest.raises(KeyboardInterrupt):
+        # One call of the listener comes before the first step.
+        ready.learning(checkpoint).run(Stop(1 + epochs_done * steps + 2))
+    state = checkpoint.load()
+    assert state is not None
+    assert int(state["epoch"]) == epochs_done
+    found = ready.learning(checkpoint).run(Silent(), resume=True)
+    assert found.history == learned.history
+    assert (found.score, found.epoch) == (learned.score, learned.epoch)
+    assert ready.exported(found) == ready.exported(learned)
+
+
+def test_without_resume_a_checkpoint_is_not_read(tmp_path, ready, learned):
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    ready.learning(checkpoint, epochs=2).run(Silent())
+    assert ready.learning(checkpoint).run(Silent()).history == learned.history
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, ready, learned):
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    ready.learning(checkpoint).run(Silent())
+    found = ready.learning(checkpoint).run(Silent(), resume=True)
+    assert ready.exported(found) == ready.exported(learned)
+
+
+class Watch(Silent):
+    """Looks at the trained values after every step."""
+
+    def __init__(self, learning: ThresholdLearning) -> None:
+        self.learning = learning
+        self.lowest, self.highest, self.steps = np.inf, -np.inf, 0
+
+    def at(self, done: int, text: str = "") -> None:
+        for key, value in self.learning._scales.values.items():
+            shift = key.startswith(SHIFT)
+            assert np.all(np.isfinite(value))
+            assert np.all((value >= (-0.2 if shift else 0.5)) & (value <= (0.4 if shift else 1)))
+            if not shift:
+                self.lowest = min(self.lowest, float(value.min()))
+                self.highest = max(self.highest, float(value.max()))
+        self.steps += 1
+
+
+def test_values_never_leave_their_bounds_at_any_rate(ready):
+    learning = ready.learning(lr=0.5, epochs=2)
+    watch = Watch(learning)
+    learning.run(watch)
+    assert watch.steps == 1 + 2 * -(-ready.train.positions // 8)
+    assert (watch.lowest, watch.highest) == (0.5, 1.0)
+
+
+def test_the_optimizer_forgets_and_the_rate_rises_at_every_restart(ready, monkeypatch):
+    monkeypatch.setattr(thresholds, "RESTART_EPOCHS", 1)
+    events: list[str | float] = []
+
+    class Noted(Adam):
+        def reset(self) -> None:
+            events.append("reset")
+            super().reset()
+
+        def step(self, parameters, gradients) -> None:
+            events.append(self.lr)
+            super().step(parameters, gradients)
+
+    monkeypatch.setattr(thresholds, "Adam", Noted)
+    ready.learning(epochs=3).run(Silent())
+    steps = -(-ready.train.positions // 8)
+    rates = [event for event in events if event != "reset"]
+    assert len(rates) == 3 * steps
+    assert rates[::steps] == [0.02] * 3
+    assert rates[:steps] == sorted(rates[:steps], reverse=True)
+    # The first one is the constructor's.
+    assert [i for i, e in enumerate(events) if e == "reset"] == [0, steps + 1, 2 * steps + 2]
+
+
+def test_a_symmetric_start_is_improved_too(tmp_path):
+    recipe = Recipe(calibration="max", symmetric=True, granularity="per-tensor")
+    ready = make_ready(tmp_path, small_graph("leaky"), recipe)
+    found = ready.learning().run(Silent())
+    assert found.improved

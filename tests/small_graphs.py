@@ -1,0 +1,245 @@
+"""Small graphs as ONNX text, and what the stages up to the export make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxq.calibrate.calibrator import Batches, calibrate
+from onnxq.export.lower import Lowering
+from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.plan import Plan, make_plan
+from onnxq.recipe import Recipe
+from onnxq.rewrite.initial import initial_quantizers
+from onnxq.rewrite.quantizers import Quantizers
+from onnxq.rewrite.student import Student, bake, build_student
+from onnxq.session import Arrays, open_session
+
+CHANNELS = {
+    "wx": (6, 3, 3, 3), "bx": (6,), "wy": (6, 3, 1, 1), "by": (6,), "w6": (6, 6, 3, 3),
+    "b6": (6,), "v6": (6, 6, 1, 1), "c6": (6,), "dw": (6, 1, 3, 3), "db": (6,), "wh": (5, 6),
+    "bh": (5,), "wt": (6, 6, 2, 2), "w12": (6, 12, 1, 1), "w3": (6, 3, 1, 1),
+}  # fmt: skip
+"""Shapes of the weights that the bodies below name."""
+
+CONSTANTS: dict[str, np.ndarray] = {
+    "zero": np.array(0, np.float32),
+    "six": np.array(6, np.float32),
+    "edges": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    "starts": np.array([0, 0]),
+    "ends": np.array([1000, 1000]),
+    "axes": np.array([2, 3]),
+    "steps": np.array([2, 2]),
+    "twice": np.array([1, 1, 2, 2], np.float32),
+    "shuffle": np.array([0, 2, 3, 8, 8]),
+    "back": np.array([0, 6, 8, 8]),
+    "halves": np.array([3, 3]),
+    "empty": np.array([], np.float32),
+}
+
+HEAD = "g = GlobalAveragePool (z) f = Flatten (g) y = Gemm <transB = 1> (f, wh, bh)"
+"""From a tensor `z` of 6 channels to 5 logits."""
+
+CONV = "a = Conv <pads = [1, 1, 1, 1]> (x, wx, bx)"
+LAST = "z = Conv <pads = [1, 1, 1, 1]> (p, w6, b6)"
+
+BODIES = {
+    "relu": f"{CONV} z = Relu (a)",
+    "clip": f"{CONV} z = Clip (a, zero, six)",
+    "signed": f"{CONV} z = Conv (a, v6, c6)",
+    "no_bias": f"{CONV} r = Relu (a) z = Conv (r, v6)",
+    "read_twice": f"{CONV} r = Relu (a) c = Conv (r, v6, c6) z = Add (r, c)",
+    "residual": f"{CONV} r = Relu (a) c = Conv (r, v6, c6) s = Add (r, c) z = Relu (s)",
+    "concat": f"{CONV} b = Conv (x, wy, by) r = Relu (a) p = Concat <axis = 1> (r, b) "
+    "z = Conv (p, w12)",
+    "pad": f"{CONV} r = Relu (a) p = Pad (r, edges) z = Conv (p, w6, b6)",
+    "pad_signed": f"{CONV} p = Pad (a, edges) z = Conv (p, w6, b6)",
+    "slice": f"{CONV} p = Slice (a, starts, ends, axes, steps) {LAST}",
+    "shortcut": f"{CONV} q = Conv (x, w3) r = Relu (q) h = Slice (r, starts, ends, axes, steps) "
+    "c = Conv <strides = [2, 2]> (a, v6, c6) z = Add (h, c)",
+    "leaky": f"{CONV} p = LeakyRelu <alpha = 0.1> (a) {LAST}",
+    "excite": f"{CONV} r = Relu (a) m = GlobalAveragePool (r) e = Conv (m, v6, c6) "
+    "s = Sigmoid (e) p = Mul (r, s) " + LAST,
+    "max_pool": f"{CONV} p = MaxPool <kernel_shape = [3, 3], strides = [2, 2], "
+    f"pads = [1, 1, 1, 1]> (a) {LAST}",
+    "average_pool": f"{CONV} r = Relu (a) p = AveragePool <kernel_shape = [2, 2], "
+    f"strides = [2, 2]> (r) {LAST}",
+    "depth_wise": f"{CONV} r = Clip (a, zero, six) "
+    "d = Conv <group = 6, pads = [1, 1, 1, 1]> (r, dw, db) p = Clip (d, zero, six) " + LAST,
+    "nearest": f'{CONV} p = Resize <mode = "nearest", nearest_mode = "floor", '
+    f'coordinate_transformation_mode = "asymmetric"> (a, empty, twice) {LAST}',
+    "linear": f'{CONV} p = Resize <mode = "linear"> (a, empty, twice) {LAST}',
+    "shuffle": f"{CONV} r = Relu (a) s = Reshape (r, shuffle) "
+    f"t = Transpose <perm = [0, 2, 1, 3, 4]> (s) p = Reshape (t, back) {LAST}",
+    "split": f"{CONV} r = Relu (a) s, t = Split <axis = 1> (r, halves) c = Conv (s, w3) "
+    "u = Concat <axis = 1> (c, r) z = Conv (u, w12)",
+    "transposed": f"{CONV} r = Relu (a) t = ConvTranspose <strides = [2, 2]> (r, wt, c6) "
+    "p = Relu (t) " + LAST,
+    "hard_swish": f"{CONV} p = HardSwish (a) {LAST}",
+    "max_pool_relu": f"{CONV} m = MaxPool <kernel_shape = [2, 2]> (a) p = Relu (m) {LAST}",
+    "shared": f"{CONV} r = Relu (a) c = Conv (r, v6, c6) d = Conv (c, v6, b6) z = Relu (d)",
+    "relu_twice": f"{CONV} r = Relu (a) c = Conv (r, v6, c6) d = Conv (a, w6, b6) "
+    "s = Slice (c, ones, minus_ones, axes) z = Add (s, d)",
+    "float_side": f"{CONV} t = Tanh (a) r = Relu (a) c = Conv (r, v6, c6) z = Add (t, c)",
+}
+"""Graphs from `x`, (N, 3, 8, 8), to `z`, 6 channels; `HEAD` follows."""
+
+CONSTANTS |= {"ones": np.array([1, 1]), "minus_ones": np.array([-1, -1])}
+
+
+class Feeds:
+    """Feeds in memory, batch after batch, whatever size is asked for."""
+
+    def __init__(self, feeds: Sequence[Arrays]) -> None:
+        self.feeds = list(feeds)
+
+    def batches(self, size: int) -> Iterator[Arrays]:
+        return iter(self.feeds)
+
+
+def build(
+    text: str, weights: Mapping[str, np.ndarray | tuple[int, ...]], opset: int = 14
+) -> ir.Model:
+    """A named model with shapes; a shape stands for random weights."""
+    rng = np.random.default_rng(3)
+    tensors = []
+    for name, given in weights.items():
+        if isinstance(given, tuple):
+            fan_in = int(np.prod(given[1:])) if len(given) > 1 else 9
+            given = rng.normal(0, 1 / np.sqrt(fan_in), given).astype(np.float32)
+        tensors.append(ir.tensor(given, name=name))
+    header = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+    model = ir.from_onnx_text(f"{header} {text}", initializers=tensors)
+    for node in model.graph:
+        node.name = f"{node.op_type}_{node.outputs[0].name}"
+    InferShapes()(model)
+    return model
+
+
+def small_graph(name: str) -> ir.Model:
+    """One of the bodies with its head."""
+    return image_graph(f"{BODIES[name]} {HEAD}")
+
+
+def image_graph(body: str, result: str = "float[N, 5] y", **more: np.ndarray) -> ir.Model:
+    """A graph from `x`, (N, 3, 8, 8), whose weights are those of `CHANNELS` that it names."""
+    words = set(body.replace(",", " ").replace("(", " ").replace(")", " ").split())
+    known: dict[str, np.ndarray | tuple[int, ...]] = {**CHANNELS, **CONSTANTS, **more}
+    return build(
+        f"net (float[N, 3, 8, 8] x) => ({result}) {{ {body} }}",
+        {name: given for name, given in known.items() if name in words},
+    )
+
+
+def images(count: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 1, (count, 3, 8, 8)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A graph on its way through the stages."""
+
+    teacher: ir.Model
+    plan: Plan
+    student: Student
+    quantizers: Quantizers
+    baked: ir.Model
+    exported: ir.Model
+
+
+def quantize(
+    teacher: ir.Model,
+    samples: Batches | None = None,
+    recipe: Recipe | None = None,
+) -> Quantized:
+    """Plan, calibrate, rewrite and export."""
+    recipe = recipe or Recipe()
+    plan = make_plan(teacher, recipe)
+    statistics = calibrate(teacher, list(plan.tensors), samples or Feeds([{"x": images()}]), 16)
+    quantizers = initial_quantizers(teacher, plan, statistics, recipe.calibration)
+    student = build_student(teacher, plan)
+    exported = Lowering(student, quantizers).run()
+    return Quantized(teacher, plan, student, quantizers, bake(student, quantizers), exported)
+
+
+def run(model: ir.Model, feeds: Arrays, *, optimise: bool = False) -> Arrays:
+    """All outputs by name."""
+    session = open_session(model, optimise=optimise)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def serialised(model: ir.Model) -> bytes:
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def codes_by_tensor(model: ir.Model, plan: Plan, feeds: Arrays) -> Arrays:
+    """The codes of every quantized tensor of an exported model, optimisation off."""
+    proto = with_outputs(ir.to_proto(model), [f"{name}.codes" for name in plan.tensors])
+    session = open_session(proto.SerializeToString(), optimise=False)
+    names = [f"{name}.codes" for name in plan.tensors]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    present = {output.name for output in proto.graph.output}
+    for name in names:
+        if name not in present:
+            proto.graph.output.add().name = name
+    return proto
+
+
+@dataclass(frozen=True)
+class Step:
+    """The nodes from quantized tensors to the next one, as a model of its own."""
+
+    name: str
+    model: onnx.ModelProto
+    inputs: list[str]
+
+
+def steps(model: ir.Model, plan: Plan) -> Iterator[Step]:
+    """One model for each tensor that integers write: codes in, codes out."""
+    proto = ir.to_proto(model)
+    producers = {out: node for node in proto.graph.node for out in node.output}
+    stops = {f"{name}.codes" for name in plan.tensors}
+    extractor = onnx.utils.Extractor(proto)
+    for name, spec in plan.tensors.items():
+        if spec.integer:
+            inputs = _sources(f"{name}.codes", producers, stops)
+            yield Step(name, extractor.extract_model(inputs, [f"{name}.codes"]), inputs)
+
+
+def _sources(target: str, producers: Mapping[str, onnx.NodeProto], stops: set[str]) -> list[str]:
+    found: dict[str, None] = {}
+    waiting = list(producers[target].input)
+    while waiting:
+        name = waiting.pop()
+        if name in stops:
+            found[name] = None
+        elif name in producers:
+            waiting += producers[name].input
+    return list(found)
+
+
+def differing_codes(quantized: Quantized, feeds: Arrays) -> tuple[int, int, int]:
+    """Over all layers fed identical codes: elements, elements that differ, largest difference.
+
+    The student's arithmetic is that of the exported graph with optimisation off; it is held
+    against the kernels that ONNX Runtime really runs.
+    """
+    expected = codes_by_tensor(quantized.exported, quantized.plan, feeds)
+    elements = different = largest = 0
+    for step in steps(quantized.exported, quantized.plan):
+        session = open_session(step.model.SerializeToString())
+        fed = {name: expected[name] for name in step.inputs}
+        (codes,) = session.run([f"{step.name}.codes"], fed)
+        error = np.abs(codes.astype(int) - expected[f"{step.name}.codes"].astype(int))
+        elements += error.size
+        different += int(np.count_nonzero(error))
+        largest = max(largest, int(error.max(initial=0)))
+    return elements, different, largest

@@ -1,0 +1,71 @@
+"""Write docs/cli.md: the help text of each command, with what can't be said there.
+
+Run `python -m tools.make_cli_docs` after a change of the command line; a test compares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxq.cli import main
+
+PATH = Path(__file__).parents[1] / "docs" / "cli.md"
+
+WIDTH = 90
+
+INTRODUCTION = """\
+# The command line
+
+This file is made by `python -m tools.make_cli_docs`.
+
+Exit codes: 0 done; 1 an error that the user can mend, in one sentence on stderr; 2 wrong
+usage; 130 stopped by Ctrl-C (a checkpoint is kept while thresholds are learned, and the
+sentence says how to go on).
+
+Figures and tables go to stdout, progress and notes on errors to stderr. Where stderr is not a
+terminal, progress is shown with `-v` only. The last line on stdout of a successful `compress`
+names the file written and the size ratio; with `--json` the only line is JSON.
+
+Defaults of `compress` are those of a recipe: a value from `--recipe` goes before the default,
+and a flag goes before both.
+"""
+
+EXAMPLES = {
+    "compress": """\
+onnxq compress sample_models/digits_resnet.onnx --data sample_models/digits/unlabelled
+onnxq compress model.onnx --data images --mean .485,.456,.406 --std .229,.224,.225 --report out
+onnxq compress model.onnx --dry-run --exclude 'Gemm' --save-recipe recipe.toml""",
+    "inspect": """\
+onnxq inspect model.onnx
+onnxq inspect model-onnxq.onnx --json""",
+    "evaluate": """\
+onnxq evaluate model-onnxq.onnx --data labelled --reference model.onnx
+onnxq evaluate model-onnxq.onnx --data unlabelled.npz --reference model.onnx""",
+    "benchmark": """\
+onnxq benchmark model.onnx model-onnxq.onnx
+onnxq benchmark speech.onnx --shape samples=1,16000 --threads 2
+onnxq benchmark model.onnx --data images""",
+}
+
+
+def cli_docs() -> str:
+    """The whole text of docs/cli.md."""
+    settings = {"terminal_width": WIDTH, **main.context_settings, "max_content_width": WIDTH}
+    with click.Context(main, info_name="onnxq", **settings) as root:
+        parts = [INTRODUCTION, _section("onnxq", main.get_help(root), None)]
+        for name, command in main.commands.items():
+            with click.Context(command, parent=root, info_name=name) as context:
+                parts.append(_section(f"onnxq {name}", command.get_help(context), EXAMPLES[name]))
+    return "\n".join(parts)
+
+
+def _section(name: str, text: str, examples: str | None) -> str:
+    shown = "" if examples is None else f"\nExamples:\n\n```\n{examples}\n```\n"
+    return f"## {name}\n\n```\n{text}\n```\n{shown}"
+
+
+if __name__ == "__main__":
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(cli_docs(), encoding="utf-8")
