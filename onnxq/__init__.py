@@ -1,0 +1,37 @@
+"""Compress any float ONNX model with unlabelled data into a smaller, faster one."""
+
+from onnxq.data.preprocess import Preprocess
+from onnxq.errors import (
+    DataError,
+    EngineError,
+    ModelError,
+    OnnxqError,
+    OutputError,
+    PassError,
+    RecipeError,
+)
+from onnxq.pipeline import Result, compress
+from onnxq.recipe import LayerOverride, Recipe
+from onnxq.report.inspection import inspect
+from onnxq.verify.benchmark import benchmark
+from onnxq.verify.evaluate import evaluate
+from onnxq.version import VERSION as __version__
+
+__all__ = [
+    "DataError",
+    "EngineError",
+    "LayerOverride",
+    "ModelError",
+    "OnnxqError",
+    "OutputError",
+    "PassError",
+    "Preprocess",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "__version__",
+    "benchmark",
+    "compress",
+    "evaluate",
+    "inspect",
+]

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -109,13 +109,16 @@ class SessionPool:
         pending: deque[tuple[int, Future[Arrays]]] = deque()
         with ThreadPoolExecutor(self.workers) as executor:
             for feeds in batches:
-                if not idle:
-                    worker, future = pending.popleft()
-                    result = future.result()
-                    idle.append(worker)
-                    yield result
-                worker = idle.popleft()
+                ready: Future[Arrays] | None = None
+                if idle:
+                    worker = idle.popleft()
+                else:
+                    worker, ready = pending.popleft()
+                    wait([ready])
+                # The worker goes on while the caller handles what it has just finished.
                 pending.append((worker, executor.submit(self._run, worker, feeds)))
+                if ready is not None:
+                    yield ready.result()
             for _, future in pending:
                 yield future.result()
 

@@ -36,7 +36,7 @@ EXAMPLES = {
     "compress": """\
 onnxq compress sample_models/digits_resnet.onnx --data sample_models/digits/unlabelled
 onnxq compress model.onnx --data images --mean .485,.456,.406 --std .229,.224,.225 --report out
-onnxq compress model.onnx --dry-run --exclude 'Gemm' --save-recipe recipe.toml""",
+onnxq compress model.onnx --dry-run --exclude Gemm""",
     "inspect": """\
 onnxq inspect model.onnx
 onnxq inspect model-onnxq.onnx --json""",

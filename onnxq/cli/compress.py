@@ -24,7 +24,7 @@ from onnxq.cli.recipe import recipe_from_flags, recipe_options
 from onnxq.pipeline import Result, plan_model
 from onnxq.pipeline import compress as run_compress
 from onnxq.recipe import Recipe, save_recipe
-from onnxq.report.html import write_report
+from onnxq.report.html import make_folder, write_report
 from onnxq.report.inspection import plan_rows
 from onnxq.report.result import result_fields, result_notes
 from onnxq.report.tables import print_figures, print_kernels, print_layers, print_notes
@@ -91,6 +91,8 @@ def compress_command(
     if data is None:
         raise click.UsageError("Missing option '--data'; only --dry-run goes without samples.", ctx)
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
+    if flags["report_folder"] is not None:
+        make_folder(flags["report_folder"])
     preprocess = preprocess_from_flags(model, **_preprocess_flags(flags))
     with stopped_sentence(out), make_progress(quiet, verbose) as progress:
         result = run_compress(

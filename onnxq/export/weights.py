@@ -43,7 +43,9 @@ def lower_weights(model: ir.Model, student: Student, quantizers: Quantizers) -> 
     scales = weight_scales(student.plan, quantizers, student.sources)
     inputs = {value.name: value for value in graph.inputs}
     scale_values: dict[str, ir.Value] = {}
-    for spec in student.plan.layers.values():
+    # Of layers that share a weight, one on an integer kernel decides its form.
+    layers = sorted(student.plan.layers.values(), key=lambda spec: spec.compute != "integer")
+    for spec in layers:
         if spec.weight not in scale_values:
             scale = scales[spec.weight]
             scale_values[spec.weight] = add_constant(graph, f"{spec.weight}.scale", scale)

@@ -53,7 +53,7 @@ class TeacherOutputs:
                 on_batch(min(self.positions * (self._group or 1), len(samples)))
 
     def _store(self, outputs: Arrays) -> None:
-        count = 1 if self._group else len(next(iter(outputs.values())))
+        count = 1 if self._group else min(MICRO_BATCH, len(self.samples) - self.positions)
         for index, name in enumerate(self.logits):
             array = outputs[name].astype(np.float32, copy=False)
             self._squares[name] += float(np.square(array, dtype=np.float64).sum())
@@ -61,7 +61,9 @@ class TeacherOutputs:
             if self._group:
                 np.save(self._path(index, self.positions), array)
             else:
-                self._memmap(index, name, array)[self.positions : self.positions + count] = array
+                # A tensor before a reshape may hold several rows of each sample.
+                rows = array.reshape(count, -1, *array.shape[1:])
+                self._memmap(index, name, rows)[self.positions : self.positions + count] = rows
         self.positions += count
 
     def _memmap(self, index: int, name: str, array: np.ndarray) -> np.memmap:
@@ -95,9 +97,13 @@ class TeacherOutputs:
         start = 0
         for feeds in self.samples.subset(positions).batches(size):
             chosen = positions[start : start + size]
-            targets = {target_name(n): np.asarray(self._rows[n][chosen]) for n in self.logits}
-            yield {**feeds, **targets}
+            yield {**feeds, **{target_name(n): self._targets(n, chosen) for n in self.logits}}
             start += len(chosen)
+
+    def _targets(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """The values for these samples, in the shape that the model gives them."""
+        rows = np.asarray(self._rows[name][positions])
+        return rows.reshape(-1, *rows.shape[2:])
 
     def _whole_feeds(self, positions: np.ndarray) -> Iterator[Arrays]:
         group = self._group or 1

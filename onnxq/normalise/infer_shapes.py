@@ -29,6 +29,8 @@ class InferShapes:
 
     Names of dimensions that are not those of graph inputs are forgotten first: inference
     made them up where it knew less, and it would keep them where it could do better now.
+    Those of graph outputs go too: exporters give one name to several sizes, and ONNX Runtime
+    shares a buffer between tensors whose names agree.
 
     `modified` is always False: nothing that is computed changes, and a loop over passes
     must not go on for the sake of a shape.
@@ -75,7 +77,7 @@ def _forget_invented_names(model: ir.Model) -> None:
     }
     for node in model.graph:
         for value in node.outputs:
-            if value.shape is None or value.is_graph_output():
+            if value.shape is None:
                 continue
             value.shape = ir.Shape(
                 [dim if isinstance(dim, int) or dim.value in known else None for dim in value.shape]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,51 @@ UNITS_IN_LAST_PLACE = 2
 FLIPPED_SHARE = 0.01
 """Share of integer elements that may differ: a near tie decided the other way."""
 
+NOISE_FACTOR = 4.0
+"""How many times its own rounding noise a model may change by: folding rounds elsewhere."""
+
 Outputs = list[Any]
 
 
 def find_difference(
-    names: Sequence[str], expected: Sequence[Outputs], found: Sequence[Outputs]
+    names: Sequence[str],
+    expected: Sequence[Outputs],
+    found: Sequence[Outputs],
+    noise: Mapping[str, float] | None = None,
 ) -> str | None:
     """Where two lists of outputs differ, in words; None where they are equal.
 
     Floats are equal if max|a − b| ≤ max(r·max|a|, 2ε) and they are infinite or NaN in the
     same places; ε is the machine epsilon of their dtype and r = max(1e-4, 16ε), which is
     1e-4 for float32. Of other elements at most 1 in 100 may differ (an index or a label
-    that hangs on a near tie); shapes and dtypes must be the same.
+    that hangs on a near tie); shapes and dtypes must be the same. `noise` holds, by name,
+    absolute differences that are allowed above that: see `rounding_noise`.
     """
+    noise = noise or {}
     for left, right in zip(expected, found, strict=True):
         for name, a, b in zip(names, left, right, strict=True):
-            reason = _difference(a, b)
+            reason = _difference(a, b, noise.get(name, 0.0))
             if reason is not None:
                 return f'output "{name}" {reason}'
     return None
 
 
-def _difference(a: Any, b: Any) -> str | None:
+def rounding_noise(
+    names: Sequence[str], first: Sequence[Outputs], second: Sequence[Outputs]
+) -> dict[str, float]:
+    """By name, NOISE_FACTOR·max|a − b| of two runs whose arithmetic is equal but for rounding."""
+    noise = dict.fromkeys(names, 0.0)
+    for left, right in zip(first, second, strict=True):
+        for name, a, b in zip(names, left, right, strict=True):
+            if isinstance(a, np.ndarray) and np.issubdtype(a.dtype, np.floating) and a.size:
+                with np.errstate(invalid="ignore"):
+                    error = np.abs(a.astype(np.float64) - b.astype(np.float64))
+                largest = float(np.max(error, initial=0.0, where=np.isfinite(error)))
+                noise[name] = max(noise[name], NOISE_FACTOR * largest)
+    return noise
+
+
+def _difference(a: Any, b: Any, noise: float = 0.0) -> str | None:
     if isinstance(a, list) and isinstance(b, list):
         if len(a) != len(b):
             return f"has {len(b)} elements instead of {len(a)}"
@@ -51,10 +74,10 @@ def _difference(a: Any, b: Any) -> str | None:
         if different <= FLIPPED_SHARE * a.size:
             return None
         return f"differs in {different} of {a.size} elements"
-    return _float_difference(a, b)
+    return _float_difference(a, b, noise)
 
 
-def _float_difference(a: np.ndarray, b: np.ndarray) -> str | None:
+def _float_difference(a: np.ndarray, b: np.ndarray, noise: float) -> str | None:
     finite = np.isfinite(a)
     if not np.array_equal(finite, np.isfinite(b)):
         return "is infinite or NaN in other places"
@@ -66,6 +89,6 @@ def _float_difference(a: np.ndarray, b: np.ndarray) -> str | None:
     error, size = float(np.abs(left - right).max()), float(np.abs(left).max())
     epsilon = float(np.finfo(a.dtype).eps)
     relative = max(RELATIVE_TOLERANCE, 16 * epsilon)
-    if error <= max(relative * size, UNITS_IN_LAST_PLACE * epsilon):
+    if error <= max(relative * size, UNITS_IN_LAST_PLACE * epsilon, noise):
         return None
     return f"differs by {error:.3g}, its largest value being {size:.3g}"

@@ -38,13 +38,28 @@ def layer_of(node: ir.Node) -> Layer | str:
         return f"its weights have {array.ndim} dimension"
     if not array.size:
         return "its weights are empty"
-    reason = _unsupported_form(node, bias)
-    return reason or Layer(node, data, weight, bias, weight_axis(node, array.ndim))
+    axis = weight_axis(node, array.ndim)
+    groups = attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
+    assert isinstance(groups, int)
+    reason = _unsupported_form(node, bias, array.shape[axis] * groups)
+    return reason or Layer(node, data, weight, bias, axis)
 
 
-def _unsupported_form(node: ir.Node, bias: ir.Value | None) -> str:
+def _is_per_channel(bias: ir.Value, channels: int) -> bool:
+    """Whether the bias is (channels,), or spreads over it: a Gemm's (1, channels) or ()."""
+    array = constant(bias)
+    return (
+        array is not None
+        and all(size == 1 for size in array.shape[:-1])
+        and (array.size in (1, channels))
+    )
+
+
+def _unsupported_form(node: ir.Node, bias: ir.Value | None, channels: int) -> str:
     if bias is not None and constant(bias) is None:
         return "its bias is not constant"
+    if bias is not None and not _is_per_channel(bias, channels):
+        return "its bias is not one number per output channel"
     if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return "its padding depends on the size of its input (auto_pad)"
     if node.op_type != "Gemm":

@@ -36,6 +36,18 @@ class Bar:
     inner: float = 0.0
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of a report, before the long work that it is about.
+
+    Raises:
+        OutputError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
     """Write `report.html` and `report.json` into a folder, which is made if need be.
 
@@ -48,16 +60,20 @@ def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
     Raises:
         OutputError: the folder can't be written.
     """
-    fields = result_fields(result, model, out)
+    make_folder(folder)
+    text = json.dumps(result_fields(result, model, out), sort_keys=True, indent=1)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.html").write_text(render(model, out, result), encoding="utf-8")
-        text = json.dumps(fields, sort_keys=True, indent=1)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(
-            f"Can't write the report to '{folder}' ({error.strerror}); name another folder."
-        ) from error
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    return OutputError(
+        f"Can't write the report to '{folder}' ({reason}); name another folder with --report."
+    )
 
 
 def render(model: Path, out: Path, result: Result) -> str:

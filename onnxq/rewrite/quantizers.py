@@ -73,9 +73,16 @@ def model_weights(
     values = model.graph.initializers
     weights = {s.weight: _array(values[s.weight]) for s in plan.layers.values()}
     biases = {
-        s.name: _array(values[s.bias]) for s in plan.layers.values() if s.bias and needs_bias(s)
+        s.name: _spread(_array(values[s.bias]), weights[s.weight].shape[s.channel_axis])
+        for s in plan.layers.values()
+        if s.bias and needs_bias(s)
     }
     return weights, biases
+
+
+def _spread(bias: FloatArray, channels: int) -> FloatArray:
+    """A bias as one number per channel, (channels,)."""
+    return np.broadcast_to(bias.reshape(-1), (channels,)).copy()
 
 
 def needs_bias(spec: LayerSpec) -> bool:

@@ -135,8 +135,12 @@ def _free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
         graph.inputs.append(fresh)
     if needs_bias(spec):
         bias = node.inputs[2]
-        assert bias is not None
-        fresh = _input_like(bias, bias_name(spec))
+        freed = node.inputs[1]
+        assert bias is not None and freed is not None and freed.shape is not None
+        # One number per channel, whatever the shape that the teacher's bias spreads from.
+        channels = freed.shape[spec.channel_axis]
+        assert isinstance(channels, int)
+        fresh = ir.val(bias_name(spec), ir.DataType.FLOAT, [channels])
         graph.inputs.append(fresh)
         node.replace_input_with(2, fresh)
         if not bias.uses():

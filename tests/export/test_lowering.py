@@ -8,7 +8,10 @@ import onnx_ir as ir
 import pytest
 from small_graphs import (
     BODIES,
+    HEAD,
+    Feeds,
     Quantized,
+    build,
     differing_codes,
     image_graph,
     images,
@@ -151,6 +154,37 @@ def test_shared_weights_are_stored_once():
     stored = [name for name in made.exported.graph.initializers if name.endswith(".codes")]
     assert stored.count("v6.codes") == 1
     assert "c6" not in made.exported.graph.initializers
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1,), ()])
+def test_a_bias_that_spreads_over_the_channels(shape):
+    bias = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    text = """net (float[N, 8] x) => (float[N, 3] y) {
+        a = Gemm (x, w, b) r = Relu (a) y = Gemm <transB = 1> (r, v)
+    }"""
+    model = build(text, {"w": (8, 6), "b": bias, "v": (3, 6)})
+    x = np.random.default_rng(1).normal(size=(32, 8)).astype(np.float32)
+    made = quantize(model, Feeds([{"x": x}]))
+    onnx.checker.check_model(ir.to_proto(made.exported), full_check=True)
+    np.testing.assert_array_equal(run(made.baked, {"x": x})["y"], run(made.exported, {"x": x})["y"])
+    kernels = running_kernels(made.exported, made.plan)
+    assert set(kernels.values()) <= INTEGER_KERNELS
+    expected, found = run(model, {"x": x})["y"], run(made.exported, {"x": x}, optimise=True)["y"]
+    np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("order", ["head first", "reversed"])
+def test_a_weight_shared_with_a_head_still_runs_on_an_integer_kernel(order):
+    pair = ["h = Conv (r, v6, b6)", "c = Conv (r, v6, c6)"]
+    first, second = pair[::-1] if order == "reversed" else pair
+    body = f"a = Conv (x, wx, bx) r = Relu (a) {first} {second} z = Relu (c) {HEAD}"
+    made = quantize(image_graph(body, "float[N, 6, 6, 6] h, float[N, 5] y"))
+    assert made.plan.layers["Conv_h"].compute == "weight-only"
+    assert running_kernels(made.exported, made.plan)["Conv_c"] in INTEGER_KERNELS
+    feeds = {"x": images(8, seed=5)}
+    student, exported = run(made.baked, feeds), run(made.exported, feeds)
+    for name in ("h", "y"):
+        np.testing.assert_array_equal(student[name], exported[name])
 
 
 def test_a_float_reader_of_the_input_keeps_the_float_values():

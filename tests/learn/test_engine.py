@@ -208,3 +208,21 @@ def test_recurrent_layers_are_ungradable_only_on_the_way():
     )
     assert [entry[1] for entry in ungradable_nodes(model, ["W"])] == ["GRU"]
     assert ungradable_nodes(model, ["V"]) == []
+
+
+@pytest.mark.parametrize("pool", ["AveragePool", "MaxPool"])
+def test_a_pool_has_a_gradient_where_the_batch_is_free(pool: str) -> None:
+    """AveragePoolGrad takes its shape from the graph, where a free batch counts as 0."""
+    model = ir.from_onnx_text(
+        f"""<ir_version: 8, opset_import: ["":13]> g (float[N,1,4,4] x, float w) => (float loss) {{
+  a = Mul(x, w)
+  p = {pool}<kernel_shape=[2,2], strides=[2,2]>(a)
+  q = Mul(p, p)
+  loss = ReduceSum<keepdims=0>(q)
+}}"""
+    )
+    x = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / 10
+    engine = Engine(model, ["w"], workers=1)
+    loss, gradients = engine.gradients({"w": np.float32(1.5)}, [{"x": x}])
+    # loss = w² c, so its gradient is 2 loss / w.
+    np.testing.assert_allclose(gradients["w"], 2 * loss / 1.5, rtol=1e-5)

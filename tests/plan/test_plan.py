@@ -265,13 +265,15 @@ def test_layers_inside_a_subgraph_are_left_alone_with_the_reason():
         ("y = Gemm <alpha = 0.5> (x, w)", "alpha"),
         ("y = Gemm <transA = 1> (x, w)", "transposes its input"),
         ("y = Conv (x4, w4, k)", "bias is not constant"),
+        ("y = Gemm (x, w, m)", "bias is not one number per output channel"),
+        ("y = Gemm (x, w, n)", "bias is not one number per output channel"),
         ("y = Conv (x4, v)", "weights are not constant"),
         ('y = Conv <auto_pad = "SAME_UPPER"> (x4, w4)', "auto_pad"),
     ],
 )
 def test_a_form_without_an_integer_kernel_is_left_alone_with_the_reason(text, reason):
     signature = "float[4, 4] x, float[1, 4, 4, 4] x4, float[4] k, float[4, 4, 1, 1] v"
-    constants = {"w": (4, 4), "w4": (4, 4, 1, 1)}
+    constants = {"w": (4, 4), "w4": (4, 4, 1, 1), "m": (4, 4), "n": (4, 1)}
     used = {
         name: shape for name, shape in constants.items() if f"{name})" in text or f"{name}," in text
     }

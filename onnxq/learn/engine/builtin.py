@@ -10,7 +10,7 @@ from onnxq.learn.engine.form import Form
 RIGHT = frozenset((
     "Abs", "Add", "Cast", "Concat", "Cos", "Div", "Erf", "Exp", "Expand", "Flatten", "Gather",
     "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "Identity", "LeakyRelu",
-    "Log", "LogSoftmax", "Max", "MaxPool", "Min", "Mul", "Neg", "Reciprocal", "ReduceL2",
+    "Log", "LogSoftmax", "Max", "Min", "Mul", "Neg", "Reciprocal", "ReduceL2",
     "ReduceLogSumExp", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Sin",
     "Softmax", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "TopK", "Transpose", "Trilu",
     "Unsqueeze",
@@ -42,6 +42,13 @@ def _explicit_pads(form: Form) -> str | None:
     if form.string("auto_pad", "NOTSET") in ("NOTSET", "VALID"):
         return None
     return "with auto_pad the engine's gradient is wrong; write it as explicit pads"
+
+
+def _known_size(form: Form) -> str | None:
+    dims = form.dimensions(form.node.inputs[0]) or (None, None)
+    if all(isinstance(dim, int) for dim in dims[1:]):
+        return None
+    return "the size of its input is not known, and its gradient takes it from the graph"
 
 
 def _matrices(form: Form) -> str | None:
@@ -82,9 +89,9 @@ def _probabilities(form: Form) -> str | None:
 
 
 FORMS: dict[str, Callable[[Form], str | None]] = {
-    "AveragePool": _explicit_pads,
     "Conv": _explicit_pads,
     "MatMul": _matrices,
+    "MaxPool": _known_size,
     "Pad": _constant_pad,
     "Pow": _constant_exponent,
     "ScatterElements": _no_reduction,

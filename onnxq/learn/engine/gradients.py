@@ -10,6 +10,7 @@ from onnxq.learn.engine.elementwise import elementwise_rules
 from onnxq.learn.engine.fake_quant import define_fake_quant
 from onnxq.learn.engine.form import Form
 from onnxq.learn.engine.normalisations import normalisation_rules
+from onnxq.learn.engine.pooling import pooling_rules
 from onnxq.learn.engine.reductions import reduction_rules
 from onnxq.learn.engine.rules import Rule
 from onnxq.learn.engine.spatial import spatial_rules
@@ -24,6 +25,7 @@ def all_rules() -> dict[str, Rule]:
         **elementwise_rules(),
         **normalisation_rules(),
         **reduction_rules(),
+        **pooling_rules(),
         **spatial_rules(),
     }
 
