@@ -3,6 +3,7 @@
     python benchmarks/zoo.py [--assets DIR] [--newest PYTHON] [--only NAME ...] [--out FILE]
 
 Each model runs in a process of its own, so that one that crashes is one line of the table.
+Figures are kept as JSON beside the table.
 The exported file is opened with the installed ONNX Runtime and, where `--newest` (or the
 variable ONNXQ_NEWEST_PYTHON) names the Python of an environment with another, with that too.
 Signal to noise is measured against the original file on feeds that compression has not seen.
@@ -85,7 +86,7 @@ def compress_one(name: str, args: argparse.Namespace, folder: Path) -> dict[str,
     recipe = Recipe(samples=count, epochs=args.epochs, max_minutes=args.max_minutes)
     start = time.perf_counter()
     try:
-        result = onnxq.pipeline.compress(model, data, recipe, out=out)
+        result = onnxq.pipeline.compress(model, data, recipe, out=out, force=True)
     except OnnxqError as error:
         return {"refused": f"{type(error).__name__}: {error}"}
     figures = result.figures
@@ -115,6 +116,7 @@ def in_subprocess(name: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", name, "--assets", str(args.assets)]
     command += ["--epochs", str(args.epochs), "--max-minutes", str(args.max_minutes)]
     command += ["--newest", args.newest] if args.newest else []
+    command += ["--keep", str(args.keep)] if args.keep else []
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.stderr.write(done.stderr)
@@ -194,7 +196,7 @@ def parse() -> argparse.Namespace:
     default = Path(__file__).parents[2] / "shared" / "assets"
     parser.add_argument("--assets", type=Path, default=default)
     parser.add_argument("--newest", default=os.environ.get("ONNXQ_NEWEST_PYTHON", ""))
-    parser.add_argument("--only", nargs="*", help="names of models; the table isn't written")
+    parser.add_argument("--only", nargs="*", help="models to run again; other rows stay")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--max-minutes", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("zoo.md"))
@@ -211,14 +213,16 @@ def main() -> None:
             place = args.keep / args.one if args.keep else Path(folder)
             print(json.dumps(compress_one(args.one, args, place)))
         return
-    names = args.only or sorted(path.stem for path in (args.assets / "zoo").glob("*.onnx"))
-    results = {}
-    for name in names:
-        results[name] = in_subprocess(name, args)
-        print(row(name, results[name]), flush=True)
+    names = sorted(path.stem for path in (args.assets / "zoo").glob("*.onnx"))
+    figures = args.out.with_suffix(".json")
+    known = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
+    for name in args.only or names:
+        known[name] = in_subprocess(name, args)
+        print(row(name, known[name]), flush=True)
+        figures.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    results = {name: known[name] for name in names if name in known}
     print(summary(results))
-    if not args.only:
-        args.out.write_text(table(results, args), encoding="utf-8")
+    args.out.write_text(table(results, args), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,10 @@ PHOTOGRAPHS = {
 
 def _draw_text(image: Image.Image, random: np.random.Generator) -> None:
     """A few lines of text, as on signs and screens."""
-    draw, letters = ImageDraw.Draw(image), np.array(list("abcdefghijklmnoprstuvwxyzABCDE 0123456789"))
+    draw, letters = (
+        ImageDraw.Draw(image),
+        np.array(list("abcdefghijklmnoprstuvwxyzABCDE 0123456789")),
+    )
     for _ in range(random.integers(2, 7)):
         text = "".join(random.choice(letters, random.integers(4, 18)))
         at = (int(random.integers(0, image.width // 2)), int(random.integers(0, image.height - 60)))
@@ -123,7 +126,20 @@ def speech_embeddings(random: np.random.Generator) -> Arrays:
 
 def text_bytes(random: np.random.Generator) -> Arrays:
     """Sixty-four bytes of words, numbers and punctuation."""
-    words = "the a of net price order date total invoice Smith Main Street 12 2019 7.50 ,".split()
+    words = (
+        "the",
+        "a",
+        "of",
+        "net",
+        "price",
+        "total",
+        "Smith",
+        "Main",
+        "Street",
+        "2019",
+        "7.50",
+        ",",
+    )
     text = " ".join(random.choice(words, 40)).encode()[:64]
     return {"input": np.frombuffer(text, np.uint8)[None].copy()}
 
@@ -131,7 +147,9 @@ def text_bytes(random: np.random.Generator) -> Arrays:
 def _rows(name: str, table: np.ndarray, count: int) -> Callable[[np.random.Generator], Arrays]:
     def draw(random: np.random.Generator) -> Arrays:
         rows = table[random.integers(0, len(table), count)]
-        return {name: (rows + 0.05 * table.std(0) * random.standard_normal(rows.shape)).astype("f4")}
+        return {
+            name: (rows + 0.05 * table.std(0) * random.standard_normal(rows.shape)).astype("f4")
+        }
 
     return draw
 

@@ -21,10 +21,11 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine.ungradable import ungradable_nodes
 from onnxq.learn.logits import find_logits
 from onnxq.learn.memory import shard_size
+from onnxq.learn.sizes import fix_sizes
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.threshold_scales import ThresholdScales
 from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
-from onnxq.learn.variants import Variant, Variants
+from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
@@ -35,6 +36,9 @@ from onnxq.rewrite.student import bake
 from onnxq.verify.figures import METADATA_KEY, Figures
 from onnxq.verify.verify import Exported, verify
 from onnxq.version import VERSION
+
+LITTLE_SMALLER = 0.9
+"""Share of the original's size above which a note says why the file is no smaller."""
 
 CHECK_SAMPLES = 2
 """Samples on which every pass of normalisation is checked."""
@@ -167,7 +171,7 @@ class Run:
         if out is None:
             return None
         identity = {
-            "model": hashlib.sha256(self._path.read_bytes()).hexdigest(),
+            "model": _digest(self._path),
             "data": f"{data.absolute()} {len(self._samples)}",
             "recipe": self._recipe.to_json(),
             "version": VERSION,
@@ -179,15 +183,17 @@ class Run:
         teacher = self._normalised.model
         logits = find_logits(teacher)
         self._shard = self._recipe.batch_size or shard_size(teacher)
-        self._train_outputs = self._cache(folder / "train", logits, self._train)
+        self.train_outputs = self._cache(folder / "train", logits, self._train)
         held_back = self._cache(folder / "held-back", logits, self._held_back)
-        self._progress.start("calibrate", 1)
         self._variants = Variants(
-            self._recipe, self._train, self._train_outputs, held_back, self._shard
+            self._recipe,
+            self._train,
+            self.train_outputs,
+            held_back,
+            self._shard,
+            self._progress,
         )
-        variant = self._variants.choose(teacher)
-        self._progress.finish()
-        return variant
+        return self._variants.choose(teacher)
 
     def _cache(self, folder: Path, logits: list[str], samples: Samples) -> TeacherOutputs:
         folder.mkdir()
@@ -204,6 +210,12 @@ class Run:
         names = ThresholdScales(
             variant.student.plan, variant.quantizers, variant.extremes()
         ).parameter_names()
+        if not names:
+            return kept
+        if self._train.batch is None:
+            # Samples that are stacked have one shape.
+            loss_model = fix_sizes(variant.loss_model, next(self._train.batches(1)))
+            variant = replace(variant, loss_model=loss_model)
         refused = ungradable_nodes(variant.loss_model, names)
         if refused:
             node, op_type, reason = refused[0]
@@ -215,7 +227,7 @@ class Run:
         run = ThresholdLearning(
             variant.student,
             variant.loss_model,
-            self._train_outputs,
+            self.train_outputs,
             variant.held_back,
             variant.quantizers,
             variant.extremes(),
@@ -259,10 +271,13 @@ class Run:
             "epochs_run": len(learned.history),
             "scores": learned.history,
         }
-        figures.equalization, figures.bias_correction = variant.name, variant.corrected
+        figures.equalization = "none" if variant.name == PLAIN else variant.name
+        figures.bias_correction = variant.corrected
         figures.samples, figures.held_back = len(self._samples), len(self._held_back)
         figures.notes = self.notes
         self._describe(model, figures)
+        if figures.size_after > LITTLE_SMALLER * figures.size_before:
+            self.notes.append(_size_note(figures))
         return Result(model, None, figures, self._recipe, plan, self.notes)
 
     def _describe(self, model: ir.Model, figures: Figures) -> None:
@@ -277,3 +292,17 @@ class Run:
             if size == figures.size_after:
                 break
             figures.size_after = size
+
+
+def _size_note(figures: Figures) -> str:
+    ratio = figures.size_after / max(figures.size_before, 1)
+    if ratio > 2:
+        reason = "the original computes weights that are written out here"
+    else:
+        reason = "few of its bytes are weights of layers that can be quantized"
+    return f"the file has {ratio:.2f} times the original's size: {reason}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

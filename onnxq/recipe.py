@@ -32,6 +32,7 @@ __all__ = [
     "matches",
     "nearest_name",
     "recipe_from_fields",
+    "recipe_toml",
     "save_recipe",
 ]
 
@@ -196,15 +197,19 @@ def load_recipe(path: Path) -> Recipe:
     return recipe_from_fields(fields, f"'{path}'")
 
 
+def recipe_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, every option spelt out; what is None is left to its default."""
+    return tomli_w.dumps({k: v for k, v in _to_fields(recipe).items() if v is not None})
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes the recipe as TOML, every option spelt out.
 
     Raises:
         OutputError: the file can't be written.
     """
-    fields = {key: value for key, value in _to_fields(recipe).items() if value is not None}
     try:
-        Path(path).write_text(tomli_w.dumps(fields), encoding="utf-8")
+        Path(path).write_text(recipe_toml(recipe), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"Can't write the recipe '{path}': {error.strerror}.") from error
 

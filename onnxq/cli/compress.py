@@ -21,10 +21,11 @@ from onnxq.cli.options import (
 from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.recipe import recipe_from_flags, recipe_options
+from onnxq.export.save import check_new
 from onnxq.pipeline import Result, plan_model
 from onnxq.pipeline import compress as run_compress
 from onnxq.recipe import Recipe, save_recipe
-from onnxq.report.html import make_folder, write_report
+from onnxq.report.html import PAGE, make_folder, write_report
 from onnxq.report.inspection import plan_rows
 from onnxq.report.result import result_fields, result_notes
 from onnxq.report.tables import print_figures, print_kernels, print_layers, print_notes
@@ -64,7 +65,9 @@ from onnxq.report.text import size_text
     help="Write report.html and report.json there.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
-@click.option("--force", is_flag=True, help="Overwrite OUT.")
+@click.option(
+    "--force", is_flag=True, help="Overwrite OUT, and the files of --save-recipe and --report."
+)
 @threads_option("Cores used at most.  [default: all]")
 @output_options
 @click.pass_context
@@ -91,7 +94,11 @@ def compress_command(
     if data is None:
         raise click.UsageError("Missing option '--data'; only --dry-run goes without samples.", ctx)
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
+    if flags["save_recipe"] is not None:
+        check_new(flags["save_recipe"], flags["force"], "recipe", "--save-recipe")
     if flags["report_folder"] is not None:
+        page = flags["report_folder"] / PAGE
+        check_new(page, flags["force"], "report", "--report")
         make_folder(flags["report_folder"])
     preprocess = preprocess_from_flags(model, **_preprocess_flags(flags))
     with stopped_sentence(out), make_progress(quiet, verbose) as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,17 +20,28 @@ def check_output(path: Path, model_path: Path, force: bool) -> None:
     Raises:
         OutputError: the path is the model itself, exists, or its folder can't be written.
     """
-    if path.exists() and path.samefile(model_path):
+    if path.exists() and model_path.exists() and path.samefile(model_path):
         raise OutputError(f"the output '{path}' is the model itself; name another file with -o")
     if path.is_dir():
         raise OutputError(f"the output '{path}' is a folder; name a file with -o")
-    if path.exists() and not force:
-        raise OutputError(f"the output '{path}' exists; name another file with -o, or add --force")
+    check_new(path, force, "output", "-o")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"the folder '{folder}' of the output does not exist; make it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"the folder '{folder}' of the output is not writable; name another")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def check_new(path: Path, force: bool, what: str, option: str) -> None:
+    """Refuse to overwrite a file unasked.
+
+    Raises:
+        OutputError: the path exists and `force` is False.
+    """
+    if path.exists() and not force:
+        raise OutputError(f"the {what} '{path}' exists; name another with {option}, or add --force")
 
 
 def add_metadata(model: ir.Model, entries: Mapping[str, str]) -> None:

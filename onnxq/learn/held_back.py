@@ -24,9 +24,15 @@ class HeldBack:
         self._pool = SessionPool(student, [LOSS])
         self._outputs = outputs
 
-    def score(self, parameters: Mapping[str, np.ndarray]) -> float:
-        """The relative RMSE of the logits; lower is better."""
-        positions = np.arange(self._outputs.positions)
-        batches = self._outputs.batches(positions, MICRO_BATCH)
+    def score(
+        self,
+        parameters: Mapping[str, np.ndarray],
+        positions: np.ndarray | None = None,
+        batch_size: int = MICRO_BATCH,
+    ) -> float:
+        """The relative RMSE of the logits, on some positions or on all; lower is better."""
+        if positions is None:
+            positions = np.arange(self._outputs.positions)
+        batches = self._outputs.batches(positions, batch_size)
         results = self._pool.map({**parameters, **feeds} for feeds in batches)
         return relative_rmse(sum(float(r[LOSS]) for r in results), len(positions))

@@ -34,7 +34,7 @@ def attach_loss(student: ir.Model, weights: Mapping[str, float]) -> ir.Model:
     terms: list[ir.Value] = []
     for name, weight in weights.items():
         value = values[name]
-        target = ir.val(target_name(name), ir.DataType.FLOAT, value.shape)
+        target = ir.val(target_name(name), ir.DataType.FLOAT, _free_shape(value))
         graph.inputs.append(target)
         terms.append(_term(body, value, target, weight, len(terms)))
     total = terms[0]
@@ -60,6 +60,11 @@ def _term(
     total = body.op("ReduceSum", [squared], {"keepdims": 0})
     factor = body.op("Constant", [], {"value": ir.tensor(np.float32(weight))})
     return body.op("Mul", [total, factor])
+
+
+def _free_shape(value: ir.Value) -> ir.Shape | None:
+    """A shape of the same rank with free dimensions: a size inferred may be one of several."""
+    return None if value.shape is None else ir.Shape([None] * len(value.shape))
 
 
 def relative_rmse(loss: float, samples: int) -> float:

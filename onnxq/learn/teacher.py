@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
+from onnxq.errors import OutputError
 from onnxq.learn.loss import target_name
 from onnxq.session import Arrays, SessionPool
 
@@ -70,7 +72,8 @@ class TeacherOutputs:
         if name not in self._rows:
             shape = (len(self.samples), *array.shape[1:])
             path = self._folder / f"{index}.f32"
-            self._rows[name] = np.memmap(path, np.float32, "w+", shape=shape)
+            _reserve(path, 4 * int(np.prod(shape)))
+            self._rows[name] = np.memmap(path, np.float32, "r+", shape=shape)
         return self._rows[name]
 
     def _path(self, index: int, position: int) -> Path:
@@ -116,6 +119,20 @@ class TeacherOutputs:
                 for index, name in enumerate(self.logits)
             }
             yield {**feeds, **targets}
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take the disk space of a file at once: a mapped file would end the process later."""
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            file.truncate(size)
+    except OSError as error:
+        raise OutputError(
+            f"the temporary folder '{path.parent}' has no room for the original's outputs "
+            f"({size} bytes: {error.strerror}); free some space or set TMPDIR to another folder"
+        ) from error
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -40,7 +40,7 @@ class Budget:
     """
 
     epochs: int = 8
-    lr: float = 0.005
+    lr: float = 0.002
     shard_size: int = 16
     max_seconds: float = 600.0
     seed: int = 0

@@ -14,18 +14,26 @@ from onnxq.data.samples import Samples
 from onnxq.learn.bias_correction import correct_biases
 from onnxq.learn.held_back import HeldBack
 from onnxq.learn.loss import attach_loss
+from onnxq.learn.sensitivity import Sensitivity, error_limit
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.plan import Plan, make_plan
+from onnxq.progress import Progress, Silent
 from onnxq.recipe import Recipe
 from onnxq.rewrite.equalize import equalize, find_pairs
 from onnxq.rewrite.initial import initial_quantizers
 from onnxq.rewrite.quantizers import Quantizers, student_feeds
 from onnxq.rewrite.student import Student, build_student
 
-CORRECTION_SAMPLES = 256
+CORRECTION_SAMPLES = 128
 """Samples whose mean inputs correct the biases: means settle early."""
 
-PLAIN, SAFE, REPLACE = "none", "equalized", "equalized, ReLU6 replaced by ReLU"
+SPARING_SHARES = (0.7, 0.3, 0.1, 0.03)
+"""Shares of the error limit that the codes of tensors may take, tried in turn."""
+
+WORTHLESS_GAIN = 1.2
+"""Ratio of scores below which more tensors in float are not worth it."""
+
+PLAIN, SAFE, REPLACE = "as it is", "equalized", "equalized, ReLU6 replaced by ReLU"
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class Variants:
         train_outputs: the original's outputs on them.
         held_back_outputs: the original's outputs on the held-back slice.
         batch_size: samples in one run.
+        progress: told how far each calibration is.
     """
 
     def __init__(
@@ -82,7 +91,9 @@ class Variants:
         train_outputs: TeacherOutputs,
         held_back_outputs: TeacherOutputs,
         batch_size: int,
+        progress: Progress | None = None,
     ) -> None:
+        self._progress = progress or Silent()
         self._recipe, self._train, self._batch_size = recipe, train, batch_size
         self._weights = train_outputs.weights()
         self._held_back_outputs = held_back_outputs
@@ -90,12 +101,56 @@ class Variants:
     def make(self, name: str, model: ir.Model) -> Variant:
         """Plan, calibrate and rewrite one form of the model."""
         plan = make_plan(model, self._recipe)
-        statistics = calibrate(model, list(plan.tensors), self._train, self._batch_size)
+        statistics = self._calibrate(f"calibrate, {name}", model, list(plan.tensors), [])
         infinite = frozenset(n for n, s in statistics.items() if not s.finite)
         if infinite:
             plan = make_plan(model, self._recipe, infinite)
-            statistics = {n: s for n, s in statistics.items() if n in plan.tensors}
+            statistics = self._statistics(model, plan, statistics)
         return self.corrected(self._rewrite(name, model, plan, statistics))
+
+    def _statistics(
+        self, model: ir.Model, plan: Plan, known: dict[str, TensorStatistics]
+    ) -> dict[str, TensorStatistics]:
+        """Those of the plan's tensors: known ones, and a further pass for others."""
+        missing = [name for name in plan.tensors if name not in known]
+        if missing:
+            known = known | self._calibrate("calibrate, more tensors", model, missing, [])
+        return {name: known[name] for name in plan.tensors}
+
+    def spared(self, variant: Variant) -> Variant:
+        """The variant with some tensors left float, where its outputs are too far off.
+
+        A model whose 8-bit outputs lie more than `error_limit` from the float ones keeps
+        in float the tensors that cost most (see `sensitivity`): as few as get it below.
+        """
+        limit = error_limit(variant.model, self._recipe)
+        plan = variant.student.plan
+        if variant.score <= limit or not plan.tensors:
+            return variant
+        sensitivity = Sensitivity(
+            variant.model, plan, variant.quantizers, self._weights, self._held_back_outputs
+        )
+        self._progress.start("find the tensors that need more than 8 bits", len(plan.tensors))
+        sensitivity.order(self._progress.at)
+        self._progress.finish()
+        found, tried = [variant], frozenset[str]()
+        for share in SPARING_SHARES:
+            names = sensitivity.to_spare(share * limit)
+            if names != tried:
+                tried = names
+                found.append(self._with_float(variant, names))
+            if found[-1].score <= limit:
+                break
+        # Weights alone may cost more than the limit: what gains little is not worth floats.
+        enough = max(limit, WORTHLESS_GAIN * min(each.score for each in found))
+        return next(each for each in found if each.score <= enough)
+
+    def _with_float(self, variant: Variant, names: frozenset[str]) -> Variant:
+        model = variant.model
+        infinite = frozenset(n for n, s in variant.statistics.items() if not s.finite)
+        plan = make_plan(model, self._recipe, infinite, names)
+        statistics = self._statistics(model, plan, variant.statistics)
+        return self.corrected(self._rewrite(variant.name, model, plan, statistics))
 
     def corrected(self, variant: Variant) -> Variant:
         """The variant with corrected biases, where the recipe and the held-back samples agree."""
@@ -119,6 +174,10 @@ class Variants:
         return Variant(name, model, student, loss_model, statistics, quantizers, held_back, score)
 
     def choose(self, model: ir.Model) -> Variant:
+        """The best of the plain and the equalized forms, with some tensors float if need be."""
+        return self.spared(self._best_form(model))
+
+    def _best_form(self, model: ir.Model) -> Variant:
         """The plain form, or an equalized one where its held-back score is lower."""
         best = self.make(PLAIN, model)
         if not self._recipe.equalize:
@@ -136,8 +195,23 @@ class Variants:
                 best = variant
         return best
 
+    def _calibrate(
+        self, stage: str, model: ir.Model, tensors: list[str], channels: list[str]
+    ) -> dict[str, TensorStatistics]:
+        self._progress.start(stage, len(self._train))
+        found = calibrate(
+            model,
+            tensors,
+            self._train,
+            self._batch_size,
+            channels,
+            on_batch=self._progress.at,
+        )
+        self._progress.finish()
+        return found
+
     def _channel_maxima(self, model: ir.Model, tensors: list[str]) -> Mapping[str, np.ndarray]:
-        found = calibrate(model, [], self._train, self._batch_size, tensors)
+        found = self._calibrate("channel ranges", model, [], tensors)
         result = {}
         for name, statistics in found.items():
             low, high = statistics.channel_minimum, statistics.channel_maximum

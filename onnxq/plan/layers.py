@@ -74,13 +74,16 @@ def _unsupported_form(node: ir.Node, bias: ir.Value | None, channels: int) -> st
 def weight_axis(node: ir.Node, rank: int) -> int:
     """The axis of the output channels of a layer's weights.
 
-    Conv (out, in/group, ...): 0. ConvTranspose (in, out/group, ...): 1. Gemm (in, out): 1,
-    with transB (out, in): 0. MatMul (..., in, out): the last.
+    Conv (out, in/group, ...): 0. ConvTranspose (in, out/group, ...): 1, and 0 where groups
+    have one output channel each. Gemm (in, out): 1, with transB (out, in): 0. MatMul
+    (..., in, out): the last.
     """
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
-        return 1
+        weight = constant(node.inputs[1])
+        depthwise = weight is not None and weight.shape[1] == 1
+        return 0 if depthwise and attribute(node, "group", 1) != 1 else 1
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
     return rank - 1

@@ -17,13 +17,19 @@ from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.recipe import LayerOverride, Recipe, nearest_name
 
 
-def make_plan(model: ir.Model, recipe: Recipe, infinite: frozenset[str] = frozenset()) -> Plan:
+def make_plan(
+    model: ir.Model,
+    recipe: Recipe,
+    infinite: frozenset[str] = frozenset(),
+    spared: frozenset[str] = frozenset(),
+) -> Plan:
     """What the recipe means for the model: one spec per layer and per quantized tensor.
 
     Args:
         model: the normalised float model (the teacher); it isn't changed.
         recipe: the options.
         infinite: names of tensors found to hold NaN or infinities, which have no range.
+        spared: names of tensors that 8 bits were found to be too few for.
 
     Raises:
         RecipeError: a pattern of the recipe matches no layer.
@@ -36,7 +42,7 @@ def make_plan(model: ir.Model, recipe: Recipe, infinite: frozenset[str] = frozen
             left_alone[str(layer.node.name)] = "it is excluded by the recipe"
     if recipe.activation_bits is None:
         return _weight_only_plan(wanted, left_alone, recipe)
-    regions = Regions(model.graph, wanted, infinite)
+    regions = Regions(model.graph, wanted, infinite, spared)
     return Plan(
         layers=_layer_specs(wanted, regions.weight_only, recipe),
         tensors=_tensor_specs(regions, recipe),

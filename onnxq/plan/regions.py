@@ -38,6 +38,7 @@ class Regions:
         graph: the teacher's graph, in topological order.
         layers: the layers that may run in integers.
         infinite: names of tensors without a finite range, which stay float.
+        spared: names of tensors that 8 bits were found to be too few for, which stay float.
 
     Attributes:
         integer_layers: the nodes of the layers that run on integer kernels.
@@ -48,10 +49,15 @@ class Regions:
     """
 
     def __init__(
-        self, graph: ir.Graph, layers: list[Layer], infinite: frozenset[str] = frozenset()
+        self,
+        graph: ir.Graph,
+        layers: list[Layer],
+        infinite: frozenset[str] = frozenset(),
+        spared: frozenset[str] = frozenset(),
     ) -> None:
         self._graph = graph
         self._infinite = infinite
+        self._spared = spared
         self._outputs = set(graph.outputs)
         self._data = {layer.node: layer.data for layer in layers}
         self._leading = self._nodes_that_lead_to_layers()
@@ -85,12 +91,22 @@ class Regions:
                 reasons[node] = "no other layer reads its result, which therefore stays float"
             elif self._touches_infinite(node):
                 reasons[node] = "the tensors around it hold NaN or infinite values"
+            elif self._touches_spared(node):
+                reasons[node] = "8 bits are too few for the tensors around it, as samples showed"
         return reasons
 
     def _touches_infinite(self, node: ir.Node) -> bool:
         around = [root(v) for v in node.inputs if v is not None] + list(node.outputs)
         around += [out for c in node.outputs[0].consumers() for out in c.outputs]
         return any(value.name in self._infinite for value in around)
+
+    def _touches_spared(self, node: ir.Node) -> bool:
+        """Whether the node reads or writes such a tensor, activations that fold included."""
+        around = [root(v) for v in node.inputs if v is not None] + list(node.outputs)
+        for reader in node.outputs[0].consumers():
+            if activation_bounds(reader) is not None:
+                around += list(reader.outputs)
+        return any(value.name in self._spared for value in around)
 
     def _find_integer_nodes(self) -> set[ir.Node]:
         nodes: set[ir.Node] = set()
@@ -107,7 +123,7 @@ class Regions:
     def _may_compute(self, node: ir.Node) -> bool:
         if node.domain or node.op_type not in COMPUTES or not self._leads(node.outputs[0]):
             return False
-        if self._touches_infinite(node):
+        if self._touches_infinite(node) or self._touches_spared(node):
             return False
         return all(
             v is not None and constant(v) is None and v.dtype == ir.DataType.FLOAT

@@ -10,13 +10,18 @@ from jinja2 import Environment, PackageLoader
 
 from onnxq.errors import OutputError
 from onnxq.pipeline import Result
+from onnxq.recipe import recipe_toml
 from onnxq.report.inspection import LayerRow, plan_rows
 from onnxq.report.result import figure_rows, result_fields, result_notes, score_history
-from onnxq.report.text import number_text, size_text
+from onnxq.report.text import size_text
 from onnxq.version import VERSION
 
 MOST_BARS = 60
 """Bars of one picture; of more layers the largest are shown."""
+
+
+PAGE = "report.html"
+"""The page's file in the folder of a report."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
     make_folder(folder)
     text = json.dumps(result_fields(result, model, out), sort_keys=True, indent=1)
     try:
-        (folder / "report.html").write_text(render(model, out, result), encoding="utf-8")
+        (folder / PAGE).write_text(render(model, out, result), encoding="utf-8")
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -91,8 +96,10 @@ def render(model: Path, out: Path, result: Result) -> str:
         layers=rows,
         kernels=result.figures.kernels,
         size_bars=size_bars(rows),
-        score_bars=score_bars(score_history(result.figures)),
-        recipe=json.dumps(json.loads(result.recipe.to_json()), indent=1, sort_keys=True),
+        score_bars=score_bars(
+            score_history(result.figures), result.figures.learning.get("epoch", 0)
+        ),
+        recipe=recipe_toml(result.recipe),
     )
 
 
@@ -103,7 +110,7 @@ def size_bars(rows: list[LayerRow]) -> list[Bar]:
     return [
         Bar(
             row.name,
-            f"{size_text(row.bytes_before)} -> {size_text(row.bytes_after)}",
+            f"{size_text(row.bytes_before)} → {size_text(row.bytes_after)}",
             row.bytes_before / top,
             row.bytes_after / top,
         )
@@ -112,10 +119,18 @@ def size_bars(rows: list[LayerRow]) -> list[Bar]:
     ]
 
 
-def score_bars(scores: list[float]) -> list[Bar]:
-    """The held-back error after each epoch; the first one is where learning started."""
+def score_bars(scores: list[float], kept: int | None = None) -> list[Bar]:
+    """The held-back error after each epoch; the first one is where learning started.
+
+    Args:
+        scores: lower is better.
+        kept: which of them belongs to the exported numbers; it is drawn dark.
+    """
     top = max(scores, default=0.0) or 1.0
-    return [
-        Bar("start" if i == 0 else f"epoch {i}", number_text(score, 4), score / top)
-        for i, score in enumerate(scores)
-    ]
+    bars = []
+    for i, score in enumerate(scores):
+        name = "start" if i == 0 else f"epoch {i}"
+        name += " (kept)" if i == kept else ""
+        share = score / top
+        bars.append(Bar(name, f"{score:.4f}", share, share if i == kept else 0.0))
+    return bars

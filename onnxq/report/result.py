@@ -62,6 +62,9 @@ def _output_rows(figures: Figures) -> list[Row]:
 def _layer_rows(figures: Figures) -> list[Row]:
     count = figures.layers or len(figures.kernels)
     rows: list[Row] = [("layers in integers", "", "", f"{figures.integer_layers} of {count}")]
+    if figures.saturating:
+        risk = f"{len(figures.saturating)} (--target cpu-avx2 avoids it)"
+        rows.append(("layers that may overflow without VNNI", "", "", risk))
     if figures.weight_only:
         rows.append(("weight-only layers", "", "", str(len(figures.weight_only))))
     if figures.left_alone:

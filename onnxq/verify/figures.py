@@ -45,6 +45,8 @@ class Figures:
         kernels: operator that runs each layer, by the layer's name.
         weight_only: reason by name of the layers stored as integers that run in float.
         left_alone: reason by name of the layers that stay as they were.
+        saturating: names of the integer layers whose 16-bit sums may overflow on x86 processors
+            without VNNI.
         float_nodes: names of nodes that stayed float between integer ones.
         learning: held-back errors, lower is better: `start_score`, `learned_score`, `score`
             after all else, `scores` by epoch; `epoch` that was kept, of `epochs_run`.
@@ -72,6 +74,7 @@ class Figures:
     kernels: dict[str, str] = field(default_factory=dict)
     weight_only: dict[str, str] = field(default_factory=dict)
     left_alone: dict[str, str] = field(default_factory=dict)
+    saturating: list[str] = field(default_factory=list)
     float_nodes: list[str] = field(default_factory=list)
     learning: dict[str, Any] = field(default_factory=dict)
     equalization: str = ""

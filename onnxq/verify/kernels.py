@@ -172,16 +172,25 @@ def _match_layers(
     return found
 
 
+def _may_run(node: ir.Node, layer: LayerSpec) -> bool:
+    """Whether the node can be the layer: an integer kernel only where codes go in and out.
+
+    Layers may share a weight and be planned differently.
+    """
+    planned = layer.compute == "integer" or node.op_type not in INTEGER_KERNELS
+    return planned and _may_be_layer(node)
+
+
 def _by_weight(by_input: dict[str, list[ir.Node]], layer: LayerSpec) -> ir.Node | None:
     """The node that reads the layer's weight; of several, the one with the layer's name."""
     for suffix in _WEIGHT_SUFFIXES:
-        readers = [n for n in by_input.get(layer.weight + suffix, []) if _may_be_layer(n)]
+        readers = [n for n in by_input.get(layer.weight + suffix, []) if _may_run(n, layer)]
         if readers:
             named = [n for n in readers if _names(n) & {layer.name, layer.output}]
             return (named or readers)[0]
     real = by_input.get(layer.weight + ".codes", [])
     # A DequantizeLinear that did not fuse: the layer is whoever reads it.
-    behind = [r for n in real for out in n.outputs for r in out.consumers() if _may_be_layer(r)]
+    behind = [r for n in real for out in n.outputs for r in out.consumers() if _may_run(r, layer)]
     named = [n for n in behind if _names(n) & {layer.name, layer.output}]
     return next(iter(named or behind), None)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
+from onnxq.export.lower import CODES
+from onnxq.numerics.saturation import may_saturate
 from onnxq.plan import Plan
 from onnxq.progress import Progress
 from onnxq.session import SessionPool
@@ -85,10 +87,22 @@ def _static_figures(exported: Exported) -> Figures:
         layers=len(plan.layers),
         integer_layers=len(kernels.integer_layers()),
         kernels=kernels.layers,
+        saturating=_saturating_layers(exported),
         float_nodes=kernels.float_nodes,
         weight_only={s.name: s.reason for s in plan.layers.values() if s.reason},
         left_alone=dict(plan.left_alone),
     )
+
+
+def _saturating_layers(exported: Exported) -> list[str]:
+    constants = exported.model.graph.initializers
+    names = []
+    for spec in exported.plan.integer_layers():
+        codes = constants[f"{spec.weight}{CODES}"].const_value
+        assert codes is not None
+        if may_saturate(codes.numpy(), spec.channel_axis):
+            names.append(spec.name)
+    return names
 
 
 def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None:

@@ -102,6 +102,20 @@ def test_no_output_is_overwritten_without_force(onnxq, mlp, unlabelled, tmp_path
     assert out.stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    ("option", "path", "what"),
+    [("--save-recipe", "kept.toml", "recipe"), ("--report", ".", "report")],
+)
+def test_nothing_else_is_overwritten_either(onnxq, mlp, unlabelled, tmp_path, option, path, what):
+    kept = tmp_path / ("report.html" if what == "report" else path)
+    kept.write_text("precious")
+    out = tmp_path / "out.onnx"
+    done = onnxq("compress", mlp, "--data", unlabelled, "-o", out, option, tmp_path / path)
+    assert done.code == 1
+    assert f"The {what} '{kept}' exists" in done.err
+    assert kept.read_text() == "precious" and not out.exists()
+
+
 def test_the_model_itself_is_never_the_output(onnxq, mlp, unlabelled, tmp_path):
     model = tmp_path / "net.onnx"
     model.write_bytes(mlp.read_bytes())

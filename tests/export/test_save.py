@@ -107,6 +107,13 @@ def test_the_model_itself_is_never_overwritten(tmp_path, force):
         check_output(link, model, force)
 
 
+def test_checking_leaves_nothing_behind(tmp_path):
+    model = tmp_path / "model.onnx"
+    model.touch()
+    check_output(tmp_path / "out.onnx", model, force=False)
+    assert names(tmp_path) == ["model.onnx"]
+
+
 def test_folders_are_named(tmp_path, monkeypatch):
     model = tmp_path / "model.onnx"
     model.touch()
@@ -114,8 +121,12 @@ def test_folders_are_named(tmp_path, monkeypatch):
         check_output(tmp_path, model, force=True)
     with pytest.raises(OutputError, match=r"'.*missing' of the output does not exist"):
         check_output(tmp_path / "missing" / "out.onnx", model, force=False)
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(OutputError, match="not writable"):
+
+    def refused(*_: object, **__: object) -> object:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(save.tempfile, "TemporaryFile", refused)
+    with pytest.raises(OutputError, match=r"out\.onnx.*Permission denied"):
         check_output(tmp_path / "out.onnx", model, force=False)
 
 

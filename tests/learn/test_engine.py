@@ -159,6 +159,20 @@ def test_a_build_without_gradients_is_told(monkeypatch):
         check_engine()
 
 
+def test_a_max_pool_of_an_unknown_size_is_refused():
+    """Its gradient takes the size from the graph, where an unknown one counts as 0."""
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["":13]> g (float[N,1,H,4] x, float w) => (float loss) {
+  a = Mul(x, w)
+  p = MaxPool<kernel_shape=[2,2]>(a)
+  loss = ReduceSum<keepdims=0>(p)
+}"""
+    )
+    [(_, op_type, reason)] = ungradable_nodes(model, ["w"])
+    assert op_type == "MaxPool"
+    assert "size of its input" in reason
+
+
 NODES = {
     'y = Conv<auto_pad="SAME_UPPER">(x, W)': ("Conv", "auto_pad"),
     'y = AveragePool<kernel_shape=[3,3], auto_pad="SAME_LOWER">(x)': ("AveragePool", "auto_pad"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_graphs import Quantized, images, quantize, run, small_graph
+from small_graphs import Feeds, Quantized, images, quantize, run, small_graph
 
+from onnxq.learn.bias_correction import correct_biases
 from onnxq.learn.engine import Engine
 from onnxq.learn.loss import LOSS, attach_loss, target_name
 from onnxq.learn.threshold_scales import (
@@ -20,9 +23,10 @@ from onnxq.learn.threshold_scales import (
     WIDTH,
     ThresholdScales,
 )
+from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.qparams import weight_threshold_max
 from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import limit_names, limits, student_feeds
+from onnxq.rewrite.quantizers import bias_name, limit_names, limits, student_feeds
 
 _made: dict[bool, Quantized] = {}
 
@@ -124,12 +128,26 @@ def linear_loss(quantized: Quantized, scales: ThresholdScales, slopes, start):
         codes = np.clip(np.rint(ratio), -127, 127)
         fake = np.where(inside, numbers.weights[spec.weight] + now * (codes - ratio), now * codes)
         total += float((slopes[spec.weight] * fake).sum())
+        if spec.name in numbers.means:
+            shift = weight_error_shift(
+                numbers.weights[spec.weight].astype(np.float64),
+                fake,
+                numbers.means[spec.name],
+                spec.op_type,
+                spec.channel_axis,
+            )
+            total -= float((slopes[bias_name(spec)] * shift).sum())
     return total
 
 
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_the_chain_rule_is_the_slope_of_the_surrogate(symmetric):
+def test_the_chain_rule_is_the_slope_of_the_surrogate(symmetric, corrected):
     quantized = made(symmetric)
+    if corrected:
+        samples = Feeds([{"x": images(32, seed=2) + np.float32(1)}])
+        numbers = correct_biases(quantized.student, quantized.quantizers, samples, 16)
+        quantized = replace(quantized, quantizers=numbers)
     scales = scales_of(quantized)
     rng = np.random.default_rng(4)
     for key, value in scales.values.items():

@@ -24,3 +24,17 @@ def test_sequences_keep_their_types(graph):
         "ConcatFromSequence",
         "Relu",
     ]
+
+
+def test_a_name_that_outputs_share_is_forgotten(graph):
+    """Exporters call different sizes "dim"; ONNX Runtime would share a buffer between them."""
+    model = graph(
+        "(float[N,4] x) => (float[N,dim] y, float[dim,4] z)",
+        "y = Relu(x) z = NonZero(x)",
+    )
+    model.graph.outputs[1].shape = ir.Shape(["dim", 4])
+    model.graph.outputs[0].shape = ir.Shape(["N", "dim"])
+    InferShapes()(model)
+    names = [dim.value for v in model.graph.outputs for dim in v.shape if not isinstance(dim, int)]
+    assert "dim" not in names
+    assert "N" in names

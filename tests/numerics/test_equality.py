@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from onnxq.numerics.equality import find_difference
+from onnxq.numerics.equality import find_difference, rounding_noise
 
 BASE = np.array([1.0, -100.0, 3.0], dtype=np.float32)
 
@@ -57,3 +57,19 @@ def test_integers_and_lists_must_be_the_same():
     assert "1 of 2 elements" in find_difference(["l"], [[labels]], [[np.array([1, 3])]])
     assert "2 elements instead of 1" in find_difference(["l"], [[[labels]]], [[[labels, labels]]])
     assert find_difference(["l"], [[[labels]]], [[[labels]]]) is None
+
+
+def test_noise_of_the_original_itself_is_allowed():
+    noisy = BASE + np.float32(0.02)
+    noise = rounding_noise(["y"], [[BASE]], [[noisy]])
+    assert noise["y"] == pytest.approx(4 * 0.02, rel=1e-3)
+    assert find_difference(["y"], [[BASE]], [[noisy]]) is not None
+    assert find_difference(["y"], [[BASE]], [[noisy]], noise) is None
+    assert find_difference(["y"], [[BASE]], [[BASE + np.float32(0.1)]], noise) is not None
+
+
+def test_noise_counts_finite_floats_only():
+    odd = np.array([np.inf, np.nan, 1], dtype=np.float32)
+    assert rounding_noise(["y"], [[odd]], [[odd]]) == {"y": 0.0}
+    labels = np.arange(3)
+    assert rounding_noise(["l"], [[labels]], [[labels + 1]]) == {"l": 0.0}

@@ -322,3 +322,25 @@ def test_specs_are_in_graph_order():
     layers = list(make_plan(model, Recipe()).layers)
     assert layers == sorted(layers, key=order.index)
     assert isinstance(model, ir.Model)
+
+
+def test_a_spared_tensor_keeps_the_layers_around_it_float():
+    model = small_graph("residual")
+    plan = make_plan(model, Recipe())
+    spared = make_plan(model, Recipe(), spared=frozenset(["r"]))
+    assert "r" in plan.tensors and "r" not in spared.tensors
+    float_layers = {s.name for s in spared.layers.values() if "8 bits are too few" in s.reason}
+    around = {
+        str(node.name)
+        for node in model.graph
+        if node.op_type == "Conv"
+        and {"a", "r"} & {v.name for v in (*node.inputs, *node.outputs) if v}
+    }
+    assert float_layers == around
+
+
+def test_a_depthwise_transposed_convolution_has_a_scale_per_group():
+    body = "a = Conv (x, wx, bx) z = ConvTranspose <group = 6, strides = [2, 2]> (a, dw)"
+    plan = make_plan(image_graph(f"{body} {HEAD}"), Recipe())
+    [spec] = [s for s in plan.layers.values() if s.op_type == "ConvTranspose"]
+    assert spec.axis == 0

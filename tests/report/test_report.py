@@ -136,6 +136,12 @@ def test_bars_are_shares_of_the_longest() -> None:
     assert score_bars([]) == []
 
 
+def test_the_bar_of_the_exported_numbers_is_marked() -> None:
+    bars = score_bars([0.4, 0.2, 0.3], kept=1)
+    assert [bar.name for bar in bars] == ["start", "epoch 1 (kept)", "epoch 2"]
+    assert [bar.inner for bar in bars] == [0, 0.5, 0]
+
+
 def test_tables_keep_brackets_in_names(capsys: pytest.CaptureFixture[str]) -> None:
     print_figures(Figures(10, 5, sqnr_db={"a[bold]": 30.0}))
     row = LayerRow("layer[0]/x", "Conv", 9, 36, 9, 8, "weight-only", "ConvTranspose [x]")

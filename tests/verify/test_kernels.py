@@ -121,3 +121,27 @@ def test_a_layer_that_is_gone_is_unknown(exported) -> None:
         plan.layers["head"], name="other", weight="other.weight", bias=None, output="other.out"
     )
     assert running_kernels(model, Plan({"other": spec}, {})) == {"other": UNKNOWN}
+
+
+SHARED = (
+    HEAD
+    + """
+net (float[N, 3, 8, 8] x, float[8, 3, 3, 3] w1, float[8, 8, 3, 3] w2) => (float[N, 8, 4, 4] y)
+{
+  [first] a = Conv (x, w1)
+  [second] b = Conv <pads = [1, 1, 1, 1]> (a, w2)
+  [third] y = Conv (b, w2)
+}
+"""
+)
+
+
+def test_a_weight_that_an_integer_and_a_float_layer_share(exported) -> None:
+    """The float layer is not taken for the integer kernel that reads the same codes."""
+    model, plan = exported(SHARED, Recipe())
+    assert plan.layers["second"].compute == "integer"
+    assert plan.layers["third"].compute == "weight-only"
+    found = read_kernels(model, plan)
+    assert found.layers["second"] == "QLinearConv"
+    assert found.layers["third"] not in INTEGER_KERNELS
+    assert found.integer_layers() == ["first", "second"]
