@@ -88,7 +88,9 @@ def compress_one(name: str, args: argparse.Namespace, folder: Path) -> dict[str,
     try:
         result = onnxq.pipeline.compress(model, data, recipe, out=out, force=True)
     except OnnxqError as error:
-        return {"refused": f"{type(error).__name__}: {error}"}
+        # Where the models lie is no result.
+        text = str(error).replace(str(model), model.name)
+        return {"refused": f"{type(error).__name__}: {text}"}
     figures = result.figures
     reference, found = run_all(model, feeds[count:]), run_all(out, feeds[count:])
     newest = {}
@@ -219,7 +221,7 @@ def main() -> None:
     for name in args.only or names:
         known[name] = in_subprocess(name, args)
         print(row(name, known[name]), flush=True)
-        figures.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        figures.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     results = {name: known[name] for name in names if name in known}
     print(summary(results))
     args.out.write_text(table(results, args), encoding="utf-8")
