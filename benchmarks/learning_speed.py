@@ -24,9 +24,9 @@ from onnxq import Recipe
 from onnxq.learn.engine import Engine
 from onnxq.learn.loss import LOSS
 from onnxq.learn.threshold_scales import ThresholdScales
-from onnxq.pipeline import Run
 from onnxq.progress import Silent
 from onnxq.rewrite.quantizers import student_feeds
+from onnxq.run import Run
 from onnxq.session import SessionPool
 
 BATCH, SHARDS, ROUNDS = 128, 2, 9

@@ -11,6 +11,7 @@ import pytest
 from small_graphs import BODIES, HEAD, image_graph, small_graph
 
 import onnxq.pipeline
+import onnxq.run
 from onnxq.errors import ModelError, OutputError
 from onnxq.learn.thresholds import Learned
 from onnxq.pipeline import compress, plan_model
@@ -122,7 +123,7 @@ def test_learning_that_does_not_help_is_said(files, monkeypatch):
         def run(self, *_: object) -> Learned:
             return Learned(self.start, 1.0, 1.0, history=[2.0])
 
-    monkeypatch.setattr(onnxq.pipeline, "ThresholdLearning", Nothing)
+    monkeypatch.setattr(onnxq.run, "ThresholdLearning", Nothing)
     result = compress(model, data, QUICK)
     assert any("did not beat its starting point" in note for note in result.notes)
     assert result.figures.learning["epoch"] == 0

@@ -68,6 +68,8 @@ def test_many_outputs_are_summed_up() -> None:
 
 def test_slower_int8_is_said_with_the_option_for_it() -> None:
     assert not any("slower" in note for note in result_notes(result_of()))
+    same = result_of(latency_after_ms=2.005)
+    assert not any("slower" in note for note in result_notes(same))
     slow = [n for n in result_notes(result_of(latency_after_ms=3.0)) if "slower" in n]
     assert slow == [
         "int8 is slower than float on this machine (1.50 ×); use --activation-bits none for "

@@ -1,0 +1,231 @@
+"""One run of the main job: each stage as a method, and the state between them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.data.preprocess import Preprocess, find_preprocess
+from onnxq.data.samples import Samples, open_samples
+from onnxq.errors import ModelError
+from onnxq.export.lower import Lowering
+from onnxq.export.save import add_metadata, model_bytes
+from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.engine.ungradable import ungradable_nodes
+from onnxq.learn.logits import find_logits
+from onnxq.learn.memory import shard_size
+from onnxq.learn.sizes import fix_sizes
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.threshold_scales import ThresholdScales
+from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
+from onnxq.learn.variants import PLAIN, Variant, Variants
+from onnxq.load.inputs import input_specs
+from onnxq.load.model import load_model
+from onnxq.normalise.pipeline import normalise
+from onnxq.plan import Plan, make_plan
+from onnxq.progress import Progress
+from onnxq.recipe import Recipe
+from onnxq.rewrite.student import bake
+from onnxq.verify.figures import METADATA_KEY, Figures
+from onnxq.verify.verify import Exported, verify
+from onnxq.version import VERSION
+
+LITTLE_SMALLER = 0.9
+"""Share of the original's size above which a note says why the file is no smaller."""
+
+CHECK_SAMPLES = 2
+"""Samples on which every pass of normalisation is checked."""
+
+
+class Run:
+    """The state of one run between its stages.
+
+    Args:
+        model_path: the ONNX file.
+        recipe: the options.
+        progress: told where the work stands.
+
+    Attributes:
+        notes: sentences for the user, so far.
+        train_outputs: the original's outputs on the training slice, once prepared.
+    """
+
+    def __init__(self, model_path: Path, recipe: Recipe, progress: Progress) -> None:
+        self._path, self.recipe, self._progress = model_path, recipe, progress
+        self.notes: list[str] = []
+
+    def load(self, data: Path, preprocess: Preprocess | None) -> None:
+        """Read the model and the samples, normalise the model, split the samples."""
+        original = load_model(self._path)
+        self._preprocess = preprocess or find_preprocess(self._path, original.metadata_props)
+        recipe = self.recipe
+        samples = self._open(original, data)
+        self._normalised = normalise(original, [next(samples.batches(CHECK_SAMPLES))])
+        self.notes += self._normalised.notes
+        self._check_plan(make_plan(self._normalised.model, recipe))
+        if self._normalised.batch_free:
+            samples = self._open(self._normalised.model, data)
+        if samples.skipped:
+            self.notes.append(
+                f"{len(samples.skipped)} unreadable files were left out, "
+                f"the first is '{samples.skipped[0]}'"
+            )
+        self._samples = samples
+        self._train, self._held_back = samples.split(seed=recipe.seed)
+
+    def _open(self, model: ir.Model, data: Path) -> Samples:
+        recipe = self.recipe
+        return open_samples(data, input_specs(model), self._preprocess, recipe.samples, recipe.seed)
+
+    def _check_plan(self, plan: Plan) -> None:
+        if plan.layers:
+            return
+        reasons = "; ".join(f"'{n}': {r}" for n, r in list(plan.left_alone.items())[:3])
+        raise ModelError(
+            f"'{self._path}' has nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul "
+            f"with constant float weights" + (f" ({reasons})" if reasons else "")
+        )
+
+    def checkpoint(self, out: Path | None, data: Path) -> Checkpoint | None:
+        """Where learning keeps its state: beside the output."""
+        if out is None:
+            return None
+        identity = {
+            "model": _digest(self._path),
+            "data": f"{data.absolute()} {len(self._samples)}",
+            "recipe": self.recipe.to_json(),
+            "version": VERSION,
+        }
+        return Checkpoint(out.with_name(f"{out.name}.onnxq-checkpoint"), identity)
+
+    def prepare(self, folder: Path) -> Variant:
+        """The original's outputs, then the best form of the model, calibrated."""
+        teacher = self._normalised.model
+        logits = find_logits(teacher)
+        self._shard = self.recipe.batch_size or shard_size(teacher)
+        self.train_outputs = self._cache(folder / "train", logits, self._train)
+        held_back = self._cache(folder / "held-back", logits, self._held_back)
+        self._variants = Variants(
+            self.recipe,
+            self._train,
+            self.train_outputs,
+            held_back,
+            self._shard,
+            self._progress,
+        )
+        return self._variants.choose(teacher)
+
+    def _cache(self, folder: Path, logits: list[str], samples: Samples) -> TeacherOutputs:
+        folder.mkdir()
+        self._progress.start(f"original's outputs, {folder.name} slice", len(samples))
+        outputs = TeacherOutputs(self._normalised.model, logits, samples, folder, self._progress.at)
+        self._progress.finish()
+        return outputs
+
+    def learn(self, variant: Variant, checkpoint: Checkpoint | None, resume: bool) -> Learned:
+        """Threshold scales, where the recipe wants them and the graph allows it."""
+        kept = Learned(variant.quantizers, variant.score, variant.score)
+        if "none" in self.recipe.learn:
+            return kept
+        names = ThresholdScales(
+            variant.student.plan, variant.quantizers, variant.extremes()
+        ).parameter_names()
+        if not names:
+            return kept
+        if self._train.batch is None:
+            # Samples that are stacked have one shape.
+            loss_model = fix_sizes(variant.loss_model, next(self._train.batches(1)))
+            variant = replace(variant, loss_model=loss_model)
+        refused = ungradable_nodes(variant.loss_model, names)
+        if refused:
+            node, op_type, reason = refused[0]
+            self.notes.append(
+                f"thresholds were calibrated but not learned: '{node}' ({op_type}) has no "
+                f"gradient ({reason})"
+            )
+            return kept
+        run = ThresholdLearning(
+            variant.student,
+            variant.loss_model,
+            self.train_outputs,
+            variant.held_back,
+            variant.quantizers,
+            variant.extremes(),
+            self._budget(),
+            checkpoint,
+        )
+        learned = run.run(self._progress, resume)
+        if not learned.improved:
+            self.notes.append(
+                "learning did not beat its starting point on the held-back samples, which is kept"
+            )
+        return learned
+
+    def _budget(self) -> Budget:
+        recipe, default = self.recipe, Budget()
+        return Budget(
+            epochs=default.epochs if recipe.epochs is None else recipe.epochs,
+            lr=default.lr if recipe.lr is None else recipe.lr,
+            shard_size=self._shard,
+            max_seconds=recipe.max_minutes * 60,
+            seed=recipe.seed,
+        )
+
+    def finish(self, variant: Variant, learned: Learned) -> Variant:
+        """The variant with what was learned, its biases corrected anew where that helps."""
+        found = replace(variant, quantizers=learned.quantizers, score=learned.score)
+        return self._variants.corrected(found)
+
+    def export(self, variant: Variant, learned: Learned) -> tuple[ir.Model, Figures]:
+        """The deployable model and its figures, with both in its metadata."""
+        plan = variant.student.plan
+        model = Lowering(variant.student, variant.quantizers).run()
+        student = bake(variant.student, variant.quantizers)
+        exported = Exported(self._path, self._normalised.model, student, model, plan)
+        figures = verify(exported, self._held_back, self._shard, self._progress)
+        figures.learning = {
+            "start_score": learned.start_score,
+            "learned_score": learned.score,
+            "score": variant.score,
+            "epoch": learned.epoch,
+            "epochs_run": len(learned.history),
+            "scores": learned.history,
+        }
+        figures.equalization = "none" if variant.name == PLAIN else variant.name
+        figures.bias_correction = variant.corrected
+        figures.samples, figures.held_back = len(self._samples), len(self._held_back)
+        figures.notes = self.notes
+        self._describe(model, figures)
+        if figures.size_after > LITTLE_SMALLER * figures.size_before:
+            self.notes.append(_size_note(figures))
+        return model, figures
+
+    def _describe(self, model: ir.Model, figures: Figures) -> None:
+        """Put version, recipe, preprocessing and figures into the model's metadata."""
+        entries = {"onnxq.version": VERSION, "onnxq.recipe": self.recipe.to_json()}
+        if self._preprocess is not None:
+            entries["onnxq.preprocess"] = self._preprocess.to_json()
+        # The figures hold the size of the file that holds the figures: settle it.
+        for _ in range(4):
+            add_metadata(model, {**entries, METADATA_KEY: figures.to_metadata()})
+            size = model_bytes(model)
+            if size == figures.size_after:
+                break
+            figures.size_after = size
+
+
+def _size_note(figures: Figures) -> str:
+    ratio = figures.size_after / max(figures.size_before, 1)
+    if ratio > 2:
+        reason = "the original computes weights that are written out here"
+    else:
+        reason = "few of its bytes are weights of layers that can be quantized"
+    return f"the file has {ratio:.2f} times the original's size: {reason}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
