@@ -21,11 +21,12 @@ from onnxq.cli.options import (
 from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.recipe import recipe_from_flags, recipe_options
-from onnxq.export.save import check_new
+from onnxq.errors import OutputError
+from onnxq.export.save import check_file, check_new
 from onnxq.pipeline import Result, plan_model
 from onnxq.pipeline import compress as run_compress
 from onnxq.recipe import Recipe, save_recipe
-from onnxq.report.html import PAGE, make_folder, write_report
+from onnxq.report.html import PAGE, check_folder, write_report
 from onnxq.report.inspection import plan_rows
 from onnxq.report.result import result_fields, result_notes
 from onnxq.report.tables import print_figures, print_kernels, print_layers, print_notes
@@ -95,11 +96,11 @@ def compress_command(
         raise click.UsageError("Missing option '--data'; only --dry-run goes without samples.", ctx)
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
     if flags["save_recipe"] is not None:
-        check_new(flags["save_recipe"], flags["force"], "recipe", "--save-recipe")
+        _check_recipe_path(flags["save_recipe"], model, out, flags["force"])
     if flags["report_folder"] is not None:
         page = flags["report_folder"] / PAGE
         check_new(page, flags["force"], "report", "--report")
-        make_folder(flags["report_folder"])
+        check_folder(flags["report_folder"])
     preprocess = preprocess_from_flags(model, **_preprocess_flags(flags))
     with stopped_sentence(out), make_progress(quiet, verbose) as progress:
         result = run_compress(
@@ -117,6 +118,12 @@ def compress_command(
     if flags["report_folder"] is not None:
         write_report(flags["report_folder"], model, out, result)
     _print_result(result, model, out, flags["as_json"], quiet, verbose)
+
+
+def _check_recipe_path(path: Path, model: Path, out: Path, force: bool) -> None:
+    if path.absolute() == out.absolute():
+        raise OutputError(f"the recipe '{path}' is the output; name another with --save-recipe")
+    check_file(path, model, force, "recipe", "--save-recipe")
 
 
 def _preprocess_flags(flags: dict[str, Any]) -> dict[str, Any]:

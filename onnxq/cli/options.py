@@ -133,6 +133,7 @@ def use_cores(ctx: click.Context, count: int | None) -> None:
 
 
 def start_log(verbose: int) -> None:
-    """Log to stderr where `-vv` asks for it."""
+    """Log to stderr where `-vv` asks for it, and else keep libraries from doing so."""
+    logging.getLogger("onnx_ir").setLevel(logging.NOTSET if verbose >= 2 else logging.ERROR)
     if verbose >= 2:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")

@@ -14,6 +14,9 @@ from onnxq.errors import DataError
 
 Arrays = dict[str, np.ndarray]
 
+UNNAMED = frozenset(("", "arr_0"))
+"""Names of an array that was given none: in a `.npy`, and by `numpy.savez`."""
+
 _CHUNK = 1 << 22
 """Elements looked at in one go when searching for NaN."""
 
@@ -33,10 +36,10 @@ def read_arrays(path: Path) -> Arrays:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"Can't read arrays from '{path}': {reason}; expected a file written by numpy "
-            "without Python objects."
+            f"Can't read arrays from '{path}': {reason.rstrip('.')}; expected a file written by "
+            "numpy without Python objects: write it again or remove it."
         ) from error
 
 
@@ -45,19 +48,19 @@ def match_inputs(
 ) -> Arrays:
     """The arrays by input name, each with the dtype that the model takes.
 
-    A single array given to a model with one input is taken whatever its name.
+    A single array without a name of its own is that of a model's only input.
 
     Raises:
         DataError: an input has no array, or one of another dtype.
     """
-    if len(inputs) == 1 and len(arrays) == 1:
+    if len(inputs) == 1 and len(arrays) == 1 and arrays.keys() <= UNNAMED:
         arrays = {inputs[0].name: next(iter(arrays.values()))}
     for spec in inputs:
         if spec.name not in arrays:
             found = ", ".join(f"'{name}'" for name in arrays) or "no array"
             raise DataError(
                 f"'{path}' has no array for the model's input '{spec.name}': found {found}, "
-                f"expected arrays named {', '.join(repr(s.name) for s in inputs)}."
+                f"expected {', '.join(repr(s.name) for s in inputs)}: rename the arrays."
             )
         _check_dtype(arrays[spec.name], spec, path)
     return {spec.name: arrays[spec.name] for spec in inputs}

@@ -170,7 +170,8 @@ def find_preprocess(model_path: Path, metadata: Mapping[str, str]) -> Preprocess
     """The settings kept beside the model or in its metadata, the most specific first.
 
     Looks for `<model's stem>.preprocess.toml`, the metadata key `onnxq.preprocess`,
-    `preprocess.toml` and `preprocessor_config.json`; None where there is none.
+    `preprocess.toml` and `preprocessor_config.json`; None where there is none. A
+    configuration of something else than an image processor is passed over.
     """
     folder = model_path.parent
     own = folder / f"{model_path.stem}.preprocess.toml"
@@ -178,10 +179,22 @@ def find_preprocess(model_path: Path, metadata: Mapping[str, str]) -> Preprocess
         return load_preprocess(own)
     if METADATA_KEY in metadata:
         return Preprocess.from_json(metadata[METADATA_KEY])
-    for name in ("preprocess.toml", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            return load_preprocess(folder / name)
-    return None
+    if (folder / "preprocess.toml").is_file():
+        return load_preprocess(folder / "preprocess.toml")
+    config = folder / "preprocessor_config.json"
+    return load_preprocess(config) if config.is_file() and _is_for_images(config) else None
+
+
+def _is_for_images(config: Path) -> bool:
+    """Whether a `preprocessor_config.json` is of an image processor, as far as can be told."""
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Loading it says what is wrong with it.
+        return True
+    return not isinstance(fields, dict) or not (
+        "sampling_rate" in fields or "feature_size" in fields
+    )
 
 
 def _from_fields(fields: Any, where: str) -> Preprocess:
@@ -196,11 +209,17 @@ def _from_fields(fields: Any, where: str) -> Preprocess:
     for key in ("mean", "std"):
         if key not in fields:
             raise DataError(f"The preprocessing setting '{key}' is missing in {where}; add it.")
-    return Preprocess(**{key: _tuples(value) for key, value in fields.items()})
+    numbers = {key: fields[key] for key in ("mean", "std") if _is_number(fields[key])}
+    settings = {key: _tuples(value) for key, value in fields.items()}
+    return Preprocess(**{**settings, **{key: (value,) for key, value in numbers.items()}})
 
 
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _problems(settings: Preprocess) -> list[tuple[str, str]]:
@@ -229,9 +248,7 @@ def _problems(settings: Preprocess) -> list[tuple[str, str]]:
 
 
 def _finite(values: tuple[Any, ...]) -> bool:
-    return all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
-    )
+    return all(_is_number(v) and math.isfinite(v) for v in values)
 
 
 def _is_side(side: Any) -> bool:

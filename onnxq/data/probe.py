@@ -40,7 +40,8 @@ def open_image_files(
         first, reason = min(broken)
         raise DataError(
             f"None of the {len(broken)} images in '{folder}' can be read; the first one, "
-            f"'{paths[first]}', is broken: {reason}."
+            f"'{paths[first]}', is broken ({reason}); "
+            "give a folder of PNG or JPEG files."
         )
     _check_one_size(sizes, target)
     check_batch(len(kept), target.batch, folder)
@@ -74,7 +75,10 @@ def _probe(path: Path) -> tuple[int, int] | str:
     # A decoder raises whatever it stumbles on in a broken file.
     except Exception as error:
         text = " ".join(str(error).split()).rstrip(".")
-        return text.replace(f"'{path}'", "the file") or type(error).__name__
+        return (
+            text.replace(f" file '{path}'", "").replace(str(path), path.name)
+            or type(error).__name__
+        )
 
 
 def _check_one_size(sizes: dict[tuple[int, int], Path], target: ImageInput) -> None:

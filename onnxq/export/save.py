@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from onnxq.errors import OutputError
 from onnxq.session import PROTOBUF_LIMIT
+
+LONGEST_NAME = 200
+"""Bytes of a file's name: most systems take 255, and a checkpoint's name is a little longer."""
 
 
 def check_output(path: Path, model_path: Path, force: bool) -> None:
     """Find out before the long work whether the output can be written.
 
     Raises:
-        OutputError: the path is the model itself, exists, or its folder can't be written.
+        OutputError: the path is the model itself or a part of it, exists, or its folder can't
+            be written.
     """
-    if path.exists() and model_path.exists() and path.samefile(model_path):
-        raise OutputError(f"the output '{path}' is the model itself; name another file with -o")
-    if path.is_dir():
-        raise OutputError(f"the output '{path}' is a folder; name a file with -o")
-    check_new(path, force, "output", "-o")
+    check_file(path, model_path, force, "output", "-o")
+
+
+def check_file(path: Path, model_path: Path, force: bool, what: str, option: str) -> None:
+    """The same for any file that a run writes.
+
+    Args:
+        path: the file to write.
+        model_path: the model, which is never overwritten, nor its external data.
+        force: whether another file may be overwritten.
+        what: what the file holds, for the error.
+        option: the option that names it, for the error.
+
+    Raises:
+        OutputError: as `check_output`.
+    """
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise OutputError(
+            f"the name of the {what} '{path.name[:40]}...' is longer than {LONGEST_NAME} bytes; "
+            f"give a shorter one with {option}"
+        )
+    for part, described in _model_files(model_path):
+        if path.exists() and part.exists() and path.samefile(part):
+            raise OutputError(f"the {what} '{path}' is {described}; name another with {option}")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise OutputError(f"the {what} '{path}' is {kind}; name a file with {option}")
+    check_new(path, force, what, option)
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise OutputError(f"the folder '{folder}' of the output does not exist; make it first")
+        raise OutputError(f"the folder '{folder}' of the {what} does not exist; make it first")
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def _model_files(model_path: Path) -> Iterator[tuple[Path, str]]:
+    """The files that make up a model, with what each of them is."""
+    yield model_path, "the model itself"
+    try:
+        model = onnx.load(model_path, load_external_data=False)
+    except (OSError, DecodeError):
+        # Loading the model says what is wrong with it.
+        return
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                yield model_path.parent / entry.value, "the model's external data"
 
 
 def check_new(path: Path, force: bool, what: str, option: str) -> None:

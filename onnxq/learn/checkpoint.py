@@ -28,14 +28,27 @@ class Checkpoint:
         self._identity = json.dumps(dict(sorted(identity.items())))
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace the state by these arrays."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Replace the state by these arrays.
+
+        Raises:
+            OutputError: there is no space, or the folder can't be written.
+        """
         path, fresh = self.folder / STATE, self.folder / "new.npz"
-        with fresh.open("wb") as file:
-            # allow_pickle is spelt out because arrays are passed by name as well.
-            named = {IDENTITY: np.array(self._identity), **arrays}
-            np.savez(file, allow_pickle=False, **named)
-        fresh.replace(path)
+        named = {IDENTITY: np.array(self._identity), **arrays}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with fresh.open("wb") as file:
+                # allow_pickle is spelt out because arrays are passed by name as well.
+                np.savez(file, allow_pickle=False, **named)
+            fresh.replace(path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            if not path.exists():
+                self.discard()
+            raise OutputError(
+                f"can't write the checkpoint '{self.folder}' ({error.strerror or error}); free "
+                "some space or name an output elsewhere"
+            ) from error
 
     def load(self) -> dict[str, np.ndarray] | None:
         """The state, or None where none was saved.

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
-from onnxq.errors import OutputError
+from onnxq.errors import DataError, OutputError
 from onnxq.learn.loss import target_name
 from onnxq.session import Arrays, SessionPool
 
@@ -30,6 +30,10 @@ class TeacherOutputs:
         samples: the samples; `batches` gives them again with their targets.
         folder: an existing folder for the files.
         on_batch: called with the number of samples done.
+
+    Raises:
+        DataError: an output is NaN or infinite, so that nothing can be compared with it.
+        OutputError: there is no room in the folder.
     """
 
     def __init__(
@@ -53,6 +57,15 @@ class TeacherOutputs:
             self._store(outputs)
             if on_batch is not None:
                 on_batch(min(self.positions * (self._group or 1), len(samples)))
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        for name, squares in self._squares.items():
+            if not np.isfinite(squares):
+                raise DataError(
+                    f"the model's tensor '{name}' is NaN or infinite on these samples; give "
+                    "samples, or --mean and --std, of the range that the model was made for"
+                )
 
     def _store(self, outputs: Arrays) -> None:
         count = 1 if self._group else min(MICRO_BATCH, len(self.samples) - self.positions)
@@ -61,7 +74,7 @@ class TeacherOutputs:
             self._squares[name] += float(np.square(array, dtype=np.float64).sum())
             self._elements[name] += array.size
             if self._group:
-                np.save(self._path(index, self.positions), array)
+                _save(self._path(index, self.positions), array)
             else:
                 # A tensor before a reshape may hold several rows of each sample.
                 rows = array.reshape(count, -1, *array.shape[1:])
@@ -129,10 +142,22 @@ def _reserve(path: Path, size: int) -> None:
                 os.posix_fallocate(file.fileno(), 0, max(size, 1))
             file.truncate(size)
     except OSError as error:
-        raise OutputError(
-            f"the temporary folder '{path.parent}' has no room for the original's outputs "
-            f"({size} bytes: {error.strerror}); free some space or set TMPDIR to another folder"
-        ) from error
+        raise _no_room(path, size, error) from error
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    try:
+        np.save(path, array)
+    except OSError as error:
+        raise _no_room(path, array.nbytes, error) from error
+
+
+def _no_room(path: Path, size: int, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    return OutputError(
+        f"the temporary folder '{path.parent}' has no room for the original's outputs "
+        f"({size} bytes: {reason}); free some space or set TMPDIR to another folder"
+    )
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:

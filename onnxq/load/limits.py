@@ -32,12 +32,21 @@ QUANTIZED_OPS = frozenset(
 """Operators whose presence says that a model is quantized already; QLinear* besides."""
 
 
+COMPRESSED_KEY = "onnxq.version"
+"""The key of a model's metadata that says that onnxq wrote it."""
+
+
 def check_operators(model: onnx.ModelProto, name: str) -> None:
     """Refuse a model with custom operators or with quantized ones.
 
     Raises:
         ModelError: names the first such node.
     """
+    if any(entry.key == COMPRESSED_KEY for entry in model.metadata_props):
+        raise ModelError(
+            f'The model "{name}" is already quantized (by onnxq: "onnxq inspect" shows how), '
+            "where a float model is expected; give the float model that it was made from."
+        )
     domains = KNOWN_DOMAINS | {function.domain for function in model.functions}
     for node in all_nodes(model):
         if node.domain not in domains:

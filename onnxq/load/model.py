@@ -15,7 +15,14 @@ from onnxq.errors import ModelError
 from onnxq.load.inputs import input_specs, random_feeds
 from onnxq.load.limits import check_operators, check_types
 from onnxq.load.outputs import run_model
-from onnxq.load.version import MIN_OPSET, convert_ir_version, convert_version, default_opset
+from onnxq.load.version import (
+    MAX_IR_VERSION,
+    MAX_OPSET,
+    MIN_OPSET,
+    convert_ir_version,
+    convert_version,
+    default_opset,
+)
 from onnxq.numerics.equality import find_difference
 from onnxq.session import open_session
 
@@ -54,6 +61,25 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     if (default_opset(proto) or MIN_OPSET) < MIN_OPSET:
         _check_conversion(proto, model, path.name)
     return model
+
+
+def runnable(path: Path, model: ir.Model) -> Path | ir.Model:
+    """What a session opens for a file: the file, unless its versions are newer than ONNX Runtime.
+
+    Args:
+        path: the file.
+        model: the model in it, as it is.
+
+    Returns:
+        The file's path, or the model converted to versions that ONNX Runtime reads.
+
+    Raises:
+        ModelError: the model is too new and can't be converted.
+    """
+    opset = max(model.opset_imports.get(domain, 0) for domain in ("", "ai.onnx"))
+    if model.ir_version <= MAX_IR_VERSION and opset <= MAX_OPSET:
+        return path
+    return load_model(path)
 
 
 def _read_proto(path: Path) -> onnx.ModelProto:

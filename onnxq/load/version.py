@@ -33,13 +33,20 @@ def convert_version(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         name: the file's name, for the error.
 
     Raises:
-        ModelError: the opset is older than 7, or there is no conversion for an operator.
+        ModelError: the opset is older than 7 or not known yet, or there is no conversion for
+            an operator.
     """
     opset = default_opset(model)
     if opset is not None and opset < MIN_READABLE_OPSET:
         raise ModelError(
             f'The model "{name}" uses opset {opset}, where {MIN_READABLE_OPSET} or newer is '
             f"expected; export it again with opset {MIN_OPSET} or newer."
+        )
+    if opset is not None and opset > onnx.defs.onnx_opset_version():
+        raise ModelError(
+            f'The model "{name}" uses opset {opset}, which is newer than any that is known '
+            f"here ({onnx.defs.onnx_opset_version()}); export it again with an opset between "
+            f"{MIN_OPSET} and {MAX_OPSET}."
         )
     if opset is None or MIN_OPSET <= opset <= MAX_OPSET:
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +43,29 @@ class Bar:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a report, before the long work that it is about.
+    """Make the folder of a report.
 
     Raises:
         OutputError: it can't be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Find out before the long work whether a report can be written; nothing is left there.
+
+    Raises:
+        OutputError: the folder can't be made or written.
+    """
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        make_folder(folder)
+        tempfile.TemporaryFile(dir=folder).close()
+        for path in made:
+            path.rmdir()
     except OSError as error:
         raise _cannot_write(folder, error) from error
 

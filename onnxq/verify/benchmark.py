@@ -66,7 +66,7 @@ def benchmark(
     else:
         feeds = [_first_batch(model, Path(data), batch_size) for model in opened]
     try:
-        latencies = measure_latency([model.path for model in opened], feeds, threads, rounds)
+        latencies = measure_latency([model.runnable for model in opened], feeds, threads, rounds)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
         reason = str(error).strip().splitlines()[0].rstrip(".")

@@ -179,7 +179,7 @@ class _Run:
         """Top-1 and top-5 of a model."""
         assert self._labels is not None
         ranks = Ranks(self._labels)
-        for found in SessionPool(opened.path).map(self._samples.batches(self._size)):
+        for found in SessionPool(opened.runnable).map(self._samples.batches(self._size)):
             ranks.add(found)
             self._tell(ranks.done)
         figures: dict[str, Any] = dict(ranks.figures())
@@ -187,7 +187,7 @@ class _Run:
 
     def beside(self, opened: OpenedModel, other: OpenedModel) -> Evaluation:
         """The difference to a reference, and the ranks of both where there are labels."""
-        pools = SessionPool(other.path), SessionPool(opened.path)
+        pools = SessionPool(other.runnable), SessionPool(opened.runnable)
         _check_outputs(pools[0].outputs, pools[1].outputs, opened, other)
         comparer = Comparer(pools[0].outputs, probability_outputs(other.model))
         both = None if self._labels is None else (Ranks(self._labels), Ranks(self._labels))

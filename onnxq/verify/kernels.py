@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.errors import OutputError
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.session import open_session
 
@@ -84,10 +85,23 @@ def read_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> Kernels:
 
 
 def optimised_nodes(model: ir.Model | bytes | str | Path) -> list[ir.Node]:
-    """The nodes of the graph that ONNX Runtime runs in place of the model's, in order."""
+    """The nodes of the graph that ONNX Runtime runs in place of the model's, in order.
+
+    Raises:
+        OutputError: there is no room for the temporary file.
+    """
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         path = Path(folder) / "optimised.onnx"
-        open_session(model, optimised_path=path)
+        try:
+            open_session(model, optimised_path=path)
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class but Exception. Where the model opens
+            # all the same, it was the file that could not be written.
+            open_session(model)
+            raise OutputError(
+                f"the temporary folder '{folder}' has no room for the optimised graph; free some "
+                "space or set TMPDIR to another folder"
+            ) from error
         return list(ir.load(path).graph)
 
 

@@ -12,9 +12,11 @@ import onnx_ir as ir
 from onnxq.data.inputs import InputSpec
 from onnxq.errors import ModelError
 from onnxq.load.inputs import input_specs
+from onnxq.load.limits import COMPRESSED_KEY
+from onnxq.load.model import runnable
 from onnxq.session import Arrays, open_session
 
-VERSION_KEY, RECIPE_KEY = "onnxq.version", "onnxq.recipe"
+VERSION_KEY, RECIPE_KEY = COMPRESSED_KEY, "onnxq.recipe"
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class OpenedModel:
         model: its graph; weights may stay on the disk.
         inputs: what it takes.
         size: bytes of the file and of its external data.
+        runnable: what a session opens: the file, or the model in older versions of ONNX.
     """
 
     path: Path
     model: ir.Model
     inputs: list[InputSpec]
     size: int
+    runnable: Path | ir.Model
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -45,7 +49,7 @@ class OpenedModel:
 
 
 def open_model(path: Path) -> OpenedModel:
-    """Read a model as it is: nothing is converted, and quantized ones are welcome.
+    """Read a model as it is: quantized ones are welcome, and only too new ones are converted.
 
     Raises:
         ModelError: the file can't be read, or ONNX Runtime can't run it.
@@ -73,13 +77,14 @@ def open_model(path: Path) -> OpenedModel:
         ) from error
     if not len(model.graph):
         raise ModelError(f"The model '{path}' has no nodes; copy or export it again.")
-    _check_runs(path)
-    return OpenedModel(path, model, input_specs(model), file_size(path, model))
+    source = runnable(path, model)
+    _check_runs(source, path)
+    return OpenedModel(path, model, input_specs(model), file_size(path, model), source)
 
 
-def _check_runs(path: Path) -> None:
+def _check_runs(source: Path | ir.Model, path: Path) -> None:
     try:
-        open_session(path, optimise=False)
+        open_session(source, optimise=False)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
         reason = str(error).strip().splitlines()[0].rstrip(".")

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.data.samples import Samples
 from onnxq.export.lower import CODES
+from onnxq.load.model import runnable
 from onnxq.numerics.saturation import may_saturate
 from onnxq.plan import Plan
 from onnxq.progress import Progress
@@ -107,7 +108,8 @@ def _saturating_layers(exported: Exported) -> list[str]:
 
 def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None:
     feeds = next(samples.batches(1))
-    before, after = measure_latency([exported.original, exported.model], feeds)
+    original = runnable(exported.original, ir.load(exported.original))
+    before, after = measure_latency([original, exported.model], feeds)
     figures.latency_before_ms, figures.latency_before_spread_ms = before.median_ms, before.spread_ms
     figures.latency_after_ms, figures.latency_after_spread_ms = after.median_ms, after.spread_ms
 
