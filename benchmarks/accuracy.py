@@ -57,7 +57,13 @@ class Run:
 
     def row(self, step: str, samples: int) -> str:
         """Compress, evaluate, and write a line of the table."""
-        options = {**SETTINGS[self.setting], **STEPS[step], "samples": samples, "max_minutes": 60.0}
+        options = {
+            **SETTINGS[self.setting],
+            **STEPS[step],
+            "samples": samples,
+            "max_minutes": 60.0,
+            "spare": False,
+        }
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.onnx"
             start = time.perf_counter()

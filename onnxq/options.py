@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "symmetric": (False, True),
     "equalize": (False, True),
     "bias_correction": (False, True),
+    "spare": (False, True),
     "keep_float": (False, True),
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}

@@ -6,13 +6,17 @@ load -> normalise -> plan -> calibrate -> rewrite -> learn -> export -> verify -
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess
+from onnxq.errors import OnnxqError
 from onnxq.export.save import check_output, save_model
+from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
@@ -94,12 +98,24 @@ def compress(
     checkpoint = run.checkpoint(out_path, data_path)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         variant = run.prepare(Path(folder))
-        learned = run.learn(variant, checkpoint, resume)
-        final = run.finish(variant, learned)
-        exported, figures = run.export(final, learned)
-    if out_path is not None:
-        save_model(exported, out_path)
+        with _no_trace(None if resume else checkpoint):
+            learned = run.learn(variant, checkpoint, resume)
+            final = run.finish(variant, learned)
+            exported, figures = run.export(final, learned)
+            if out_path is not None:
+                save_model(exported, out_path)
     if checkpoint is not None:
         checkpoint.discard()
     plan = final.student.plan
     return Result(exported, out_path, figures, run.recipe, plan, run.notes)
+
+
+@contextmanager
+def _no_trace(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Remove the checkpoint where a run that began anew ends with an error of the user's."""
+    try:
+        yield
+    except OnnxqError:
+        if checkpoint is not None:
+            checkpoint.discard()
+        raise

@@ -99,6 +99,7 @@ class Recipe:
         learn: what is trained.
         equalize: whether channel ranges are equalized across layers where that helps.
         bias_correction: whether biases are corrected where that helps.
+        spare: whether tensors that 8 bits are too few for stay float.
         epochs: passes over the samples; None means the method's own number.
         max_minutes: when training stops at the latest.
         lr: the learning rate; None means the method's own.
@@ -121,6 +122,7 @@ class Recipe:
     learn: tuple[Learn, ...] = ("auto",)
     equalize: bool = True
     bias_correction: bool = True
+    spare: bool = True
     epochs: int | None = None
     max_minutes: float = 10.0
     lr: float | None = None
@@ -193,7 +195,10 @@ def load_recipe(path: Path) -> Recipe:
     try:
         fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"Can't read the recipe '{path}': {error}.") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(
+            f"Can't read the recipe '{path}' ({reason}); give a TOML file."
+        ) from error
     return recipe_from_fields(fields, f"'{path}'")
 
 

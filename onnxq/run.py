@@ -26,6 +26,7 @@ from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
+from onnxq.plan.regions import SPARED_REASON
 from onnxq.progress import Progress
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
@@ -198,6 +199,12 @@ class Run:
         figures.bias_correction = variant.corrected
         figures.samples, figures.held_back = len(self._samples), len(self._held_back)
         figures.notes = self.notes
+        spared = [s for s in plan.layers.values() if s.reason == SPARED_REASON]
+        if spared:
+            self.notes.append(
+                f"{len(spared)} of {len(plan.layers)} layers run in float with integer weights: "
+                f"{SPARED_REASON.replace(' it,', ' them,')} (--no-spare keeps them in integers)"
+            )
         self._describe(model, figures)
         if figures.size_after > LITTLE_SMALLER * figures.size_before:
             self.notes.append(_size_note(figures))

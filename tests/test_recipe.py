@@ -36,6 +36,7 @@ RECIPES = st.builds(
     calibration=CALIBRATION,
     equalize=st.booleans(),
     bias_correction=st.booleans(),
+    spare=st.booleans(),
     epochs=st.none() | st.integers(1, 99),
     max_minutes=st.floats(0.01, 1e4),
     lr=st.none() | st.floats(1e-9, 10),

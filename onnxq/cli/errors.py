@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ class SentenceGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; anything but the root of our errors keeps its traceback."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # A terminal without × and ─ is no reason to lose a result.
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except OnnxqError as error:

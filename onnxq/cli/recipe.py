@@ -92,6 +92,11 @@ recipe_options = apply_all(
         text="Correct biases where that helps.",
         default="bias-correction",
     ),
+    _option(
+        "--spare/--no-spare",
+        text="Leave tensors in float that 8 bits are too few for.",
+        default="spare",
+    ),
     _option("--epochs", text="Passes over the samples.", type=int, metavar="N"),
     _option(
         "--max-minutes",

@@ -57,10 +57,11 @@ def match_inputs(
         arrays = {inputs[0].name: next(iter(arrays.values()))}
     for spec in inputs:
         if spec.name not in arrays:
-            found = ", ".join(f"'{name}'" for name in arrays) or "no array"
+            named = (f"'{name}'" if name else "one without a name" for name in arrays)
+            found = ", ".join(named) or "no array"
             raise DataError(
                 f"'{path}' has no array for the model's input '{spec.name}': found {found}, "
-                f"expected {', '.join(repr(s.name) for s in inputs)}: rename the arrays."
+                f"expected arrays named {', '.join(repr(s.name) for s in inputs)}: rename them."
             )
         _check_dtype(arrays[spec.name], spec, path)
     return {spec.name: arrays[spec.name] for spec in inputs}

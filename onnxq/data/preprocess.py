@@ -160,7 +160,11 @@ def load_preprocess(path: Path) -> Preprocess:
         text = path.read_text(encoding="utf-8")
         fields = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"Can't read the preprocessing file '{path}': {error}.") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"Can't read the preprocessing file '{path}' ({reason}); give a TOML file or a "
+            "Hugging Face preprocessor_config.json."
+        ) from error
     if path.suffix == ".json" and isinstance(fields, dict) and "mean" not in fields:
         fields = fields_from_huggingface(fields, path)
     return _from_fields(fields, f"'{path}'")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,14 +56,21 @@ class Checkpoint:
         """The state, or None where none was saved.
 
         Raises:
-            OutputError: the state belongs to another model, data, recipe or version.
+            OutputError: the state is damaged, or belongs to another model, data, recipe or
+                version.
         """
         path = self.folder / STATE
         if not path.exists():
             return None
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        found = json.loads(str(arrays.pop(IDENTITY)))
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            found = json.loads(str(arrays.pop(IDENTITY)))
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise OutputError(
+                f"the checkpoint '{self.folder}' can't be read, or is damaged; leave out --resume "
+                "to start anew"
+            ) from error
         wanted = json.loads(self._identity)
         different = sorted(k for k in wanted if found.get(k) != wanted[k])
         if different:

@@ -20,7 +20,6 @@ from onnxq.learn.held_back import HeldBack
 from onnxq.learn.loss import attach_loss
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.plan.spec import Plan, TensorSpec
-from onnxq.recipe import Recipe
 from onnxq.rewrite.fake_quant import DOMAIN, call, function
 from onnxq.rewrite.quantizers import Quantizers, limit_names, limits
 
@@ -37,13 +36,8 @@ DECISION_LIMIT = 0.5
 """The same for a classifier, whose decisions bear more, and which learning mends."""
 
 
-def error_limit(model: ir.Model, recipe: Recipe) -> float:
-    """The relative RMSE above which tensors are set free.
-
-    Infinite for per-tensor weights: that is the wish for integers everywhere.
-    """
-    if recipe.granularity == "per-tensor":
-        return float("inf")
+def error_limit(model: ir.Model) -> float:
+    """The relative RMSE of the outputs above which tensors are set free."""
     return DECISION_LIMIT if all(map(_holds_classes, model.graph.outputs)) else ERROR_LIMIT
 
 

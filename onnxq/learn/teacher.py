@@ -63,8 +63,8 @@ class TeacherOutputs:
         for name, squares in self._squares.items():
             if not np.isfinite(squares):
                 raise DataError(
-                    f"the model's tensor '{name}' is NaN or infinite on these samples; give "
-                    "samples, or --mean and --std, of the range that the model was made for"
+                    f"the model's tensor '{name}' is NaN or infinite on these samples; check the "
+                    "model's weights, and that samples, --mean and --std are what it was made for"
                 )
 
     def _store(self, outputs: Arrays) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from onnxq.calibrate.calibrator import calibrate
 from onnxq.calibrate.statistics import TensorStatistics
 from onnxq.data.samples import Samples
+from onnxq.errors import DataError
 from onnxq.learn.bias_correction import correct_biases
 from onnxq.learn.held_back import HeldBack
 from onnxq.learn.loss import attach_loss
@@ -123,9 +125,9 @@ class Variants:
         A model whose 8-bit outputs lie more than `error_limit` from the float ones keeps
         in float the tensors that cost most (see `sensitivity`): as few as get it below.
         """
-        limit = error_limit(variant.model, self._recipe)
+        limit = error_limit(variant.model)
         plan = variant.student.plan
-        if variant.score <= limit or not plan.tensors:
+        if not self._recipe.spare or variant.score <= limit or not plan.tensors:
             return variant
         sensitivity = Sensitivity(
             variant.model, plan, variant.quantizers, self._weights, self._held_back_outputs
@@ -174,12 +176,21 @@ class Variants:
         return Variant(name, model, student, loss_model, statistics, quantizers, held_back, score)
 
     def choose(self, model: ir.Model) -> Variant:
-        """The best of the plain and the equalized forms, with some tensors float if need be."""
+        """The best of the plain and the equalized forms, with some tensors float if need be.
+
+        Raises:
+            DataError: on these samples nothing can be compared.
+        """
         return self.spared(self._best_form(model))
 
     def _best_form(self, model: ir.Model) -> Variant:
         """The plain form, or an equalized one where its held-back score is lower."""
         best = self.make(PLAIN, model)
+        if not math.isfinite(best.score):
+            raise DataError(
+                "the samples are too large for the model: the difference to its outputs is not a "
+                "finite number; give samples of the range that the model was made for"
+            )
         if not self._recipe.equalize:
             return best
         pairs = find_pairs(model)

@@ -21,6 +21,8 @@ from onnxq.plan.operators import (
     is_move,
 )
 
+SPARED_REASON = "8 bits are too few for the tensors around it, as samples showed"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -92,7 +94,7 @@ class Regions:
             elif self._touches_infinite(node):
                 reasons[node] = "the tensors around it hold NaN or infinite values"
             elif self._touches_spared(node):
-                reasons[node] = "8 bits are too few for the tensors around it, as samples showed"
+                reasons[node] = SPARED_REASON
         return reasons
 
     def _touches_infinite(self, node: ir.Node) -> bool:

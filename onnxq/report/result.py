@@ -79,7 +79,8 @@ def _learning_rows(figures: Figures) -> list[Row]:
         start = learning.get("start_score")
         end = learning.get("learned_score", learning.get("score"))
         epoch, run = learning.get("epoch", 0), learning["epochs_run"]
-        kept = f"epoch {epoch} of {run}" if epoch else f"start kept, {run} epoch{'' if run == 1 else 's'}"
+        epochs = "1 epoch" if run == 1 else f"{run} epochs"
+        kept = f"epoch {epoch} of {run}" if epoch else f"start kept, {epochs}"
         before, after = number_text(start), number_text(end)
         rows.append(("held-back error", before, after, kept))
     if figures.equalization:

@@ -7,8 +7,10 @@ import signal
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from onnxq.errors import OutputError
 from onnxq.recipe import load_recipe
 from tests.cli.conftest import command, environment
 
@@ -186,3 +188,55 @@ def test_errors_are_one_sentence(onnxq, mlp, rows, tmp_path, arguments, code, se
     assert len(lines) == 1
     assert done.out == ""
     assert not Path(tmp_path / "o.onnx").exists()
+
+
+def test_the_recipe_goes_over_neither_model_nor_output(onnxq, mlp, rows, tmp_path):
+    model, out = tmp_path / "net.onnx", tmp_path / "o.onnx"
+    model.write_bytes(mlp.read_bytes())
+    for recipe, what in ((model, "is the model itself"), (out, "is the output")):
+        options = ("-o", out, "--save-recipe", recipe, "--force", *SHORT)
+        done = onnxq("compress", model, "--data", rows, *options)
+        assert done.code == 1
+        assert what in done.err
+    assert model.read_bytes() == mlp.read_bytes() and not out.exists()
+
+
+def test_an_error_leaves_no_folder_of_a_report(onnxq, rows, tmp_path):
+    model = tmp_path / "net.onnx"
+    model.write_text("no model")
+    before = sorted(tmp_path.iterdir())
+    done = onnxq("compress", model, "--data", rows, "--report", tmp_path / "new" / "report")
+    assert done.code == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_error_after_learning_leaves_no_checkpoint(onnxq, mlp, rows, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full; free some space")
+
+    monkeypatch.setattr("onnxq.pipeline.save_model", full)
+    out = tmp_path / "out" / "o.onnx"
+    out.parent.mkdir()
+    options = ("-o", out, "--epochs", 1, "--learn", "thresholds")
+    done = onnxq("compress", mlp, "--data", rows, *options)
+    assert (done.code, "disk is full" in done.err) == (1, True)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_samples_beyond_all_bounds_are_refused(onnxq, mlp, tmp_path):
+    huge = np.random.default_rng(0).normal(size=(8, 1, 8, 8)).astype(np.float32) * 1e30
+    np.savez(tmp_path / "huge.npz", input=huge)
+    done = onnxq("compress", mlp, "--data", tmp_path / "huge.npz", "-o", tmp_path / "o.onnx")
+    assert done.code == 1
+    assert "too large for the model" in done.err
+
+
+def test_a_model_of_a_newer_format_is_compressed(onnxq, mlp, rows, tmp_path):
+    model, out = tmp_path / "new.onnx", tmp_path / "o.onnx"
+    # The first field of a model is the version of its format.
+    data = mlp.read_bytes()
+    assert data[0] == 8
+    model.write_bytes(bytes([8, 12]) + data[2:])
+    done = onnxq("compress", model, "--data", rows, "-o", out, "-q", *SHORT)
+    assert done.code == 0, done.err
+    assert onnxq("evaluate", out, "--data", rows, "--reference", model).code == 0

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.cli.conftest import command, environment
 
 
 def test_inspect_lists_layers_and_reasons(onnxq, sample_models):
@@ -133,3 +136,12 @@ def test_ctrl_c_is_exit_code_130(onnxq, mlp, monkeypatch):
 def test_help_and_version(onnxq_process, tmp_path: Path):
     assert "compress" in onnxq_process("--help").out
     assert onnxq_process("--version").out.startswith("onnxq, version ")
+
+
+def test_a_terminal_without_unicode_gets_the_table_all_the_same(mlp, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = subprocess.run(
+        command("benchmark", mlp, "--rounds", 1), capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1.00 ?" in done.stdout

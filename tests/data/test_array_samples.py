@@ -39,11 +39,19 @@ def test_npz_by_input_name(tmp_path, save):
     np.testing.assert_array_equal(gather(samples, 3, "ids"), ids)
 
 
-def test_one_array_for_one_input_whatever_its_name(tmp_path):
-    np.savez(tmp_path / "d.npz", whatever=rows(5))
+def test_one_array_without_a_name_is_that_of_the_only_input(tmp_path):
+    np.savez(tmp_path / "d.npz", rows(5))
     np.save(tmp_path / "d.npy", rows(5))
     for name in ("d.npz", "d.npy"):
         np.testing.assert_array_equal(gather(open_samples(tmp_path / name, ONE, None), 2), rows(5))
+
+
+def test_one_array_of_another_name_is_refused(tmp_path):
+    np.savez(tmp_path / "d.npz", other=rows(5))
+    with pytest.raises(
+        DataError, match=r"no array for .*'x': found 'other', expected arrays named 'x': rename"
+    ):
+        open_samples(tmp_path / "d.npz", ONE, None)
 
 
 def test_array_without_the_batch_dimension_is_one_sample(tmp_path):

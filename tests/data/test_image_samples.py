@@ -104,7 +104,9 @@ def test_image_of_a_kind_that_has_no_pixels_is_skipped(tmp_path):
 def test_all_broken_names_the_first(tmp_path):
     for path in write_images(tmp_path, 3):
         path.write_bytes(b"x")
-    with pytest.raises(DataError, match=r"None of the 3 images .*'.*000\.png', is broken"):
+    with pytest.raises(
+        DataError, match=r"None of the 3 images .*'.*000\.png', is broken \(.*give a folder"
+    ):
         open_samples(tmp_path, INPUTS, PLAIN)
 
 

@@ -195,3 +195,15 @@ def test_finds_the_most_specific_settings_first(tmp_path):
     assert find_preprocess(model, metadata).crop == 2
     (tmp_path / "net.preprocess.toml").write_text("mean=[0.0]\nstd=[1.0]\ncrop=3")
     assert find_preprocess(model, metadata).crop == 3
+
+
+def test_one_number_stands_for_all_channels(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text("mean = 0.5\nstd = 1\n")
+    assert load_preprocess(path) == Preprocess((0.5,), (1,))
+
+
+def test_the_configuration_of_an_audio_processor_is_passed_over(tmp_path):
+    config = {"do_normalize": True, "feature_size": 1, "sampling_rate": 16000}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    assert find_preprocess(tmp_path / "net.onnx", {}) is None

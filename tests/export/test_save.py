@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 from small_graphs import quantize, serialised, small_graph
 
@@ -136,3 +137,25 @@ def test_metadata_is_merged_in_sorted_order():
     add_metadata(model, {"b": "2", "a": "1"})
     add_metadata(model, {"a": "3"})
     assert list(model.metadata_props.items()) == [("a", "3"), ("b", "2"), ("z", "kept")]
+
+
+def test_the_models_external_data_is_never_overwritten(tmp_path):
+    model, data = tmp_path / "model.onnx", tmp_path / "weights.bin"
+    ir.save(small_graph("residual"), model, external_data=data.name)
+    assert data.exists()
+    with pytest.raises(OutputError, match="is the model's external data"):
+        check_output(data, model, force=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe.onnx"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="is not a regular file"):
+        check_output(pipe, tmp_path / "model.onnx", force=True)
+
+
+def test_a_name_leaves_room_for_that_of_the_checkpoint(tmp_path):
+    with pytest.raises(OutputError, match="longer than 200 bytes"):
+        check_output(tmp_path / ("o" * 300), tmp_path / "model.onnx", force=False)
+    check_output(tmp_path / ("o" * 200), tmp_path / "model.onnx", force=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
@@ -53,3 +56,31 @@ def test_discarding_leaves_nothing_and_may_be_repeated(tmp_path):
     checkpoint.discard()
     checkpoint.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    checkpoint.save(ARRAYS)
+    whole = (tmp_path / "state" / "state.npz").read_bytes()
+    for data in (b"", b"garbage", whole[: len(whole) // 2]):
+        (tmp_path / "state" / "state.npz").write_bytes(data)
+        with pytest.raises(OutputError, match=r"state' can't be read.*leave out --resume"):
+            checkpoint.load()
+
+
+def test_a_full_disk_keeps_the_state_before_and_nothing_else(tmp_path, monkeypatch):
+    def full(file, **_: object) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", full)
+        with pytest.raises(OutputError, match=r"can't write the checkpoint .*No space left"):
+            checkpoint.save(ARRAYS)
+    assert list(tmp_path.iterdir()) == []
+    checkpoint.save(ARRAYS)
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OutputError):
+        checkpoint.save({"epoch": np.array(4)})
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["state.npz"]

@@ -135,9 +135,8 @@ def test_a_model_far_off_keeps_tensors_in_float_and_says_why(tmp_path):
 
 def test_limits():
     model = decibel_model()
-    assert error_limit(model, Recipe()) == DECISION_LIMIT
-    assert error_limit(model, Recipe(granularity="per-tensor")) == float("inf")
+    assert error_limit(model) == DECISION_LIMIT
     model.graph.outputs[0].shape = ir.Shape(["N", 4, 4])
-    assert error_limit(model, Recipe()) == ERROR_LIMIT
+    assert error_limit(model) == ERROR_LIMIT
     model.graph.outputs[0].shape = ir.Shape(["N", 1])
-    assert error_limit(model, Recipe()) == ERROR_LIMIT
+    assert error_limit(model) == ERROR_LIMIT

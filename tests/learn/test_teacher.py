@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.data.samples import open_samples
+from onnxq.errors import DataError
 from onnxq.learn.loss import target_name
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.load.inputs import input_specs
@@ -41,3 +42,15 @@ g (float[N,6] x) => (float[N,3,2] y) <int64[2] rows = {-1,2}, int64[3] whole = {
         assert session.run(None, {"x": feeds["x"]})[0].shape[0] == len(feeds["x"])
         seen.append(feeds["x"])
     np.testing.assert_array_equal(np.concatenate(seen), x[positions])
+
+
+def test_outputs_that_are_not_finite_are_named(tmp_path):
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["":13]>
+g (float[N,2] x) => (float[N,2] y) { y = Log(x) }"""
+    )
+    InferShapes()(model)
+    np.savez(tmp_path / "x.npz", x=np.array([[1, 2], [3, -1]], np.float32))
+    samples = open_samples(tmp_path / "x.npz", input_specs(model), None)
+    with pytest.raises(DataError, match="tensor 'y' is NaN or infinite on these samples"):
+        TeacherOutputs(model, ["y"], samples, tmp_path)

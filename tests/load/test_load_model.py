@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
 from onnxq.errors import ModelError
 from onnxq.load.inputs import input_specs
-from onnxq.load.model import load_model
+from onnxq.load.model import load_model, runnable
 from onnxq.load.version import convert_version
 from onnxq.session import open_session
 
@@ -141,9 +142,27 @@ def test_an_opset_too_old(tmp_path):
     assert "uses opset 6, where 7 or newer" in message
 
 
-def test_an_opset_without_conversion(tmp_path):
+def test_an_opset_that_is_not_known(tmp_path):
     message = _message(_save(tmp_path, _proto("y = Relu(x)", opset=99)))
-    assert "uses opset 99 and can't be converted to opset 21" in message
+    assert "uses opset 99, which is newer than any that is known here" in message
+
+
+def test_a_file_of_onnxq_is_not_compressed_again(tmp_path):
+    proto = _proto("y = Relu(x)")
+    proto.metadata_props.add(key="onnxq.version", value="0.1.0")
+    assert "already quantized (by onnxq" in _message(_save(tmp_path, proto))
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(13, 12), (23, 10)])
+def test_what_is_newer_than_onnx_runtime_is_run_converted(tmp_path, opset, ir_version):
+    proto = _proto("y = Relu(x)", opset=opset)
+    proto.ir_version = ir_version
+    path = _save(tmp_path, proto)
+    found = runnable(path, ir.load(path))
+    assert isinstance(found, ir.Model)
+    open_session(found)
+    older = _save(tmp_path, _proto("y = Relu(x)"))
+    assert runnable(older, ir.load(older)) == older
 
 
 @pytest.mark.parametrize("opset", [22, 23, 24, 25])

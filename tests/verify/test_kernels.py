@@ -11,12 +11,14 @@ import pytest
 
 from onnxq.calibrate.calibrator import calibrate
 from onnxq.data.samples import open_samples
+from onnxq.errors import OutputError
 from onnxq.export.lower import Lowering
 from onnxq.load.inputs import input_specs
 from onnxq.plan import Plan, make_plan
 from onnxq.recipe import Recipe
 from onnxq.rewrite.initial import initial_quantizers
 from onnxq.rewrite.student import build_student
+from onnxq.verify import kernels
 from onnxq.verify.kernels import INTEGER_KERNELS, UNKNOWN, read_kernels, running_kernels
 
 HEAD = '<ir_version: 8, opset_import: ["" : 13]>\n'
@@ -145,3 +147,13 @@ def test_a_weight_that_an_integer_and_a_float_layer_share(exported) -> None:
     assert found.layers["second"] == "QLinearConv"
     assert found.layers["third"] not in INTEGER_KERNELS
     assert found.integer_layers() == ["first", "second"]
+
+
+def test_a_full_temporary_folder_is_named(monkeypatch):
+    def no_room(model, *, optimised_path=None):
+        if optimised_path is not None:
+            raise RuntimeError("Protobuf serialization failed.")
+
+    monkeypatch.setattr(kernels, "open_session", no_room)
+    with pytest.raises(OutputError, match=r"no room for the optimised graph.*TMPDIR"):
+        kernels.optimised_nodes(model_of(CLASSIFIER))
