@@ -14,6 +14,7 @@ from onnxq.pipeline import Result, compress
 from onnxq.recipe import LayerOverride, Recipe
 from onnxq.report.inspection import inspect
 from onnxq.verify.benchmark import benchmark
+from onnxq.verify.compare import compare
 from onnxq.verify.evaluate import evaluate
 from onnxq.version import VERSION as __version__
 
@@ -31,6 +32,7 @@ __all__ = [
     "Result",
     "__version__",
     "benchmark",
+    "compare",
     "compress",
     "evaluate",
     "inspect",

@@ -43,6 +43,9 @@ onnxq inspect model-onnxq.onnx --json""",
     "evaluate": """\
 onnxq evaluate model-onnxq.onnx --data labelled --reference model.onnx
 onnxq evaluate model-onnxq.onnx --data unlabelled.npz --reference model.onnx""",
+    "compare": """\
+onnxq compare model.onnx model-onnxq.onnx --data images
+onnxq compare model.onnx model-onnxq.onnx --data samples.npz --samples 64 --json""",
     "benchmark": """\
 onnxq benchmark model.onnx model-onnxq.onnx
 onnxq benchmark speech.onnx --shape samples=1,16000 --threads 2

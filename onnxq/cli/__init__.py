@@ -1,10 +1,11 @@
-"""The command line: `onnxq compress`, `inspect`, `evaluate`, `benchmark`."""
+"""The command line: `onnxq compress`, `inspect`, `evaluate`, `compare`, `benchmark`."""
 
 from __future__ import annotations
 
 import click
 
 from onnxq.cli.benchmark import benchmark_command
+from onnxq.cli.compare import compare_command
 from onnxq.cli.compress import compress_command
 from onnxq.cli.errors import SentenceGroup
 from onnxq.cli.evaluate import evaluate_command
@@ -23,5 +24,11 @@ def main() -> None:
     """Compress float ONNX models into smaller, faster ones that stock ONNX Runtime runs."""
 
 
-for _command in (compress_command, inspect_command, evaluate_command, benchmark_command):
+for _command in (
+    compress_command,
+    inspect_command,
+    evaluate_command,
+    compare_command,
+    benchmark_command,
+):
     main.add_command(_command)

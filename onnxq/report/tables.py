@@ -12,13 +12,24 @@ from rich.table import Table
 
 from onnxq.report.inspection import Inspection, LayerRow
 from onnxq.report.result import figure_rows
-from onnxq.report.text import decibels_text, number_text, points_text, size_text, time_text
+from onnxq.report.text import (
+    NONE,
+    decibels_text,
+    number_text,
+    points_text,
+    size_text,
+    time_text,
+)
 from onnxq.verify.benchmark import Benchmark
+from onnxq.verify.compare import LayerComparison
 from onnxq.verify.evaluate import Evaluation
 from onnxq.verify.figures import Figures
 
 UNBOUNDED = 200
 """Columns assumed where stdout is not a terminal, so that names are not folded."""
+
+RUNS_IN = {"integer": "int8", "weight-only": "float, int8 weights", "float": "float"}
+"""What a layer's arithmetic is called."""
 
 
 def _console() -> Console:
@@ -52,12 +63,10 @@ def print_layers(rows: Sequence[LayerRow]) -> None:
     right = ("parameters", "bytes", "bits")
     table = _table("layer", "operator", *right[:2], "bits", "runs in", "reason", right=right)
     for row in rows:
-        bits = "-" if row.num_bits is None else row.num_bits
+        bits = NONE if row.num_bits is None else row.num_bits
         sizes = f"{row.bytes_before:,} -> {row.bytes_after:,}"
-        compute = {"integer": "int8", "weight-only": "float, int8 weights"}.get(
-            row.compute, "float"
-        )
-        _add(table, row.name, row.op_type, f"{row.parameters:,}", sizes, bits, compute, row.reason)
+        runs_in = RUNS_IN[row.compute]
+        _add(table, row.name, row.op_type, f"{row.parameters:,}", sizes, bits, runs_in, row.reason)
     _console().print(table)
     before, after = sum(r.bytes_before for r in rows), sum(r.bytes_after for r in rows)
     integer = sum(row.compute == "integer" for row in rows)
@@ -127,8 +136,31 @@ def print_evaluation(result: Evaluation) -> None:
         if text != "-":
             _add(table, name, text)
     _console().print(table)
-    if result.skipped:
-        count, first = len(result.skipped), result.skipped[0]
+    _print_skipped(result.skipped)
+
+
+def print_comparison(result: LayerComparison) -> None:
+    """One line per layer, worst first, then the outputs of the model."""
+    right = ("bits", "SQNR", "of the weights")
+    table = _table("layer", "operator", "bits", "runs in", *right[1:], right=right)
+    for row in result.layers:
+        bits = NONE if row.num_bits is None else row.num_bits
+        output = NONE if row.sqnr_db is None else decibels_text(row.sqnr_db)
+        weights = decibels_text(row.weight_sqnr_db)
+        _add(table, row.name, row.op_type, bits, RUNS_IN[row.compute], output, weights)
+    table.add_section()
+    for name, decibels in result.outputs.items():
+        _add(table, name, "output", "", "", decibels_text(decibels), "")
+    _console().print(table)
+    _console().print(f"{len(result.layers)} layers on {result.samples:,} samples")
+    if result.equalized:
+        print_notes(["channels were equalized, which these figures undo"])
+    _print_skipped(result.skipped)
+
+
+def _print_skipped(skipped: Sequence[str]) -> None:
+    if skipped:
+        count, first = len(skipped), skipped[0]
         print_notes([f"{count} unreadable files were left out, the first is '{first}'"])
 
 

@@ -57,7 +57,12 @@ def read_weight(node: ir.Node, in_channels: int) -> Floats:
         in_channels: channels behind the input; a Gemm that reads flattened channels has
             several features, next to each other, for each.
     """
-    weight = _array(node, 1).astype(np.float64)
+    return split_weight(node, _array(node, 1), in_channels)
+
+
+def split_weight(node: ir.Node, array: NDArray[np.floating], in_channels: int) -> Floats:
+    """An array in the place of the node's weight, in the shape that `read_weight` gives."""
+    weight = array.astype(np.float64)
     if node.op_type == "Conv":
         groups = int_attribute(node, "group", 1)
         return weight.reshape(groups, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
@@ -68,11 +73,15 @@ def read_weight(node: ir.Node, in_channels: int) -> Floats:
 
 def write_weight(node: ir.Node, weight: Floats) -> None:
     """Puts ``(groups, out, in, kernel)`` weights in the place of the node's own."""
-    value = node.inputs[1]
+    _replace(node.inputs[1], join_weight(node, weight))
+
+
+def join_weight(node: ir.Node, weight: Floats) -> Floats:
+    """``(groups, out, in, kernel)`` weights in the node's own shape."""
     shape = _array(node, 1).shape
     if node.op_type == "Gemm" and not int_attribute(node, "transB", 0):
         weight = weight.reshape(shape[::-1]).T
-    _replace(value, weight.reshape(shape))
+    return weight.reshape(shape)
 
 
 def scale_bias(node: ir.Node, factor: Floats) -> None:

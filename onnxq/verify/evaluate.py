@@ -21,7 +21,7 @@ from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import DataError
 from onnxq.progress import Progress, Silent
 from onnxq.session import SessionPool
-from onnxq.verify.opened import OpenedModel, open_model
+from onnxq.verify.opened import OpenedModel, common_inputs, open_model
 from onnxq.verify.outputs import (
     BATCH_SIZE,
     Comparer,
@@ -100,7 +100,7 @@ def evaluate(
     if preprocess is None:
         for each in filter(None, (opened, other)):
             preprocess = preprocess or find_preprocess(each.path, each.metadata)
-    inputs = _common_inputs(opened, other)
+    inputs = common_inputs(opened, other)
     chosen, labels = _open_data(Path(data), inputs, preprocess, samples, other is None)
     progress = progress or Silent()
     progress.start("evaluate", len(chosen))
@@ -108,29 +108,6 @@ def evaluate(
     evaluation = run.alone(opened) if other is None else run.beside(opened, other)
     progress.finish()
     return evaluation
-
-
-def _common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputSpec]:
-    """What both models take: the narrower batch of the two."""
-    if other is None:
-        return opened.inputs
-    named = {spec.name: spec for spec in other.inputs}
-    inputs = []
-    for spec in opened.inputs:
-        match = named.get(spec.name)
-        if match is None or match.dtype != spec.dtype or len(match.shape) != len(spec.shape):
-            raise DataError(
-                f"The reference '{other.path}' takes {_listed(other.inputs)}, but "
-                f"'{opened.path}' takes {_listed(opened.inputs)}; give the model's own original."
-            )
-        pairs = zip(spec.shape, match.shape, strict=True)
-        shape = tuple(dim if dim is not None else dim2 for dim, dim2 in pairs)
-        inputs.append(InputSpec(spec.name, spec.dtype, shape))
-    return inputs
-
-
-def _listed(inputs: list[InputSpec]) -> str:
-    return ", ".join(f"'{spec.name}' {spec}" for spec in inputs)
 
 
 def _open_data(

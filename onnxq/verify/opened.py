@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.inputs import InputSpec
-from onnxq.errors import ModelError
+from onnxq.errors import DataError, ModelError
 from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.model import runnable
@@ -91,6 +91,40 @@ def _check_runs(source: Path | ir.Model, path: Path) -> None:
         raise ModelError(
             f"ONNX Runtime can't open the model '{path}' ({reason}); check it with onnx.checker."
         ) from error
+
+
+def common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputSpec]:
+    """What both models take: the narrower batch of the two.
+
+    Raises:
+        DataError: they take inputs of different names, dtypes or shapes.
+    """
+    if other is None:
+        return opened.inputs
+    named = {spec.name: spec for spec in other.inputs}
+    inputs = []
+    for spec in opened.inputs:
+        match = named.get(spec.name)
+        if match is None or match.dtype != spec.dtype or not _may_be_one(spec.shape, match.shape):
+            raise DataError(
+                f"The reference '{other.path}' takes {_listed(other.inputs)}, but "
+                f"'{opened.path}' takes {_listed(opened.inputs)}; give the model's own original."
+            )
+        pairs = zip(spec.shape, match.shape, strict=True)
+        shape = tuple(dim if dim is not None else dim2 for dim, dim2 in pairs)
+        inputs.append(InputSpec(spec.name, spec.dtype, shape))
+    return inputs
+
+
+def _may_be_one(shape: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
+    """Whether one array fits both shapes."""
+    return len(shape) == len(other) and all(
+        None in dims or dims[0] == dims[1] for dims in zip(shape, other, strict=True)
+    )
+
+
+def _listed(inputs: list[InputSpec]) -> str:
+    return ", ".join(f"'{spec.name}' {spec}" for spec in inputs)
 
 
 def file_size(path: Path, model: ir.Model) -> int:

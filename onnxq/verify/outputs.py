@@ -18,10 +18,9 @@ from onnxq.verify.distributions import (
     log_probabilities,
     look_like_probabilities,
 )
+from onnxq.verify.noise import Noise
 
 BATCH_SIZE = 16
-MOST_DB = 200.0
-"""Bound of the SQNR: equal outputs would have an infinite one, which JSON can't hold."""
 
 _KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 
@@ -138,7 +137,7 @@ class _OutputSums:
 
     def __init__(self) -> None:
         self.incomparable = False
-        self.signal = self.noise = 0.0
+        self.noise = Noise()
         self.is_float = False
         self.labels = self.equal_labels = 0
         self.rows = self.equal = 0
@@ -147,11 +146,8 @@ class _OutputSums:
 
     def add(self, y: np.ndarray, y_hat: np.ndarray, probabilities: bool | None) -> None:
         self.is_float = True
-        valid = np.isfinite(y)
-        signal = y[valid].astype(np.float64)
-        self.signal += float(np.square(signal).sum())
-        self.noise += float(np.square(signal - y_hat[valid]).sum())
-        if y.ndim == 2 and y.shape[1] >= 2 and valid.all() and np.isfinite(y_hat).all():
+        self.noise.add(y, y_hat)
+        if y.ndim == 2 and y.shape[1] >= 2 and np.isfinite(y).all() and np.isfinite(y_hat).all():
             if self._probabilities is None:
                 given = probabilities is not None
                 self._probabilities = probabilities if given else look_like_probabilities(y)
@@ -170,14 +166,6 @@ class _OutputSums:
     def add_labels(self, y: np.ndarray, y_hat: np.ndarray) -> None:
         self.labels += y.size
         self.equal_labels += int((y == y_hat).sum())
-
-    def sqnr_db(self) -> float:
-        if not math.isfinite(self.noise):
-            return -MOST_DB
-        if self.noise == 0:
-            return MOST_DB
-        ratio = 10 * math.log10(max(self.signal / self.noise, 1e-20))
-        return min(max(ratio, -MOST_DB), MOST_DB)
 
 
 def _comparison(sums: dict[str, _OutputSums], samples: int) -> Comparison:
@@ -198,6 +186,10 @@ def _comparison(sums: dict[str, _OutputSums], samples: int) -> Comparison:
         kl=kl,
         estimated_drop=drop,
         estimated_drop_error=error,
-        sqnr_db={n: t.sqnr_db() for n, t in sums.items() if t.is_float and not t.incomparable},
+        sqnr_db={
+            name: total.noise.sqnr_db()
+            for name, total in sums.items()
+            if total.is_float and not total.incomparable
+        },
         incomparable=[name for name, total in sums.items() if total.incomparable],
     )

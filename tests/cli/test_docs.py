@@ -26,7 +26,7 @@ def test_public_names_are_those_of_all() -> None:
     module = importlib.import_module("onnxq")
     for name in onnxq.__all__:
         assert hasattr(module, name)
-    wanted = {"compress", "evaluate", "benchmark", "inspect", "Recipe", "LayerOverride"}
+    wanted = {"compress", "evaluate", "compare", "benchmark", "inspect", "Recipe", "LayerOverride"}
     assert wanted | {"Preprocess", "Result", "OnnxqError"} <= set(onnxq.__all__)
     errors = importlib.import_module("onnxq.errors")
     names = {n for n, v in vars(errors).items() if isinstance(v, type)}

@@ -78,6 +78,29 @@ def test_a_lone_mean_needs_a_std(onnxq, mlp, labelled, tmp_path):
     assert "both --mean and --std" in done.err
 
 
+def test_compare_lists_the_layers_worst_first(onnxq, compressed, unlabelled, mlp):
+    arguments = ("compare", mlp, compressed, "--data", unlabelled, "--samples", 40)
+    done = onnxq(*arguments)
+    assert done.code == 0, done.err
+    assert "3 layers on 40 samples" in done.out
+    lines = done.out.splitlines()
+    shown = [float(line.split()[4]) for line in lines if " Gemm " in line]
+    assert len(shown) == 3
+    assert shown == sorted(shown)
+    assert [line.split()[:2] for line in lines if " output " in line] == [["logits", "output"]]
+    fields = json.loads(onnxq(*arguments, "--json").out)
+    assert fields["outputs"]["logits"] > 20
+    found = [layer["sqnr_db"] for layer in fields["layers"]]
+    assert found == pytest.approx(shown, abs=0.06)
+
+
+def test_compare_takes_preprocessing_from_flags(onnxq, compressed, unlabelled, mlp):
+    arguments = ("compare", mlp, compressed, "--data", unlabelled, "--samples", 40, "--json")
+    right = json.loads(onnxq(*arguments).out)["outputs"]["logits"]
+    wrong = json.loads(onnxq(*arguments, "--mean", "50", "--std", "0.1").out)["outputs"]["logits"]
+    assert wrong < right - 10
+
+
 def test_benchmark_prints_a_line_per_model(onnxq, mlp, compressed):
     done = onnxq("benchmark", mlp, compressed, "--rounds", 5)
     assert done.code == 0, done.err
@@ -99,15 +122,20 @@ def test_benchmark_prints_a_line_per_model(onnxq, mlp, compressed):
         (["evaluate", "{mlp}", "--data", "{rows}"], 1, "label"),
         (["evaluate", "{mlp}", "--data", "{labels}"], 1, "'99' is not a class"),
         (["evaluate", "{mlp}", "--data", "{rows}", "--reference", "no.onnx"], 1, "no.onnx"),
+        (["compare", "{mlp}"], 2, "Missing argument"),
+        (["compare", "{mlp}", "{mlp}"], 2, "--data"),
+        (["compare", "{mlp}", "no.onnx", "--data", "{rows}"], 1, "no.onnx"),
+        (["compare", "{mlp}", "{mlp}", "--data", "{rows}"], 1, "was not written by onnxq"),
+        (["compare", "{mlp}", "{file}", "--data", "absent"], 1, "absent"),
         (["nonsense"], 2, "No such command"),
     ],
 )
-def test_errors_are_one_sentence(onnxq, mlp, rows, tmp_path, arguments, code, sentence):
+def test_errors_are_one_sentence(onnxq, mlp, compressed, rows, tmp_path, arguments, code, sentence):
     text, labels = tmp_path / "text.onnx", tmp_path / "labels.npz"
     text.write_text("hello")
     with np.load(rows) as arrays:
         np.savez(labels, input=arrays["input"], labels=np.full(40, 99))
-    places = {"mlp": mlp, "rows": rows, "text": text, "labels": labels}
+    places = {"mlp": mlp, "rows": rows, "text": text, "labels": labels, "file": compressed}
     done = onnxq(*(each.format(**places) for each in arguments))
     assert done.code == code
     assert sentence in done.err

@@ -7,7 +7,8 @@ import pytest
 from onnxq.data.inputs import InputSpec
 from onnxq.data.samples import Samples, open_samples
 from onnxq.session import SessionPool
-from onnxq.verify.outputs import MOST_DB, Comparer, compare_outputs, probability_outputs
+from onnxq.verify.noise import MOST_DB
+from onnxq.verify.outputs import Comparer, compare_outputs, probability_outputs
 
 SCALED = """
 <ir_version: 8, opset_import: ["" : 13]>

@@ -1,0 +1,82 @@
+"""`onnxq compare`: how far each layer of a compressed file is from the original's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.errors import require_model
+from onnxq.cli.options import (
+    PATH,
+    output_options,
+    preprocess_options,
+    start_log,
+    threads_option,
+    use_cores,
+)
+from onnxq.cli.preprocessing import preprocess_from_flags
+from onnxq.cli.progress import make_progress
+from onnxq.report.tables import print_comparison
+from onnxq.verify.compare import SAMPLES
+from onnxq.verify.compare import compare as run_compare
+
+
+@click.command("compare")
+@click.argument("original", type=PATH, metavar="FLOAT")
+@click.argument("compressed", type=PATH, metavar="QUANTIZED")
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    metavar="PATH",
+    help="Samples, as compress takes them; labels are not read.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=SAMPLES,
+    show_default=True,
+    metavar="N",
+    help="Samples used at most.",
+)
+@preprocess_options
+@threads_option("Cores used at most.  [default: all]")
+@output_options
+@click.pass_context
+def compare_command(
+    ctx: click.Context,
+    /,
+    original: Path,
+    compressed: Path,
+    data: Path,
+    samples: int,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **preprocess_flags: Any,
+) -> None:
+    """Compare each layer of QUANTIZED, which compress wrote, with its original FLOAT.
+
+    Signal to noise (SQNR) of each layer's output, with the noise that arrives from the layers
+    before it, and of its weights alone; worst first.
+    """
+    start_log(verbose)
+    use_cores(ctx, threads)
+    require_model(original)
+    preprocess = preprocess_from_flags(require_model(compressed), **preprocess_flags)
+    with make_progress(quiet, verbose) as progress:
+        result = run_compare(
+            original,
+            compressed,
+            data,
+            preprocess=preprocess,
+            samples=samples,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(result.to_json())
+    else:
+        print_comparison(result)

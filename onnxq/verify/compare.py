@@ -1,0 +1,190 @@
+"""How far each layer of a compressed file is from the same layer of its float original."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnxq.data.preprocess import Preprocess, find_preprocess
+from onnxq.data.samples import Samples, open_samples
+from onnxq.errors import ModelError
+from onnxq.load.model import load_model
+from onnxq.normalise.pipeline import normalise
+from onnxq.plan import make_plan
+from onnxq.progress import Progress, Silent
+from onnxq.recipe import Recipe
+from onnxq.verify.figures import METADATA_KEY, Figures
+from onnxq.verify.kernels import INTEGER_KERNELS
+from onnxq.verify.layer_noise import LayerNoise
+from onnxq.verify.opened import RECIPE_KEY, OpenedModel, common_inputs, open_model
+from onnxq.verify.pairing import PairedLayer, pair_layers
+
+SAMPLES = 256
+"""Samples used at most: an SQNR moves by tenths of a decibel beyond."""
+
+CHECK_SAMPLES = 2
+"""Samples on which every pass of normalisation is checked."""
+
+Compute = Literal["integer", "weight-only", "float"]
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """How far one layer is from the original's.
+
+    Attributes:
+        name: the node's name.
+        op_type: its operator.
+        num_bits: width of a weight's code; None where the weights are float.
+        compute: "integer" kernels, "weight-only" or "float".
+        sqnr_db: signal to noise of its output, with all the noise that arrives from before,
+            decibels; None where the file has no such tensor.
+        weight_sqnr_db: signal to noise of its weights alone, decibels.
+    """
+
+    name: str
+    op_type: str
+    num_bits: int | None
+    compute: Compute
+    sqnr_db: float | None
+    weight_sqnr_db: float
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """What `compare` measured.
+
+    Attributes:
+        samples: number of samples.
+        layers: the layers, worst output first, those without a figure last.
+        outputs: signal to noise of each float output of the model, decibels.
+        equalized: whether the file's channels were rescaled, which is undone in the figures.
+        skipped: files that could not be read.
+    """
+
+    samples: int
+    layers: list[LayerDifference]
+    outputs: dict[str, float]
+    equalized: bool = False
+    skipped: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def compare(
+    original: str | Path,
+    compressed: str | Path,
+    data: str | Path,
+    *,
+    preprocess: Preprocess | None = None,
+    samples: int | None = SAMPLES,
+    progress: Progress | None = None,
+) -> LayerComparison:
+    """Signal to noise of each layer of a compressed file against its float original.
+
+    With y a tensor of the original and y' the file's, over all samples,
+
+        SQNR = 10 log10(sum y^2 / sum (y - y')^2)  decibels
+
+    Args:
+        original: the float file.
+        compressed: what `compress` made of it.
+        data: samples; labels are not read.
+        preprocess: how an image becomes an input; None looks inside and beside both files.
+        samples: how many samples are used at most; None means all.
+        progress: told how many samples are done.
+
+    Raises:
+        OnnxqError: a file can't be read, they don't belong together, or the samples don't fit.
+    """
+    opened, other = open_model(Path(compressed)), open_model(Path(original))
+    _check_compressed(opened)
+    inputs = common_inputs(opened, other)
+    if preprocess is None:
+        for each in (opened, other):
+            preprocess = preprocess or find_preprocess(each.path, each.metadata)
+    model = load_model(other.path)
+    first = open_samples(Path(data), inputs, preprocess, samples)
+    normalised = normalise(model, [next(first.batches(CHECK_SAMPLES))])
+    # Normalisation frees the batch where it can, and so it did for the compressed file.
+    chosen = open_samples(Path(data), opened.inputs, preprocess, samples)
+    if not normalised.batch_free:
+        chosen = first
+    return _compare(normalised.model, opened, chosen, progress or Silent())
+
+
+def _check_compressed(opened: OpenedModel) -> None:
+    if not opened.is_compressed:
+        raise ModelError(
+            f"'{opened.path}' was not written by onnxq; give the float original first, and then "
+            "the file that onnxq compress made of it."
+        )
+
+
+def _compare(
+    teacher: ir.Model, opened: OpenedModel, samples: Samples, progress: Progress
+) -> LayerComparison:
+    figures = _figures(opened)
+    equalized = figures.equalization not in ("", "none")
+    layers, outputs = pair_layers(teacher, opened, equalized), _common_outputs(teacher, opened)
+    noise = LayerNoise(teacher, opened.model, layers, outputs)
+    noise.measure(samples, progress)
+    bits = _weight_bits(teacher, opened)
+    rows = [_row(layer, noise.sqnr_db(layer.tensor), figures, bits) for layer in layers]
+    found = {name: noise.sqnr_db(name) for name in outputs}
+    return LayerComparison(
+        samples=len(samples),
+        layers=sorted(rows, key=lambda row: math.inf if row.sqnr_db is None else row.sqnr_db),
+        outputs={name: db for name, db in found.items() if db is not None},
+        equalized=equalized,
+        skipped=samples.skipped,
+    )
+
+
+def _row(
+    layer: PairedLayer, sqnr_db: float | None, figures: Figures, bits: dict[str, int]
+) -> LayerDifference:
+    compute: Compute = "weight-only"
+    if layer.is_float:
+        compute = "float"
+    elif figures.kernels.get(layer.name) in INTEGER_KERNELS:
+        compute = "integer"
+    return LayerDifference(
+        name=layer.name,
+        op_type=layer.op_type,
+        num_bits=None if layer.is_float else bits.get(layer.name),
+        compute=compute,
+        sqnr_db=sqnr_db,
+        weight_sqnr_db=layer.weight_noise.sqnr_db(),
+    )
+
+
+def _common_outputs(teacher: ir.Model, opened: OpenedModel) -> list[str]:
+    names = [str(value.name) for value in teacher.graph.outputs]
+    present = {value.name for value in opened.model.graph.outputs}
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ModelError(
+            f"The float model has the output '{missing[0]}', which '{opened.path}' lacks; give "
+            "the original that it was made from."
+        )
+    return names
+
+
+def _figures(opened: OpenedModel) -> Figures:
+    text = opened.metadata.get(METADATA_KEY)
+    return Figures(0, 0) if text is None else Figures.from_json(text)
+
+
+def _weight_bits(teacher: ir.Model, opened: OpenedModel) -> dict[str, int]:
+    """Width of the weights' codes by layer, as the recipe in the file gives it."""
+    text = opened.metadata.get(RECIPE_KEY)
+    recipe = Recipe() if text is None else Recipe.from_json(text)
+    return {name: spec.num_bits for name, spec in make_plan(teacher, recipe).layers.items()}
