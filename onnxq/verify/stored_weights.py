@@ -26,9 +26,9 @@ def stored_array(value: ir.Value | None) -> np.ndarray | None:
     graph = value.graph
     if graph is None or not _is_constant(value):
         return None
-    part = ir.convenience.extract(graph, [], [value])
-    session = open_session(ir.Model(part, ir_version=10), optimise=False)
-    found: np.ndarray = session.run(None, {})[0]
+    part = ir.Model(ir.convenience.extract(graph, [], [value]), ir_version=10)
+    ir.external_data.load_to_model(part)
+    found: np.ndarray = open_session(part, optimise=False).run(None, {})[0]
     return found
 
 

@@ -127,6 +127,17 @@ def test_the_same_figures_every_time(
     assert json.loads(first.to_json())["samples"] == 40
 
 
+def test_weights_beside_the_file(
+    sample_models: Path, unlabelled: Path, compressed: Compressed, tmp_path: Path
+) -> None:
+    original, file = sample_models / "digits_mlp.onnx", compressed("digits_mlp")
+    model = ir.load(file)
+    ir.save(model, tmp_path / "b.onnx", external_data="b.data", size_threshold_bytes=0)
+    assert (tmp_path / "b.data").stat().st_size > 1000
+    found = compare(original, tmp_path / "b.onnx", unlabelled, samples=20)
+    assert found == compare(original, file, unlabelled, samples=20)
+
+
 def test_files_that_do_not_belong_together(
     sample_models: Path, unlabelled: Path, compressed: Compressed
 ) -> None:
