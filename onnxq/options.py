@@ -31,6 +31,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
 POSITIVE = ("max_minutes", "lr")
+BETWEEN: dict[str, tuple[int, int]] = {"codebook": (2, 256), "bias_centroids": (1, 256)}
+"""Counts of centroids: an index has at most 8 bits."""
 
 
 def check_option(name: str, value: Any, where: str = "") -> None:
@@ -73,6 +75,10 @@ def _expected(name: str, value: Any) -> str | None:
     if name in LEAST:
         fits = type(value) is int and value >= LEAST[name]
         return None if fits else f"a whole number of at least {LEAST[name]}"
+    if name in BETWEEN:
+        low, high = BETWEEN[name]
+        fits = type(value) is int and low <= value <= high
+        return None if fits else f"a whole number from {low} to {high}"
     if name in POSITIVE:
         fits = type(value) in (int, float) and 0 < value < float("inf")
         return None if fits else "a number above 0"

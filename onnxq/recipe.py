@@ -48,6 +48,7 @@ class LayerOverride:
         keep_float: whether the layer is not quantized at all.
         symmetric: as in `Recipe`, for the layer's output.
         calibration: as in `Recipe`, for the layer's output.
+        codebook: as in `Recipe`.
     """
 
     pattern: str
@@ -56,6 +57,7 @@ class LayerOverride:
     keep_float: bool | None = None
     symmetric: bool | None = None
     calibration: Calibration | None = None
+    codebook: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str) or not self.pattern:
@@ -96,6 +98,7 @@ class Recipe:
         granularity: one weight scale per output channel, or one per tensor.
         symmetric: whether activation ranges are symmetric about zero.
         calibration: how clip thresholds start.
+        codebook: centroids of each layer's weights, 2 to 256; None stores the weights' codes.
         learn: what is trained.
         equalize: whether channel ranges are equalized across layers where that helps.
         bias_correction: whether biases are corrected where that helps.
@@ -119,6 +122,7 @@ class Recipe:
     granularity: Granularity = "per-channel"
     symmetric: bool = False
     calibration: Calibration = "mse"
+    codebook: int | None = None
     learn: tuple[Learn, ...] = ("auto",)
     equalize: bool = True
     bias_correction: bool = True
@@ -145,13 +149,15 @@ class Recipe:
         """The settings of one layer, merged: of `layers` the later ones, `exclude` over all.
 
         What no pattern sets is the recipe's own value. A layer to keep in float has
-        `keep_float` True and nothing else; for any other one every field has a value.
+        `keep_float` True and nothing else; for any other one every field has a value, but
+        for `codebook` where there is none.
         """
         merged: dict[str, Any] = {
             "weight_bits": self.weight_bits,
             "granularity": self.granularity,
             "symmetric": self.symmetric,
             "calibration": self.calibration,
+            "codebook": self.codebook,
         }
         keep_float = False
         for layer in self.layers:

@@ -76,6 +76,13 @@ recipe_options = apply_all(
         type=_choice("calibration"),
     ),
     _option(
+        "--codebook",
+        text="Store weights as indices into K centroids for each layer, 2 to 256.",
+        default="off",
+        type=int,
+        metavar="K",
+    ),
+    _option(
         "--learn",
         text="What is trained; may be given more than once.",
         default="auto",

@@ -2,7 +2,7 @@
 
 Integer kernels read codes through DequantizeLinear. Weight-only layers read
 `Cast(codes) * scale`, which ONNX Runtime folds into a float constant at session start
-(it doesn't fold DequantizeLinear).
+(it doesn't fold DequantizeLinear). A codebook takes the place of the codes: see `lookup`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.export.constants import add_constant
+from onnxq.export.lookup import add_lookup
 from onnxq.numerics.qparams import (
     FloatArray,
     bias_scale,
-    fake_quant_weight,
     per_channel,
     quantize_bias,
     quantize_weight,
@@ -24,6 +24,7 @@ from onnxq.rewrite.quantizers import (
     Quantizers,
     bias_name,
     corrected_bias,
+    fake_weight,
     input_scale,
     needs_bias,
     weight_scales,
@@ -60,19 +61,29 @@ def _lower_weight(
     graph: ir.Graph, spec: LayerSpec, quantizers: Quantizers, scale: np.ndarray, value: ir.Value
 ) -> ir.Value:
     weight = quantizers.weights[spec.weight]
-    codes = quantize_weight(weight, scale, spec.num_bits, spec.axis)
-    stored = add_constant(graph, f"{spec.weight}.codes", codes)
+    if spec.codebook is not None:
+        stored = add_lookup(graph, spec.weight, quantizers.codebooks[spec.weight])
+    else:
+        codes = quantize_weight(weight, scale, spec.num_bits, spec.axis)
+        stored = add_constant(graph, f"{spec.weight}.codes", codes)
     if spec.compute == "integer":
         zero = add_constant(graph, f"{spec.weight}.zero_point", np.zeros(scale.shape, np.int8))
         return _dequantize(graph, [stored, value, zero], spec.axis, spec.weight)
+    if spec.codebook is not None and spec.axis is None:
+        # The centroids are the weights themselves.
+        del graph.initializers[str(value.name)]
+        return stored
     assert value.const_value is not None
     shaped = per_channel(scale, weight.ndim, spec.axis)
     value.const_value = ir.tensor(shaped, name=value.name)
     value.shape = ir.Shape(shaped.shape)
-    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{spec.weight}.cast")
-    cast.outputs[0].name = f"{spec.weight}.unscaled"
-    product = ir.node("Mul", [cast.outputs[0], value], name=f"{spec.weight}.rescale")
-    graph.insert_before(graph[0], (cast, product))
+    nodes = []
+    if spec.codebook is None:
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{spec.weight}.cast")
+        cast.outputs[0].name = f"{spec.weight}.unscaled"
+        nodes, stored = [cast], cast.outputs[0]
+    product = ir.node("Mul", [stored, value], name=f"{spec.weight}.rescale")
+    graph.insert_before(graph[0], [*nodes, product])
     return product.outputs[0]
 
 
@@ -81,8 +92,7 @@ def _lower_bias(
 ) -> ir.Value:
     source = input_scale(student.plan, quantizers, student.sources[spec.name])
     grid = bias_scale(source, scale)
-    weight = quantizers.weights[spec.weight]
-    fake = fake_quant_weight(weight, scale, spec.num_bits, spec.axis)
+    fake = fake_weight(spec, quantizers, scale)
     codes = quantize_bias(corrected_bias(spec, quantizers, fake), grid)
     name = bias_name(spec)
     stored = add_constant(graph, f"{name}.codes", codes.reshape(-1))

@@ -59,12 +59,15 @@ class ThresholdScales:
     ) -> None:
         self._start = start
         self._tensors = {name: spec for name, spec in plan.tensors.items()}
-        self._layers = {spec.weight: spec for spec in plan.layers.values()}
+        # The weights of a codebook have no threshold.
+        self._layers = {s.weight: s for s in plan.layers.values() if s.codebook is None}
         self._bounds = {n: _full_range(s, *extremes[n]) for n, s in self._tensors.items()}
         self._largest = {
             w: weight_threshold_max(start.weights[w], s.axis) for w, s in self._layers.items()
         }
-        self._corrected = [s for s in plan.layers.values() if s.name in start.means]
+        self._corrected = [
+            s for s in plan.layers.values() if s.name in start.means and s.codebook is None
+        ]
         self.values: dict[str, np.ndarray] = {}
         for name, spec in self._tensors.items():
             low, full = self._bounds[name]

@@ -211,7 +211,7 @@ class ThresholdLearning:
         self._result.epoch = int(arrays["best_epoch"])
         ranges = {k: (float(v[0]), float(v[1])) for k, v in parts.get("range", {}).items()}
         best = self._result.quantizers.with_ranges(ranges)
-        self._result.quantizers = best.with_thresholds(parts["threshold"])
+        self._result.quantizers = best.with_thresholds(parts.get("threshold", {}))
         return int(arrays["epoch"])
 
 

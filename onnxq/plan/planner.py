@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
+from onnxq.plan.codebooks import codebook_refusal
 from onnxq.plan.layers import Layer, find_layers
 from onnxq.plan.operators import constant, never_negative
 from onnxq.plan.regions import Regions, Site
@@ -99,6 +100,7 @@ def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
         compute="weight-only" if reason else "integer",
         reason=reason,
         parameters=int(np.prod(array.shape)),
+        codebook=override.codebook,
     )
 
 
@@ -109,7 +111,7 @@ def _weight_bits(override: LayerOverride, recipe: Recipe) -> int:
 
 
 def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
-    """One set of codes per weight: layers that differ get its widest codes and one scale."""
+    """One form per weight: layers that differ get its widest codes, one scale, no codebook."""
     groups: dict[str, list[LayerSpec]] = {}
     for spec in specs:
         groups.setdefault(spec.weight, []).append(spec)
@@ -118,8 +120,20 @@ def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
         group = groups[spec.weight]
         axes = {other.axis for other in group}
         num_bits = max(other.num_bits for other in group)
-        agreed.append(replace(spec, axis=spec.axis if len(axes) == 1 else None, num_bits=num_bits))
+        found = replace(spec, axis=spec.axis if len(axes) == 1 else None, num_bits=num_bits)
+        agreed.append(_with_codebook(found, group))
     return agreed
+
+
+def _with_codebook(spec: LayerSpec, group: Sequence[LayerSpec]) -> LayerSpec:
+    """The layer with the largest table that its group asks for, where that saves bytes."""
+    counts = [other.codebook for other in group]
+    if None in counts:
+        return replace(spec, codebook=None)
+    count = max(each for each in counts if each is not None)
+    integer = any(other.compute == "integer" for other in group)
+    refusal = codebook_refusal(spec.parameters, count, integer=integer)
+    return replace(spec, codebook=None if refusal else count, refusal=refusal)
 
 
 def _tensor_specs(regions: Regions, recipe: Recipe) -> dict[str, TensorSpec]:

@@ -26,6 +26,8 @@ class LayerSpec:
         compute: "integer" kernels, or "weight-only": stored as integers, run in float.
         reason: why the layer is weight-only; empty otherwise.
         parameters: number of weights.
+        codebook: number of centroids, or None where each weight is stored as a code.
+        refusal: why there is no codebook although the recipe asks for one; empty otherwise.
     """
 
     name: str
@@ -40,6 +42,8 @@ class LayerSpec:
     compute: Compute
     reason: str
     parameters: int
+    codebook: int | None = None
+    refusal: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 from onnxq.calibrate.statistics import TensorStatistics
 from onnxq.numerics.clip import ClipMethod, clip_range
+from onnxq.numerics.codebook import Codebook, fit_codebook
+from onnxq.numerics.qparams import FloatArray, weight_quant_max
 from onnxq.numerics.weight_clip import weight_threshold
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, model_weights
@@ -29,9 +31,23 @@ def initial_quantizers(
     thresholds = {
         spec.weight: weight_threshold(weights[spec.weight], method, spec.num_bits, spec.axis)
         for spec in plan.layers.values()
+        if spec.codebook is None
     }
     ranges = {name: tensor_range(s, statistics[name]) for name, s in plan.tensors.items()}
-    return Quantizers(ranges, thresholds, weights, biases)
+    codebooks = fit_codebooks(plan, weights)
+    return Quantizers(ranges, thresholds, weights, biases, codebooks=codebooks)
+
+
+def fit_codebooks(plan: Plan, weights: Mapping[str, FloatArray]) -> dict[str, Codebook]:
+    """The codebook of every weight that the plan has one for; int8 where integers read it."""
+    integer = {spec.weight for spec in plan.integer_layers()}
+    found: dict[str, Codebook] = {}
+    for spec in plan.layers.values():
+        if spec.codebook is not None and spec.weight not in found:
+            largest = weight_quant_max(spec.num_bits) if spec.weight in integer else None
+            weight = weights[spec.weight]
+            found[spec.weight] = fit_codebook(weight, spec.codebook, spec.axis, largest)
+    return found
 
 
 def tensor_range(spec: TensorSpec, statistics: TensorStatistics) -> Range:

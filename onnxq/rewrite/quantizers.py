@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.numerics.bias_correction import weight_error_shift
+from onnxq.numerics.codebook import Codebook, look_up
 from onnxq.numerics.qparams import (
     FloatArray,
     affine_qparams,
@@ -40,11 +41,13 @@ class Quantizers:
 
     Attributes:
         ranges: (left, width) by tensor name; a symmetric range has left = -width / 2.
-        thresholds: T by weight name, shape (channels,) or (), the clip bound of the weights.
+        thresholds: T by weight name, shape (channels,) or (), the clip bound of the weights;
+            not of those in a codebook.
         weights: the float weights by weight name.
         biases: the float model's biases by layer name, for integer layers with a bias.
         means: the mean of each input channel by layer name, for layers whose bias is
             corrected for the mean error that their quantized weights make.
+        codebooks: by weight name, for layers whose plan has one.
     """
 
     ranges: dict[str, Range]
@@ -52,6 +55,7 @@ class Quantizers:
     weights: dict[str, FloatArray]
     biases: dict[str, FloatArray]
     means: dict[str, np.ndarray] = field(default_factory=dict)
+    codebooks: dict[str, Codebook] = field(default_factory=dict)
 
     def with_ranges(self, ranges: Mapping[str, Range]) -> Quantizers:
         """A copy with other ranges for some tensors."""
@@ -131,6 +135,8 @@ def weight_scales(
 ) -> dict[str, FloatArray]:
     """The scale of each weight: T / (2^(n-1) - 1), raised where a bias would leave int32.
 
+    A codebook has a scale of its own, which is raised in the same way.
+
     Args:
         plan: the plan.
         quantizers: the numbers.
@@ -138,13 +144,26 @@ def weight_scales(
     """
     scales: dict[str, FloatArray] = {}
     for spec in plan.layers.values():
-        scale = weight_scale(quantizers.thresholds[spec.weight], spec.num_bits)
+        scale = _start_scale(spec, quantizers)
         bias = quantizers.biases.get(spec.name)
         if bias is not None:
             least = smallest_weight_scale(bias, input_scale(plan, quantizers, sources[spec.name]))
             scale = np.maximum(scale, least.reshape(-1) if spec.axis is not None else least.max())
         scales[spec.weight] = np.maximum(scales.get(spec.weight, scale), scale)
     return scales
+
+
+def _start_scale(spec: LayerSpec, quantizers: Quantizers) -> FloatArray:
+    if spec.codebook is not None:
+        return quantizers.codebooks[spec.weight].scale
+    return weight_scale(quantizers.thresholds[spec.weight], spec.num_bits)
+
+
+def fake_weight(spec: LayerSpec, quantizers: Quantizers, scale: FloatArray) -> FloatArray:
+    """The weight as the layer reads it: quantized and back, or looked up."""
+    if spec.codebook is not None:
+        return look_up(quantizers.codebooks[spec.weight], scale, spec.axis)
+    return fake_quant_weight(quantizers.weights[spec.weight], scale, spec.num_bits, spec.axis)
 
 
 def student_feeds(
@@ -158,9 +177,7 @@ def student_feeds(
     scales = weight_scales(plan, quantizers, sources)
     for spec in plan.layers.values():
         if spec.weight not in feeds:
-            feeds[spec.weight] = fake_quant_weight(
-                quantizers.weights[spec.weight], scales[spec.weight], spec.num_bits, spec.axis
-            )
+            feeds[spec.weight] = fake_weight(spec, quantizers, scales[spec.weight])
         if needs_bias(spec):
             source = input_scale(plan, quantizers, sources[spec.name])
             grid = bias_scale(source, scales[spec.weight])

@@ -10,8 +10,10 @@ import onnx_ir as ir
 from onnxq.data.samples import Samples
 from onnxq.export.lower import CODES
 from onnxq.load.model import runnable
+from onnxq.numerics.qparams import IntArray, quantize_weight
 from onnxq.numerics.saturation import may_saturate
 from onnxq.plan import Plan
+from onnxq.plan.spec import LayerSpec
 from onnxq.progress import Progress
 from onnxq.session import SessionPool
 from onnxq.verify.figures import Figures
@@ -99,11 +101,23 @@ def _saturating_layers(exported: Exported) -> list[str]:
     constants = exported.model.graph.initializers
     names = []
     for spec in exported.plan.integer_layers():
-        codes = constants[f"{spec.weight}{CODES}"].const_value
-        assert codes is not None
-        if may_saturate(codes.numpy(), spec.channel_axis):
+        if spec.codebook is not None:
+            codes = _looked_up(exported, spec)
+        else:
+            stored = constants[f"{spec.weight}{CODES}"].const_value
+            assert stored is not None
+            codes = stored.numpy()
+        if may_saturate(codes, spec.channel_axis):
             names.append(spec.name)
     return names
+
+
+def _looked_up(exported: Exported, spec: LayerSpec) -> IntArray:
+    """The codes of a weight whose file has their indices: the student's weight over its scale."""
+    weight = exported.student.graph.initializers[spec.weight].const_value
+    scale = exported.model.graph.initializers[f"{spec.weight}.scale"].const_value
+    assert weight is not None and scale is not None
+    return quantize_weight(weight.numpy(), scale.numpy(), 8, spec.axis)
 
 
 def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None:

@@ -1,0 +1,111 @@
+"""Weights as indices into a table of centroids (Thonglek et al., 2020).
+
+    W ~ scale[channel] * centroids[index]
+
+One table per layer. With one scale per channel, the root mean square of its weights, channels
+of different spread share the table, and k-means counts a channel's errors by scale^2: the error
+of W itself is what is least. On integer kernels the centroids are int8 codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.numerics.kmeans import kmeans, nearest
+from onnxq.numerics.points import Block, collect_points
+from onnxq.numerics.qparams import FloatArray, per_channel
+
+SMALLEST_SHARE = 1e-4
+"""A channel's scale is at least this share of the largest: dead ones are safe to divide by."""
+
+BLOCK = 2**22
+"""Weights handled at once."""
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The table of one weight, and where each element stands in it.
+
+    Attributes:
+        centroids: ascending, (K,), float32, or int8 for integer kernels.
+        indices: uint8, the shape of the weight.
+        scale: float32, (channels,), or () where there is one for all.
+    """
+
+    centroids: NDArray[np.float32] | NDArray[np.int8]
+    indices: NDArray[np.uint8]
+    scale: FloatArray
+
+
+def fit_codebook(
+    weight: FloatArray, count: int, axis: int | None, code_max: int | None
+) -> Codebook:
+    """The codebook of least squared error, near enough.
+
+    Args:
+        weight: float32.
+        count: K, at most 256; fewer centroids come out where codes coincide.
+        axis: the axis of the scales, or None for one scale.
+        code_max: largest int8 code of the centroids; None leaves them float.
+    """
+    scale = _spread(weight, axis)
+
+    def blocks() -> Iterator[Block]:
+        for where, values in _normalised(weight, scale, axis):
+            yield values, np.square(_at(scale, weight.ndim, axis, where))
+
+    table = kmeans(collect_points(blocks, weight.size), count).astype(np.float32)
+    centroids: NDArray[np.float32] | NDArray[np.int8] = table
+    if code_max is not None:
+        step = np.float32(max(float(np.abs(table).max()), 1e-30) / code_max)
+        codes = np.unique(np.rint(table / step)).astype(np.int8)
+        centroids, table = codes, codes.astype(np.float32) * step
+    else:
+        step = np.float32(1)
+    indices = np.empty(weight.shape, np.uint8)
+    for where, values in _normalised(weight, scale, axis):
+        indices[where] = nearest(values, table)
+    return Codebook(centroids, indices, np.asarray(scale * step, np.float32))
+
+
+def look_up(codebook: Codebook, scale: FloatArray, axis: int | None) -> FloatArray:
+    """The weights that a codebook stands for, under a scale: what the exported nodes give."""
+    table = codebook.centroids.astype(np.float32)
+    return table[codebook.indices] * per_channel(scale, codebook.indices.ndim, axis)
+
+
+def _spread(weight: FloatArray, axis: int | None) -> FloatArray:
+    """Root mean square of each channel; 1 for the whole where there is no axis."""
+    if axis is None:
+        return np.asarray(1, np.float32)
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    squares = np.zeros(weight.shape[axis])
+    for where in _where(weight.shape, axis):
+        squares[where[-1]] = np.square(weight[where]).mean(axis=others, dtype=np.float64)
+    found = np.sqrt(squares)
+    largest = found.max(initial=0.0)
+    return np.maximum(found, SMALLEST_SHARE * (largest or 1.0)).astype(np.float32)
+
+
+def _where(shape: tuple[int, ...], axis: int | None) -> Iterator[tuple[slice, ...]]:
+    """Slices that cut an array into blocks along the channels, or along the first axis."""
+    lead = axis or 0
+    step = max(1, BLOCK * shape[lead] // max(1, int(np.prod(shape))))
+    for start in range(0, shape[lead], step):
+        yield (*[slice(None)] * lead, slice(start, start + step))
+
+
+def _at(scale: FloatArray, rank: int, axis: int | None, where: tuple[slice, ...]) -> FloatArray:
+    shaped = per_channel(scale, rank, axis)
+    return shaped if axis is None else shaped[where]
+
+
+def _normalised(
+    weight: FloatArray, scale: FloatArray, axis: int | None
+) -> Iterator[tuple[tuple[slice, ...], FloatArray]]:
+    for where in _where(weight.shape, axis):
+        yield where, weight[where] / _at(scale, weight.ndim, axis, where)

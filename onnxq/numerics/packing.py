@@ -1,0 +1,96 @@
+"""Indices below K in few bits: fields of 8, 4, 2 and 1 bits, and trits, five in a byte.
+
+An index below K <= 2^b 3^a is written as b bits and a trits,
+
+    index = bits + 2^b (t_0 + 3 t_1 + 9 t_2 + ...),
+
+each field packed by itself into whole bytes, lowest place first. A trit takes 8/5 bits, so
+that K = 3 takes 1.6 bits, K = 6 2.6, K = 12 3.6; K = 2^b has bits alone. Shifts, divisions and
+remainders unpack it, which ONNX Runtime folds when a session starts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+MOST_INDICES = 256
+TRITS = 5
+"""Trits in a byte: 3^5 = 243."""
+
+_WIDTHS = (8, 4, 2, 1)
+_MOST_TRITS = 5
+
+
+@dataclass(frozen=True)
+class Field:
+    """One digit of every index.
+
+    Attributes:
+        base: 2, 4, 16 or 256, or 3 for a trit.
+        place: what a digit of 1 is worth.
+    """
+
+    base: int
+    place: int
+
+    @property
+    def per_byte(self) -> int:
+        """Digits in one byte."""
+        return TRITS if self.base == 3 else 8 // self.bits
+
+    @property
+    def bits(self) -> int:
+        """Width of a digit of a base that is a power of two."""
+        return self.base.bit_length() - 1
+
+
+def fields(count: int) -> tuple[Field, ...]:
+    """The fields of indices below `count`, at most 256, that take the fewest bits."""
+    count = max(count, 2)
+    choices = []
+    for trits in range(_MOST_TRITS + 1):
+        bits = max(0, math.ceil(math.log2(count / 3**trits) - 1e-12))
+        choices.append((bits + trits * 8 / TRITS, trits, bits))
+    _, trits, bits = min(choices)
+    found, done = [], 0
+    for width in _WIDTHS:
+        if bits & width:
+            found.append(Field(2**width, 2**done))
+            done += width
+    return (*found, *(Field(3, 2**bits * 3**i) for i in range(trits)))
+
+
+def bits_per_index(count: int) -> float:
+    """Bits that an index below `count` takes."""
+    return sum(8 / field.per_byte for field in fields(count))
+
+
+def packed_bytes(size: int, count: int) -> int:
+    """Bytes that `size` indices below `count` take."""
+    return sum(-(-size // field.per_byte) for field in fields(count))
+
+
+def pack(indices: Bytes, field: Field) -> Bytes:
+    """One field of some indices, (bytes,): digit i stands in byte i // per_byte."""
+    flat = indices.reshape(-1)
+    digits = flat if field.base == MOST_INDICES else (flat // field.place) % field.base
+    padded = np.zeros(-(-flat.size // field.per_byte) * field.per_byte, np.uint8)
+    padded[: flat.size] = digits
+    rows = padded.reshape(-1, field.per_byte)
+    packed = np.zeros(rows.shape[0], np.uint8)
+    for i in range(field.per_byte):
+        packed += rows[:, i] * np.uint8(field.base**i) if i else rows[:, 0]
+    return packed
+
+
+def unpack(packed: Bytes, field: Field, size: int) -> NDArray[np.int32]:
+    """What one field adds to each of `size` indices, int32."""
+    powers = field.base ** np.arange(field.per_byte, dtype=np.int32)
+    digits = packed.astype(np.int32)[:, None] // powers % np.int32(field.base)
+    return np.asarray(digits.reshape(-1)[:size] * np.int32(field.place), np.int32)
