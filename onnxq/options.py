@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
 POSITIVE = ("max_minutes", "lr")
-BETWEEN: dict[str, tuple[int, int]] = {"codebook": (2, 256), "bias_centroids": (1, 256)}
+BETWEEN: dict[str, tuple[int, int]] = {"codebook": (2, 256)}
 """Counts of centroids: an index has at most 8 bits."""
 
 

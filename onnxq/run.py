@@ -31,6 +31,7 @@ from onnxq.progress import Progress
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
 from onnxq.verify.figures import METADATA_KEY, Figures
+from onnxq.verify.shipped import shipped_model
 from onnxq.verify.verify import Exported, verify
 from onnxq.version import VERSION
 
@@ -222,6 +223,7 @@ class Run:
             if size == figures.size_after:
                 break
             figures.size_after = size
+        figures.shipped_after = shipped_model(model)
 
 
 def _size_note(figures: Figures) -> str:

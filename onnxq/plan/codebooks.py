@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from onnxq.numerics.packing import packed_bytes
+from onnxq.numerics.packing import fields, packed_bytes
 
-LOOKUP_BYTES = 640
-"""Bytes of the nodes that unpack the indices, about, with their names."""
+LOOKUP_BYTES, FIELD_BYTES = 120, 300
+"""Bytes of a lookup's nodes and constants, about: of itself, and for each field of its indices."""
 
 
 def codebook_bytes(parameters: int, count: int, *, integer: bool) -> int:
     """Bytes of a weight as a codebook: indices, table and the nodes that look it up."""
     table = count * (1 if integer else 4)
-    return packed_bytes(parameters, count) + table + LOOKUP_BYTES
+    nodes = LOOKUP_BYTES + FIELD_BYTES * len(fields(count))
+    return packed_bytes(parameters, count) + table + nodes
 
 
 def codebook_refusal(parameters: int, count: int, *, integer: bool) -> str:

@@ -11,16 +11,18 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxq.numerics.packing import bits_per_index
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
+from onnxq.plan.codebooks import codebook_bytes
+from onnxq.plan.spec import LayerSpec
 from onnxq.recipe import Recipe
+from onnxq.report.stored import stored_weight
 from onnxq.verify.figures import METADATA_KEY, Figures
 from onnxq.verify.opened import RECIPE_KEY, VERSION_KEY, OpenedModel, open_model
 
 PREPROCESS_KEY = "onnxq.preprocess"
 _WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_STORED_FORM = ("DequantizeLinear", "Cast", "Mul")
-"""What stands between integer weights and the layer that reads them."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,11 @@ class LayerRow:
         parameters: number of weights.
         bytes_before: bytes of the float weights.
         bytes_after: bytes of the quantized weights; equal where the layer is left alone.
-        num_bits: width of a weight's code; None where it stays float.
+        num_bits: width of a weight's code or index; None where it stays float.
         compute: "integer", "weight-only" or "float".
-        reason: why it is not on integer kernels; empty where it is.
+        reason: why it is not on integer kernels, or has no codebook; empty where there is nothing
+            to say.
+        codebook: number of centroids, or None.
     """
 
     name: str
@@ -43,9 +47,10 @@ class LayerRow:
     parameters: int
     bytes_before: int
     bytes_after: int
-    num_bits: int | None
+    num_bits: float | None
     compute: str
     reason: str = ""
+    codebook: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,16 +122,24 @@ def plan_rows(model: ir.Model, plan: Plan) -> list[LayerRow]:
     for node in model.graph.all_nodes():
         name = str(node.name)
         if name in plan.layers:
-            spec = plan.layers[name]
-            count, bits = spec.parameters, spec.num_bits
-            # A code of 7 or 8 bits is stored in one byte.
-            sizes = 4 * count, count
-            rows.append(
-                LayerRow(name, spec.op_type, count, *sizes, bits, spec.compute, spec.reason)
-            )
+            rows.append(_planned_row(plan.layers[name]))
         elif name in plan.left_alone:
             rows.append(_float_row(node, plan.left_alone[name]))
     return rows
+
+
+def _planned_row(spec: LayerSpec) -> LayerRow:
+    count = spec.parameters
+    # A code of 7 or 8 bits is stored in one byte.
+    bits: float = spec.num_bits
+    size = count
+    if spec.codebook is not None:
+        bits = bits_per_index(spec.codebook)
+        size = codebook_bytes(count, spec.codebook, integer=spec.compute == "integer")
+    reason = "; ".join(each for each in (spec.reason, spec.refusal) if each)
+    return LayerRow(
+        spec.name, spec.op_type, count, 4 * count, size, bits, spec.compute, reason, spec.codebook
+    )
 
 
 def _float_row(node: ir.Node, reason: str) -> LayerRow:
@@ -159,25 +172,18 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
         if node.op_type not in _WEIGHT_OPERATORS or len(node.inputs) < 2:
             continue
         name = str(node.name)
-        stored = _stored(node.inputs[1])
-        if stored is None or stored.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        stored = stored_weight(node.inputs[1])
+        if stored is None:
             rows.append(_float_row(node, left_alone.get(name, "its weights are float")))
             continue
         reason = weight_only.get(name, "")
         compute = "weight-only" if reason else "integer"
-        count, size = stored.size, stored.nbytes
-        rows.append(LayerRow(name, node.op_type, count, 4 * count, size, 8, compute, reason))
+        count, size, bits = stored.parameters, stored.size, stored.num_bits
+        sizes = 4 * count, size
+        rows.append(
+            LayerRow(name, node.op_type, count, *sizes, bits, compute, reason, stored.codebook)
+        )
     return rows
-
-
-def _stored(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The constant that a weight is made of."""
-    while value is not None and value.const_value is None:
-        node = value.producer()
-        if node is None or node.op_type not in _STORED_FORM:
-            return None
-        value = node.inputs[0]
-    return None if value is None else value.const_value
 
 
 def _inspection(opened: OpenedModel, layers: list[LayerRow], notes: list[str]) -> Inspection:

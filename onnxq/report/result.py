@@ -34,6 +34,10 @@ def figure_rows(figures: Figures) -> list[Row]:
             f"{figures.ratio:.1%}",
         )
     ]
+    if figures.shipped_before and figures.shipped_after:
+        before, after = size_text(figures.shipped_before), size_text(figures.shipped_after)
+        shipped = f"{figures.shipped_after / figures.shipped_before:.1%}"
+        rows.append(("size, compressed by deflate", before, after, shipped))
     ratio = figures.latency_ratio
     if ratio is not None:
         before = time_text(figures.latency_before_ms, figures.latency_before_spread_ms)
@@ -62,6 +66,8 @@ def _output_rows(figures: Figures) -> list[Row]:
 def _layer_rows(figures: Figures) -> list[Row]:
     count = figures.layers or len(figures.kernels)
     rows: list[Row] = [("layers in integers", "", "", f"{figures.integer_layers} of {count}")]
+    if figures.codebooks:
+        rows.append(("layers as codebooks", "", "", f"{len(figures.codebooks)} of {count}"))
     if figures.saturating:
         risk = f"{len(figures.saturating)} (--target cpu-avx2 avoids it)"
         rows.append(("layers that may overflow without VNNI", "", "", risk))

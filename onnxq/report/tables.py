@@ -63,10 +63,10 @@ def print_layers(rows: Sequence[LayerRow]) -> None:
     right = ("parameters", "bytes", "bits")
     table = _table("layer", "operator", *right[:2], "bits", "runs in", "reason", right=right)
     for row in rows:
-        bits = NONE if row.num_bits is None else row.num_bits
+        bits = NONE if row.num_bits is None else f"{row.num_bits:g}"
         sizes = f"{row.bytes_before:,} -> {row.bytes_after:,}"
-        runs_in = RUNS_IN[row.compute]
-        _add(table, row.name, row.op_type, f"{row.parameters:,}", sizes, bits, runs_in, row.reason)
+        compute = _compute_text(row)
+        _add(table, row.name, row.op_type, f"{row.parameters:,}", sizes, bits, compute, row.reason)
     _console().print(table)
     before, after = sum(r.bytes_before for r in rows), sum(r.bytes_after for r in rows)
     integer = sum(row.compute == "integer" for row in rows)
@@ -74,6 +74,12 @@ def print_layers(rows: Sequence[LayerRow]) -> None:
         f"{len(rows)} layers, {integer} on integer kernels; weights "
         f"{size_text(before)} -> {size_text(after)}"
     )
+
+
+def _compute_text(row: LayerRow) -> str:
+    if row.codebook is not None:
+        return f"{'int8' if row.compute == 'integer' else 'float'}, {row.codebook} centroids"
+    return RUNS_IN[row.compute]
 
 
 def print_kernels(figures: Figures) -> None:

@@ -13,13 +13,15 @@ from onnxq.errors import ModelError
 METADATA_KEY = "onnxq.figures"
 """The key of a model's metadata under which the figures are kept as JSON."""
 
-LATENCY_FIELDS = (
+OUTSIDE_FIELDS = (
+    "shipped_before",
+    "shipped_after",
     "latency_before_ms",
     "latency_before_spread_ms",
     "latency_after_ms",
     "latency_after_spread_ms",
 )
-"""Figures of one machine at one moment: never written into a model file."""
+"""Figures of one machine or of other tools: never written into a model file."""
 
 
 @dataclass
@@ -29,6 +31,9 @@ class Figures:
     Attributes:
         size_before: bytes of the original file, with its external data.
         size_after: bytes of the exported file.
+        shipped_before: bytes of the original as it is shipped compressed (deflate).
+        shipped_after: bytes of the exported file as it is shipped compressed.
+        codebooks: number of centroids by name of the layers whose weights are a codebook.
         integer_layers: number of layers that run on integer kernels.
         layers: number of layers that are quantized, weight-only ones with them.
         agreement: share of the samples on which both models decide alike, 0 to 1.
@@ -59,6 +64,9 @@ class Figures:
 
     size_before: int
     size_after: int
+    shipped_before: int | None = None
+    shipped_after: int | None = None
+    codebooks: dict[str, int] = field(default_factory=dict)
     integer_layers: int = 0
     layers: int = 0
     agreement: float | None = None
@@ -98,7 +106,7 @@ class Figures:
     def to_fields(self, *, latency: bool = True) -> dict[str, Any]:
         """The figures by name; without those of the clock where `latency` is False."""
         fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if latency or k not in LATENCY_FIELDS}
+        return {k: v for k, v in fields.items() if latency or k not in OUTSIDE_FIELDS}
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""

@@ -20,6 +20,7 @@ from onnxq.verify.figures import Figures
 from onnxq.verify.kernels import read_kernels
 from onnxq.verify.latency import measure_latency
 from onnxq.verify.outputs import compare_outputs, probability_outputs
+from onnxq.verify.shipped import shipped_files
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def _static_figures(exported: Exported) -> Figures:
     return Figures(
         size_before=original_bytes(exported.original),
         size_after=0,
+        shipped_before=shipped_files(original_files(exported.original)),
+        codebooks={s.name: s.codebook for s in plan.layers.values() if s.codebook is not None},
         layers=len(plan.layers),
         integer_layers=len(kernels.integer_layers()),
         kernels=kernels.layers,
@@ -130,9 +133,14 @@ def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None
 
 def original_bytes(path: Path) -> int:
     """The size of a model's file with the external data files that it names."""
-    total = path.stat().st_size
-    files = set()
-    for value in ir.load(path).graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            files.add(Path(value.const_value.path))
-    return total + sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in original_files(path))
+
+
+def original_files(path: Path) -> list[Path]:
+    """A model's file and the external data files that it names."""
+    files = {
+        Path(value.const_value.path)
+        for value in ir.load(path).graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    return [path, *sorted(files)]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import HEAD, image_graph, quantize, serialised
+
+from onnxq.errors import RecipeError
+from onnxq.plan import make_plan
+from onnxq.plan.codebooks import codebook_bytes, codebook_refusal
+from onnxq.recipe import LayerOverride, Recipe, recipe_from_fields
+
+
+def wide() -> ir.Model:
+    """A graph whose second layer has 6 x 6 x 16 x 16 weights."""
+    weight = np.random.default_rng(0).normal(0, 0.05, (6, 6, 16, 16)).astype(np.float32)
+    body = f"a = Conv <pads = [9, 9, 9, 9]> (x, wx, bx) r = Relu (a) z = Conv (r, wide, b6) {HEAD}"
+    return image_graph(body, wide=weight)
+
+
+def test_small_layers_keep_codes_and_say_why():
+    plan = make_plan(wide(), Recipe(codebook=16))
+    large = plan.layers["Conv_z"]
+    assert (large.codebook, large.refusal) == (16, "")
+    small = plan.layers["Conv_a"]
+    assert small.codebook is None
+    assert small.refusal.startswith("no codebook: 16 centroids take ")
+    assert small.refusal.endswith("bytes, its codes 162")
+    assert small.reason == "" and small.compute == "integer"
+
+
+def test_off_by_default():
+    assert Recipe().codebook is None
+    plan = make_plan(wide(), Recipe())
+    assert {(s.codebook, s.refusal) for s in plan.layers.values()} == {(None, "")}
+
+
+def test_256_centroids_save_nothing_over_codes():
+    assert codebook_refusal(10**6, 256, integer=True)
+    assert not codebook_refusal(10**6, 128, integer=False)
+
+
+def test_shared_weights_take_the_larger_table_or_none():
+    body = f"a = Conv (x, w3) b = Conv (x, w3) s = Add (a, b) z = Relu (s) {HEAD}"
+    weight = np.random.default_rng(0).normal(0, 0.05, (6, 3, 16, 16)).astype(np.float32)
+    body = body.replace("Conv (x", "Conv <pads = [9, 9, 9, 9]> (x")
+    model = image_graph(body, w3=weight)
+    both = Recipe(codebook=4, layers=(LayerOverride("Conv_b", codebook=16),))
+    assert {make_plan(model, both).layers[n].codebook for n in ("Conv_a", "Conv_b")} == {16}
+    one = Recipe(layers=(LayerOverride("Conv_b", codebook=16),))
+    assert {make_plan(model, one).layers[n].codebook for n in ("Conv_a", "Conv_b")} == {None}
+
+
+@pytest.mark.parametrize("count", [0, 1, 257, 2.5, True, "auto"])
+def test_counts_out_of_range_are_one_sentence(count):
+    with pytest.raises(RecipeError, match=r"'codebook' is .*a whole number from 2 to 256\.$"):
+        recipe_from_fields({"codebook": count}, "'r.toml'")
+    with pytest.raises(RecipeError, match="of the layers 'Conv' "):
+        recipe_from_fields({"layers": [{"pattern": "Conv", "codebook": count}]}, "'r.toml'")
+
+
+def test_the_estimate_is_that_of_the_file():
+    model = wide()
+    plain, made = (quantize(model, recipe=Recipe(codebook=k)) for k in (None, 16))
+    spec = made.plan.layers["Conv_z"]
+    saved = len(serialised(plain.exported)) - len(serialised(made.exported))
+    estimate = spec.parameters - codebook_bytes(spec.parameters, 16, integer=True)
+    assert abs(saved - estimate) < 200
