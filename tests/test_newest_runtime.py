@@ -15,11 +15,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from small_graphs import images, quantize, run, serialised, small_graph
 
 from onnxq.data.preprocess import find_preprocess
 from onnxq.data.samples import open_samples
 from onnxq.load.inputs import input_specs
 from onnxq.pipeline import Result, compress
+from onnxq.plan import planner
 from onnxq.recipe import Recipe
 from onnxq.session import open_session
 from onnxq.verify.kernels import INTEGER_KERNELS
@@ -38,7 +40,12 @@ FORMS = {
     "symmetric": Recipe(samples=64, learn=("none",), symmetric=True),
     "weight-only": Recipe(samples=64, learn=("none",), activation_bits=None),
     "cpu-avx2": Recipe(samples=64, learn=("none",), target="cpu-avx2"),
+    "codebook of 16": Recipe(samples=64, learn=("none",), codebook=16),
+    "codebook of 6, weight-only": Recipe(
+        samples=64, learn=("none",), codebook=6, activation_bits=None
+    ),
 }
+COUNTS = (2, 3, 4, 5, 6, 7, 16, 17, 32, 256)
 
 RUN = """
 import sys
@@ -83,6 +90,12 @@ def exported(
     samples = open_samples(unlabelled, input_specs(result.model), preprocess, SAMPLES, seed=1)
     feeds = next(samples.batches(SAMPLES))
     np.savez(folder / "feeds.npz", **feeds)
+    run_newest(newest, folder)
+    return result, feeds, folder
+
+
+def run_newest(newest: str, folder: Path) -> None:
+    """Run `model.onnx` of a folder on `feeds.npz` there; outputs and graph go beside them."""
     files = ["model.onnx", "feeds.npz", "outputs.npz", "optimised.onnx"]
     done = subprocess.run(
         [newest, "-W", "error", "-c", RUN, *files],
@@ -94,7 +107,6 @@ def exported(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() != ort.__version__, f"{VARIABLE} has the pinned version itself"
-    return result, feeds, folder
 
 
 def test_outputs_are_those_of_the_pinned_version(exported) -> None:
@@ -122,3 +134,21 @@ def test_layers_run_on_the_kernels_that_they_were_planned_for(exported) -> None:
         assert not counts.keys() & INTEGER_KERNELS
         # Integer weights were made float once, at the start of the session.
         assert not counts.keys() & {"Cast", "Mul", "DequantizeLinear"}
+    assert not counts.keys() & {"Gather", "BitShift", "Mod"}
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+@pytest.mark.parametrize("count", COUNTS)
+def test_codebooks_of_every_count(newest, count, activation_bits, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
+    recipe = Recipe(codebook=count, activation_bits=activation_bits)
+    made = quantize(small_graph("residual"), recipe=recipe)
+    x = images(8, seed=5)
+    (tmp_path / "model.onnx").write_bytes(serialised(made.exported))
+    np.savez(tmp_path / "feeds.npz", x=x)
+    run_newest(newest, tmp_path)
+    expected = run(made.exported, {"x": x}, optimise=True)["y"]
+    found = np.load(tmp_path / "outputs.npz")["y"]
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+    operators = {node.op_type for node in ir.load(tmp_path / "optimised.onnx").graph}
+    assert not operators & {"Gather", "BitShift", "Mod", "Cast", "Conv" if activation_bits else ""}

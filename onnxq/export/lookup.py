@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import add_constant
 from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.packing import Field, fields, pack
 
@@ -34,7 +33,7 @@ def add_lookup(graph: ir.Graph, name: str, codebook: Codebook) -> ir.Value:
         codebook: the table and the indices.
     """
     number = sum(each.endswith(CENTROIDS) for each in graph.initializers)
-    table = add_constant(graph, f"{name}{CENTROIDS}", codebook.centroids)
+    table = _constant(graph, f"{name}{CENTROIDS}", codebook.centroids)
     writer = _Lookup(graph, f"k{number}")
     digits = [writer.digits(codebook.indices, each) for each in fields(codebook.centroids.size)]
     index = digits[0]
@@ -45,6 +44,13 @@ def add_lookup(graph: ir.Graph, name: str, codebook: Codebook) -> ir.Value:
     result.name = f"{name}.codes"
     graph.insert_before(graph[0], writer.nodes)
     return result
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer that is not described a second time among the graph's values."""
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
 
 
 class _Lookup:
@@ -59,7 +65,7 @@ class _Lookup:
         """What one field adds to each index, int32, the shape of the weight."""
         packed = pack(indices, field)
         rows = packed if field.per_byte == 1 else packed[:, None]
-        stored = add_constant(self._graph, self._name(), rows)
+        stored = _constant(self._graph, self._name(), rows)
         found = self._trits(stored, field) if field.base == 3 else self._bits(stored, field)
         if packed.size * field.per_byte != indices.size:
             flat = self.add("Reshape", [found, self.shared([-1])])
@@ -97,11 +103,11 @@ class _Lookup:
         shape = "v" if array.ndim else "s"
         name = f"k.{array.dtype.char}{shape}" + "x".join(map(str, array.ravel().tolist()))
         known = self._graph.initializers.get(name)
-        return known if known is not None else add_constant(self._graph, name, array)
+        return known if known is not None else _constant(self._graph, name, array)
 
     def add(self, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
         """One node; its output has a short name of its own."""
-        node = ir.node(op_type, inputs, attributes)  # type: ignore[arg-type]
+        node = ir.node(op_type, inputs, attributes, name="")  # type: ignore[arg-type]
         node.outputs[0].name = self._name()
         self.nodes.append(node)
         return node.outputs[0]

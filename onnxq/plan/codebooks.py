@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxq.numerics.packing import fields, packed_bytes
 
-LOOKUP_BYTES, FIELD_BYTES = 120, 300
+LOOKUP_BYTES, FIELD_BYTES = 60, 280
 """Bytes of a lookup's nodes and constants, about: of itself, and for each field of its indices."""
 
 

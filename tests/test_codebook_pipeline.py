@@ -1,0 +1,81 @@
+"""Codebooks from file to file: learned around, shown in figures, read back by `inspect`."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from small_graphs import HEAD, image_graph
+
+from onnxq import inspect
+from onnxq.pipeline import compress, plan_model
+from onnxq.recipe import Recipe
+from onnxq.report.inspection import plan_rows
+from onnxq.report.result import figure_rows
+from onnxq.verify.figures import METADATA_KEY
+
+BODY = "a = Conv <pads = [7, 7, 8, 8]> (x, wide, b6) r = Relu (a) z = Conv (r, v6, c6)"
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[Path, Path, Path]:
+    """A model with one layer large enough for a codebook, its samples, and the output."""
+    weight = np.random.default_rng(0).normal(0, 0.05, (6, 3, 16, 16)).astype(np.float32)
+    ir.save(image_graph(f"{BODY} {HEAD}", wide=weight), tmp_path / "model.onnx")
+    x = np.random.default_rng(0).normal(size=(48, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    return tmp_path / "model.onnx", tmp_path / "x.npz", tmp_path / "out.onnx"
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_from_file_to_file(files, bits):
+    model, data, out = files
+    recipe = Recipe(epochs=2, batch_size=8, codebook=16, activation_bits=bits)
+    result = compress(model, data, recipe, out=out)
+    figures = result.figures
+    onnx.checker.check_model(str(out), full_check=True)
+    assert list(figures.codebooks.values()) == [16]
+    assert figures.student_agreement == 1.0
+    assert figures.integer_layers == (3 if bits else 0)
+    assert out.stat().st_size == figures.size_after
+    assert figures.shipped_after == pytest.approx(len(zlib.compress(out.read_bytes())), abs=16)
+    assert figures.shipped_before == pytest.approx(len(zlib.compress(model.read_bytes())), abs=16)
+    names = [row[0] for row in figure_rows(figures)]
+    assert "size, compressed by deflate" in names and "layers as codebooks" in names
+    # Other builds of zlib give other sizes: the file does not hold them.
+    assert "shipped_after" not in json.loads(ir.load(out).metadata_props[METADATA_KEY])
+
+
+@pytest.mark.parametrize(("count", "bits"), [(6, 2.6), (16, 4)])
+@pytest.mark.parametrize("activation_bits", [8, None])
+def test_inspect_reads_back_what_the_plan_said(files, count, bits, activation_bits):
+    model, data, out = files
+    recipe = Recipe(learn=("none",), codebook=count, activation_bits=activation_bits)
+    compress(model, data, recipe, out=out)
+    report = plan_model(model, recipe)
+    planned = plan_rows(report.model, report.plan)
+    for before, after in zip(planned, inspect(out).layers, strict=True):
+        assert (before.name, before.compute) == (after.name, after.compute)
+        assert (before.codebook, before.parameters) == (after.codebook, after.parameters)
+    row = planned[0]
+    assert (row.codebook, row.num_bits) == (count, pytest.approx(bits))
+    assert row.bytes_after < row.parameters
+    assert planned[1].reason.split("; ")[-1].startswith("no codebook: ")
+
+
+def test_learning_leaves_centroids_alone_and_gives_the_same_bytes_again(files):
+    model, data, out = files
+    recipe = Recipe(epochs=2, batch_size=8, codebook=16)
+    compress(model, data, recipe, out=out)
+    first = out.read_bytes()
+    compress(model, data, recipe, out=out, force=True)
+    assert out.read_bytes() == first
+    unlearned = compress(model, data, Recipe(batch_size=8, codebook=16, learn=("none",)))
+    name = next(n for n in unlearned.model.graph.initializers if n.endswith(".centroids"))
+    kept, found = (m.graph.initializers[name].const_value for m in (unlearned.model, ir.load(out)))
+    np.testing.assert_array_equal(kept.numpy(), found.numpy())
