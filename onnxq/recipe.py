@@ -303,6 +303,11 @@ def _check_contradictions(recipe: Recipe) -> None:
             "The options 'learn' = 'thresholds' and 'activation_bits' = 'none' contradict each "
             "other, since float activations have no thresholds; remove one of them."
         )
+    if "codebooks" in learns and not _has_codebook(recipe):
+        raise RecipeError(
+            "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
+            "recipe or of some of its 'layers'."
+        )
     if recipe.activation_bits is None and recipe.symmetric:
         raise RecipeError(
             "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
@@ -315,3 +320,7 @@ def _check_contradictions(recipe: Recipe) -> None:
                     f"The options 'learn' = 'none' and '{name}' = '{getattr(recipe, name)}' "
                     "contradict each other; remove one of them."
                 )
+
+
+def _has_codebook(recipe: Recipe) -> bool:
+    return recipe.codebook is not None or any(each.codebook for each in recipe.layers)

@@ -132,9 +132,15 @@ class Run:
         kept = Learned(variant.quantizers, variant.score, variant.score)
         if "none" in self.recipe.learn:
             return kept
-        names = ThresholdScales(
-            variant.student.plan, variant.quantizers, variant.extremes()
-        ).parameter_names()
+        learns = set(self.recipe.learn)
+        scales = ThresholdScales(
+            variant.student.plan,
+            variant.quantizers,
+            variant.extremes(),
+            thresholds=bool(learns & {"auto", "thresholds"}),
+            codebooks=bool(learns & {"auto", "codebooks"}),
+        )
+        names = scales.parameter_names()
         if not names:
             return kept
         if self._train.batch is None:
@@ -155,7 +161,7 @@ class Run:
             self.train_outputs,
             variant.held_back,
             variant.quantizers,
-            variant.extremes(),
+            scales,
             self._budget(),
             checkpoint,
         )

@@ -68,9 +68,9 @@ def test_inspect_reads_back_what_the_plan_said(files, count, bits, activation_bi
     assert planned[1].reason.split("; ")[-1].startswith("no codebook: ")
 
 
-def test_learning_leaves_centroids_alone_and_gives_the_same_bytes_again(files):
+def test_learning_thresholds_leaves_centroids_alone_and_gives_the_same_bytes_again(files):
     model, data, out = files
-    recipe = Recipe(epochs=2, batch_size=8, codebook=16)
+    recipe = Recipe(epochs=2, batch_size=8, codebook=16, learn=("thresholds",))
     compress(model, data, recipe, out=out)
     first = out.read_bytes()
     compress(model, data, recipe, out=out, force=True)

@@ -115,6 +115,7 @@ def test_defaults_and_hand_written_toml(tmp_path):
         ({"exclude": 5}, "'exclude' is '5'"),
         ({"target": "int4"}, "'target' is 'int4'; expected 'cpu' or 'cpu-avx2'"),
         ({"activation_bits": "none", "learn": "thresholds"}, "'learn' = 'thresholds' and"),
+        ({"learn": "codebooks"}, "'learn' = 'codebooks' needs layers with a codebook"),
         ({"activation_bits": "none", "symmetric": True}, "'symmetric' and 'activation_bits'"),
         ({"learn": "none", "epochs": 3}, "'learn' = 'none' and 'epochs' = '3'"),
         ({"learn": "none", "lr": 0.1}, "'learn' = 'none' and 'lr' = '0.1'"),

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxq.learn.codebook_tables import CodebookTables
 from onnxq.numerics.bias_correction import shift_weight_gradient
 from onnxq.numerics.qparams import FloatArray, weight_threshold_gradient, weight_threshold_max
 from onnxq.plan.spec import Plan, TensorSpec
@@ -49,26 +50,36 @@ class ThresholdScales:
         plan: the plan.
         start: the numbers to start from; only ranges and thresholds are learned.
         extremes: (minimum, maximum) of each tensor by name, from the calibration.
+        thresholds: whether thresholds are trained.
+        codebooks: whether the centroids of codebooks are.
 
     Attributes:
         values: alpha by key, float32; a scalar, or one per channel for weights.
     """
 
     def __init__(
-        self, plan: Plan, start: Quantizers, extremes: Mapping[str, tuple[float, float]]
+        self,
+        plan: Plan,
+        start: Quantizers,
+        extremes: Mapping[str, tuple[float, float]],
+        *,
+        thresholds: bool = True,
+        codebooks: bool = False,
     ) -> None:
         self._start = start
-        self._tensors = {name: spec for name, spec in plan.tensors.items()}
-        # The weights of a codebook have no threshold.
-        self._layers = {s.weight: s for s in plan.layers.values() if s.codebook is None}
+        self._tensors = {n: spec for n, spec in plan.tensors.items() if thresholds}
+        coded = [s for s in plan.layers.values() if s.codebook is None]
+        self._layers = {s.weight: s for s in coded if thresholds}
+        self._tables = CodebookTables(plan, start) if codebooks else None
+        trained = {*self._layers, *(self._tables.weights if self._tables else ())}
         self._bounds = {n: _full_range(s, *extremes[n]) for n, s in self._tensors.items()}
         self._largest = {
             w: weight_threshold_max(start.weights[w], s.axis) for w, s in self._layers.items()
         }
         self._corrected = [
-            s for s in plan.layers.values() if s.name in start.means and s.codebook is None
+            s for s in plan.layers.values() if s.name in start.means and s.weight in trained
         ]
-        self.values: dict[str, np.ndarray] = {}
+        self.values: dict[str, np.ndarray] = dict(self._tables.values) if self._tables else {}
         for name, spec in self._tensors.items():
             low, full = self._bounds[name]
             left, width = start.ranges[name]
@@ -91,6 +102,8 @@ class ThresholdScales:
             floor = ALPHA_MIN if layer.num_bits >= LOW_BITS else LOW_BITS_MIN
             alpha = self.values[WEIGHT + weight]
             np.clip(alpha, floor, ALPHA_MAX, out=alpha)
+        if self._tables:
+            self._tables.project()
 
     def _project_shift(self, name: str) -> None:
         low, full = self._bounds[name]
@@ -105,7 +118,8 @@ class ThresholdScales:
             weight: np.asarray(self.values[WEIGHT + weight] * largest, np.float32)
             for weight, largest in self._largest.items()
         }
-        return self._start.with_ranges(ranges).with_thresholds(thresholds)
+        found = self._start.with_ranges(ranges).with_thresholds(thresholds)
+        return found.with_codebooks(self._tables.codebooks()) if self._tables else found
 
     def _range(self, spec: TensorSpec) -> Range:
         low, full = self._bounds[spec.name]
@@ -118,7 +132,8 @@ class ThresholdScales:
         """The student's inputs whose gradients are wanted."""
         names = [n for spec in self._tensors.values() for n in limit_names(spec)]
         biases = [bias_name(spec) for spec in self._corrected]
-        return names + list(self._layers) + biases
+        tables = self._tables.weights if self._tables else []
+        return names + list(self._layers) + tables + biases
 
     def gradients(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """dL/d alpha by key, from dL/d limit and dL/d weight by the student's input name."""
@@ -141,6 +156,8 @@ class ThresholdScales:
                 layer.axis,
             )
             result[WEIGHT + weight] = gradient * self._largest[weight]
+        if self._tables:
+            result |= self._tables.gradients(lambda name: self._weight_gradient(name, found))
         return result
 
     def _weight_gradient(self, weight: str, found: Mapping[str, np.ndarray]) -> FloatArray:

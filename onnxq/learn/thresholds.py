@@ -1,4 +1,4 @@
-"""Learn threshold scales (FAT): RMSE of the logits, Adam, cosine annealing with restarts."""
+"""Learn threshold scales (FAT) and centroids: RMSE of the logits, Adam, cosine annealing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.codebook_tables import restored
 from onnxq.learn.engine import Engine
 from onnxq.learn.held_back import HeldBack
 from onnxq.learn.loss import LOSS, relative_rmse
@@ -83,7 +84,7 @@ class ThresholdLearning:
         train: the teacher's outputs on the training slice.
         held_back: the judge.
         start: the numbers to start from.
-        extremes: (minimum, maximum) of each tensor, from the calibration.
+        scales: what is trained, from those numbers on.
         budget: how long and how fast.
         checkpoint: where to keep the state; None keeps none.
     """
@@ -95,7 +96,7 @@ class ThresholdLearning:
         train: TeacherOutputs,
         held_back: HeldBack,
         start: Quantizers,
-        extremes: Mapping[str, tuple[float, float]],
+        scales: ThresholdScales,
         budget: Budget,
         checkpoint: Checkpoint | None = None,
     ) -> None:
@@ -104,7 +105,7 @@ class ThresholdLearning:
         self._held_back = held_back
         self._budget = budget
         self._checkpoint = checkpoint
-        self._scales = ThresholdScales(student.plan, start, extremes)
+        self._scales = scales
         self._engine = Engine(loss_model, self._scales.parameter_names(), LOSS)
         self._adam = Adam(budget.lr)
         steps = -(-train.positions // self._batch)
@@ -194,6 +195,7 @@ class ThresholdLearning:
             **{f"adam/{k}": v for k, v in self._adam.state().items()},
             **{f"range/{k}": np.array(v) for k, v in best.ranges.items()},
             **{f"threshold/{k}": v for k, v in best.thresholds.items()},
+            **{f"table/{k}": v.centroids for k, v in best.codebooks.items()},
         }
         self._checkpoint.save(arrays)
 
@@ -211,6 +213,7 @@ class ThresholdLearning:
         self._result.epoch = int(arrays["best_epoch"])
         ranges = {k: (float(v[0]), float(v[1])) for k, v in parts.get("range", {}).items()}
         best = self._result.quantizers.with_ranges(ranges)
+        best = best.with_codebooks(restored(best.codebooks, parts.get("table", {})))
         self._result.quantizers = best.with_thresholds(parts.get("threshold", {}))
         return int(arrays["epoch"])
 

@@ -65,6 +65,10 @@ class Quantizers:
         """A copy with other thresholds for some weights."""
         return replace(self, thresholds={**self.thresholds, **thresholds})
 
+    def with_codebooks(self, codebooks: Mapping[str, Codebook]) -> Quantizers:
+        """A copy with other codebooks for some weights."""
+        return replace(self, codebooks={**self.codebooks, **codebooks})
+
     def with_means(self, means: Mapping[str, np.ndarray]) -> Quantizers:
         """A copy whose biases are corrected with these mean inputs."""
         return replace(self, means=dict(means))

@@ -16,7 +16,7 @@ from onnxq.learn import thresholds
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.optimizer import Adam
 from onnxq.learn.teacher import TeacherOutputs
-from onnxq.learn.threshold_scales import SHIFT
+from onnxq.learn.threshold_scales import SHIFT, ThresholdScales
 from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
@@ -51,7 +51,7 @@ class Ready:
             self.train,
             variant.held_back,
             self.start,
-            variant.extremes(),
+            ThresholdScales(variant.student.plan, self.start, variant.extremes()),
             budget,
             checkpoint,
         )

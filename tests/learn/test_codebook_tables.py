@@ -1,0 +1,127 @@
+"""Centroids as trained values: their chain rule, and a run that learns them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import images, quantize, run, small_graph
+
+from onnxq.learn.codebook_tables import TABLE, CodebookTables, restored
+from onnxq.learn.threshold_scales import ThresholdScales
+from onnxq.pipeline import compress
+from onnxq.plan import planner
+from onnxq.recipe import Recipe
+from onnxq.rewrite.quantizers import fake_weight, student_feeds
+
+FLOAT = {"activation_bits": None}
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch) -> None:
+    """A codebook for every layer, small ones too."""
+    monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
+
+
+@pytest.mark.parametrize("setting", [FLOAT, {**FLOAT, "granularity": "per-tensor"}, {}])
+def test_at_the_start_the_values_stand_for_the_codebooks(setting):
+    made = quantize(small_graph("residual"), recipe=Recipe(codebook=6, **setting))
+    tables = CodebookTables(made.plan, made.quantizers)
+    for weight, book in tables.codebooks().items():
+        expected = made.quantizers.codebooks[weight]
+        assert book.centroids.dtype == expected.centroids.dtype
+        np.testing.assert_allclose(book.centroids, expected.centroids, rtol=1e-6)
+        np.testing.assert_array_equal(book.indices, expected.indices)
+
+
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+def test_the_gradient_is_that_of_finite_differences(granularity):
+    recipe = Recipe(codebook=5, activation_bits=None, granularity=granularity)
+    made = quantize(small_graph("residual"), recipe=recipe)
+    tables = CodebookTables(made.plan, made.quantizers)
+    rng = np.random.default_rng(0)
+    slopes = {w: rng.normal(size=a.shape) for w, a in made.quantizers.weights.items()}
+
+    def loss() -> float:
+        found = made.quantizers.with_codebooks(tables.codebooks())
+        return sum(
+            float((slopes[s.weight] * fake_weight(s, found, found.codebooks[s.weight].scale)).sum())
+            for s in made.plan.layers.values()
+        )
+
+    gradients = tables.gradients(lambda weight: slopes[weight].astype(np.float32))
+    assert gradients.keys() == tables.values.keys()
+    for key, value in tables.values.items():
+        for k in range(value.size):
+            kept, step = value[k], np.float32(0.05)
+            value[k] = kept + step
+            above = loss()
+            value[k] = kept - step
+            slope = (above - loss()) / (2 * step)
+            value[k] = kept
+            assert gradients[key][k] == pytest.approx(slope, rel=1e-3, abs=1e-3)
+
+
+def test_int8_codes_stay_in_their_range():
+    made = quantize(small_graph("residual"), recipe=Recipe(codebook=6))
+    scales = ThresholdScales(
+        made.plan, made.quantizers, {n: (-9.0, 9.0) for n in made.plan.tensors}, codebooks=True
+    )
+    key = next(key for key in scales.values if key.startswith(TABLE))
+    scales.values[key] += 2
+    scales.project()
+    book = scales.quantizers().codebooks[key.removeprefix(TABLE)]
+    assert book.centroids.dtype == np.int8 and (book.centroids == 127).all()
+
+
+def test_tables_come_back_from_a_checkpoint():
+    made = quantize(small_graph("residual"), recipe=Recipe(codebook=6))
+    books = made.quantizers.codebooks
+    name = next(iter(books))
+    found = restored(books, {name: books[name].centroids[::-1].copy()})
+    np.testing.assert_array_equal(found[name].centroids, books[name].centroids[::-1])
+    others = books.keys() - {name}
+    assert all(found[n].centroids is books[n].centroids for n in others)
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[Path, Path, Path]:
+    ir.save(small_graph("residual"), tmp_path / "model.onnx")
+    np.savez(tmp_path / "x.npz", x=images(128))
+    return tmp_path / "model.onnx", tmp_path / "x.npz", tmp_path / "out.onnx"
+
+
+@pytest.mark.parametrize("setting", [FLOAT, {}])
+def test_learning_lowers_the_held_back_error_and_exports_what_it_found(files, setting):
+    model, data, out = files
+    recipe = Recipe(codebook=4, learn=("codebooks",), epochs=8, batch_size=8, lr=0.01, **setting)
+    result = compress(model, data, recipe, out=out)
+    learning = result.figures.learning
+    assert learning["learned_score"] < 0.95 * learning["start_score"]
+    assert result.figures.student_agreement == 1.0
+    feeds = {"x": images(8, seed=5)}
+    np.testing.assert_array_equal(run(ir.load(out), feeds)["y"], run(result.model, feeds)["y"])
+
+
+def test_thresholds_alone_leave_the_centroids(files):
+    model, data, _ = files
+    quick = {"codebook": 4, "epochs": 2, "batch_size": 8}
+    kept = compress(model, data, Recipe(codebook=4, learn=("none",), batch_size=8))
+    found = compress(model, data, Recipe(**quick, learn=("thresholds",)))
+    names = [n for n in kept.model.graph.initializers if n.endswith(".centroids")]
+    assert names
+    for name in names:
+        before, after = (r.model.graph.initializers[name].const_value for r in (kept, found))
+        np.testing.assert_array_equal(before.numpy(), after.numpy())
+
+
+def test_the_trained_weights_are_fed_to_the_student():
+    made = quantize(small_graph("residual"), recipe=Recipe(codebook=6, activation_bits=None))
+    tables = CodebookTables(made.plan, made.quantizers)
+    weight = tables.weights[0]
+    tables.values[TABLE + weight] *= np.float32(1.5)
+    found = made.quantizers.with_codebooks(tables.codebooks())
+    before, after = (student_feeds(made.plan, q, {}) for q in (made.quantizers, found))
+    np.testing.assert_allclose(after[weight], 1.5 * before[weight], rtol=1e-5)
