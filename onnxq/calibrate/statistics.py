@@ -76,4 +76,6 @@ class TensorStatistics:
             np.maximum(self.channel_maximum, maximum, out=self.channel_maximum)
         self.channel_elements += elements
         previous = np.zeros(mean.shape) if self.channel_mean is None else self.channel_mean
-        self.channel_mean = previous + (mean - previous) * (elements / self.channel_elements)
+        # Infinite values have no mean: the result is NaN, which readers must expect.
+        with np.errstate(invalid="ignore"):
+            self.channel_mean = previous + (mean - previous) * (elements / self.channel_elements)

@@ -31,6 +31,9 @@ from onnxq.rewrite.quantizers import (
 )
 from onnxq.rewrite.student import Student
 
+REAL = ".real"
+"""Suffix of a weight or bias as the layer reads it."""
+
 
 def lower_weights(model: ir.Model, student: Student, quantizers: Quantizers) -> None:
     """Replace the student's weight and bias inputs by integer constants, in place.
@@ -90,11 +93,13 @@ def _lower_weight(
 def _lower_bias(
     graph: ir.Graph, spec: LayerSpec, student: Student, quantizers: Quantizers, scale: FloatArray
 ) -> ir.Value:
+    name = bias_name(spec)
+    bias = corrected_bias(spec, quantizers, fake_weight(spec, quantizers, scale))
+    if spec.compute == "weight-only":
+        return add_constant(graph, f"{name}{REAL}", bias)
     source = input_scale(student.plan, quantizers, student.sources[spec.name])
     grid = bias_scale(source, scale)
-    fake = fake_weight(spec, quantizers, scale)
-    codes = quantize_bias(corrected_bias(spec, quantizers, fake), grid)
-    name = bias_name(spec)
+    codes = quantize_bias(bias, grid)
     stored = add_constant(graph, f"{name}.codes", codes.reshape(-1))
     grid_value = add_constant(graph, f"{name}.scale", grid)
     axis = 0 if spec.axis is not None else None
@@ -109,7 +114,7 @@ def _dequantize(graph: ir.Graph, inputs: list[ir.Value], axis: int | None, name:
 
 
 def _replace_input(graph: ir.Graph, value: ir.Value, real: ir.Value) -> None:
-    real.name = f"{value.name}.real"
+    real.name = f"{value.name}{REAL}"
     real.type, real.shape = value.type, value.shape
     value.replace_all_uses_with(real)
     graph.inputs.remove(value)

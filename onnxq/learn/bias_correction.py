@@ -8,11 +8,9 @@ import numpy as np
 
 from onnxq.calibrate.calibrator import Batches, calibrate
 from onnxq.plan.spec import LayerSpec
-from onnxq.rewrite.quantizers import Quantizers, needs_bias, student_feeds
+from onnxq.rewrite.quantizers import CORRECTED, Quantizers, needs_bias, student_feeds
 from onnxq.rewrite.student import Student
 from onnxq.session import Arrays
-
-CORRECTED = ("Conv", "Gemm")
 
 
 class _Fed:
@@ -56,7 +54,7 @@ def _means(
     wanted = list(dict.fromkeys(inputs.values()))
     found = calibrate(student.model, [], _Fed(samples, feeds), batch_size, wanted)
     means = {name: found[tensor].channel_mean for name, tensor in inputs.items()}
-    return {name: mean for name, mean in means.items() if mean is not None}
+    return {n: mean for n, mean in means.items() if mean is not None and np.isfinite(mean).all()}
 
 
 def _input_name(student: Student, spec: LayerSpec) -> str:

@@ -31,6 +31,9 @@ from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 Range = tuple[float, float]
 """(left, width) of an activation's range, real."""
 
+CORRECTED = ("Conv", "Gemm")
+"""Operators whose bias can be corrected for the error of the weights."""
+
 SMALLEST_WIDTH = 1e-8
 """A tensor that is always zero gets this width: safe to divide by."""
 
@@ -44,7 +47,7 @@ class Quantizers:
         thresholds: T by weight name, shape (channels,) or (), the clip bound of the weights;
             not of those in a codebook.
         weights: the float weights by weight name.
-        biases: the float model's biases by layer name, for integer layers with a bias.
+        biases: the float model's biases by layer name, where they are parameters.
         means: the mean of each input channel by layer name, for layers whose bias is
             corrected for the mean error that their quantized weights make.
         codebooks: by weight name, for layers whose plan has one.
@@ -94,8 +97,11 @@ def _spread(bias: FloatArray, channels: int) -> FloatArray:
 
 
 def needs_bias(spec: LayerSpec) -> bool:
-    """Whether the layer's bias is a parameter of the student: on integer kernels only."""
-    return spec.bias is not None and spec.compute == "integer"
+    """Whether the layer's bias is a parameter of the student.
+
+    It is where it is stored as integers, and where it can be corrected.
+    """
+    return spec.bias is not None and (spec.compute == "integer" or spec.op_type in CORRECTED)
 
 
 def _array(value: ir.Value) -> FloatArray:
@@ -150,7 +156,7 @@ def weight_scales(
     for spec in plan.layers.values():
         scale = _start_scale(spec, quantizers)
         bias = quantizers.biases.get(spec.name)
-        if bias is not None:
+        if bias is not None and spec.compute == "integer":
             least = smallest_weight_scale(bias, input_scale(plan, quantizers, sources[spec.name]))
             scale = np.maximum(scale, least.reshape(-1) if spec.axis is not None else least.max())
         scales[spec.weight] = np.maximum(scales.get(spec.weight, scale), scale)
@@ -173,7 +179,10 @@ def fake_weight(spec: LayerSpec, quantizers: Quantizers, scale: FloatArray) -> F
 def student_feeds(
     plan: Plan, quantizers: Quantizers, sources: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """The student's parameter inputs: limits, fake-quantized weights, biases on their grid."""
+    """The student's parameter inputs: limits, fake-quantized weights, biases.
+
+    The biases of integer kernels are on their int32 grid.
+    """
     feeds: dict[str, np.ndarray] = {}
     for tensor in plan.tensors.values():
         values = limits(tensor, quantizers.ranges[tensor.name])
@@ -183,10 +192,11 @@ def student_feeds(
         if spec.weight not in feeds:
             feeds[spec.weight] = fake_weight(spec, quantizers, scales[spec.weight])
         if needs_bias(spec):
-            source = input_scale(plan, quantizers, sources[spec.name])
-            grid = bias_scale(source, scales[spec.weight])
             bias = corrected_bias(spec, quantizers, feeds[spec.weight])
-            feeds[bias_name(spec)] = fake_quant_bias(bias, grid)
+            if spec.compute == "integer":
+                source = input_scale(plan, quantizers, sources[spec.name])
+                bias = fake_quant_bias(bias, bias_scale(source, scales[spec.weight]))
+            feeds[bias_name(spec)] = bias
     return feeds
 
 

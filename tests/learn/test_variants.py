@@ -71,13 +71,15 @@ def test_relu6_is_replaced_only_where_the_held_back_samples_agree(tmp_path):
     assert chosen.name != REPLACE
 
 
+@pytest.mark.parametrize("activation_bits", [8, None])
 @pytest.mark.parametrize("name", ["residual", "depth_wise", "concat", "shared"])
-def test_corrected_biases_bring_the_mean_output_closer(name):
+def test_corrected_biases_bring_the_mean_output_closer(name, activation_bits):
     rng = np.random.default_rng(0)
     x = rng.normal(1, 1, (128, 3, 8, 8)).astype(np.float32)
     teacher = small_graph(name)
     samples = Feeds([{"x": x[i : i + 16]} for i in range(0, 128, 16)])
-    made = quantize(teacher, samples, Recipe(granularity="per-tensor", calibration="max"))
+    recipe = Recipe(granularity="per-tensor", calibration="max", activation_bits=activation_bits)
+    made = quantize(teacher, samples, recipe)
     corrected = correct_biases(made.student, made.quantizers, samples, 16)
     assert corrected.ranges == made.quantizers.ranges
     assert corrected.biases is made.quantizers.biases
@@ -91,10 +93,11 @@ def test_corrected_biases_bring_the_mean_output_closer(name):
     assert off(corrected) < 0.8 * off(made.quantizers)
 
 
-def test_the_export_writes_the_corrected_biases():
+@pytest.mark.parametrize("activation_bits", [8, None])
+def test_the_export_writes_the_corrected_biases(activation_bits):
     x = np.random.default_rng(0).normal(1, 1, (64, 3, 8, 8)).astype(np.float32)
     samples = Feeds([{"x": x}])
-    made = quantize(small_graph("residual"), samples)
+    made = quantize(small_graph("residual"), samples, Recipe(activation_bits=activation_bits))
     corrected = correct_biases(made.student, made.quantizers, samples, 16)
     student = run(bake(made.student, corrected), {"x": x})["y"]
     exported = run(Lowering(made.student, corrected).run(), {"x": x})["y"]
