@@ -41,6 +41,8 @@ RUNS = (
     ("mobilenet", "per-tensor"),
     ("mobilenet", "per-tensor, symmetric"),
     ("darknet", "per-channel"),
+    ("resnet20", "weight-only"),
+    ("darknet", "weight-only"),
 )
 HEADER = (
     "| model | setting | step | top-1 | drop (± s.e.) | agreement | KL | SQNR dB | size | "
