@@ -145,6 +145,8 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(sample_models, unlabel
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        # A shell starts what it puts in the background with Ctrl-C ignored, tests included.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     checkpoint = tmp_path / "o.onnx.onnxq-checkpoint"
