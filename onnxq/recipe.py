@@ -36,6 +36,9 @@ __all__ = [
     "save_recipe",
 ]
 
+METADATA_KEY = "onnxq.recipe"
+"""The key of a model's metadata under which the recipe is kept as JSON."""
+
 
 @dataclass(frozen=True)
 class LayerOverride:

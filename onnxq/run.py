@@ -8,12 +8,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.lower import Lowering
 from onnxq.export.save import add_metadata, model_bytes
-from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.engine.ungradable import ungradable_nodes
 from onnxq.learn.logits import find_logits
 from onnxq.learn.memory import shard_size
@@ -23,14 +24,17 @@ from onnxq.learn.threshold_scales import ThresholdScales
 from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
+from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.regions import SPARED_REASON
 from onnxq.progress import Progress
+from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
-from onnxq.verify.figures import METADATA_KEY, Figures
+from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
+from onnxq.verify.figures import Figures
 from onnxq.verify.shipped import shipped_model
 from onnxq.verify.verify import Exported, verify
 from onnxq.version import VERSION
@@ -101,7 +105,7 @@ class Run:
             "recipe": self.recipe.to_json(),
             "version": VERSION,
         }
-        return Checkpoint(out.with_name(f"{out.name}.onnxq-checkpoint"), identity)
+        return Checkpoint(checkpoint_folder(out), identity)
 
     def prepare(self, folder: Path) -> Variant:
         """The original's outputs, then the best form of the model, calibrated."""
@@ -206,11 +210,12 @@ class Run:
         figures.bias_correction = variant.corrected
         figures.samples, figures.held_back = len(self._samples), len(self._held_back)
         figures.notes = self.notes
-        spared = [s for s in plan.layers.values() if s.reason == SPARED_REASON]
+        spared = sum(spec.reason == SPARED_REASON for spec in plan.layers.values())
         if spared:
             self.notes.append(
-                f"{len(spared)} of {len(plan.layers)} layers run in float with integer weights: "
-                f"{SPARED_REASON.replace(' it,', ' them,')} (--no-spare keeps them in integers)"
+                f"{spared} of {len(plan.layers)} layers run in float with integer weights: 8 bits "
+                "are too few for the tensors around them, as samples showed (--no-spare keeps "
+                "them in integers)"
             )
         self._describe(model, figures)
         if figures.size_after > LITTLE_SMALLER * figures.size_before:
@@ -219,12 +224,12 @@ class Run:
 
     def _describe(self, model: ir.Model, figures: Figures) -> None:
         """Put version, recipe, preprocessing and figures into the model's metadata."""
-        entries = {"onnxq.version": VERSION, "onnxq.recipe": self.recipe.to_json()}
+        entries = {COMPRESSED_KEY: VERSION, RECIPE_KEY: self.recipe.to_json()}
         if self._preprocess is not None:
-            entries["onnxq.preprocess"] = self._preprocess.to_json()
+            entries[PREPROCESS_KEY] = self._preprocess.to_json()
         # The figures hold the size of the file that holds the figures: settle it.
         for _ in range(4):
-            add_metadata(model, {**entries, METADATA_KEY: figures.to_metadata()})
+            add_metadata(model, {**entries, FIGURES_KEY: figures.to_metadata()})
             size = model_bytes(model)
             if size == figures.size_after:
                 break

@@ -12,11 +12,10 @@ from typing import Any
 import click
 
 from onnxq.errors import ModelError, OnnxqError
+from onnxq.learn.checkpoint import checkpoint_folder
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
-
-CHECKPOINT_SUFFIX = ".onnxq-checkpoint"
 
 
 class SentenceGroup(click.Group):
@@ -43,7 +42,7 @@ def stopped_sentence(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        checkpoint = out.with_name(out.name + CHECKPOINT_SUFFIX)
+        checkpoint = checkpoint_folder(out)
         kept = f"run the same command with --resume to go on from {checkpoint}"
         rest = kept if checkpoint.exists() else "nothing was written"
         click.echo(f"\nstopped; {rest}", err=True)

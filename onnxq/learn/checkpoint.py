@@ -16,6 +16,11 @@ STATE = "state.npz"
 IDENTITY = "identity"
 
 
+def checkpoint_folder(out: Path) -> Path:
+    """Where the state of the run that writes `out` is kept: beside it."""
+    return out.with_name(f"{out.name}.onnxq-checkpoint")
+
+
 class Checkpoint:
     """A folder that holds the newest state of one run.
 

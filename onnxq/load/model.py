@@ -137,13 +137,18 @@ def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
         ) from error
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """The error at the bottom of a chain of causes: the one that names the thing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except ir.serde.SerdeError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = first_cause(error)
         raise ModelError(
             f'The model "{name}" holds something that can\'t be represented '
             f"({str(cause).splitlines()[0].rstrip('.')}); check it with onnx.checker."

@@ -11,18 +11,19 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
+from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.numerics.packing import bits_per_index
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
 from onnxq.plan.codebooks import codebook_bytes
+from onnxq.plan.operators import WEIGHT_OPERATORS
 from onnxq.plan.spec import LayerSpec
+from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
 from onnxq.report.stored import stored_weight
 from onnxq.verify.figures import METADATA_KEY, Figures
-from onnxq.verify.opened import RECIPE_KEY, VERSION_KEY, OpenedModel, open_model
-
-PREPROCESS_KEY = "onnxq.preprocess"
-_WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+from onnxq.verify.opened import OpenedModel, open_model
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _compressed(opened: OpenedModel) -> Inspection:
     preprocess = metadata.get(PREPROCESS_KEY)
     return dataclasses.replace(
         inspection,
-        version=metadata[VERSION_KEY],
+        version=metadata[COMPRESSED_KEY],
         recipe=Recipe.from_json(metadata[RECIPE_KEY]) if RECIPE_KEY in metadata else None,
         preprocess=None if preprocess is None else json.loads(preprocess),
         figures=figures,
@@ -169,7 +170,7 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
     left_alone = {} if figures is None else figures.left_alone
     rows = []
     for node in model.graph:
-        if node.op_type not in _WEIGHT_OPERATORS or len(node.inputs) < 2:
+        if node.op_type not in WEIGHT_OPERATORS or len(node.inputs) < 2:
             continue
         name = str(node.name)
         stored = stored_weight(node.inputs[1])

@@ -17,11 +17,12 @@ from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import make_plan
 from onnxq.progress import Progress, Silent
+from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
 from onnxq.verify.figures import METADATA_KEY, Figures
 from onnxq.verify.kernels import INTEGER_KERNELS
 from onnxq.verify.layer_noise import LayerNoise
-from onnxq.verify.opened import RECIPE_KEY, OpenedModel, common_inputs, open_model
+from onnxq.verify.opened import OpenedModel, common_inputs, open_model
 from onnxq.verify.pairing import PairedLayer, pair_layers
 
 SAMPLES = 256

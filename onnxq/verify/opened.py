@@ -13,10 +13,8 @@ from onnxq.data.inputs import InputSpec
 from onnxq.errors import DataError, ModelError
 from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
-from onnxq.load.model import runnable
+from onnxq.load.model import first_cause, runnable
 from onnxq.session import Arrays, open_session
-
-VERSION_KEY, RECIPE_KEY = COMPRESSED_KEY, "onnxq.recipe"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class OpenedModel:
     @property
     def is_compressed(self) -> bool:
         """Whether onnxq wrote the file."""
-        return VERSION_KEY in self.metadata
+        return COMPRESSED_KEY in self.metadata
 
 
 def open_model(path: Path) -> OpenedModel:
@@ -62,9 +60,7 @@ def open_model(path: Path) -> OpenedModel:
             f"The model '{path}' can't be read ({reason}); give the path of an ONNX file."
         ) from error
     except ir.serde.SerdeError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = first_cause(error)
         raise ModelError(
             f"The model '{path}' holds something that can't be represented "
             f"({str(cause).split('.')[0]}); export it with tensors as inputs and outputs."
