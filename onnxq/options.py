@@ -11,9 +11,13 @@ from onnxq.errors import RecipeError
 
 Granularity = Literal["per-channel", "per-tensor"]
 Calibration = Literal["max", "mse", "aciq", "kl", "percentile"]
-Learn = Literal["none", "thresholds", "codebooks", "auto"]
+Learn = Literal["none", "thresholds", "codebooks", "float-layers", "biases", "auto"]
 Target = Literal["cpu", "cpu-avx2"]
 
+AUTO = "auto"
+"""A count of centroids for each layer, found by a search."""
+OFF = "off"
+"""No codebook, whatever a recipe or its layers say otherwise."""
 NONE = "none"
 """How `activation_bits = None` is spelt in TOML, which has no null."""
 
@@ -30,9 +34,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "keep_float": (False, True),
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
-POSITIVE = ("max_minutes", "lr")
-BETWEEN: dict[str, tuple[int, int]] = {"codebook": (2, 256)}
+POSITIVE = ("max_minutes", "lr", "max_drop")
+BETWEEN: dict[str, tuple[int, int]] = {"codebook": (2, 256), "bias_centroids": (1, 256)}
 """Counts of centroids: an index has at most 8 bits."""
+WORDS: dict[str, tuple[str, ...]] = {"codebook": (AUTO, OFF)}
+"""Words that may stand for a number."""
 
 
 def check_option(name: str, value: Any, where: str = "") -> None:
@@ -77,11 +83,15 @@ def _expected(name: str, value: Any) -> str | None:
         return None if fits else f"a whole number of at least {LEAST[name]}"
     if name in BETWEEN:
         low, high = BETWEEN[name]
-        fits = type(value) is int and low <= value <= high
-        return None if fits else f"a whole number from {low} to {high}"
+        words = WORDS.get(name, ())
+        fits = value in words or (type(value) is int and low <= value <= high)
+        return None if fits else " or ".join([f"a whole number from {low} to {high}", *words])
     if name in POSITIVE:
         fits = type(value) in (int, float) and 0 < value < float("inf")
         return None if fits else "a number above 0"
+    if name == "max_size":
+        fits = (type(value) is float and 0 < value < 1) or (type(value) is int and value > 1)
+        return None if fits else "a ratio between 0 and 1, or a whole number of bytes"
     if name == "learn":
         allowed = get_args(Learn)
         fits = isinstance(value, tuple) and bool(value) and all(e in allowed for e in value)

@@ -14,7 +14,9 @@ import tomli_w
 
 from onnxq.errors import OutputError, RecipeError
 from onnxq.options import (
+    AUTO,
     NONE,
+    OFF,
     Calibration,
     Granularity,
     Learn,
@@ -51,7 +53,7 @@ class LayerOverride:
         keep_float: whether the layer is not quantized at all.
         symmetric: as in `Recipe`, for the layer's output.
         calibration: as in `Recipe`, for the layer's output.
-        codebook: as in `Recipe`.
+        codebook: number of centroids, or 'off' for codes.
     """
 
     pattern: str
@@ -60,7 +62,7 @@ class LayerOverride:
     keep_float: bool | None = None
     symmetric: bool | None = None
     calibration: Calibration | None = None
-    codebook: int | None = None
+    codebook: int | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str) or not self.pattern:
@@ -83,6 +85,12 @@ class LayerOverride:
             )
         for name in given:
             check_option(name, getattr(self, name), f"of the layers '{self.pattern}' ")
+        if self.codebook == AUTO:
+            raise RecipeError(
+                f"The option 'codebook' of the layers '{self.pattern}' is 'auto', which chooses "
+                "over all layers; give a number, or 'off', and set 'codebook' of the recipe to "
+                "'auto'."
+            )
 
     def matches(self, node_name: str, op_type: str) -> bool:
         """Whether the pattern covers this node."""
@@ -101,7 +109,9 @@ class Recipe:
         granularity: one weight scale per output channel, or one per tensor.
         symmetric: whether activation ranges are symmetric about zero.
         calibration: how clip thresholds start.
-        codebook: centroids of each layer's weights, 2 to 256; None stores the weights' codes.
+        codebook: centroids of each layer's weights, 2 to 256, or 'auto' for a count per layer;
+            None, or 'off', stores the weights' codes.
+        bias_centroids: centroids of each layer's biases, 1 to 256; None leaves them as they are.
         learn: what is trained.
         equalize: whether channel ranges are equalized across layers where that helps.
         bias_correction: whether biases are corrected where that helps.
@@ -111,6 +121,10 @@ class Recipe:
         lr: the learning rate; None means the method's own.
         exclude: globs of node names or op types that stay float.
         target: what the export is for.
+        max_drop: search settings per layer for the smallest model whose estimated drop is at
+            most so many points (of the outputs' RMSE in percent for other models).
+        max_size: search settings per layer for the best model of at most so many bytes, or of
+            this ratio of the original's.
         seed: of every random choice.
         layers: settings of single layers; where several match, later ones win.
 
@@ -125,7 +139,8 @@ class Recipe:
     granularity: Granularity = "per-channel"
     symmetric: bool = False
     calibration: Calibration = "mse"
-    codebook: int | None = None
+    codebook: int | str | None = None
+    bias_centroids: int | None = None
     learn: tuple[Learn, ...] = ("auto",)
     equalize: bool = True
     bias_correction: bool = True
@@ -135,6 +150,8 @@ class Recipe:
     lr: float | None = None
     exclude: tuple[str, ...] = ()
     target: Target = "cpu"
+    max_drop: float | None = None
+    max_size: float | int | None = None
     seed: int = 0
     layers: tuple[LayerOverride, ...] = ()
 
@@ -148,12 +165,17 @@ class Recipe:
                 raise RecipeError(f"The option 'layers' holds '{layer}'; expected 'LayerOverride'.")
         _check_contradictions(self)
 
+    @property
+    def searches(self) -> bool:
+        """Whether the settings of each layer are searched for."""
+        return self.codebook == AUTO or self.max_drop is not None or self.max_size is not None
+
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:
         """The settings of one layer, merged: of `layers` the later ones, `exclude` over all.
 
         What no pattern sets is the recipe's own value. A layer to keep in float has
         `keep_float` True and nothing else; for any other one every field has a value, but
-        for `codebook` where there is none.
+        for `codebook` where there is none ('off' and 'auto' among them).
         """
         merged: dict[str, Any] = {
             "weight_bits": self.weight_bits,
@@ -170,6 +192,8 @@ class Recipe:
                 merged |= given
         if keep_float or any(matches(each, node_name, op_type) for each in self.exclude):
             return LayerOverride(pattern=node_name or op_type, keep_float=True)
+        if merged["codebook"] in (AUTO, OFF):
+            merged["codebook"] = None
         return LayerOverride(**{**merged, "pattern": node_name or op_type, "keep_float": False})
 
     def patterns(self) -> tuple[str, ...]:
@@ -252,8 +276,9 @@ def recipe_from_fields(fields: Mapping[str, Any], where: str) -> Recipe:
             options[name] = (value,) if isinstance(value, str) else tuple(value)
     if options.get("activation_bits") == NONE:
         options["activation_bits"] = None
-    if type(options.get("max_minutes")) is int:
-        options["max_minutes"] = float(options["max_minutes"])
+    for name in ("max_minutes", "max_drop"):
+        if type(options.get(name)) is int:
+            options[name] = float(options[name])
     return Recipe(**options)
 
 
@@ -311,6 +336,7 @@ def _check_contradictions(recipe: Recipe) -> None:
             "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
             "recipe or of some of its 'layers'."
         )
+    _check_search(recipe)
     if recipe.activation_bits is None and recipe.symmetric:
         raise RecipeError(
             "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
@@ -325,5 +351,21 @@ def _check_contradictions(recipe: Recipe) -> None:
                 )
 
 
+def _check_search(recipe: Recipe) -> None:
+    """Raises RecipeError where a search has two goals, or nothing to search."""
+    if recipe.max_drop is not None and recipe.max_size is not None:
+        raise RecipeError(
+            "The options 'max_drop' and 'max_size' are two goals of one search; give one of them."
+        )
+    goal = "max_drop" if recipe.max_drop is not None else "max_size"
+    if recipe.searches and isinstance(recipe.codebook, int):
+        raise RecipeError(
+            f"The options 'codebook' = '{recipe.codebook}' and '{goal}' contradict each other, "
+            "since a search chooses the count of each layer; set 'codebook' to 'auto', or leave "
+            "it out."
+        )
+
+
 def _has_codebook(recipe: Recipe) -> bool:
-    return recipe.codebook is not None or any(each.codebook for each in recipe.layers)
+    counts = (recipe.codebook, *(each.codebook for each in recipe.layers))
+    return recipe.searches or any(isinstance(count, int) for count in counts)

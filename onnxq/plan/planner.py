@@ -100,7 +100,7 @@ def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
         compute="weight-only" if reason else "integer",
         reason=reason,
         parameters=int(np.prod(array.shape)),
-        codebook=override.codebook,
+        codebook=override.codebook if isinstance(override.codebook, int) else None,
     )
 
 

@@ -1,0 +1,130 @@
+"""Cut a graph in two: what some nodes or inputs can reach, and everything before it.
+
+Whatever changes is fed or trained in the suffix; the prefix gives the same values each time
+and is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two parts of a graph; run one after the other they give what the whole gives.
+
+    Attributes:
+        prefix: from the model's inputs to the cut; None where the suffix is the whole.
+        suffix: from the cut, and the inputs that it still reads, to the model's outputs.
+        cut: names of the values that the prefix gives and the suffix takes, in graph order.
+    """
+
+    prefix: ir.Model | None
+    suffix: ir.Model
+    cut: tuple[str, ...]
+
+
+def split(model: ir.Model, seeds: Collection[str]) -> Split:
+    """The model cut before everything that the seeds reach.
+
+    Args:
+        model: a graph without sub-graphs that read its values; it isn't changed.
+        seeds: names of nodes, or of graph inputs whose readers are meant.
+    """
+    reached = reach(model.graph, seeds)
+    cut = _cut(model.graph, reached)
+    names = tuple(str(value.name) for value in cut)
+    return Split(_prefix(model, names) if names else None, _suffix(model, reached, names), names)
+
+
+def reach(graph: ir.Graph, seeds: Collection[str]) -> set[str]:
+    """Names of the seed nodes, of the readers of seed inputs, and of all that depends on them."""
+    wanted = set(seeds)
+    changed = {value for value in graph.inputs if value.name in wanted}
+    found: set[str] = set()
+    for node in graph:
+        if node.name in wanted or any(value in changed for value in _reads(node)):
+            found.add(str(node.name))
+            changed.update(node.outputs)
+    return found
+
+
+def _reads(node: ir.Node) -> Iterable[ir.Value]:
+    """The values that a node reads, its sub-graphs included."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph():
+                yield from _reads(inner)
+
+
+def _cut(graph: ir.Graph, reached: Collection[str]) -> list[ir.Value]:
+    """The values that nodes of the suffix, or its outputs, take from nodes of the prefix."""
+    wanted = {v for node in graph if node.name in reached for v in _reads(node)}
+    wanted.update(value for value in graph.outputs)
+    before = [node for node in graph if node.name not in reached]
+    return [value for node in before for value in node.outputs if value in wanted]
+
+
+def _prefix(model: ir.Model, names: Collection[str]) -> ir.Model:
+    copy = model.clone(deep_copy=False)
+    values = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(values[name] for name in names)
+    needed = _ancestors(copy.graph.outputs)
+    for node in reversed(list(copy.graph)):
+        if node not in needed:
+            copy.graph.remove(node, safe=True)
+    _drop_unused(copy.graph)
+    return copy
+
+
+def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
+    found: set[ir.Node] = set()
+    waiting = [node for value in values if (node := value.producer()) is not None]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            producers = (value.producer() for value in _reads(node))
+            waiting.extend(each for each in producers if each is not None)
+    return found
+
+
+def _suffix(model: ir.Model, reached: Collection[str], names: Collection[str]) -> ir.Model:
+    copy = model.clone(deep_copy=False)
+    graph = copy.graph
+    for node in list(graph):
+        for value in node.outputs if node.name not in reached else ():
+            if value.name in names:
+                _as_input(graph, value)
+    for node in reversed(list(graph)):
+        if node.name not in reached:
+            graph.remove(node, safe=True)
+    _drop_unused(graph)
+    return copy
+
+
+def _as_input(graph: ir.Graph, value: ir.Value) -> None:
+    """Let the readers of a value, the graph's outputs among them, read an input of that name."""
+    fresh = ir.Value(name=value.name, type=value.type, shape=value.shape)
+    value.name = f"{value.name}.before"
+    value.replace_all_uses_with(fresh)
+    for i, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[i] = fresh
+    graph.inputs.append(fresh)
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    """Remove the initializers and inputs that nothing reads any more."""
+    used = {v for node in graph for v in _reads(node)} | set(graph.outputs)
+    for name, value in list(graph.initializers.items()):
+        if value not in used:
+            del graph.initializers[name]
+    for value in list(graph.inputs):
+        if value not in used:
+            graph.inputs.remove(value)
