@@ -1,0 +1,1 @@
+"""Settings of each layer, found by what each costs the outputs: sweep, allocation, search."""

@@ -1,0 +1,119 @@
+"""What a sweep gives: the effect of each setting of each layer, alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from onnxq.options import OFF
+from onnxq.recipe import LayerOverride
+
+Measure = Literal["kl", "error"]
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """How the weights of one layer are stored; with neither, they stay float.
+
+    Attributes:
+        codebook: number of centroids, or None.
+        weight_bits: width of a code, or None.
+    """
+
+    codebook: int | None = None
+    weight_bits: int | None = None
+
+    @property
+    def label(self) -> str:
+        """`K=16`, `8 bits` or `float`."""
+        if self.codebook is not None:
+            return f"K={self.codebook}"
+        return "float" if self.weight_bits is None else f"{self.weight_bits} bits"
+
+    def override(self, layer: str) -> LayerOverride:
+        """The setting of one layer as a recipe has it."""
+        pattern = re.sub(r"([*?\[])", r"[\1]", layer)
+        if self.codebook is not None:
+            return LayerOverride(pattern, codebook=self.codebook)
+        if self.weight_bits is not None:
+            return LayerOverride(pattern, weight_bits=self.weight_bits, codebook=OFF)
+        return LayerOverride(pattern, keep_float=True)
+
+
+FLOAT = Setting()
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one setting of one layer does, all other layers as they are.
+
+    Attributes:
+        size: bytes that the weights take in the file.
+        error: what adds up over layers, see `SweepTable.measure`.
+        drop: mean of p_T(c_T) - p_T(c_S), percentage points; None without decisions.
+        drop_error: one standard error of it.
+    """
+
+    size: int
+    error: float
+    drop: float | None = None
+    drop_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One weight and the effects of its settings.
+
+    Attributes:
+        layers: names of the nodes that read the weight; the first one names the row.
+        parameters: number of weights.
+        effects: by setting.
+    """
+
+    layers: tuple[str, ...]
+    parameters: int
+    effects: Mapping[Setting, Effect]
+
+    @property
+    def name(self) -> str:
+        """The first layer's name."""
+        return self.layers[0]
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """The rows of a sweep, in graph order.
+
+    Attributes:
+        rows: one per weight.
+        measure: "kl", the mean KL(teacher || student) in nats, or "error", the relative
+            squared error of the compared outputs where they are no decisions.
+        samples: number of samples that each setting was tried on.
+    """
+
+    rows: tuple[Row, ...]
+    measure: Measure
+    samples: int
+
+    def to_fields(self) -> dict[str, Any]:
+        """The table as JSON holds it."""
+        return {
+            "measure": self.measure,
+            "samples": self.samples,
+            "layers": [
+                {
+                    "layers": list(row.layers),
+                    "parameters": row.parameters,
+                    "settings": [
+                        {"setting": setting.label, "codebook": setting.codebook,
+                         "weight_bits": setting.weight_bits, "bytes": effect.size,
+                         "error": effect.error, "drop": effect.drop,
+                         "drop_error": effect.drop_error}
+                        for setting, effect in row.effects.items()
+                    ],
+                }
+                for row in self.rows
+            ],
+        }  # fmt: skip
