@@ -52,6 +52,7 @@ class Variant:
         held_back: the judge.
         score: the held-back relative RMSE of the numbers.
         corrected: whether the biases of the numbers are corrected.
+        spared: names of tensors left float because 8 bits are too few for them.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Variant:
     held_back: HeldBack
     score: float
     corrected: bool = False
+    spared: frozenset[str] = frozenset()
 
     def score_of(self, quantizers: Quantizers) -> float:
         """The held-back score of other numbers."""
@@ -113,11 +115,11 @@ class Variants:
     def _statistics(
         self, model: ir.Model, plan: Plan, known: dict[str, TensorStatistics]
     ) -> dict[str, TensorStatistics]:
-        """Those of the plan's tensors: known ones, and a further pass for others."""
+        """Known ones, and by a further pass those of the plan's other tensors."""
         missing = [name for name in plan.tensors if name not in known]
-        if missing:
-            known = known | self._calibrate("calibrate, more tensors", model, missing, [])
-        return {name: known[name] for name in plan.tensors}
+        if not missing:
+            return known
+        return known | self._calibrate("calibrate, more tensors", model, missing, [])
 
     def spared(self, variant: Variant) -> Variant:
         """The variant with some tensors left float, where its outputs are too far off.
@@ -148,11 +150,19 @@ class Variants:
         return next(each for each in found if each.score <= enough)
 
     def _with_float(self, variant: Variant, names: frozenset[str]) -> Variant:
+        return self.rebuilt(replace(variant, spared=names), self._recipe)
+
+    def rebuilt(self, variant: Variant, recipe: Recipe) -> Variant:
+        """The same form of the model with other settings of its layers.
+
+        What the calibration found is used again; only tensors that it has not seen are.
+        """
         model = variant.model
         infinite = frozenset(n for n, s in variant.statistics.items() if not s.finite)
-        plan = make_plan(model, self._recipe, infinite, names)
+        plan = make_plan(model, recipe, infinite, variant.spared)
         statistics = self._statistics(model, plan, variant.statistics)
-        return self.corrected(self._rewrite(variant.name, model, plan, statistics))
+        made = self._rewrite(variant.name, model, plan, statistics)
+        return self.corrected(replace(made, spared=variant.spared))
 
     def corrected(self, variant: Variant) -> Variant:
         """The variant with corrected biases, where the recipe and the held-back samples agree."""
