@@ -99,9 +99,9 @@ class SessionPool:
         self._sessions = [open_session(data) for _ in range(self.workers)]
         self.outputs = list(outputs or (o.name for o in self._sessions[0].get_outputs()))
 
-    def run(self, feeds: Feeds) -> Arrays:
-        """The outputs for one batch, by name."""
-        return self._run(0, feeds)
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
+        """The outputs for one batch, or some of them, by name; several threads may call it."""
+        return self._run(0, feeds, outputs)
 
     def map(self, batches: Iterable[Feeds]) -> Iterator[Arrays]:
         """The outputs of each batch, in the order of the batches, a few batches ahead."""
@@ -122,9 +122,10 @@ class SessionPool:
             for _, future in pending:
                 yield future.result()
 
-    def _run(self, worker: int, feeds: Feeds) -> Arrays:
-        values = self._sessions[worker].run(self.outputs, dict(feeds))
-        return dict(zip(self.outputs, values, strict=True))
+    def _run(self, worker: int, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
+        names = self.outputs if outputs is None else outputs
+        values = self._sessions[worker].run(names, dict(feeds))
+        return dict(zip(names, values, strict=True))
 
 
 def _bytes_or_model(model: ir.Model) -> ir.Model | bytes:

@@ -56,7 +56,7 @@ def build_student(teacher: ir.Model, plan: Plan) -> Student:
     for spec in plan.tensors.values():
         _insert_fake_quant(graph, values[spec.name], spec, plan)
     for layer in plan.layers.values():
-        _free_parameters(graph, layer)
+        free_parameters(graph, layer)
     _add_functions(model, plan)
     graph.sort()
     return Student(model, plan, sources)
@@ -123,7 +123,7 @@ def _reads_codes(reader: ir.Node, index: int, plan: Plan) -> bool:
     return name in plan.integer_nodes or (index == 0 and name in plan.moves)
 
 
-def _free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
+def free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
     """Turn the layer's weight, and its bias on integer kernels, into graph inputs."""
     node = graph.node(spec.name)
     weight = node.inputs[1]

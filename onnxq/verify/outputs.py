@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
-from onnxq.session import Arrays, SessionPool
-from onnxq.verify.distributions import (
+from onnxq.numerics.distributions import (
     confidence_drop,
     kl_divergence,
     log_probabilities,
     look_like_probabilities,
 )
+from onnxq.session import Arrays, SessionPool
 from onnxq.verify.noise import Noise
 
 BATCH_SIZE = 16

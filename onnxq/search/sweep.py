@@ -1,0 +1,269 @@
+"""The effect of every setting of every layer, each layer alone and all others as they are.
+
+What comes before a layer is computed once for all its settings; each candidate runs only what
+its weight can reach. Float64 sums of fixed micro-batches are added in their order: any number
+of cores gives the same table.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+import psutil
+
+from onnxq.data.samples import Samples
+from onnxq.errors import DataError, ModelError
+from onnxq.learn.logits import find_logits
+from onnxq.learn.teacher import MICRO_BATCH, expose
+from onnxq.normalise.sweep_dead import SweepDead
+from onnxq.plan.spec import LayerSpec, Plan
+from onnxq.progress import Progress, Silent
+from onnxq.rewrite.quantizers import Quantizers
+from onnxq.rewrite.student import Student
+from onnxq.search.candidates import Candidates
+from onnxq.search.effects import Floats, Judge
+from onnxq.search.suffix import Suffix
+from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
+from onnxq.session import Arrays, SessionPool, available_cores
+
+SAMPLES = 256
+"""Samples used at most: one standard error of a drop is then a fraction of a point."""
+
+LEAST_SAMPLES = 2
+"""A standard error needs two."""
+
+FREE_SHARE = 4
+"""A group's sessions may take one part in so many of the free memory, and so may a chunk."""
+
+SESSION_COPIES = 2
+"""Times that a session holds its weights: as they are, and packed for its kernels."""
+
+DENSE_BYTES = 12
+"""Bytes for each weight of a candidate in the making, about."""
+
+
+def sweep(
+    model: ir.Model,
+    student: Student,
+    quantizers: Quantizers,
+    samples: Samples,
+    *,
+    batch_size: int = MICRO_BATCH,
+    limit: int = SAMPLES,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> SweepTable:
+    """Try every setting of every weight on the float model, one weight at a time.
+
+    Args:
+        model: the normalised float model; it isn't changed.
+        student: its student, whose plan names the layers.
+        quantizers: the student's numbers; thresholds and mean inputs are read.
+        samples: unlabelled samples, best those that nothing is learned on.
+        batch_size: samples in one run, where the model doesn't fix it.
+        limit: how many samples are used at most.
+        progress: told how many runs are done.
+        workers: threads; None means one per core. The result does not depend on it.
+
+    Raises:
+        ModelError: the plan has no layer.
+        DataError: there are too few samples.
+    """
+    groups = by_weight(student.plan)
+    if not groups:
+        raise ModelError("the model has no layer to try: every one is left in float")
+    names = find_logits(model)
+    compared = expose(model, names)
+    SweepDead()(compared)
+    trials = [
+        Trial(Candidates(student, quantizers, group), Suffix(compared, group)) for group in groups
+    ]
+    run = Sweep(compared, trials, _chosen(samples, limit), batch_size)
+    return run.table(progress or Silent(), workers or available_cores())
+
+
+def by_weight(plan: Plan) -> list[tuple[LayerSpec, ...]]:
+    """The layers of each weight, in graph order."""
+    groups: dict[str, list[LayerSpec]] = {}
+    for spec in plan.layers.values():
+        groups.setdefault(spec.weight, []).append(spec)
+    return [tuple(group) for group in groups.values()]
+
+
+def _chosen(samples: Samples, limit: int) -> Samples:
+    """At most so many samples, in whole batches where the model fixes the batch."""
+    group = samples.batch or 1
+    count = min(limit, len(samples)) // group * group or min(group, len(samples))
+    if count < max(LEAST_SAMPLES, group):
+        raise DataError(
+            f"{len(samples)} samples are too few to try settings on; give at least "
+            f"{max(LEAST_SAMPLES, group)} that nothing is learned on"
+        )
+    return samples.take(count)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One weight under trial.
+
+    Attributes:
+        candidates: its settings.
+        suffix: what it can reach.
+        sums: by setting, what each batch contributed so far, in order.
+    """
+
+    candidates: Candidates
+    suffix: Suffix
+    sums: dict[Setting, list[Floats]] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes between `open` and `close`, about."""
+        indices = self.candidates.layers[0].parameters * len(self.candidates.settings)
+        return SESSION_COPIES * self.suffix.nbytes + indices
+
+    def open(self) -> None:
+        """Find the codebooks and open the session."""
+        self.candidates.fit()
+        self.suffix.open()
+
+    def close(self) -> None:
+        """Let go of both."""
+        self.candidates.forget()
+        self.suffix.close()
+
+    def run(self, setting: Setting, batches: Sequence[Arrays], judge: Judge) -> list[Floats]:
+        """What each of some batches contributes under one setting."""
+        parameters = self.candidates.parameters(setting)
+        return [judge.sums(batch, self.suffix.run(parameters, batch)) for batch in batches]
+
+
+class Sweep:
+    """Runs trials: weights in groups and batches in chunks, as many as the memory holds.
+
+    A candidate is made once for each chunk, and the teacher runs once for each group.
+
+    Args:
+        teacher: the float model whose outputs are the compared tensors.
+        trials: one for each weight.
+        samples: what they are tried on.
+        batch_size: samples in one run.
+    """
+
+    def __init__(
+        self, teacher: ir.Model, trials: Sequence[Trial], samples: Samples, batch_size: int
+    ) -> None:
+        self._trials, self._samples = trials, samples
+        self._batch_size = samples.batch or batch_size
+        self._compared = [str(value.name) for value in teacher.graph.outputs]
+        given = {value.name for value in teacher.graph.inputs}
+        cuts = [name for trial in trials for name in trial.suffix.inputs if name not in given]
+        # One graph for all groups: which tensors are its outputs decides what is fused.
+        self._tensors = list(dict.fromkeys([*self._compared, *cuts]))
+        self._session = SessionPool(expose(teacher, self._tensors), workers=1)
+        self._budget = psutil.virtual_memory().available // FREE_SHARE
+        self._judge: Judge | None = None
+
+    def table(self, progress: Progress, workers: int) -> SweepTable:
+        """Try everything; the rows are in graph order."""
+        largest = max(trial.candidates.layers[0].parameters for trial in self._trials)
+        workers = min(workers, max(1, self._budget // (DENSE_BYTES * largest)))
+        executor = ThreadPoolExecutor(workers)
+        batches = -(-len(self._samples) // self._batch_size)
+        settings = sum(len(trial.candidates.settings) for trial in self._trials)
+        progress.start("try each layer alone", settings * batches)
+        try:
+            self._try_all(executor, workers, progress)
+        finally:
+            # After Ctrl-C, what has not begun never will.
+            executor.shutdown(cancel_futures=True)
+        progress.finish()
+        assert self._judge is not None
+        rows = tuple(self._row(trial, self._judge) for trial in self._trials)
+        return SweepTable(rows, self._judge.measure, len(self._samples))
+
+    def _try_all(self, executor: ThreadPoolExecutor, workers: int, progress: Progress) -> None:
+        done = 0
+        for group in self._groups():
+            for opened in [executor.submit(trial.open) for trial in group]:
+                opened.result()
+            for chunk in self._chunks(executor, workers, group):
+                for trial, setting, future in self._submit(executor, group, chunk):
+                    trial.sums.setdefault(setting, []).extend(future.result())
+                    done += len(chunk)
+                    progress.at(done, trial.candidates.layers[0].name)
+            for trial in group:
+                trial.close()
+
+    def _groups(self) -> Iterator[list[Trial]]:
+        """Neighbouring trials whose sessions and codebooks fit the budget, one at least."""
+        group: list[Trial] = []
+        for trial in self._trials:
+            if group and sum(each.nbytes for each in [*group, trial]) > self._budget:
+                yield group
+                group = []
+            group.append(trial)
+        yield group
+
+    def _chunks(
+        self, executor: ThreadPoolExecutor, workers: int, group: Sequence[Trial]
+    ) -> Iterator[list[Arrays]]:
+        """The tensors that a group reads, as many batches at once as fit the budget."""
+        needed = {name for trial in group for name in trial.suffix.inputs} | set(self._compared)
+        wanted = [name for name in self._tensors if name in needed]
+        chunk: list[Arrays] = []
+        size = 0
+        for batch in self._teacher_batches(executor, workers, wanted):
+            tensors = {name: array for name, array in batch.items() if name in needed}
+            chunk.append(tensors)
+            size += sum(array.nbytes for array in tensors.values())
+            if size > self._budget:
+                yield chunk
+                chunk, size = [], 0
+        if chunk:
+            yield chunk
+
+    def _teacher_batches(
+        self, executor: ThreadPoolExecutor, workers: int, wanted: Sequence[str]
+    ) -> Iterator[Arrays]:
+        """Inputs and tensors of the float model, batch by batch, a few batches ahead."""
+        pending: deque[tuple[Arrays, Future[Arrays]]] = deque()
+
+        def next_batch() -> Arrays:
+            feeds, future = pending.popleft()
+            return {**feeds, **future.result()}
+
+        for feeds in self._samples.batches(self._batch_size):
+            pending.append((feeds, executor.submit(self._session.run, feeds, wanted)))
+            if len(pending) > workers:
+                yield next_batch()
+        while pending:
+            yield next_batch()
+
+    def _submit(
+        self, executor: ThreadPoolExecutor, group: Sequence[Trial], chunk: list[Arrays]
+    ) -> list[tuple[Trial, Setting, Future[list[Floats]]]]:
+        if self._judge is None:
+            count = min(self._batch_size, len(self._samples))
+            self._judge = Judge(self._compared, chunk[0], count)
+        return [
+            (trial, setting, executor.submit(trial.run, setting, chunk, self._judge))
+            for trial in group
+            for setting in trial.candidates.settings
+        ]
+
+    def _row(self, trial: Trial, judge: Judge) -> Row:
+        candidates = trial.candidates
+        count = len(self._samples)
+        effects = {
+            setting: judge.effect(sum(trial.sums[setting][1:], trial.sums[setting][0]), count, size)
+            for setting, size in candidates.settings.items()
+        }
+        drop = 0.0 if judge.measure == "kl" else None
+        effects[FLOAT] = Effect(candidates.float_size, 0.0, drop, drop)
+        names = tuple(spec.name for spec in candidates.layers)
+        return Row(names, candidates.layers[0].parameters, effects)
