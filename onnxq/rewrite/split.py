@@ -112,10 +112,10 @@ def _as_input(graph: ir.Graph, value: ir.Value) -> None:
     """Let the readers of a value, the graph's outputs among them, read an input of that name."""
     fresh = ir.Value(name=value.name, type=value.type, shape=value.shape)
     value.name = f"{value.name}.before"
-    value.replace_all_uses_with(fresh)
     for i, output in enumerate(graph.outputs):
         if output is value:
             graph.outputs[i] = fresh
+    value.replace_all_uses_with(fresh)
     graph.inputs.append(fresh)
 
 

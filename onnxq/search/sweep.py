@@ -19,7 +19,6 @@ from onnxq.data.samples import Samples
 from onnxq.errors import DataError, ModelError
 from onnxq.learn.logits import find_logits
 from onnxq.learn.teacher import MICRO_BATCH, expose
-from onnxq.normalise.sweep_dead import SweepDead
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.rewrite.quantizers import Quantizers
@@ -70,15 +69,16 @@ def sweep(
         workers: threads; None means one per core. The result does not depend on it.
 
     Raises:
-        ModelError: the plan has no layer.
+        ModelError: the plan has no layer, or the model no float output.
         DataError: there are too few samples.
     """
     groups = by_weight(student.plan)
     if not groups:
         raise ModelError("the model has no layer to try: every one is left in float")
     names = find_logits(model)
+    if not names:
+        raise ModelError("the model has no float output, so that nothing can be compared")
     compared = expose(model, names)
-    SweepDead()(compared)
     trials = [
         Trial(Candidates(student, quantizers, group), Suffix(compared, group)) for group in groups
     ]
