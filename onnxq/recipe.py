@@ -367,5 +367,5 @@ def _check_search(recipe: Recipe) -> None:
 
 
 def _has_codebook(recipe: Recipe) -> bool:
-    counts = (recipe.codebook, *(each.codebook for each in recipe.layers))
-    return recipe.searches or any(isinstance(count, int) for count in counts)
+    stated = any(each.codebook is not None for each in recipe.layers)
+    return stated or recipe.searches or isinstance(recipe.codebook, int)

@@ -33,14 +33,22 @@ from onnxq.progress import Progress
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
+from onnxq.search.found import Found
+from onnxq.search.stage import SearchStage
 from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
 from onnxq.verify.figures import Figures
 from onnxq.verify.shipped import shipped_model
-from onnxq.verify.verify import Exported, verify
+from onnxq.verify.verify import Exported, original_bytes, verify
 from onnxq.version import VERSION
 
 LITTLE_SMALLER = 0.9
 """Share of the original's size above which a note says why the file is no smaller."""
+
+TRIAL_EPOCHS = 2
+"""Passes over the samples in which a search learns what it tries."""
+
+HELD_BACK_OF_SEARCH = 512
+"""Samples held back at least where a search looks at the drop, as far as that leaves half."""
 
 CHECK_SAMPLES = 2
 """Samples on which every pass of normalisation is checked."""
@@ -57,11 +65,13 @@ class Run:
     Attributes:
         notes: sentences for the user, so far.
         train_outputs: the original's outputs on the training slice, once prepared.
+        found: what a search found, where the recipe wanted one.
     """
 
     def __init__(self, model_path: Path, recipe: Recipe, progress: Progress) -> None:
         self._path, self.recipe, self._progress = model_path, recipe, progress
         self.notes: list[str] = []
+        self.found: Found | None = None
 
     def load(self, data: Path, preprocess: Preprocess | None) -> None:
         """Read the model and the samples, normalise the model, split the samples."""
@@ -80,7 +90,8 @@ class Run:
                 f"the first is '{samples.skipped[0]}'"
             )
         self._samples = samples
-        self._train, self._held_back = samples.split(seed=recipe.seed)
+        more = {"least": HELD_BACK_OF_SEARCH} if recipe.searches else {}
+        self._train, self._held_back = samples.split(seed=recipe.seed, **more)
 
     def _open(self, model: ir.Model, data: Path) -> Samples:
         recipe = self.recipe
@@ -114,6 +125,7 @@ class Run:
         self._shard = self.recipe.batch_size or shard_size(teacher)
         self.train_outputs = self._cache(folder / "train", logits, self._train)
         held_back = self._cache(folder / "held-back", logits, self._held_back)
+        self._held_back_outputs = held_back
         self._variants = Variants(
             self.recipe,
             self._train,
@@ -131,7 +143,38 @@ class Run:
         self._progress.finish()
         return outputs
 
-    def learn(self, variant: Variant, checkpoint: Checkpoint | None, resume: bool) -> Learned:
+    def search(self, variant: Variant) -> Variant:
+        """The variant with settings found for each layer, where the recipe wants them searched."""
+        if not self.recipe.searches:
+            return variant
+        stage = SearchStage(
+            self.recipe,
+            variant,
+            self._variants,
+            self._held_back_outputs,
+            self._trial,
+            original_bytes(self._path),
+            self._progress,
+        )
+        self.found = stage.run()
+        self.recipe = self.found.recipe
+        self.notes += self.found.notes()
+        return self._variants.rebuilt(variant, self.recipe)
+
+    def _trial(self, variant: Variant) -> Variant:
+        """A variant after a little learning."""
+        notes = list(self.notes)
+        learned = self.learn(variant, None, False, TRIAL_EPOCHS)
+        self.notes = notes
+        return self.finish(variant, learned)
+
+    def learn(
+        self,
+        variant: Variant,
+        checkpoint: Checkpoint | None,
+        resume: bool,
+        epochs: int | None = None,
+    ) -> Learned:
         """Threshold scales, where the recipe wants them and the graph allows it."""
         kept = Learned(variant.quantizers, variant.score, variant.score)
         if "none" in self.recipe.learn:
@@ -166,7 +209,7 @@ class Run:
             variant.held_back,
             variant.quantizers,
             scales,
-            self._budget(),
+            replace(self._budget(), **({} if epochs is None else {"epochs": epochs})),
             checkpoint,
         )
         learned = run.run(self._progress, resume)
@@ -206,6 +249,8 @@ class Run:
             "epochs_run": len(learned.history),
             "scores": learned.history,
         }
+        if self.found is not None:
+            figures.search = self.found.to_fields()
         figures.equalization = "none" if variant.name == PLAIN else variant.name
         figures.bias_correction = variant.corrected
         figures.samples, figures.held_back = len(self._samples), len(self._held_back)

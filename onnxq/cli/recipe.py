@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from onnxq.cli.options import PATH, apply_all
-from onnxq.options import CHOICES, NONE, Learn
+from onnxq.options import AUTO, CHOICES, NONE, OFF, Learn
 from onnxq.recipe import Recipe, load_recipe
 
 _DEFAULT = Recipe()
@@ -31,6 +31,40 @@ class Bits(click.ParamType[int | None]):
         if not str(value).isdecimal():
             self.fail(f"'{value}' is neither a number of bits nor 'none'", param, ctx)
         return int(value)
+
+
+class Count(click.ParamType[int | str]):
+    """A number of centroids, `auto` or `off`."""
+
+    name = "count"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The number, or the word."""
+        if isinstance(value, int) or str(value).lower() in (AUTO, OFF):
+            return value if isinstance(value, int) else str(value).lower()
+        if not str(value).isdecimal():
+            self.fail(f"'{value}' is neither a number of centroids nor 'auto' or 'off'", param, ctx)
+        return int(value)
+
+
+class FileSize(click.ParamType[float | int]):
+    """Bytes, as in `150000`, or a ratio, as in `0.2` or `20%`."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | int:
+        """A whole number of bytes, or a ratio."""
+        text = str(value)
+        try:
+            if text.endswith("%"):
+                return float(text[:-1]) / 100
+            return int(text) if text.isdecimal() else float(text)
+        except ValueError:
+            self.fail(f"'{value}' is neither a number of bytes nor a ratio such as 0.2", param, ctx)
 
 
 def _choice(name: str) -> click.Choice[str]:
@@ -77,10 +111,24 @@ recipe_options = apply_all(
     ),
     _option(
         "--codebook",
-        text="Store weights as indices into K centroids for each layer, 2 to 256.",
+        text="Store weights as indices into K centroids for each layer, 2 to 256; 'auto' finds a "
+        "count for each.",
         default="off",
-        type=int,
-        metavar="K",
+        type=Count(),
+        metavar="K|auto|off",
+    ),
+    _option(
+        "--max-drop",
+        text="Find the smallest model with at most this estimated drop of the top-1 accuracy, in "
+        "points; for other models the RMSE of the outputs, in percent.",
+        type=float,
+        metavar="X",
+    ),
+    _option(
+        "--max-size",
+        text="Find the best model within a number of bytes, or within a ratio of the original.",
+        type=FileSize(),
+        metavar="BYTES|RATIO",
     ),
     _option(
         "--learn",

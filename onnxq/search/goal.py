@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnxq.recipe import Recipe
@@ -12,11 +13,13 @@ DEFAULT_DROP: dict[Measure, float] = {"kl": 0.5, "error": 5.0}
 """The target of `--codebook auto` alone: points of accuracy, or RMSE of the outputs in percent."""
 
 POINTS_PER_NAT = 25.0
-"""Estimated drop over KL divergence. Measured on four models at many settings: 18 to 38."""
+"""Estimated drop over KL divergence, to begin with. Four models at many settings: 18 to 38."""
 
+LEAST_POINTS_PER_NAT = 15.0
+"""The slope is not taken to be less, however few decisions change."""
 
-MOST_EXPECTED = 2.0
-"""Expected over largest drop that is still taken to meet it, whatever decisions say."""
+PRIOR_NATS = 0.02
+"""The divergence that `POINTS_PER_NAT` weighs as much as."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +51,35 @@ def drop_of(effect: Effect) -> float:
     return 100 * math.sqrt(max(effect.error, 0.0)) if effect.drop is None else effect.drop
 
 
-def meets(effect: Effect, goal: Goal, measure: Measure) -> bool:
-    """Whether a whole model meets the goal.
+def points_per_nat(effects: Iterable[Effect]) -> float:
+    """The slope of the drop over the divergence, over all whole models seen so far.
 
-    On few samples no decision may change although outputs are far off: a divergence that
-    stands for more than `MOST_EXPECTED` times the allowed drop is too much as well.
+    sum of drops / sum of divergences: a ratio of sums, in which the models that are further
+    off, and whose drops stand out of their noise, weigh more.
+    """
+    drop, nats = POINTS_PER_NAT * PRIOR_NATS, PRIOR_NATS
+    for effect in effects:
+        drop += max(effect.drop or 0.0, 0.0)
+        nats += effect.error
+    return max(drop / nats, LEAST_POINTS_PER_NAT)
+
+
+def expected_drop(effect: Effect, slope: float) -> float:
+    """The drop that the divergence stands for: slope * KL; without decisions the RMSE."""
+    return drop_of(effect) if effect.drop is None else slope * effect.error
+
+
+def meets(effect: Effect, goal: Goal, slope: float) -> bool:
+    """Whether a whole model meets the goal, by its decisions and by its divergence.
+
+    On few samples no decision may change although outputs are far off, so both count.
     """
     if goal.max_size is not None:
         return effect.size <= goal.max_size
     assert goal.max_drop is not None
-    if effect.drop is not None and effect.drop > goal.max_drop:
-        return False
-    scale = 1.0 if effect.drop is None else MOST_EXPECTED
-    return expected_drop(effect.error, measure) <= scale * goal.max_drop
+    return max(drop_of(effect), expected_drop(effect, slope)) <= goal.max_drop
 
 
-def expected_drop(error: float, measure: Measure) -> float:
-    """The drop that an error stands for, before anything was measured on a whole model."""
-    return POINTS_PER_NAT * error if measure == "kl" else 100 * math.sqrt(max(error, 0.0))
-
-
-def allowed_error(drop: float, measure: Measure) -> float:
-    """The inverse of `expected_drop`."""
-    return drop / POINTS_PER_NAT if measure == "kl" else (drop / 100) ** 2
+def allowed_error(drop: float, measure: Measure, slope: float = POINTS_PER_NAT) -> float:
+    """The error of a whole model that stands for a drop; see `expected_drop`."""
+    return drop / slope if measure == "kl" else (drop / 100) ** 2

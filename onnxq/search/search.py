@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from onnxq.search.allocation import Frontier
-from onnxq.search.goal import Goal, allowed_error, drop_of, expected_drop, meets
+from onnxq.search.goal import Goal, allowed_error, meets, points_per_nat
 from onnxq.search.table import Effect, Measure, Setting
 
 MOST_TRIALS = 7
@@ -36,13 +36,11 @@ class Trial:
         point: its place on the frontier.
         predicted: the sum of its layers' errors.
         effect: of the whole model on held-back samples, size in bytes of the file.
-        met: whether it meets the goal.
     """
 
     point: int
     predicted: float
     effect: Effect
-    met: bool
 
 
 class Workshop(Protocol):
@@ -84,10 +82,18 @@ class Search:
 
     def _try(self, point: int) -> Trial:
         effect = self.workshop.trial(self.frontier.settings(point))
-        met = meets(effect, self.goal, self.measure)
-        trial = Trial(point, float(self.frontier.errors[point]), effect, met)
+        trial = Trial(point, float(self.frontier.errors[point]), effect)
         self.trials.append(trial)
         return trial
+
+    @property
+    def slope(self) -> float:
+        """Points of drop per nat, by all trials."""
+        return points_per_nat(trial.effect for trial in self.trials)
+
+    def met(self, trial: Trial) -> bool:
+        """Whether a trial meets the goal, by what is known now."""
+        return meets(trial.effect, self.goal, self.slope)
 
     def _within_size(self, most: int) -> Trial:
         """The most exact allocation whose file is small enough: the frontier knows no headers."""
@@ -106,7 +112,7 @@ class Search:
         point = self._point(allowed_error(most, self.measure) * gain)
         while len(self.trials) < MOST_TRIALS:
             trial = self._try(point)
-            if point == self._most_exact and not trial.met:
+            if point == self._most_exact and not self.met(trial):
                 break
             point = self._next(trial, most)
             if self._is_settled(point):
@@ -123,8 +129,8 @@ class Search:
 
     def _next(self, trial: Trial, most: float) -> int:
         """The point whose error, by what this trial was like, just meets the goal."""
-        factor = most / max(self._drop_per_prediction(trial) * trial.predicted, 1e-12)
-        least, largest = STEPS_UP if trial.met else STEPS_DOWN
+        factor = allowed_error(most, self.measure, self.slope) / max(trial.effect.error, 1e-12)
+        least, largest = STEPS_UP if self.met(trial) else STEPS_DOWN
         error = trial.predicted * min(max(factor, least), largest)
         low, high = self._bracket()
         if low is not None and high is not None:
@@ -133,22 +139,11 @@ class Search:
             error = min(max(error, low * width**0.25), low * width**0.75)
         return self._point(error)
 
-    def _drop_per_prediction(self, trial: Trial) -> float:
-        """Drop per predicted error: by the trial's own drop where it stands out of its noise."""
-        effect = trial.effect
-        drop = expected_drop(effect.error, self.measure)
-        if effect.drop is not None and effect.drop > 2 * (effect.drop_error or 0.0):
-            drop = effect.drop
-        return drop / max(trial.predicted, 1e-12)
-
     def _bracket(self) -> tuple[float | None, float | None]:
         """The largest error that met the goal, and the smallest above it that didn't."""
-        met = [trial.predicted for trial in self.trials if trial.met]
-        low = max(met, default=None)
-        missed = [
-            t.predicted for t in self.trials if not t.met and (low is None or t.predicted > low)
-        ]
-        return low, min(missed, default=None)
+        low = max((t.predicted for t in self.trials if self.met(t)), default=None)
+        missed = [t.predicted for t in self.trials if not self.met(t)]
+        return low, min((e for e in missed if low is None or e > low), default=None)
 
     def _is_settled(self, point: int) -> bool:
         """Whether the next trial would be one that was tried, or hardly smaller than the best."""
@@ -156,10 +151,10 @@ class Search:
             return True
         best = self._best()
         size = int(self.frontier.sizes[point])
-        return best.met and size > (1 - CLOSE) * int(self.frontier.sizes[best.point])
+        return self.met(best) and size > (1 - CLOSE) * int(self.frontier.sizes[best.point])
 
     def _best(self) -> Trial:
-        met = [trial for trial in self.trials if trial.met]
+        met = [trial for trial in self.trials if self.met(trial)]
         if met:
             return min(met, key=lambda trial: trial.effect.size)
-        return min(self.trials, key=lambda trial: drop_of(trial.effect))
+        return min(self.trials, key=lambda trial: trial.effect.error)

@@ -14,6 +14,7 @@ METADATA_KEY = "onnxq.figures"
 """The key of a model's metadata under which the figures are kept as JSON."""
 
 OUTSIDE_FIELDS = (
+    "search",
     "shipped_before",
     "shipped_after",
     "latency_before_ms",
@@ -21,7 +22,7 @@ OUTSIDE_FIELDS = (
     "latency_after_ms",
     "latency_after_spread_ms",
 )
-"""Figures of one machine or of other tools: never written into a model file."""
+"""Figures of one machine or of other tools, and long ones: never written into a model file."""
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Figures:
         float_nodes: names of nodes that stayed float between integer ones.
         learning: held-back errors, lower is better: `start_score`, `learned_score`, `score`
             after all else, `scores` by epoch; `epoch` that was kept, of `epochs_run`.
+        search: what a search found: `goal`, `met`, `settings` by layer, `trials`, `frontier`, and
+            the `sweep` behind them.
         equalization: what equalization did, in words.
         bias_correction: whether biases were corrected.
         samples: number of samples used.
@@ -85,6 +88,7 @@ class Figures:
     saturating: list[str] = field(default_factory=list)
     float_nodes: list[str] = field(default_factory=list)
     learning: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
     equalization: str = ""
     bias_correction: bool = False
     samples: int = 0

@@ -1,0 +1,101 @@
+"""The stage between the choice of a form and learning: which setting each layer gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onnxq.errors import RecipeError
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.variants import Variant, Variants
+from onnxq.progress import Progress
+from onnxq.recipe import Recipe
+from onnxq.search.allocation import find_frontier
+from onnxq.search.choices import choices
+from onnxq.search.found import Found
+from onnxq.search.goal import goal_of
+from onnxq.search.search import Search
+from onnxq.search.sweep import sweep
+from onnxq.search.table import Row
+from onnxq.search.workshop import ModelWorkshop
+
+METADATA_BYTES = 1024
+"""Figures, notes and preprocessing in a file, about."""
+
+
+@dataclass(frozen=True)
+class SearchStage:
+    """One search for settings.
+
+    Attributes:
+        recipe: the options.
+        base: the form of the model, with codes for weights.
+        variants: makes students.
+        held_back: the teacher's outputs that nothing is learned on.
+        learn: a variant with its numbers learned, in the budget of a trial.
+        original_bytes: size of the original file.
+        progress: told where the work stands.
+    """
+
+    recipe: Recipe
+    base: Variant
+    variants: Variants
+    held_back: TeacherOutputs
+    learn: Callable[[Variant], Variant]
+    original_bytes: int
+    progress: Progress
+
+    def run(self) -> Found:
+        """Sweep, allocate, and try whole models.
+
+        Raises:
+            RecipeError: no file can be as small as the recipe asks for.
+        """
+        plan = self.base.student.plan
+        self._check_size()
+        table = sweep(
+            self.base.model,
+            self.base.student,
+            self.base.quantizers,
+            self.held_back.samples,
+            progress=self.progress,
+        )
+        rows = choices(table, plan, self.recipe, floats=self.recipe.activation_bits is None)
+        workshop = self._workshop(rows)
+        frontier = find_frontier([row.effects for row in rows])
+        goal = goal_of(self.recipe, self.original_bytes, table.measure)
+        search = Search(frontier, table.measure, goal, workshop, self.recipe.learn != ("none",))
+        best = search.run()
+        settings = frontier.settings(best.point)
+        recipe = workshop.recipe(settings)
+        return Found(
+            recipe=recipe,
+            goal=goal,
+            table=table,
+            frontier=frontier,
+            rows=rows,
+            settings=settings,
+            trials=search.trials,
+            best=best,
+            met=search.met(best),
+            slope=search.slope,
+        )
+
+    def _workshop(self, rows: list[Row]) -> ModelWorkshop:
+        return ModelWorkshop(
+            self.recipe, rows, self.variants, self.base, self.held_back, self.learn, METADATA_BYTES
+        )
+
+    def _check_size(self) -> None:
+        """Refuse a size that nodes, names and biases alone exceed."""
+        goal = goal_of(self.recipe, self.original_bytes, "kl")
+        if goal.max_size is None:
+            return
+        plan = self.base.student.plan
+        weights = sum({s.weight: s.parameters for s in plan.layers.values()}.values())
+        headers = self._workshop([]).size(self.base, []) - weights
+        if goal.max_size <= headers:
+            raise RecipeError(
+                f"The option 'max_size' asks for {goal.max_size:,} bytes, and without its weights "
+                f"the file has {headers:,} already; give a size above that."
+            )

@@ -1,0 +1,96 @@
+"""Whole models for the search: planned anew, learned a little, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import tee
+
+import numpy as np
+
+from onnxq.export.lower import Lowering
+from onnxq.export.save import model_bytes
+from onnxq.learn.loss import target_name
+from onnxq.learn.teacher import MICRO_BATCH, TeacherOutputs, expose
+from onnxq.learn.variants import Variant, Variants
+from onnxq.recipe import Recipe
+from onnxq.rewrite.student import bake
+from onnxq.search.effects import Judge
+from onnxq.search.table import Effect, Row, Setting
+from onnxq.session import SessionPool
+
+
+class ModelWorkshop:
+    """Builds the student of an allocation and measures it.
+
+    Args:
+        recipe: the options; the allocation's overrides come after those of its own.
+        rows: of the layers that are allocated.
+        variants: makes students.
+        base: the form of the model, calibrated.
+        held_back: the teacher's outputs that students are measured against.
+        learn: a variant with its numbers learned, in the budget of a trial.
+        metadata: bytes of a file's metadata beside its recipe.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        rows: Sequence[Row],
+        variants: Variants,
+        base: Variant,
+        held_back: TeacherOutputs,
+        learn: Callable[[Variant], Variant],
+        metadata: int,
+    ) -> None:
+        self._recipe, self._rows, self._metadata = recipe, rows, metadata
+        self._variants, self._base, self._held_back = variants, base, held_back
+        self._learn = learn
+
+    def recipe(self, settings: Sequence[Setting]) -> Recipe:
+        """The options with these settings spelt out layer by layer: nothing to search for."""
+        overrides = tuple(
+            setting.override(name)
+            for row, setting in zip(self._rows, settings, strict=True)
+            for name in row.layers
+        )
+        layers = (*self._recipe.layers, *overrides)
+        return replace(self._recipe, codebook=None, max_drop=None, max_size=None, layers=layers)
+
+    def build(self, settings: Sequence[Setting]) -> Variant:
+        """The student with these settings; nothing is learned."""
+        return self._variants.rebuilt(self._base, self.recipe(settings))
+
+    def trial(self, settings: Sequence[Setting]) -> Effect:
+        """The effect of these settings after a little learning, size in bytes of the file."""
+        variant = self._learn(self.build(settings))
+        return replace(whole_effect(variant, self._held_back), size=self.size(variant, settings))
+
+    def file_size(self, settings: Sequence[Setting]) -> int:
+        """Bytes of the file with these settings; nothing is learned."""
+        return self.size(self.build(settings), settings)
+
+    def size(self, variant: Variant, settings: Sequence[Setting]) -> int:
+        """Bytes of the file of a variant that `build` gave."""
+        model = Lowering(variant.student, variant.quantizers).run()
+        return model_bytes(model) + self._metadata + len(self.recipe(settings).to_json())
+
+
+def whole_effect(variant: Variant, outputs: TeacherOutputs) -> Effect:
+    """How far a student's outputs are from the teacher's; its size is left at 0."""
+    names = outputs.logits
+    student = expose(bake(variant.student, variant.quantizers), names)
+    taken = {str(value.name) for value in student.graph.inputs}
+    mine, others = tee(outputs.batches(np.arange(outputs.positions), MICRO_BATCH))
+    found = SessionPool(student, names).map(
+        {name: array for name, array in feeds.items() if name in taken} for feeds in mine
+    )
+    judge, sums, left = None, [], len(outputs.samples)
+    for feeds, student_outputs in zip(others, found, strict=True):
+        teacher = {name: feeds[target_name(name)] for name in names}
+        count = outputs.samples.batch or min(MICRO_BATCH, left)
+        judge = judge or Judge(names, teacher, count)
+        sums.append(judge.sums(teacher, student_outputs))
+        left -= count
+    assert judge is not None
+    return judge.effect(np.sum(sums, axis=0), len(outputs.samples), 0)
