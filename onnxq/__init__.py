@@ -10,9 +10,10 @@ from onnxq.errors import (
     PassError,
     RecipeError,
 )
-from onnxq.pipeline import Result, compress
+from onnxq.pipeline import Result, compress, sensitivity
 from onnxq.recipe import LayerOverride, Recipe
 from onnxq.report.inspection import inspect
+from onnxq.search.table import SweepTable
 from onnxq.verify.benchmark import benchmark
 from onnxq.verify.compare import compare
 from onnxq.verify.evaluate import evaluate
@@ -30,10 +31,12 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Result",
+    "SweepTable",
     "__version__",
     "benchmark",
     "compare",
     "compress",
     "evaluate",
     "inspect",
+    "sensitivity",
 ]

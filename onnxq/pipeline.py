@@ -23,6 +23,7 @@ from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
 from onnxq.recipe import Recipe
 from onnxq.run import Run
+from onnxq.search.table import SweepTable
 from onnxq.verify.figures import Figures
 
 
@@ -109,6 +110,32 @@ def compress(
         checkpoint.discard()
     plan = final.student.plan
     return Result(exported, out_path, figures, run.recipe, plan, run.notes)
+
+
+def sensitivity(
+    model: str | Path,
+    data: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    progress: Progress | None = None,
+) -> SweepTable:
+    """What each setting of each layer alone does to the outputs; nothing is written.
+
+    Args:
+        model: the ONNX file.
+        data: unlabelled samples; the settings are tried on those that `compress` holds back.
+        recipe: the options; codebooks, a search and what is learned have no part in it.
+        preprocess: how an image becomes an input; None looks beside and inside the model.
+        progress: told where the work stands.
+
+    Raises:
+        OnnxqError: something that the user can mend, in one sentence.
+    """
+    run = Run(Path(model), (recipe or Recipe()).without_codebooks(), progress or Silent())
+    run.load(Path(data), preprocess)
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        return run.sweep(run.prepare(Path(folder)))
 
 
 @contextmanager

@@ -170,6 +170,17 @@ class Recipe:
         """Whether the settings of each layer are searched for."""
         return self.codebook == AUTO or self.max_drop is not None or self.max_size is not None
 
+    def without_codebooks(self) -> Recipe:
+        """The same for a sweep, which tries codebooks itself, searches and learns nothing."""
+        layers = tuple(
+            each if each.codebook is None else dataclasses.replace(each, codebook=OFF)
+            for each in self.layers
+        )
+        return dataclasses.replace(
+            self, codebook=None, max_drop=None, max_size=None, learn=("none",), epochs=None,
+            lr=None, layers=layers,
+        )  # fmt: skip
+
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:
         """The settings of one layer, merged: of `layers` the later ones, `exclude` over all.
 

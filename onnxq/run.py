@@ -35,6 +35,8 @@ from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
 from onnxq.search.found import Found
 from onnxq.search.stage import SearchStage
+from onnxq.search.sweep import sweep
+from onnxq.search.table import SweepTable
 from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
 from onnxq.verify.figures import Figures
 from onnxq.verify.shipped import shipped_model
@@ -135,6 +137,17 @@ class Run:
             self._progress,
         )
         return self._variants.choose(teacher)
+
+    def sweep(self, variant: Variant) -> SweepTable:
+        """The effect of each setting of each layer alone, on the held-back samples."""
+        return sweep(
+            variant.model,
+            variant.student,
+            variant.quantizers,
+            self._held_back,
+            batch_size=self._shard,
+            progress=self._progress,
+        )
 
     def _cache(self, folder: Path, logits: list[str], samples: Samples) -> TeacherOutputs:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""The command line: `onnxq compress`, `inspect`, `evaluate`, `compare`, `benchmark`."""
+"""The command line: `onnxq compress`, `inspect`, `evaluate`, `compare` and the others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from onnxq.cli.compress import compress_command
 from onnxq.cli.errors import SentenceGroup
 from onnxq.cli.evaluate import evaluate_command
 from onnxq.cli.inspect import inspect_command
+from onnxq.cli.sensitivity import sensitivity_command
 from onnxq.version import VERSION
 
 __all__ = ["main"]
@@ -30,5 +31,6 @@ for _command in (
     evaluate_command,
     compare_command,
     benchmark_command,
+    sensitivity_command,
 ):
     main.add_command(_command)

@@ -18,7 +18,7 @@ from onnxq.cli.options import (
     threads_option,
     use_cores,
 )
-from onnxq.cli.preprocessing import preprocess_from_flags
+from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.recipe import recipe_from_flags, recipe_options
 from onnxq.errors import OutputError
@@ -101,7 +101,7 @@ def compress_command(
         page = flags["report_folder"] / PAGE
         check_new(page, flags["force"], "report", "--report")
         check_folder(flags["report_folder"])
-    preprocess = preprocess_from_flags(model, **_preprocess_flags(flags))
+    preprocess = preprocess_from_flags(model, **preprocess_flags(flags))
     with stopped_sentence(out), make_progress(quiet, verbose) as progress:
         result = run_compress(
             model,
@@ -124,11 +124,6 @@ def _check_recipe_path(path: Path, model: Path, out: Path, force: bool) -> None:
     if path.absolute() == out.absolute():
         raise OutputError(f"the recipe '{path}' is the output; name another with --save-recipe")
     check_file(path, model, force, "recipe", "--save-recipe")
-
-
-def _preprocess_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    names = ("preprocess_file", "mean", "std", "resize", "crop", "layout", "bgr")
-    return {name: flags[name] for name in names}
 
 
 def _print_plan(model: Path, recipe: Recipe, as_json: bool) -> None:

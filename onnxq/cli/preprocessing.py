@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from onnxq.data.preprocess import Preprocess, find_preprocess, load_preprocess
 from onnxq.errors import DataError
 from onnxq.verify.opened import open_model
+
+
+def preprocess_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's flags that `preprocess_from_flags` takes."""
+    names = ("preprocess_file", "mean", "std", "resize", "crop", "layout", "bgr")
+    return {name: flags[name] for name in names}
 
 
 def preprocess_from_flags(

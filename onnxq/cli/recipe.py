@@ -77,27 +77,69 @@ def _option(*names: str, text: str, default: object = None, **settings: Any) -> 
     return click.option(*names, help=text + shown, **settings)
 
 
+_weight_bits = _option(
+    "--weight-bits",
+    text="Width of a weight.",
+    default=_DEFAULT.weight_bits,
+    type=int,
+    metavar="N",
+)
+_activation_bits = _option(
+    "--activation-bits",
+    text="Width of an activation; 'none' leaves activations float.",
+    default=_DEFAULT.activation_bits,
+    type=Bits(),
+    metavar="N|none",
+)
+_granularity = _option(
+    "--granularity",
+    text="One weight scale per output channel, or per tensor.",
+    default=_DEFAULT.granularity,
+    type=_choice("granularity"),
+)
+_equalize = _option(
+    "--equalize/--no-equalize",
+    text="Equalize channel ranges where that helps.",
+    default="equalize",
+)
+_bias_correction = _option(
+    "--bias-correction/--no-bias-correction",
+    text="Correct biases where that helps.",
+    default="bias-correction",
+)
+_exclude = _option(
+    "--exclude",
+    text="Layers to leave in float, a glob on names or op types; may repeat.",
+    multiple=True,
+    metavar="PATTERN",
+)
+_target = _option(
+    "--target",
+    text="What the export is for.",
+    default=_DEFAULT.target,
+    type=_choice("target"),
+)
+_samples = _option(
+    "--samples", text="Samples used at most.", default=_DEFAULT.samples, type=int, metavar="N"
+)
+_batch_size = _option(
+    "--batch-size", text="Samples per batch.", default="fitted to memory", type=int, metavar="N"
+)
+_seed = _option(
+    "--seed", text="Of every random choice.", default=_DEFAULT.seed, type=int, metavar="N"
+)
+_recipe_file = _option(
+    "--recipe",
+    "recipe_file",
+    text="Options and per-layer settings from a TOML file; flags go before.",
+    type=PATH,
+    metavar="FILE",
+)
+
 recipe_options = apply_all(
-    _option(
-        "--weight-bits",
-        text="Width of a weight.",
-        default=_DEFAULT.weight_bits,
-        type=int,
-        metavar="N",
-    ),
-    _option(
-        "--activation-bits",
-        text="Width of an activation; 'none' leaves activations float.",
-        default=_DEFAULT.activation_bits,
-        type=Bits(),
-        metavar="N|none",
-    ),
-    _option(
-        "--granularity",
-        text="One weight scale per output channel, or per tensor.",
-        default=_DEFAULT.granularity,
-        type=_choice("granularity"),
-    ),
+    _weight_bits,
+    _activation_bits,
+    _granularity,
     _option(
         "--symmetric/--asymmetric",
         text="Ranges of activations about zero, or not.",
@@ -137,16 +179,8 @@ recipe_options = apply_all(
         multiple=True,
         type=click.Choice(get_args(Learn)),
     ),
-    _option(
-        "--equalize/--no-equalize",
-        text="Equalize channel ranges where that helps.",
-        default="equalize",
-    ),
-    _option(
-        "--bias-correction/--no-bias-correction",
-        text="Correct biases where that helps.",
-        default="bias-correction",
-    ),
+    _equalize,
+    _bias_correction,
     _option(
         "--spare/--no-spare",
         text="Leave tensors in float that 8 bits are too few for.",
@@ -161,33 +195,28 @@ recipe_options = apply_all(
         metavar="M",
     ),
     _option("--lr", text="Learning rate.", type=float, metavar="X"),
-    _option(
-        "--exclude",
-        text="Layers to leave in float, a glob on names or op types; may repeat.",
-        multiple=True,
-        metavar="PATTERN",
-    ),
-    _option(
-        "--target",
-        text="What the export is for.",
-        default=_DEFAULT.target,
-        type=_choice("target"),
-    ),
-    _option(
-        "--samples", text="Samples used at most.", default=_DEFAULT.samples, type=int, metavar="N"
-    ),
-    _option(
-        "--batch-size", text="Samples per batch.", default="fitted to memory", type=int, metavar="N"
-    ),
-    _option("--seed", text="Of every random choice.", default=_DEFAULT.seed, type=int, metavar="N"),
-    _option(
-        "--recipe",
-        "recipe_file",
-        text="Options and per-layer settings from a TOML file; flags go before.",
-        type=PATH,
-        metavar="FILE",
-    ),
+    _exclude,
+    _target,
+    _samples,
+    _batch_size,
+    _seed,
+    _recipe_file,
 )
+
+sweep_options = apply_all(
+    _weight_bits,
+    _activation_bits,
+    _granularity,
+    _equalize,
+    _bias_correction,
+    _exclude,
+    _target,
+    _samples,
+    _batch_size,
+    _seed,
+    _recipe_file,
+)
+"""Those that change what a sweep measures."""
 
 
 def recipe_from_flags(ctx: click.Context) -> Recipe:

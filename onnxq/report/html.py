@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 
 from onnxq.errors import OutputError
 from onnxq.pipeline import Result
@@ -51,7 +51,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
 
 
 def check_folder(folder: Path) -> None:
@@ -67,7 +67,7 @@ def check_folder(folder: Path) -> None:
         for path in made:
             path.rmdir()
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
 
 
 def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
@@ -88,10 +88,11 @@ def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
         (folder / PAGE).write_text(render(model, out, result), encoding="utf-8")
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
 
 
-def _cannot_write(folder: Path, error: OSError) -> OutputError:
+def cannot_write(folder: Path, error: OSError) -> OutputError:
+    """The error of a report whose folder can't be made or written."""
     reason = error.strerror or str(error)
     return OutputError(
         f"Can't write the report to '{folder}' ({reason}); name another folder with --report."
@@ -100,11 +101,8 @@ def _cannot_write(folder: Path, error: OSError) -> OutputError:
 
 def render(model: Path, out: Path, result: Result) -> str:
     """The HTML text; nothing in it is fetched from elsewhere."""
-    environment = Environment(
-        loader=PackageLoader("onnxq.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     rows = plan_rows(result.model, result.plan)
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         version=VERSION,
         model=model.name,
         out=out.name,
@@ -118,6 +116,14 @@ def render(model: Path, out: Path, result: Result) -> str:
         ),
         recipe=recipe_toml(result.recipe),
     )
+
+
+def template(name: str) -> Template:
+    """One of the package's templates; what is put into it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("onnxq.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def size_bars(rows: list[LayerRow]) -> list[Bar]:

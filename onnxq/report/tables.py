@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -20,6 +20,7 @@ from onnxq.report.text import (
     size_text,
     time_text,
 )
+from onnxq.search.table import TITLES, Effect, SweepTable
 from onnxq.verify.benchmark import Benchmark
 from onnxq.verify.compare import LayerComparison
 from onnxq.verify.evaluate import Evaluation
@@ -168,6 +169,38 @@ def _print_skipped(skipped: Sequence[str]) -> None:
     if skipped:
         count, first = len(skipped), skipped[0]
         print_notes([f"{count} unreadable files were left out, the first is '{first}'"])
+
+
+def print_sweep(table: SweepTable, *, sizes: bool = False) -> None:
+    """Layers in rows, settings in columns: the error, then the drop of classifiers.
+
+    Args:
+        table: of the sweep.
+        sizes: print the bytes of each setting as well.
+    """
+    _print_effects(table, TITLES[table.measure], lambda effect: number_text(effect.error, 2))
+    if table.measure == "kl":
+        title = "estimated drop, points ± one standard error"
+        _print_effects(table, title, _drop_text)
+    if sizes:
+        _print_effects(table, "bytes of the weights", lambda effect: f"{effect.size:,}")
+    layers = "1 layer" if len(table.rows) == 1 else f"{len(table.rows)} layers"
+    _console().print(f"{layers}, each alone and all others in float, on {table.samples} samples")
+
+
+def _drop_text(effect: Effect) -> str:
+    """A drop; plain 0 where every decision is the same."""
+    return points_text(effect.drop, effect.drop_error) if effect.drop_error else "0"
+
+
+def _print_effects(table: SweepTable, title: str, text: Callable[[Effect], str]) -> None:
+    settings = table.settings
+    labels = [setting.label for setting in settings]
+    found = _table("layer", "weights", *labels, right=("weights", *labels))
+    for row in table.rows:
+        cells = [text(row.effects[s]) if s in row.effects else NONE for s in settings]
+        _add(found, row.name, f"{row.parameters:,}", *cells)
+    _console().print(escape(title), found)
 
 
 def print_benchmarks(results: Sequence[Benchmark]) -> None:

@@ -80,7 +80,8 @@ def sweep(
         raise ModelError("the model has no float output, so that nothing can be compared")
     compared = expose(model, names)
     trials = [
-        Trial(Candidates(student, quantizers, group), Suffix(compared, group)) for group in groups
+        LayerTrial(Candidates(student, quantizers, group), Suffix(compared, group))
+        for group in groups
     ]
     run = Sweep(compared, trials, _chosen(samples, limit), batch_size)
     return run.table(progress or Silent(), workers or available_cores())
@@ -100,14 +101,14 @@ def _chosen(samples: Samples, limit: int) -> Samples:
     count = min(limit, len(samples)) // group * group or min(group, len(samples))
     if count < max(LEAST_SAMPLES, group):
         raise DataError(
-            f"{len(samples)} samples are too few to try settings on; give at least "
-            f"{max(LEAST_SAMPLES, group)} that nothing is learned on"
+            f"{len(samples)} of the samples are held back, and settings need "
+            f"{max(LEAST_SAMPLES, group)} to be tried on; give more samples"
         )
     return samples.take(count)
 
 
 @dataclass(frozen=True)
-class Trial:
+class LayerTrial:
     """One weight under trial.
 
     Attributes:
@@ -155,7 +156,7 @@ class Sweep:
     """
 
     def __init__(
-        self, teacher: ir.Model, trials: Sequence[Trial], samples: Samples, batch_size: int
+        self, teacher: ir.Model, trials: Sequence[LayerTrial], samples: Samples, batch_size: int
     ) -> None:
         self._trials, self._samples = trials, samples
         self._batch_size = samples.batch or batch_size
@@ -199,9 +200,9 @@ class Sweep:
             for trial in group:
                 trial.close()
 
-    def _groups(self) -> Iterator[list[Trial]]:
+    def _groups(self) -> Iterator[list[LayerTrial]]:
         """Neighbouring trials whose sessions and codebooks fit the budget, one at least."""
-        group: list[Trial] = []
+        group: list[LayerTrial] = []
         for trial in self._trials:
             if group and sum(each.nbytes for each in [*group, trial]) > self._budget:
                 yield group
@@ -210,7 +211,7 @@ class Sweep:
         yield group
 
     def _chunks(
-        self, executor: ThreadPoolExecutor, workers: int, group: Sequence[Trial]
+        self, executor: ThreadPoolExecutor, workers: int, group: Sequence[LayerTrial]
     ) -> Iterator[list[Arrays]]:
         """The tensors that a group reads, as many batches at once as fit the budget."""
         needed = {name for trial in group for name in trial.suffix.inputs} | set(self._compared)
@@ -245,8 +246,8 @@ class Sweep:
             yield next_batch()
 
     def _submit(
-        self, executor: ThreadPoolExecutor, group: Sequence[Trial], chunk: list[Arrays]
-    ) -> list[tuple[Trial, Setting, Future[list[Floats]]]]:
+        self, executor: ThreadPoolExecutor, group: Sequence[LayerTrial], chunk: list[Arrays]
+    ) -> list[tuple[LayerTrial, Setting, Future[list[Floats]]]]:
         if self._judge is None:
             count = min(self._batch_size, len(self._samples))
             self._judge = Judge(self._compared, chunk[0], count)
@@ -256,7 +257,7 @@ class Sweep:
             for setting in trial.candidates.settings
         ]
 
-    def _row(self, trial: Trial, judge: Judge) -> Row:
+    def _row(self, trial: LayerTrial, judge: Judge) -> Row:
         candidates = trial.candidates
         count = len(self._samples)
         effects = {

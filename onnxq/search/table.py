@@ -12,6 +12,12 @@ from onnxq.recipe import LayerOverride
 
 Measure = Literal["kl", "error"]
 
+TITLES: dict[Measure, str] = {
+    "kl": "KL divergence, nats",
+    "error": "relative squared error of the outputs",
+}
+"""What a measure is called."""
+
 
 @dataclass(frozen=True, order=True)
 class Setting:
@@ -96,6 +102,12 @@ class SweepTable:
     rows: tuple[Row, ...]
     measure: Measure
     samples: int
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Those of any layer but float: codebooks by count, then codes."""
+        found = {setting for row in self.rows for setting in row.effects if setting != FLOAT}
+        return sorted(found, key=lambda s: (s.codebook is None, s.codebook or s.weight_bits))
 
     def to_fields(self) -> dict[str, Any]:
         """The table as JSON holds it."""

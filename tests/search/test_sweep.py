@@ -205,5 +205,5 @@ def test_nothing_to_try_is_a_sentence(opened):
     model = small_graph("relu")
     with pytest.raises(ModelError, match="no layer to try"):
         swept(quantize(model, recipe=Recipe(exclude=("*",))), opened(model))
-    with pytest.raises(DataError, match="1 samples are too few"):
+    with pytest.raises(DataError, match="1 of the samples are held back, and settings need 2"):
         swept(quantize(model), opened(model, 1))

@@ -1,0 +1,92 @@
+"""`onnxq sensitivity`: what each setting of each layer alone does to the outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.errors import require_model
+from onnxq.cli.options import (
+    PATH,
+    output_options,
+    preprocess_options,
+    start_log,
+    threads_option,
+    use_cores,
+)
+from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
+from onnxq.cli.progress import make_progress
+from onnxq.cli.recipe import recipe_from_flags, sweep_options
+from onnxq.export.save import check_file, check_new
+from onnxq.pipeline import sensitivity as run_sensitivity
+from onnxq.report.html import check_folder
+from onnxq.report.sensitivity import PAGE, write_pictures, write_table
+from onnxq.report.tables import print_sweep
+
+
+@click.command("sensitivity")
+@click.argument("model", type=PATH)
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    metavar="PATH",
+    help="Unlabelled samples, as compress takes them.",
+)
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the table as JSON.")
+@click.option(
+    "--report",
+    "report_folder",
+    type=PATH,
+    metavar="DIR",
+    help=f"Write {PAGE}, with pictures, and the table as JSON and CSV there.",
+)
+@sweep_options
+@preprocess_options
+@click.option("--force", is_flag=True, help="Overwrite the files of -o and --report.")
+@threads_option("Cores used at most.  [default: all]")
+@output_options
+@click.pass_context
+def sensitivity_command(
+    ctx: click.Context,
+    /,
+    model: Path,
+    data: Path,
+    output: Path | None,
+    report_folder: Path | None,
+    force: bool,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **flags: Any,
+) -> None:
+    """Try each layer of MODEL alone, with codebooks of 2 to 256 centroids and with codes.
+
+    Every setting that saves bytes is tried on the held-back samples, all other layers in float.
+    The cost is the KL divergence from the original's outputs, and the estimated drop in points;
+    for models that are no classifiers, the relative squared error of the outputs.
+    """
+    start_log(verbose)
+    use_cores(ctx, threads)
+    recipe = recipe_from_flags(ctx)
+    require_model(model)
+    if output is not None:
+        check_file(output, model, force, "table", "-o")
+    if report_folder is not None:
+        check_new(report_folder / PAGE, force, "report", "--report")
+        check_folder(report_folder)
+    preprocess = preprocess_from_flags(model, **preprocess_flags(flags))
+    with make_progress(quiet, verbose) as progress:
+        table = run_sensitivity(model, data, recipe, preprocess=preprocess, progress=progress)
+    if output is not None:
+        write_table(output, table)
+    if report_folder is not None:
+        write_pictures(report_folder, model, table)
+    if as_json:
+        click.echo(json.dumps(table.to_fields(), sort_keys=True))
+    elif not quiet:
+        print_sweep(table, sizes=bool(verbose))

@@ -1,0 +1,144 @@
+"""The table of a sweep as JSON, CSV and one HTML file with pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.errors import OutputError
+from onnxq.report.chart import Chart, Line, make_chart
+from onnxq.report.heat_map import HeatMap, blend, described, heat_map
+from onnxq.report.html import cannot_write, make_folder, template
+from onnxq.report.text import size_text
+from onnxq.search.allocation import find_frontier
+from onnxq.search.table import FLOAT, TITLES, Effect, Setting, SweepTable
+from onnxq.version import VERSION
+
+PAGE = "sensitivity.html"
+"""The page's file in the folder of a report."""
+
+MOST_POINTS = 200
+"""Points of the frontier in its picture."""
+
+PALEST = 0.25
+"""Share of the colours below which a line is hard to see on white."""
+
+
+def write_table(path: Path, table: SweepTable) -> None:
+    """Write the table as JSON.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    try:
+        path.write_text(_json(table), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"Can't write the table to '{path}' ({reason}); name another file with -o."
+        ) from error
+
+
+def write_pictures(folder: Path, model: Path, table: SweepTable) -> None:
+    """Write `sensitivity.html`, `.json` and `.csv` into a folder, which is made if need be.
+
+    Raises:
+        OutputError: the folder can't be written.
+    """
+    make_folder(folder)
+    page = folder / PAGE
+    try:
+        page.write_text(render(model, table), encoding="utf-8")
+        page.with_suffix(".json").write_text(_json(table), encoding="utf-8")
+        page.with_suffix(".csv").write_text(_csv(table), encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def render(model: Path, table: SweepTable) -> str:
+    """The HTML text; nothing in it is fetched from elsewhere."""
+    return template("sensitivity.html.j2").render(
+        version=VERSION,
+        model=model.name,
+        samples=table.samples,
+        measure=TITLES[table.measure],
+        errors=heat_map(table, lambda effect: effect.error),
+        drops=drop_map(table),
+        layers=layer_chart(table),
+        frontier=frontier_chart(table),
+    )
+
+
+def drop_map(table: SweepTable) -> HeatMap | None:
+    """The estimated drops, points; None where the outputs are no decisions."""
+    if table.measure != "kl":
+        return None
+    return heat_map(table, lambda effect: effect.drop or 0.0)
+
+
+def layer_chart(table: SweepTable) -> Chart | None:
+    """Error against bytes, one line per layer, darker towards the end of the network."""
+    lines = []
+    for number, row in enumerate(table.rows):
+        settings = [s for s in table.settings if s in row.effects and row.effects[s].error > 0]
+        points = [(float(row.effects[s].size), row.effects[s].error) for s in settings]
+        shade = PALEST + (1 - PALEST) * number / max(len(table.rows) - 1, 1)
+        dots = [described(row, s) for s in settings]
+        lines.append(Line(row.name, points, blend(shade), dots))
+    return make_chart(lines) if any(line.points for line in lines) else None
+
+
+def frontier_chart(table: SweepTable) -> Chart | None:
+    """The least sum of errors for each sum of bytes, and what one setting for all would give."""
+    found = find_frontier([row.effects for row in table.rows])
+    drawn = np.flatnonzero(found.errors > 0)
+    if not drawn.size:
+        return None
+    drawn = drawn[np.unique(np.linspace(0, drawn.size - 1, MOST_POINTS).astype(np.int64))]
+    best = [(float(found.sizes[i]), float(found.errors[i])) for i in drawn]
+    uniform, names = uniform_points(table)
+    return make_chart(
+        [
+            Line("the best setting of each layer", best, blend(1.0)),
+            Line("one setting for all layers", uniform, "#c2571a", names),
+        ]
+    )
+
+
+def uniform_points(table: SweepTable) -> tuple[list[tuple[float, float]], list[str]]:
+    """(bytes, error) of one setting for all layers; a layer that lacks it has its widest."""
+    points, names = [], []
+    for setting in table.settings:
+        chosen = [row.effects.get(setting) or _widest(row.effects) for row in table.rows]
+        size, error = sum(e.size for e in chosen), sum(e.error for e in chosen)
+        if error > 0:
+            points.append((float(size), error))
+            names.append(f"{setting.label}: {size_text(size)}, {error:.3g}")
+    return points, names
+
+
+def _widest(effects: Mapping[Setting, Effect]) -> Effect:
+    """The most exact setting but float."""
+    return min((e for s, e in effects.items() if s != FLOAT), key=lambda effect: effect.error)
+
+
+def _json(table: SweepTable) -> str:
+    return json.dumps(table.to_fields(), sort_keys=True, indent=1) + "\n"
+
+
+def _csv(table: SweepTable) -> str:
+    """One line per layer and setting."""
+    text = io.StringIO()
+    names = ("layer", "parameters", "setting", "bytes", table.measure, "drop", "drop_error")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in table.rows:
+        for setting, e in row.effects.items():
+            fields = (setting.label, e.size, e.error, e.drop, e.drop_error)
+            writer.writerow((" ".join(row.layers), row.parameters, *fields))
+    return text.getvalue()

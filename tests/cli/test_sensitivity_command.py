@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+import subprocess
+
+import pytest
+
+import onnxq as package
+from tests.cli.conftest import command, environment
+
+FAST = ("--samples", 160, "--no-equalize", "--activation-bits", "none")
+
+
+def test_tables_files_and_pictures(onnxq_process, mlp, unlabelled, tmp_path):
+    out, folder = tmp_path / "table.json", tmp_path / "report"
+    arguments = ("sensitivity", mlp, "--data", unlabelled, *FAST)
+    done = onnxq_process(*arguments, "-o", out, "--report", folder, "-v")
+    assert done.code == 0, done.err
+    assert "KL divergence, nats" in done.out and "estimated drop, points" in done.out
+    assert "try each layer alone" in done.err
+    assert done.last.endswith("each alone and all others in float, on 64 samples")
+    fields = json.loads(out.read_text())
+    assert fields["measure"] == "kl" and fields["samples"] == 64
+    settings = {each["setting"]: each for each in fields["layers"][0]["settings"]}
+    assert settings["float"]["error"] == 0 < settings["8 bits"]["error"] < settings["K=2"]["error"]
+    assert f"{settings['K=2']['bytes']:,}" in done.out
+    assert json.loads((folder / "sensitivity.json").read_text()) == fields
+    rows = list(csv.DictReader((folder / "sensitivity.csv").open()))
+    assert len(rows) == sum(len(layer["settings"]) for layer in fields["layers"])
+    assert float(rows[0]["kl"]) == fields["layers"][0]["settings"][0]["error"]
+    page = (folder / "sensitivity.html").read_text()
+    assert page.count("<svg") == 4
+    assert not re.search(r"(src|href)=", page) and "NaN" not in page
+
+
+def test_python_gives_the_same_as_json_on_stdout(onnxq, mlp, unlabelled):
+    recipe = package.Recipe(samples=160, equalize=False, activation_bits=None, codebook=16)
+    table = package.sensitivity(mlp, unlabelled, recipe)
+    done = onnxq("sensitivity", mlp, "--data", unlabelled, *FAST, "--json")
+    assert json.loads(done.out) == table.to_fields()
+
+
+def test_excluded_layers_have_no_row(onnxq, mlp, unlabelled):
+    arguments = ("sensitivity", mlp, "--data", unlabelled, *FAST, "--json")
+    names = [layer["layers"] for layer in json.loads(onnxq(*arguments).out)["layers"]]
+    done = onnxq(*arguments, "--exclude", names[0][0])
+    assert [layer["layers"] for layer in json.loads(done.out)["layers"]] == names[1:]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--exclude", "nothing"), "pattern 'nothing' matches no layer"),
+        (("--exclude", "*"), "nothing to quantize"),
+        (("--samples", 2), "give more samples"),
+        (("--samples", 1), "give more samples"),
+        (("--weight-bits", 3), "'weight_bits'"),
+    ],
+)
+def test_what_cannot_be_tried_is_one_sentence(onnxq, mlp, unlabelled, flags, sentence):
+    done = onnxq("sensitivity", mlp, "--data", unlabelled, *flags)
+    assert done.code == 1 and done.out == ""
+    assert sentence in done.err and len(done.err.strip().splitlines()) == 1
+
+
+def test_files_are_not_overwritten_unasked(onnxq, mlp, unlabelled, tmp_path):
+    out, folder = tmp_path / "table.json", tmp_path / "report"
+    folder.mkdir()
+    arguments = ("sensitivity", mlp, "--data", unlabelled, *FAST, "-q")
+    for path, flags in ((out, ("-o", out)), (folder / "sensitivity.csv", ("--report", folder))):
+        path.write_text("mine")
+        done = onnxq(*arguments, *flags)
+        assert done.code == 1 and "--force" in done.err and path.read_text() == "mine"
+        assert onnxq(*arguments, *flags, "--force").code == 0
+        assert path.read_text() != "mine"
+    assert "is the model" in onnxq(*arguments, "-o", mlp, "--force").err
+
+
+def test_ctrl_c_ends_it(sample_models, unlabelled):
+    model = sample_models / "digits_resnet.onnx"
+    arguments = command("sensitivity", model, "--data", unlabelled, "-v")
+    process = subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("try each layer alone:"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err and out == ""
