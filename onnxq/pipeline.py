@@ -124,15 +124,15 @@ def sensitivity(
 
     Args:
         model: the ONNX file.
-        data: unlabelled samples; the settings are tried on those that `compress` holds back.
-        recipe: the options; codebooks, a search and what is learned have no part in it.
+        data: unlabelled samples; settings are tried on those that a search holds back.
+        recipe: the options; codebooks, the goal of a search and what is learned have no part in it.
         preprocess: how an image becomes an input; None looks beside and inside the model.
         progress: told where the work stands.
 
     Raises:
         OnnxqError: something that the user can mend, in one sentence.
     """
-    run = Run(Path(model), (recipe or Recipe()).without_codebooks(), progress or Silent())
+    run = Run(Path(model), (recipe or Recipe()).for_sweep(), progress or Silent())
     run.load(Path(data), preprocess)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         return run.sweep(run.prepare(Path(folder)))

@@ -170,14 +170,14 @@ class Recipe:
         """Whether the settings of each layer are searched for."""
         return self.codebook == AUTO or self.max_drop is not None or self.max_size is not None
 
-    def without_codebooks(self) -> Recipe:
-        """The same for a sweep, which tries codebooks itself, searches and learns nothing."""
+    def for_sweep(self) -> Recipe:
+        """The same with every count of centroids left to a search, which learns nothing."""
         layers = tuple(
             each if each.codebook is None else dataclasses.replace(each, codebook=OFF)
             for each in self.layers
         )
         return dataclasses.replace(
-            self, codebook=None, max_drop=None, max_size=None, learn=("none",), epochs=None,
+            self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), epochs=None,
             lr=None, layers=layers,
         )  # fmt: skip
 

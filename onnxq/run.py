@@ -66,6 +66,7 @@ class Run:
 
     Attributes:
         notes: sentences for the user, so far.
+        held_back: the samples that nothing is learned on, once loaded.
         train_outputs: the original's outputs on the training slice, once prepared.
         found: what a search found, where the recipe wanted one.
     """
@@ -93,7 +94,7 @@ class Run:
             )
         self._samples = samples
         more = {"least": HELD_BACK_OF_SEARCH} if recipe.searches else {}
-        self._train, self._held_back = samples.split(seed=recipe.seed, **more)
+        self._train, self.held_back = samples.split(seed=recipe.seed, **more)
 
     def _open(self, model: ir.Model, data: Path) -> Samples:
         recipe = self.recipe
@@ -126,7 +127,7 @@ class Run:
         logits = find_logits(teacher)
         self._shard = self.recipe.batch_size or shard_size(teacher)
         self.train_outputs = self._cache(folder / "train", logits, self._train)
-        held_back = self._cache(folder / "held-back", logits, self._held_back)
+        held_back = self._cache(folder / "held-back", logits, self.held_back)
         self._held_back_outputs = held_back
         self._variants = Variants(
             self.recipe,
@@ -144,7 +145,7 @@ class Run:
             variant.model,
             variant.student,
             variant.quantizers,
-            self._held_back,
+            self.held_back,
             batch_size=self._shard,
             progress=self._progress,
         )
@@ -253,7 +254,7 @@ class Run:
         model = Lowering(variant.student, variant.quantizers).run()
         student = bake(variant.student, variant.quantizers)
         exported = Exported(self._path, self._normalised.model, student, model, plan)
-        figures = verify(exported, self._held_back, self._shard, self._progress)
+        figures = verify(exported, self.held_back, self._shard, self._progress)
         figures.learning = {
             "start_score": learned.start_score,
             "learned_score": learned.score,
@@ -266,7 +267,7 @@ class Run:
             figures.search = self.found.to_fields()
         figures.equalization = "none" if variant.name == PLAIN else variant.name
         figures.bias_correction = variant.corrected
-        figures.samples, figures.held_back = len(self._samples), len(self._held_back)
+        figures.samples, figures.held_back = len(self._samples), len(self.held_back)
         figures.notes = self.notes
         spared = sum(spec.reason == SPARED_REASON for spec in plan.layers.values())
         if spared:

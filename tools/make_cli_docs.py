@@ -50,6 +50,9 @@ onnxq compare model.onnx model-onnxq.onnx --data samples.npz --samples 64 --json
 onnxq benchmark model.onnx model-onnxq.onnx
 onnxq benchmark speech.onnx --shape samples=1,16000 --threads 2
 onnxq benchmark model.onnx --data images""",
+    "sensitivity": """\
+onnxq sensitivity model.onnx --data images --report out
+onnxq sensitivity model.onnx --data images --activation-bits none --exclude Gemm -o table.json""",
 }
 
 

@@ -23,7 +23,7 @@ from onnxq.cli.recipe import recipe_from_flags, sweep_options
 from onnxq.export.save import check_file, check_new
 from onnxq.pipeline import sensitivity as run_sensitivity
 from onnxq.report.html import check_folder
-from onnxq.report.sensitivity import PAGE, write_pictures, write_table
+from onnxq.report.sensitivity import CSV, JSON, PAGE, write_pictures, write_table
 from onnxq.report.tables import print_sweep
 
 
@@ -77,7 +77,8 @@ def sensitivity_command(
     if output is not None:
         check_file(output, model, force, "table", "-o")
     if report_folder is not None:
-        check_new(report_folder / PAGE, force, "report", "--report")
+        for name in (PAGE, JSON, CSV):
+            check_new(report_folder / name, force, "report", "--report")
         check_folder(report_folder)
     preprocess = preprocess_from_flags(model, **preprocess_flags(flags))
     with make_progress(quiet, verbose) as progress:

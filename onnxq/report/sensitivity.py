@@ -19,8 +19,8 @@ from onnxq.search.allocation import find_frontier
 from onnxq.search.table import FLOAT, TITLES, Effect, Setting, SweepTable
 from onnxq.version import VERSION
 
-PAGE = "sensitivity.html"
-"""The page's file in the folder of a report."""
+PAGE, JSON, CSV = "sensitivity.html", "sensitivity.json", "sensitivity.csv"
+"""The files in the folder of a report."""
 
 MOST_POINTS = 200
 """Points of the frontier in its picture."""
@@ -45,17 +45,16 @@ def write_table(path: Path, table: SweepTable) -> None:
 
 
 def write_pictures(folder: Path, model: Path, table: SweepTable) -> None:
-    """Write `sensitivity.html`, `.json` and `.csv` into a folder, which is made if need be.
+    """Write the page, the JSON and the CSV into a folder, which is made if need be.
 
     Raises:
         OutputError: the folder can't be written.
     """
     make_folder(folder)
-    page = folder / PAGE
+    texts = {PAGE: render(model, table), JSON: _json(table), CSV: _csv(table)}
     try:
-        page.write_text(render(model, table), encoding="utf-8")
-        page.with_suffix(".json").write_text(_json(table), encoding="utf-8")
-        page.with_suffix(".csv").write_text(_csv(table), encoding="utf-8")
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise cannot_write(folder, error) from error
 
