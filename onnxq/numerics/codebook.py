@@ -9,14 +9,14 @@ of W itself is what is least. On integer kernels the centroids are int8 codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.numerics.kmeans import kmeans, nearest
-from onnxq.numerics.points import Block, collect_points
+from onnxq.numerics.points import Block, Floats, collect_points
 from onnxq.numerics.qparams import FloatArray, per_channel
 
 SMALLEST_SHARE = 1e-4
@@ -44,32 +44,69 @@ class Codebook:
 def fit_codebook(
     weight: FloatArray, count: int, axis: int | None, code_max: int | None
 ) -> Codebook:
-    """The codebook of least squared error, near enough.
+    """The codebook of least squared error, near enough; see `fit_codebooks`."""
+    return fit_codebooks(weight, [count], axis, code_max)[count]
+
+
+def fit_codebooks(
+    weight: FloatArray, counts: Collection[int], axis: int | None, code_max: int | None
+) -> dict[int, Codebook]:
+    """The codebooks of least squared error, near enough, of several sizes at once.
 
     Args:
         weight: float32.
-        count: K, at most 256; fewer centroids come out where codes coincide.
+        counts: every K to fit, at most 256; fewer centroids come out where codes coincide.
         axis: the axis of the scales, or None for one scale.
         code_max: largest int8 code of the centroids; None leaves them float.
+
+    Returns:
+        By K; each takes one byte per weight, and is the same whatever other counts are asked for.
     """
     scale = _spread(weight, axis)
+    importance = np.square(scale)
 
     def blocks() -> Iterator[Block]:
         for where, values in _normalised(weight, scale, axis):
-            yield values, np.square(_at(scale, weight.ndim, axis, where))
+            yield values, _at(importance, weight.ndim, axis, where)
 
-    table = kmeans(collect_points(blocks, weight.size), count).astype(np.float32)
-    centroids: NDArray[np.float32] | NDArray[np.int8] = table
-    if code_max is not None:
-        step = np.float32(max(float(np.abs(table).max()), 1e-30) / code_max)
-        codes = np.unique(np.rint(table / step)).astype(np.int8)
-        centroids, table = codes, codes.astype(np.float32) * step
-    else:
-        step = np.float32(1)
+    tables = kmeans(collect_points(blocks, weight.size), counts)
+    return {k: _codebook(weight, tables[k], scale, axis, code_max) for k in counts}
+
+
+def reassigned(codebook: Codebook, weight: FloatArray, axis: int | None) -> Codebook:
+    """The same table and scale, each weight at the centroid that is now nearest.
+
+    Args:
+        codebook: its centroids in any order; they come out ascending.
+        weight: float32, the shape of the indices.
+        axis: the axis of the scales, or None for one scale.
+    """
+    centroids = codebook.centroids.copy()
+    centroids.sort()
+    indices = _indices(weight, centroids.astype(np.float32), codebook.scale, axis)
+    return replace(codebook, centroids=centroids, indices=indices)
+
+
+def _codebook(
+    weight: FloatArray, found: Floats, scale: FloatArray, axis: int | None, code_max: int | None
+) -> Codebook:
+    table = found.astype(np.float32)
+    if code_max is None:
+        return Codebook(table, _indices(weight, table, scale, axis), scale)
+    step = np.float32(max(float(np.abs(table).max()), 1e-30) / code_max)
+    codes = np.unique(np.rint(table / step)).astype(np.int8)
+    indices = _indices(weight, codes.astype(np.float32) * step, scale, axis)
+    return Codebook(codes, indices, np.asarray(scale * step, np.float32))
+
+
+def _indices(
+    weight: FloatArray, table: FloatArray, scale: FloatArray, axis: int | None
+) -> NDArray[np.uint8]:
+    """Where the number of the table nearest to each weight over its scale stands."""
     indices = np.empty(weight.shape, np.uint8)
     for where, values in _normalised(weight, scale, axis):
         indices[where] = nearest(values, table)
-    return Codebook(centroids, indices, np.asarray(scale * step, np.float32))
+    return indices
 
 
 def look_up(codebook: Codebook, scale: FloatArray, axis: int | None) -> FloatArray:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxq.numerics import codebook as codebook_module
-from onnxq.numerics.codebook import fit_codebook, look_up
+from onnxq.numerics.codebook import fit_codebook, fit_codebooks, look_up, reassigned
 
 
 def channels(shape: tuple[int, ...] = (8, 6, 3, 3), axis: int = 0) -> np.ndarray:
@@ -66,3 +70,40 @@ def test_blocks_do_not_change_the_result(axis, monkeypatch):
     cut = fit_codebook(weight, 8, axis, 127)
     np.testing.assert_array_equal(whole.indices, cut.indices)
     np.testing.assert_array_equal(whole.centroids, cut.centroids)
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize("code_max", [127, None])
+def test_several_counts_at_once_are_the_same_bytes_as_one_by_one(axis, code_max):
+    weight = channels((8, 6, 3, 3), axis or 0)
+    for count, book in fit_codebooks(weight, [2, 6, 16, 256, 100], axis, code_max).items():
+        alone = fit_codebook(weight, count, axis, code_max)
+        assert book.centroids.tobytes() == alone.centroids.tobytes()
+        assert book.indices.tobytes() == alone.indices.tobytes()
+        assert book.scale.tobytes() == alone.scale.tobytes()
+
+
+@pytest.mark.parametrize("code_max", [127, 63, None])
+def test_zero_stays_exact_in_a_sparse_layer(code_max):
+    weight = channels()
+    weight[np.random.default_rng(0).random(weight.shape) < 0.3] = 0
+    for count, book in fit_codebooks(weight, [2, 3, 8, 64, 256], 0, code_max).items():
+        assert 0 in book.centroids and book.centroids.size <= count
+        assert not look_up(book, book.scale, 0)[weight == 0].any()
+
+
+@given(st.integers(2, 40), st.sampled_from([127, None]), st.sampled_from([0, 1, None]), st.data())
+@settings(deadline=None, max_examples=40)
+def test_weights_go_to_the_nearest_centroid_anew(count, code_max, axis, data):
+    weight = channels((8, 6, 3, 3), axis or 0)
+    book = fit_codebook(weight, count, axis, code_max)
+    noise = np.random.default_rng(data.draw(st.integers(0, 99))).normal(0, 0.2, book.centroids.size)
+    moved = book.centroids * (1 + noise)
+    trained = replace(book, centroids=np.clip(moved, -127, 127).astype(book.centroids.dtype))
+    anew = reassigned(trained, weight, axis)
+    before = np.square(look_up(trained, trained.scale, axis) - weight).astype(np.float64)
+    after = np.square(look_up(anew, anew.scale, axis) - weight).astype(np.float64)
+    assert (after <= before + 1e-6 * np.square(weight).max()).all()
+    assert after.sum() <= before.sum() * (1 + 1e-6)
+    np.testing.assert_array_equal(anew.centroids, np.sort(trained.centroids))
+    np.testing.assert_array_equal(reassigned(anew, weight, axis).indices, anew.indices)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from onnxq.numerics import points as points_module
-from onnxq.numerics.kmeans import kmeans, nearest, refine, squared_error
+from onnxq.numerics.kmeans import kmeans as kmeans_of_counts
+from onnxq.numerics.kmeans import nearest, refine, squared_error
 from onnxq.numerics.points import Points, collect_points
 
 ONE = np.ones(1, np.float32)
@@ -18,6 +19,10 @@ NUMBERS = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60)
 
 def collected(values: np.ndarray, weights: np.ndarray = ONE) -> Points:
     return collect_points(lambda: [(values, weights)], values.size)
+
+
+def kmeans(points: Points, count: int) -> np.ndarray:
+    return kmeans_of_counts(points, [count])[count]
 
 
 def heavy_tailed(size: int, seed: int = 0) -> np.ndarray:
@@ -30,6 +35,18 @@ def test_the_error_is_within_a_percent_of_lloyd_from_many_starts(count):
     found = squared_error(collected(values), kmeans(collected(values), count))
     lloyd = KMeans(count, n_init=6, max_iter=300, random_state=0).fit(values[:, None])
     assert found <= 1.01 * lloyd.inertia_
+
+
+@given(st.integers(2, 20), st.integers(0, 999), st.floats(0, 2))
+@settings(deadline=None, max_examples=8)
+def test_no_start_of_lloyd_ends_a_percent_lower(count, seed, spread):
+    rng = np.random.default_rng(seed)
+    values = rng.standard_t(3, 300).astype(np.float32)
+    weights = np.exp(spread * rng.normal(size=300)).astype(np.float32)
+    points = collected(values, weights)
+    starts = [np.sort(rng.choice(points.values, count, replace=False)) for _ in range(100)]
+    best = min(squared_error(points, refine(points, start)) for start in starts)
+    assert squared_error(points, kmeans(points, count)) <= 1.01 * best
 
 
 def test_few_points_are_partitioned_exactly():
@@ -92,6 +109,15 @@ def test_zero_stays_exact_in_a_sparse_layer_and_only_there():
     values[::10] = 0
     assert 0 in kmeans(collected(values), 8)
     assert 0 in kmeans(collected(np.abs(values) + (values != 0)), 8)
+
+
+def test_zero_stays_exact_whatever_other_counts_are_asked_for():
+    values = heavy_tailed(3000)
+    values[::8] = 0
+    points = collected(values)
+    for count, centroids in kmeans_of_counts(points, [2, 5, 32, 256]).items():
+        assert np.count_nonzero(centroids == 0) == 1
+        np.testing.assert_array_equal(kmeans(points, count), centroids)
 
 
 def test_many_numbers_fall_into_bins(monkeypatch):
