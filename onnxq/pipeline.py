@@ -100,7 +100,7 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         variant = run.prepare(Path(folder))
         with _no_trace(None if resume else checkpoint):
-            variant = run.search(variant)
+            variant = run.search(variant, checkpoint, resume)
             learned = run.learn(variant, checkpoint, resume)
             final = run.finish(variant, learned)
             exported, figures = run.export(final, learned)

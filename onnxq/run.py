@@ -34,6 +34,7 @@ from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
 from onnxq.search.found import Found
+from onnxq.search.memo import Memo
 from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep
 from onnxq.search.table import SweepTable
@@ -157,7 +158,7 @@ class Run:
         self._progress.finish()
         return outputs
 
-    def search(self, variant: Variant) -> Variant:
+    def search(self, variant: Variant, checkpoint: Checkpoint | None, resume: bool) -> Variant:
         """The variant with settings found for each layer, where the recipe wants them searched."""
         if not self.recipe.searches:
             return variant
@@ -169,6 +170,7 @@ class Run:
             self._trial,
             original_bytes(self._path),
             self._progress,
+            Memo(checkpoint, resume=resume),
         )
         self.found = stage.run()
         self.recipe = self.found.recipe

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxq.errors import OutputError
 
-STATE = "state.npz"
+STATE = "state"
 IDENTITY = "identity"
 
 
@@ -28,11 +28,17 @@ class Checkpoint:
         folder: made when the first state is saved.
         identity: what makes runs the same (model, data, recipe, version); a state of another
             run is refused.
+        name: of the file in the folder; each stage that keeps a state has its own.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, identity: Mapping[str, str], name: str = STATE) -> None:
+        self.folder, self._name = folder, name
+        self._fields = dict(identity)
         self._identity = json.dumps(dict(sorted(identity.items())))
+
+    def part(self, name: str) -> Checkpoint:
+        """The state of another stage of the same run, beside this one."""
+        return Checkpoint(self.folder, self._fields, name)
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the state by these arrays.
@@ -40,7 +46,7 @@ class Checkpoint:
         Raises:
             OutputError: there is no space, or the folder can't be written.
         """
-        path, fresh = self.folder / STATE, self.folder / "new.npz"
+        path, fresh = self.folder / f"{self._name}.npz", self.folder / "new.npz"
         named = {IDENTITY: np.array(self._identity), **arrays}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +70,7 @@ class Checkpoint:
             OutputError: the state is damaged, or belongs to another model, data, recipe or
                 version.
         """
-        path = self.folder / STATE
+        path = self.folder / f"{self._name}.npz"
         if not path.exists():
             return None
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnxq.numerics.codebook import Codebook, fit_codebook
+from onnxq.numerics.codebook import Codebook, fit_codebooks
 from onnxq.numerics.qparams import weight_quant_max
 from onnxq.plan.codebooks import codebook_bytes, codebook_refusal
 from onnxq.plan.spec import LayerSpec
@@ -63,9 +63,8 @@ class Candidates:
         spec = self.layers[0]
         weight = self._quantizers.weights[self._weight]
         largest = weight_quant_max(spec.num_bits) if self._integer else None
-        for count in (setting.codebook for setting in self.settings):
-            if count is not None:
-                self._codebooks[count] = fit_codebook(weight, count, spec.axis, largest)
+        counts = [s.codebook for s in self.settings if s.codebook is not None]
+        self._codebooks = fit_codebooks(weight, counts, spec.axis, largest)
 
     def forget(self) -> None:
         """Let go of the codebooks and their memory."""

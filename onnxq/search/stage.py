@@ -14,9 +14,10 @@ from onnxq.search.allocation import find_frontier
 from onnxq.search.choices import choices
 from onnxq.search.found import Found
 from onnxq.search.goal import goal_of
+from onnxq.search.memo import Memo
 from onnxq.search.search import Search
 from onnxq.search.sweep import sweep
-from onnxq.search.table import Row
+from onnxq.search.table import Row, SweepTable
 from onnxq.search.workshop import ModelWorkshop
 
 METADATA_BYTES = 1024
@@ -35,6 +36,7 @@ class SearchStage:
         learn: a variant with its numbers learned, in the budget of a trial.
         original_bytes: size of the original file.
         progress: told where the work stands.
+        memo: what an earlier part of the same run has measured.
     """
 
     recipe: Recipe
@@ -44,6 +46,7 @@ class SearchStage:
     learn: Callable[[Variant], Variant]
     original_bytes: int
     progress: Progress
+    memo: Memo
 
     def run(self) -> Found:
         """Sweep, allocate, and try whole models.
@@ -53,13 +56,7 @@ class SearchStage:
         """
         plan = self.base.student.plan
         self._check_size()
-        table = sweep(
-            self.base.model,
-            self.base.student,
-            self.base.quantizers,
-            self.held_back.samples,
-            progress=self.progress,
-        )
+        table = self.memo.sweep(self._sweep)
         rows = choices(table, plan, self.recipe, floats=self.recipe.activation_bits is None)
         workshop = self._workshop(rows)
         frontier = find_frontier([row.effects for row in rows])
@@ -81,9 +78,25 @@ class SearchStage:
             slope=search.slope,
         )
 
+    def _sweep(self) -> SweepTable:
+        return sweep(
+            self.base.model,
+            self.base.student,
+            self.base.quantizers,
+            self.held_back.samples,
+            progress=self.progress,
+        )
+
     def _workshop(self, rows: list[Row]) -> ModelWorkshop:
         return ModelWorkshop(
-            self.recipe, rows, self.variants, self.base, self.held_back, self.learn, METADATA_BYTES
+            self.recipe,
+            rows,
+            self.variants,
+            self.base,
+            self.held_back,
+            self.learn,
+            METADATA_BYTES,
+            self.memo,
         )
 
     def _check_size(self) -> None:

@@ -129,3 +129,19 @@ class SweepTable:
                 for row in self.rows
             ],
         }  # fmt: skip
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> SweepTable:
+        """The table of `to_fields`."""
+        rows = tuple(_row(row) for row in fields["layers"])
+        return cls(rows, fields["measure"], fields["samples"])
+
+
+def _row(fields: Mapping[str, Any]) -> Row:
+    effects = {
+        Setting(each["codebook"], each["weight_bits"]): Effect(
+            each["bytes"], each["error"], each["drop"], each["drop_error"]
+        )
+        for each in fields["settings"]
+    }
+    return Row(tuple(fields["layers"]), fields["parameters"], effects)

@@ -16,6 +16,7 @@ from onnxq.learn.variants import Variant, Variants
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
 from onnxq.search.effects import Judge
+from onnxq.search.memo import Memo
 from onnxq.search.table import Effect, Row, Setting
 from onnxq.session import SessionPool
 
@@ -31,6 +32,7 @@ class ModelWorkshop:
         held_back: the teacher's outputs that students are measured against.
         learn: a variant with its numbers learned, in the budget of a trial.
         metadata: bytes of a file's metadata beside its recipe.
+        memo: keeps what trials gave.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class ModelWorkshop:
         held_back: TeacherOutputs,
         learn: Callable[[Variant], Variant],
         metadata: int,
+        memo: Memo,
     ) -> None:
         self._recipe, self._rows, self._metadata = recipe, rows, metadata
         self._variants, self._base, self._held_back = variants, base, held_back
-        self._learn = learn
+        self._learn, self._memo = learn, memo
 
     def recipe(self, settings: Sequence[Setting]) -> Recipe:
         """The options with these settings spelt out layer by layer: nothing to search for."""
@@ -63,6 +66,9 @@ class ModelWorkshop:
 
     def trial(self, settings: Sequence[Setting]) -> Effect:
         """The effect of these settings after a little learning, size in bytes of the file."""
+        return self._memo.trial(settings, lambda: self._trial(settings))
+
+    def _trial(self, settings: Sequence[Setting]) -> Effect:
         variant = self._learn(self.build(settings))
         return replace(whole_effect(variant, self._held_back), size=self.size(variant, settings))
 

@@ -1,0 +1,131 @@
+"""The search from file to file: targets are kept, misses are said, results can be repeated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from small_graphs import HEAD, image_graph
+
+from onnxq.errors import RecipeError
+from onnxq.pipeline import compress
+from onnxq.recipe import Recipe
+from onnxq.search.memo import Memo
+from onnxq.search.stage import SearchStage
+from onnxq.search.workshop import ModelWorkshop
+
+BODY = "a = Conv <pads = [5, 5, 5, 5]> (x, first, b6) r = Relu (a) z = Conv (r, second, c6)"
+FAST = Recipe(epochs=1, batch_size=8, activation_bits=None)
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[Path, Path, Path]:
+    """A model with two layers large enough for codebooks, samples, and the output."""
+    rng = np.random.default_rng(0)
+    first = rng.normal(0, 0.05, (6, 3, 11, 11)).astype(np.float32)
+    second = rng.normal(0, 0.1, (6, 6, 8, 8)).astype(np.float32)
+    ir.save(image_graph(f"{BODY} {HEAD}", first=first, second=second), tmp_path / "model.onnx")
+    np.savez(tmp_path / "x.npz", x=rng.normal(size=(96, 3, 8, 8)).astype(np.float32))
+    return tmp_path / "model.onnx", tmp_path / "x.npz", tmp_path / "out.onnx"
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_a_size_is_kept(files, bits):
+    model, data, out = files
+    recipe = replace(FAST, activation_bits=bits, max_size=0.45)
+    result = compress(model, data, recipe, out=out)
+    onnx.checker.check_model(str(out), full_check=True)
+    assert out.stat().st_size <= 0.45 * model.stat().st_size
+    assert result.figures.search["met"] and result.figures.student_agreement == 1.0
+    smaller = compress(model, data, replace(recipe, max_size=0.38), out=out, force=True)
+    assert smaller.figures.size_after < result.figures.size_after
+    # Small files of weights: a whole number is a number of bytes.
+    again = compress(model, data, replace(recipe, max_size=result.figures.size_after + 2000))
+    assert again.figures.size_after <= result.figures.size_after + 2000
+
+
+def test_a_drop_is_kept_and_a_looser_one_takes_fewer_bytes(files):
+    model, data, out = files
+    sizes = []
+    for most in (0.05, 3.0):
+        figures = compress(model, data, replace(FAST, max_drop=most)).figures
+        assert figures.search["met"] and figures.estimated_drop <= most
+        sizes.append(figures.size_after)
+    assert sizes[1] < sizes[0]
+
+
+def test_the_recipe_that_was_found_gives_the_same_model(files):
+    model, data, out = files
+    found = compress(model, data, replace(FAST, codebook="auto", max_drop=2.0), out=out)
+    first = out.read_bytes()
+    assert not found.recipe.searches and found.recipe.layers
+    compress(model, data, replace(FAST, codebook="auto", max_drop=2.0), out=out, force=True)
+    assert out.read_bytes() == first
+    weights = compress(model, data, replace(found.recipe, samples=96)).model.graph.initializers
+    centroids = [n for n in found.model.graph.initializers if n.endswith(".centroids")]
+    assert centroids and all(name in weights for name in centroids)
+
+
+def test_what_cannot_be_met_is_said_and_the_nearest_is_written(files):
+    model, data, out = files
+    result = compress(model, data, replace(FAST, max_size=3500), out=out)
+    assert out.exists() and not result.figures.search["met"]
+    note = next(each for each in result.notes if "was not met" in each)
+    assert note.startswith("the target of 3,500 bytes was not met: the smallest file has ")
+    out.unlink()
+    with pytest.raises(RecipeError, match=r"asks for 900 bytes, and without its weights the file"):
+        compress(model, data, replace(FAST, max_size=900), out=out)
+    assert not out.exists() and sorted(p.name for p in out.parent.iterdir()) == [
+        "model.onnx",
+        "x.npz",
+    ]
+
+
+def test_layers_with_a_stated_codebook_are_left_to_the_user(files):
+    model, data, _ = files
+    layers = ({"pattern": "Conv_a", "codebook": 32},)
+    recipe = Recipe.from_json(
+        json.dumps(json.loads(FAST.to_json()) | {"codebook": "auto", "layers": layers})
+    )
+    result = compress(model, data, replace(recipe, max_drop=3.0))
+    assert result.plan.layers["Conv_a"].codebook == 32
+    assert "Conv_a" not in result.figures.search["settings"]
+
+
+def test_a_stopped_search_goes_on_where_it_was(files, monkeypatch):
+    model, data, out = files
+    recipe = replace(FAST, max_drop=1.0)
+    compress(model, data, recipe, out=out)
+    whole = out.read_bytes()
+    out.unlink()
+    trials = []
+
+    def stopped(self, settings):
+        if len(trials) == 2:
+            raise KeyboardInterrupt
+        trials.append(settings)
+        return tried(self, settings)
+
+    tried = ModelWorkshop._trial
+    monkeypatch.setattr(ModelWorkshop, "_trial", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, data, recipe, out=out)
+    assert len(trials) == 2 and not out.exists()
+    again = []
+    monkeypatch.setattr(
+        ModelWorkshop, "_trial", lambda self, s: (again.append(s), tried(self, s))[1]
+    )
+    monkeypatch.setattr(SearchStage, "_sweep", lambda self: pytest.fail("swept again"))
+    compress(model, data, recipe, out=out, resume=True)
+    assert out.read_bytes() == whole
+    assert not {tuple(s) for s in again} & {tuple(s) for s in trials}
+
+
+def test_nothing_is_kept_without_a_checkpoint():
+    memo = Memo(None, resume=True)
+    assert memo._checkpoint is None
