@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.pipeline import Result
+from onnxq.report.search import search_rows
 from onnxq.report.text import (
     decibels_text,
     number_text,
@@ -43,7 +44,13 @@ def figure_rows(figures: Figures) -> list[Row]:
         before = time_text(figures.latency_before_ms, figures.latency_before_spread_ms)
         after = time_text(figures.latency_after_ms, figures.latency_after_spread_ms)
         rows.append(("latency, 1 thread", before, after, f"{ratio:.2f} ×"))
-    return [*rows, *_output_rows(figures), *_layer_rows(figures), *_learning_rows(figures)]
+    return [
+        *rows,
+        *_output_rows(figures),
+        *search_rows(figures),
+        *_layer_rows(figures),
+        *_learning_rows(figures),
+    ]
 
 
 def _output_rows(figures: Figures) -> list[Row]:

@@ -50,7 +50,7 @@ def test_a_size_is_kept(files, bits):
 
 
 def test_a_drop_is_kept_and_a_looser_one_takes_fewer_bytes(files):
-    model, data, out = files
+    model, data, _ = files
     sizes = []
     for most in (0.05, 3.0):
         figures = compress(model, data, replace(FAST, max_drop=most)).figures
