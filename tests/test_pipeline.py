@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,8 @@ import onnx_ir as ir
 import pytest
 from small_graphs import BODIES, HEAD, image_graph, small_graph
 
-import onnxq.pipeline
-import onnxq.run
 from onnxq.errors import ModelError, OutputError
-from onnxq.learn.thresholds import Learned
+from onnxq.learn.learning import Learned, Learning
 from onnxq.pipeline import compress, plan_model
 from onnxq.progress import Silent
 from onnxq.recipe import Recipe
@@ -116,14 +115,10 @@ def test_a_checkpoint_of_another_recipe_is_refused(files):
 def test_learning_that_does_not_help_is_said(files, monkeypatch):
     model, data, _ = files
 
-    class Nothing:
-        def __init__(self, _s, _l, _t, held_back, start, *_: object) -> None:
-            self.start = start
+    def nothing(self: Learning, *_: object) -> Learned:
+        return replace(self._result, history=[2.0])
 
-        def run(self, *_: object) -> Learned:
-            return Learned(self.start, 1.0, 1.0, history=[2.0])
-
-    monkeypatch.setattr(onnxq.run, "ThresholdLearning", Nothing)
+    monkeypatch.setattr(Learning, "run", nothing)
     result = compress(model, data, QUICK)
     assert any("did not beat its starting point" in note for note in result.notes)
     assert result.figures.learning["epoch"] == 0
