@@ -20,6 +20,7 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
+from onnxq.plan.float_layers import check_float_layers
 from onnxq.progress import Progress, Silent
 from onnxq.recipe import Recipe
 from onnxq.run import Run
@@ -60,7 +61,9 @@ class PlanReport:
 def plan_model(model: str | Path, recipe: Recipe | None = None) -> PlanReport:
     """Load, normalise and plan a model; nothing is learned and nothing written."""
     normalised = normalise(load_model(Path(model)), None)
-    plan = make_plan(normalised.model, recipe or Recipe())
+    recipe = recipe or Recipe()
+    plan = make_plan(normalised.model, recipe)
+    check_float_layers(plan, recipe)
     return PlanReport(normalised.model, plan, normalised.notes)
 
 

@@ -15,19 +15,18 @@ from onnxq.errors import ModelError
 from onnxq.export.lower import Lowering
 from onnxq.export.save import add_metadata, model_bytes
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
-from onnxq.learn.engine.ungradable import ungradable_nodes
+from onnxq.learn.learn import learn
+from onnxq.learn.learning import Budget, Learned
 from onnxq.learn.logits import find_logits
 from onnxq.learn.memory import shard_size
-from onnxq.learn.sizes import fix_sizes
 from onnxq.learn.teacher import TeacherOutputs
-from onnxq.learn.threshold_scales import ThresholdScales
-from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
+from onnxq.plan.float_layers import check_float_layers
 from onnxq.plan.regions import SPARED_REASON
 from onnxq.progress import Progress
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
@@ -102,6 +101,7 @@ class Run:
         return open_samples(data, input_specs(model), self._preprocess, recipe.samples, recipe.seed)
 
     def _check_plan(self, plan: Plan) -> None:
+        check_float_layers(plan, self.recipe)
         if plan.layers:
             return
         reasons = "; ".join(f"'{n}': {r}" for n, r in list(plan.left_alone.items())[:3])
@@ -129,7 +129,6 @@ class Run:
         self._shard = self.recipe.batch_size or shard_size(teacher)
         self.train_outputs = self._cache(folder / "train", logits, self._train)
         held_back = self._cache(folder / "held-back", logits, self.held_back)
-        self._held_back_outputs = held_back
         self._variants = Variants(
             self.recipe,
             self._train,
@@ -166,7 +165,8 @@ class Run:
             self.recipe,
             variant,
             self._variants,
-            self._held_back_outputs,
+            variant.held_back_outputs,
+            lambda: self.sweep(variant),
             self._trial,
             original_bytes(self._path),
             self._progress,
@@ -175,65 +175,37 @@ class Run:
         self.found = stage.run()
         self.recipe = self.found.recipe
         self.notes += self.found.notes()
-        return self._variants.rebuilt(variant, self.recipe)
+        return self._variants.remake(variant, self.recipe)
 
     def _trial(self, variant: Variant) -> Variant:
         """A variant after a little learning."""
-        notes = list(self.notes)
-        learned = self.learn(variant, None, False, TRIAL_EPOCHS)
-        self.notes = notes
-        return self.finish(variant, learned)
+        return self.finish(variant, self.learn(variant, epochs=TRIAL_EPOCHS))
 
     def learn(
         self,
         variant: Variant,
-        checkpoint: Checkpoint | None,
-        resume: bool,
+        checkpoint: Checkpoint | None = None,
+        resume: bool = False,
         epochs: int | None = None,
     ) -> Learned:
-        """Threshold scales, where the recipe wants them and the graph allows it."""
-        kept = Learned(variant.quantizers, variant.score, variant.score)
-        if "none" in self.recipe.learn:
-            return kept
-        learns = set(self.recipe.learn)
-        scales = ThresholdScales(
-            variant.student.plan,
-            variant.quantizers,
-            variant.extremes(),
-            thresholds=bool(learns & {"auto", "thresholds"}),
-            codebooks=bool(learns & {"auto", "codebooks"}),
-        )
-        names = scales.parameter_names()
-        if not names:
-            return kept
-        if self._train.batch is None:
-            # Samples that are stacked have one shape.
-            loss_model = fix_sizes(variant.loss_model, next(self._train.batches(1)))
-            variant = replace(variant, loss_model=loss_model)
-        refused = ungradable_nodes(variant.loss_model, names)
-        if refused:
-            node, op_type, reason = refused[0]
-            self.notes.append(
-                f"thresholds were calibrated but not learned: '{node}' ({op_type}) has no "
-                f"gradient ({reason})"
-            )
-            return kept
-        run = ThresholdLearning(
-            variant.student,
-            variant.loss_model,
+        """What the recipe wants trained, where the graph allows it.
+
+        Args:
+            variant: the student and the numbers to start from.
+            checkpoint: where to keep the state; None keeps none.
+            resume: whether to go on from that state.
+            epochs: passes over the samples; None means the recipe's number.
+        """
+        budget = self._budget()
+        return learn(
+            variant,
             self.train_outputs,
-            variant.held_back,
-            variant.quantizers,
-            scales,
-            replace(self._budget(), **({} if epochs is None else {"epochs": epochs})),
-            checkpoint,
+            self.recipe.learn,
+            budget if epochs is None else replace(budget, epochs=epochs),
+            progress=self._progress,
+            checkpoint=checkpoint,
+            resume=resume,
         )
-        learned = run.run(self._progress, resume)
-        if not learned.improved:
-            self.notes.append(
-                "learning did not beat its starting point on the held-back samples, which is kept"
-            )
-        return learned
 
     def _budget(self) -> Budget:
         recipe, default = self.recipe, Budget()
@@ -270,6 +242,7 @@ class Run:
         figures.equalization = "none" if variant.name == PLAIN else variant.name
         figures.bias_correction = variant.corrected
         figures.samples, figures.held_back = len(self._samples), len(self.held_back)
+        self.notes += learned.notes
         figures.notes = self.notes
         spared = sum(spec.reason == SPARED_REASON for spec in plan.layers.values())
         if spared:

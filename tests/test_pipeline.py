@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,10 @@ import onnx_ir as ir
 import pytest
 from small_graphs import BODIES, HEAD, image_graph, small_graph
 
-import onnxq.pipeline
-import onnxq.run
-from onnxq.errors import ModelError, OutputError
-from onnxq.learn.thresholds import Learned
+from onnxq.errors import ModelError, OutputError, RecipeError
+from onnxq.learn.learning import Learned, Learning
 from onnxq.pipeline import compress, plan_model
+from onnxq.plan import planner
 from onnxq.progress import Silent
 from onnxq.recipe import Recipe
 from onnxq.verify.figures import METADATA_KEY
@@ -116,14 +116,10 @@ def test_a_checkpoint_of_another_recipe_is_refused(files):
 def test_learning_that_does_not_help_is_said(files, monkeypatch):
     model, data, _ = files
 
-    class Nothing:
-        def __init__(self, _s, _l, _t, held_back, start, *_: object) -> None:
-            self.start = start
+    def nothing(self: Learning, *_: object) -> Learned:
+        return replace(self._result, history=[2.0])
 
-        def run(self, *_: object) -> Learned:
-            return Learned(self.start, 1.0, 1.0, history=[2.0])
-
-    monkeypatch.setattr(onnxq.run, "ThresholdLearning", Nothing)
+    monkeypatch.setattr(Learning, "run", nothing)
     result = compress(model, data, QUICK)
     assert any("did not beat its starting point" in note for note in result.notes)
     assert result.figures.learning["epoch"] == 0
@@ -221,3 +217,40 @@ def test_forms_go_through_the_whole_line(tmp_path, name):
     assert result.figures.student_agreement == 1.0
     kernels = result.figures.kernels
     assert all(kernels[s.name] in INTEGER_KERNELS for s in result.plan.integer_layers())
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+def test_float_layers_are_retrained_around_the_quantized_ones(files, activation_bits, monkeypatch):
+    monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
+    model, data, out = files
+    recipe = Recipe(
+        learn=("float-layers",),
+        exclude=("Gemm", "Conv_c"),
+        activation_bits=activation_bits,
+        codebook=4,
+        lr=0.02,
+        batch_size=8,
+        epochs=8,
+    )
+    result = compress(model, data, recipe, out=out)
+    learning = result.figures.learning
+    assert learning["learned_score"] < 0.9 * learning["start_score"]
+    assert result.figures.student_agreement == 1.0
+    assert set(result.figures.left_alone.values()) == {"it is excluded by the recipe; retrained"}
+    made, original = ir.load(out).graph, ir.load(model).graph
+    for name in ("wh", "v6"):
+        before, after = (g.initializers[name].const_value.numpy() for g in (original, made))
+        assert before.dtype == after.dtype == np.float32
+        assert 0 < np.abs(before - after).max() < np.abs(before).max()
+    stopped = out.with_name("stopped.onnx")
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, data, recipe, out=stopped, progress=Stop())
+    compress(model, data, recipe, out=stopped, resume=True)
+    assert stopped.read_bytes() == out.read_bytes()
+
+
+def test_without_float_layers_to_retrain_the_flag_is_named(files):
+    model, data, _ = files
+    for run in (plan_model, lambda m, r: compress(m, data, r)):
+        with pytest.raises(RecipeError, match="--exclude"):
+            run(model, Recipe(learn=("float-layers",)))

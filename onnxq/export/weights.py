@@ -1,5 +1,7 @@
 """Write weights and biases as integers: the only form in which the file holds them.
 
+Layers that were left float and retrained are the exception: they are written as floats.
+
 Integer kernels read codes through DequantizeLinear. Weight-only layers read
 `Cast(codes) * scale`, which ONNX Runtime folds into a float constant at session start
 (it doesn't fold DequantizeLinear). A codebook takes the place of the codes: see `lookup`.
@@ -25,11 +27,12 @@ from onnxq.rewrite.quantizers import (
     bias_name,
     corrected_bias,
     fake_weight,
+    float_feeds,
     input_scale,
     needs_bias,
     weight_scales,
 )
-from onnxq.rewrite.student import Student
+from onnxq.rewrite.student import Student, fix_inputs
 
 REAL = ".real"
 """Suffix of a weight or bias as the layer reads it."""
@@ -58,6 +61,7 @@ def lower_weights(model: ir.Model, student: Student, quantizers: Quantizers) -> 
         if needs_bias(spec):
             real = _lower_bias(graph, spec, student, quantizers, scales[spec.weight])
             _replace_input(graph, inputs[bias_name(spec)], real)
+    fix_inputs(graph, float_feeds(student.plan, quantizers))
 
 
 def _lower_weight(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.learn.loss import LOSS, relative_rmse
-from onnxq.learn.teacher import MICRO_BATCH, TeacherOutputs
+from onnxq.learn.teacher import MICRO_BATCH, Targeted
 from onnxq.session import SessionPool
 
 
@@ -20,7 +20,7 @@ class HeldBack:
         outputs: the teacher's outputs on the held-back samples.
     """
 
-    def __init__(self, student: ir.Model, outputs: TeacherOutputs) -> None:
+    def __init__(self, student: ir.Model, outputs: Targeted) -> None:
         self._pool = SessionPool(student, [LOSS])
         self._outputs = outputs
 

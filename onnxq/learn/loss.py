@@ -32,11 +32,16 @@ def attach_loss(student: ir.Model, weights: Mapping[str, float]) -> ir.Model:
     values = {v.name: v for node in graph for v in node.outputs}
     body = tape.Tape()
     terms: list[ir.Value] = []
+    # Initializers, not Constant nodes, which a cut of the graph would take for tensors.
+    two = _constant(graph, f"{LOSS}.two", 2.0)
     for name, weight in weights.items():
         value = values[name]
         target = ir.val(target_name(name), ir.DataType.FLOAT, _free_shape(value))
         graph.inputs.append(target)
-        terms.append(_term(body, value, target, weight, len(terms)))
+        squared = body.op("Pow", [body.op("Sub", [value, target]), two])
+        total = body.op("ReduceSum", [squared], {"keepdims": 0})
+        factor = _constant(graph, f"{LOSS}.weight.{name}", weight)
+        terms.append(body.op("Mul", [total, factor]))
     total = terms[0]
     for term in terms[1:]:
         total = body.op("Add", [total, term])
@@ -51,15 +56,10 @@ def attach_loss(student: ir.Model, weights: Mapping[str, float]) -> ir.Model:
     return model
 
 
-def _term(
-    body: tape.Tape, value: ir.Value, target: ir.Value, weight: float, index: int
-) -> ir.Value:
-    error = body.op("Sub", [value, target])
-    two = body.op("Constant", [], {"value": ir.tensor(np.float32(2.0))})
-    squared = body.op("Pow", [error, two])
-    total = body.op("ReduceSum", [squared], {"keepdims": 0})
-    factor = body.op("Constant", [], {"value": ir.tensor(np.float32(weight))})
-    return body.op("Mul", [total, factor])
+def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
+    value = ir.val(name, const_value=ir.tensor(np.float32(number), name=name))
+    graph.register_initializer(value)
+    return value
 
 
 def _free_shape(value: ir.Value) -> ir.Shape | None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
-from onnxq.errors import DataError, OutputError
+from onnxq.errors import DataError
 from onnxq.learn.loss import target_name
+from onnxq.learn.rows import Rows
 from onnxq.session import Arrays, SessionPool
 
 MICRO_BATCH = 16
 """Samples in one run: fixed, so that sums come out the same on any number of cores."""
+
+
+class Targeted(Protocol):
+    """Feeds of a loss graph by position, with the values to match among them."""
+
+    @property
+    def positions(self) -> int:
+        """The number of positions."""
+
+    def batches(self, positions: np.ndarray, size: int) -> Iterator[Arrays]:
+        """Feeds for these positions, in this order, `size` at a time."""
 
 
 class TeacherOutputs:
@@ -30,6 +42,9 @@ class TeacherOutputs:
         samples: the samples; `batches` gives them again with their targets.
         folder: an existing folder for the files.
         on_batch: called with the number of samples done.
+
+    Attributes:
+        inputs: names of the model's inputs.
 
     Raises:
         DataError: an output is NaN or infinite, so that nothing can be compared with it.
@@ -46,18 +61,22 @@ class TeacherOutputs:
     ) -> None:
         self.logits = list(logits)
         self.samples = samples
-        self._folder = folder
+        self.folder = folder
+        self.inputs = frozenset(value.name for value in teacher.graph.inputs)
         self._group = samples.batch
-        self._rows: dict[str, np.memmap] = {}
+        self._rows = Rows(folder, len(samples), self._group is not None, "the original's outputs")
         self._squares = dict.fromkeys(self.logits, 0.0)
-        self._elements = dict.fromkeys(self.logits, 0)
         pool = SessionPool(expose(teacher, self.logits), self.logits)
-        self.positions = 0
         for outputs in pool.map(samples.batches(MICRO_BATCH)):
             self._store(outputs)
             if on_batch is not None:
                 on_batch(min(self.positions * (self._group or 1), len(samples)))
         self._check_finite()
+
+    @property
+    def positions(self) -> int:
+        """The number of positions."""
+        return self._rows.stored
 
     def _check_finite(self) -> None:
         for name, squares in self._squares.items():
@@ -69,28 +88,10 @@ class TeacherOutputs:
 
     def _store(self, outputs: Arrays) -> None:
         count = 1 if self._group else min(MICRO_BATCH, len(self.samples) - self.positions)
-        for index, name in enumerate(self.logits):
-            array = outputs[name].astype(np.float32, copy=False)
+        found = {name: outputs[name].astype(np.float32, copy=False) for name in self.logits}
+        for name, array in found.items():
             self._squares[name] += float(np.square(array, dtype=np.float64).sum())
-            self._elements[name] += array.size
-            if self._group:
-                _save(self._path(index, self.positions), array)
-            else:
-                # A tensor before a reshape may hold several rows of each sample.
-                rows = array.reshape(count, -1, *array.shape[1:])
-                self._memmap(index, name, rows)[self.positions : self.positions + count] = rows
-        self.positions += count
-
-    def _memmap(self, index: int, name: str, array: np.ndarray) -> np.memmap:
-        if name not in self._rows:
-            shape = (len(self.samples), *array.shape[1:])
-            path = self._folder / f"{index}.f32"
-            _reserve(path, 4 * int(np.prod(shape)))
-            self._rows[name] = np.memmap(path, np.float32, "r+", shape=shape)
-        return self._rows[name]
-
-    def _path(self, index: int, position: int) -> Path:
-        return self._folder / f"{index}.{position}.npy"
+        self._rows.append(found, count)
 
     def weights(self) -> dict[str, float]:
         """The factor of each tensor in the loss: 1 / (tensors * sum of squares per sample).
@@ -104,60 +105,23 @@ class TeacherOutputs:
             for name in self.logits
         }
 
-    def batches(self, positions: Sequence[int] | np.ndarray, size: int) -> Iterator[Arrays]:
+    def batches(self, positions: np.ndarray, size: int) -> Iterator[Arrays]:
         """Feeds with the targets beside the inputs, for these positions, in this order."""
-        positions = np.asarray(positions, np.int64)
-        if self._group:
-            yield from self._whole_feeds(positions)
-            return
-        start = 0
-        for feeds in self.samples.subset(positions).batches(size):
-            chosen = positions[start : start + size]
-            yield {**feeds, **{target_name(n): self._targets(n, chosen) for n in self.logits}}
-            start += len(chosen)
-
-    def _targets(self, name: str, positions: np.ndarray) -> np.ndarray:
-        """The values for these samples, in the shape that the model gives them."""
-        rows = np.asarray(self._rows[name][positions])
-        return rows.reshape(-1, *rows.shape[2:])
-
-    def _whole_feeds(self, positions: np.ndarray) -> Iterator[Arrays]:
         group = self._group or 1
-        rows = (positions[:, None] * group + np.arange(group)).reshape(-1)
-        for position, feeds in zip(
-            positions, self.samples.subset(rows).batches(group), strict=True
-        ):
-            targets = {
-                target_name(name): np.load(self._path(index, int(position)))
-                for index, name in enumerate(self.logits)
-            }
-            yield {**feeds, **targets}
+        samples = (positions[:, None] * group + np.arange(group)).reshape(-1)
+        feeds = self.samples.subset(samples).batches(size)
+        for chosen, inputs in zip(self.chunks(positions, size), feeds, strict=True):
+            yield {**inputs, **self.targets(chosen)}
 
+    def chunks(self, positions: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """The positions of each batch; one where the model fixes its batch."""
+        step = 1 if self._group else size
+        for start in range(0, len(positions), step):
+            yield positions[start : start + step]
 
-def _reserve(path: Path, size: int) -> None:
-    """Take the disk space of a file at once: a mapped file would end the process later."""
-    try:
-        with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, max(size, 1))
-            file.truncate(size)
-    except OSError as error:
-        raise _no_room(path, size, error) from error
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    try:
-        np.save(path, array)
-    except OSError as error:
-        raise _no_room(path, array.nbytes, error) from error
-
-
-def _no_room(path: Path, size: int, error: OSError) -> OutputError:
-    reason = error.strerror or str(error)
-    return OutputError(
-        f"the temporary folder '{path.parent}' has no room for the original's outputs "
-        f"({size} bytes: {reason}); free some space or set TMPDIR to another folder"
-    )
+    def targets(self, positions: np.ndarray) -> Arrays:
+        """The values to match at the positions of one batch, by the loss graph's inputs."""
+        return {target_name(name): rows for name, rows in self._rows.at(positions).items()}
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -22,15 +22,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxq.learn.codebook_tables import CodebookTables
-from onnxq.numerics.bias_correction import shift_weight_gradient
 from onnxq.numerics.qparams import FloatArray, weight_threshold_gradient, weight_threshold_max
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.rewrite.quantizers import (
     SMALLEST_WIDTH,
     Quantizers,
     Range,
-    bias_name,
     limit_names,
 )
 
@@ -44,14 +41,12 @@ WIDTH, SHIFT, WEIGHT = "width:", "shift:", "weight:"
 
 
 class ThresholdScales:
-    """The trained values of all quantizers, and their chain rule.
+    """The trained values of all thresholds, and their chain rule.
 
     Args:
         plan: the plan.
         start: the numbers to start from; only ranges and thresholds are learned.
         extremes: (minimum, maximum) of each tensor by name, from the calibration.
-        thresholds: whether thresholds are trained.
-        codebooks: whether the centroids of codebooks are.
 
     Attributes:
         values: alpha by key, float32; a scalar, or one per channel for weights.
@@ -62,24 +57,15 @@ class ThresholdScales:
         plan: Plan,
         start: Quantizers,
         extremes: Mapping[str, tuple[float, float]],
-        *,
-        thresholds: bool = True,
-        codebooks: bool = False,
     ) -> None:
         self._start = start
-        self._tensors = {n: spec for n, spec in plan.tensors.items() if thresholds}
-        coded = [s for s in plan.layers.values() if s.codebook is None]
-        self._layers = {s.weight: s for s in coded if thresholds}
-        self._tables = CodebookTables(plan, start) if codebooks else None
-        trained = {*self._layers, *(self._tables.weights if self._tables else ())}
+        self._tensors = plan.tensors
+        self._layers = {s.weight: s for s in plan.layers.values() if s.codebook is None}
         self._bounds = {n: _full_range(s, *extremes[n]) for n, s in self._tensors.items()}
         self._largest = {
             w: weight_threshold_max(start.weights[w], s.axis) for w, s in self._layers.items()
         }
-        self._corrected = [
-            s for s in plan.layers.values() if s.name in start.means and s.weight in trained
-        ]
-        self.values: dict[str, np.ndarray] = dict(self._tables.values) if self._tables else {}
+        self.values: dict[str, np.ndarray] = {}
         for name, spec in self._tensors.items():
             low, full = self._bounds[name]
             left, width = start.ranges[name]
@@ -102,8 +88,6 @@ class ThresholdScales:
             floor = ALPHA_MIN if layer.num_bits >= LOW_BITS else LOW_BITS_MIN
             alpha = self.values[WEIGHT + weight]
             np.clip(alpha, floor, ALPHA_MAX, out=alpha)
-        if self._tables:
-            self._tables.project()
 
     def _project_shift(self, name: str) -> None:
         low, full = self._bounds[name]
@@ -111,15 +95,16 @@ class ThresholdScales:
         np.clip(shift, SHIFT_MIN, min(SHIFT_MAX, -low / full), out=shift)
         np.maximum(shift, -low / full - width, out=shift)
 
-    def quantizers(self) -> Quantizers:
-        """The numbers that the values stand for."""
+    def quantizers(self, base: Quantizers) -> Quantizers:
+        """The numbers with the ranges and thresholds that the values stand for."""
         ranges = {name: self._range(spec) for name, spec in self._tensors.items()}
-        thresholds = {
+        return base.with_ranges(ranges).with_thresholds(self._thresholds())
+
+    def _thresholds(self) -> dict[str, FloatArray]:
+        return {
             weight: np.asarray(self.values[WEIGHT + weight] * largest, np.float32)
             for weight, largest in self._largest.items()
         }
-        found = self._start.with_ranges(ranges).with_thresholds(thresholds)
-        return found.with_codebooks(self._tables.codebooks()) if self._tables else found
 
     def _range(self, spec: TensorSpec) -> Range:
         low, full = self._bounds[spec.name]
@@ -131,9 +116,7 @@ class ThresholdScales:
     def parameter_names(self) -> list[str]:
         """The student's inputs whose gradients are wanted."""
         names = [n for spec in self._tensors.values() for n in limit_names(spec)]
-        biases = [bias_name(spec) for spec in self._corrected]
-        tables = self._tables.weights if self._tables else []
-        return names + list(self._layers) + tables + biases
+        return names + list(self._layers)
 
     def gradients(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """dL/d alpha by key, from dL/d limit and dL/d weight by the student's input name."""
@@ -146,33 +129,17 @@ class ThresholdScales:
             result[WIDTH + name] = np.asarray(found[names[-1]] * factor, np.float32)
             if spec.kind == "asymmetric":
                 result[SHIFT + name] = np.asarray(found[names[0]] * full, np.float32)
-        thresholds = self.quantizers().thresholds
+        thresholds = self._thresholds()
         for weight, layer in self._layers.items():
             gradient = weight_threshold_gradient(
-                self._weight_gradient(weight, found),
+                found[weight],
                 self._start.weights[weight],
                 thresholds[weight],
                 layer.num_bits,
                 layer.axis,
             )
             result[WEIGHT + weight] = gradient * self._largest[weight]
-        if self._tables:
-            result |= self._tables.gradients(lambda name: self._weight_gradient(name, found))
         return result
-
-    def _weight_gradient(self, weight: str, found: Mapping[str, np.ndarray]) -> FloatArray:
-        """dL/dW, with what flows through the biases that are corrected for its error."""
-        total = found[weight]
-        for spec in self._corrected:
-            if spec.weight == weight:
-                total = total + shift_weight_gradient(
-                    found[bias_name(spec)],
-                    self._start.means[spec.name],
-                    total.shape,
-                    spec.op_type,
-                    spec.channel_axis,
-                )
-        return total
 
 
 def _full_range(spec: TensorSpec, minimum: float, maximum: float) -> tuple[float, float]:

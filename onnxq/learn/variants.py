@@ -45,26 +45,30 @@ class Variant:
     Attributes:
         name: how the form was made.
         model: the float model in that form, with the original's outputs.
+        recipe: the options that it was made with.
         student: the student.
         loss_model: the student with the loss attached.
         statistics: of the calibration.
         quantizers: the numbers.
         held_back: the judge.
+        held_back_outputs: the original's outputs that it holds against.
         score: the held-back relative RMSE of the numbers.
-        corrected: whether the biases of the numbers are corrected.
         spared: names of tensors left float because 8 bits are too few for them.
+        corrected: whether the biases of the numbers are corrected.
     """
 
     name: str
     model: ir.Model
+    recipe: Recipe
     student: Student
     loss_model: ir.Model
-    statistics: dict[str, TensorStatistics]
+    statistics: Mapping[str, TensorStatistics]
     quantizers: Quantizers
     held_back: HeldBack
+    held_back_outputs: TeacherOutputs
     score: float
-    corrected: bool = False
     spared: frozenset[str] = frozenset()
+    corrected: bool = False
 
     def score_of(self, quantizers: Quantizers) -> float:
         """The held-back score of other numbers."""
@@ -104,22 +108,36 @@ class Variants:
 
     def make(self, name: str, model: ir.Model) -> Variant:
         """Plan, calibrate and rewrite one form of the model."""
-        plan = make_plan(model, self._recipe)
-        statistics = self._calibrate(f"calibrate, {name}", model, list(plan.tensors), [])
-        infinite = frozenset(n for n, s in statistics.items() if not s.finite)
-        if infinite:
-            plan = make_plan(model, self._recipe, infinite)
-            statistics = self._statistics(model, plan, statistics)
-        return self.corrected(self._rewrite(name, model, plan, statistics))
+        return self._make(name, model, self._recipe, {}, frozenset())
+
+    def remake(self, variant: Variant, recipe: Recipe) -> Variant:
+        """The same form under another recipe; nothing known of its tensors is measured again."""
+        return self._make(variant.name, variant.model, recipe, variant.statistics, variant.spared)
+
+    def _make(
+        self,
+        name: str,
+        model: ir.Model,
+        recipe: Recipe,
+        known: Mapping[str, TensorStatistics],
+        spared: frozenset[str],
+    ) -> Variant:
+        infinite = _infinite(known)
+        plan = make_plan(model, recipe, infinite, spared)
+        known = self._statistics(name, model, plan, known)
+        if _infinite(known) != infinite:
+            plan = make_plan(model, recipe, _infinite(known), spared)
+            known = self._statistics(name, model, plan, known)
+        return self.corrected(self._rewrite(name, model, recipe, plan, known, spared))
 
     def _statistics(
-        self, model: ir.Model, plan: Plan, known: dict[str, TensorStatistics]
+        self, name: str, model: ir.Model, plan: Plan, known: Mapping[str, TensorStatistics]
     ) -> dict[str, TensorStatistics]:
-        """Known ones, and by a further pass those of the plan's other tensors."""
-        missing = [name for name in plan.tensors if name not in known]
+        """Those that are known, and those of the plan's other tensors."""
+        missing = [tensor for tensor in plan.tensors if tensor not in known]
         if not missing:
-            return known
-        return known | self._calibrate("calibrate, more tensors", model, missing, [])
+            return dict(known)
+        return {**known, **self._calibrate(f"calibrate, {name}", model, missing, [])}
 
     def spared(self, variant: Variant) -> Variant:
         """The variant with some tensors left float, where its outputs are too far off.
@@ -129,7 +147,7 @@ class Variants:
         """
         limit = error_limit(variant.model)
         plan = variant.student.plan
-        if not self._recipe.spare or variant.score <= limit or not plan.tensors:
+        if not variant.recipe.spare or variant.score <= limit or not plan.tensors:
             return variant
         sensitivity = Sensitivity(
             variant.model, plan, variant.quantizers, self._weights, self._held_back_outputs
@@ -150,25 +168,13 @@ class Variants:
         return next(each for each in found if each.score <= enough)
 
     def _with_float(self, variant: Variant, names: frozenset[str]) -> Variant:
-        return self.rebuilt(replace(variant, spared=names), self._recipe)
-
-    def rebuilt(self, variant: Variant, recipe: Recipe) -> Variant:
-        """The same form of the model with other settings of its layers.
-
-        What the calibration found is used again; only tensors that it has not seen are.
-        """
-        model = variant.model
-        infinite = frozenset(n for n, s in variant.statistics.items() if not s.finite)
-        plan = make_plan(model, recipe, infinite, variant.spared)
-        statistics = self._statistics(model, plan, variant.statistics)
-        made = self._rewrite(variant.name, model, plan, statistics)
-        return self.corrected(replace(made, spared=variant.spared))
+        return self._make(variant.name, variant.model, variant.recipe, variant.statistics, names)
 
     def corrected(self, variant: Variant) -> Variant:
         """The variant with corrected biases, where the recipe and the held-back samples agree."""
-        if not self._recipe.bias_correction:
+        if not variant.recipe.bias_correction:
             return variant
-        samples = self._train.take(CORRECTION_SAMPLES, self._recipe.seed)
+        samples = self._train.take(CORRECTION_SAMPLES, variant.recipe.seed)
         numbers = correct_biases(variant.student, variant.quantizers, samples, self._batch_size)
         score = variant.score_of(numbers)
         if score >= variant.score:
@@ -176,14 +182,32 @@ class Variants:
         return replace(variant, quantizers=numbers, score=score, corrected=True)
 
     def _rewrite(
-        self, name: str, model: ir.Model, plan: Plan, statistics: dict[str, TensorStatistics]
+        self,
+        name: str,
+        model: ir.Model,
+        recipe: Recipe,
+        plan: Plan,
+        statistics: Mapping[str, TensorStatistics],
+        spared: frozenset[str],
     ) -> Variant:
         student = build_student(model, plan)
         loss_model = attach_loss(student.model, self._weights)
-        quantizers = initial_quantizers(model, plan, statistics, self._recipe.calibration)
+        quantizers = initial_quantizers(model, plan, statistics, recipe.calibration)
         held_back = HeldBack(loss_model, self._held_back_outputs)
         score = held_back.score(student_feeds(plan, quantizers, student.sources))
-        return Variant(name, model, student, loss_model, statistics, quantizers, held_back, score)
+        return Variant(
+            name=name,
+            model=model,
+            recipe=recipe,
+            student=student,
+            loss_model=loss_model,
+            statistics=statistics,
+            quantizers=quantizers,
+            held_back=held_back,
+            held_back_outputs=self._held_back_outputs,
+            score=score,
+            spared=spared,
+        )
 
     def choose(self, model: ir.Model) -> Variant:
         """The best of the plain and the equalized forms, with some tensors float if need be.
@@ -239,3 +263,7 @@ class Variants:
             if low is not None and high is not None:
                 result[name] = np.maximum(high, -low)
         return result
+
+
+def _infinite(statistics: Mapping[str, TensorStatistics]) -> frozenset[str]:
+    return frozenset(name for name, found in statistics.items() if not found.finite)

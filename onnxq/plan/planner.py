@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxq.errors import RecipeError
 from onnxq.plan.codebooks import codebook_refusal
+from onnxq.plan.float_layers import EXCLUDED, retrained_layers
 from onnxq.plan.layers import Layer, find_layers
 from onnxq.plan.operators import constant, never_negative
 from onnxq.plan.regions import Regions, Site
@@ -38,11 +39,12 @@ def make_plan(
     found, left_alone = find_layers(model.graph)
     check_patterns(recipe, found, left_alone)
     wanted = [layer for layer in found if not _override(recipe, layer).keep_float]
-    for layer in found:
-        if layer not in wanted:
-            left_alone[str(layer.node.name)] = "it is excluded by the recipe"
+    excluded = [layer for layer in found if layer not in wanted]
+    left_alone |= {str(layer.node.name): EXCLUDED for layer in excluded}
+    retrained = retrained_layers(excluded, wanted) if "float-layers" in recipe.learn else {}
+    left_alone |= {name: spec.reason for name, spec in retrained.items()}
     if recipe.activation_bits is None:
-        return _weight_only_plan(wanted, left_alone, recipe)
+        return _weight_only_plan(wanted, left_alone, retrained, recipe)
     regions = Regions(model.graph, wanted, infinite, spared)
     return Plan(
         layers=_layer_specs(wanted, regions.weight_only, recipe),
@@ -50,6 +52,7 @@ def make_plan(
         moves=frozenset(str(n.name) for n in regions.moves),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
         left_alone=left_alone,
+        float_layers=retrained,
     )
 
 
@@ -70,9 +73,15 @@ def _override(recipe: Recipe, layer: Layer) -> LayerOverride:
     return recipe.override_for(str(layer.node.name), layer.node.op_type)
 
 
-def _weight_only_plan(layers: list[Layer], left_alone: dict[str, str], recipe: Recipe) -> Plan:
+def _weight_only_plan(
+    layers: list[Layer],
+    left_alone: dict[str, str],
+    retrained: dict[str, LayerSpec],
+    recipe: Recipe,
+) -> Plan:
     reasons = {layer.node: "activations stay float (--activation-bits none)" for layer in layers}
-    return Plan(_layer_specs(layers, reasons, recipe), {}, left_alone=left_alone)
+    specs = _layer_specs(layers, reasons, recipe)
+    return Plan(specs, {}, left_alone=left_alone, float_layers=retrained)
 
 
 def _layer_specs(

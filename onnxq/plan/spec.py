@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Compute = Literal["integer", "weight-only"]
+Compute = Literal["integer", "weight-only", "float"]
 Kind = Literal["asymmetric", "positive", "symmetric"]
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer whose weights are quantized.
+    """A layer whose weights are quantized, or trained as floats.
 
     Attributes:
         name: the node's name.
@@ -23,8 +23,8 @@ class LayerSpec:
         axis: the axis of the weight's scales, or None for one scale per tensor.
         channel_axis: the weight's axis of output channels, whatever the granularity.
         num_bits: width of a weight's code.
-        compute: "integer" kernels, or "weight-only": stored as integers, run in float.
-        reason: why the layer is weight-only; empty otherwise.
+        compute: "integer" kernels; "weight-only": stored as integers, run in float; or "float".
+        reason: why the layer is weight-only or float; empty otherwise.
         parameters: number of weights.
         codebook: number of centroids, or None where each weight is stored as a code.
         refusal: why there is no codebook although the recipe asks for one; empty otherwise.
@@ -82,11 +82,12 @@ class Plan:
     """Specs by name, and the reason of every layer left alone.
 
     Attributes:
-        layers: specs by node name, in graph order.
+        layers: specs of the quantized layers by node name, in graph order.
         tensors: specs by value name, in graph order.
         moves: names of the nodes that move codes without computing.
         integer_nodes: names of the nodes without weights that have an integer kernel.
-        left_alone: reason by node name, for nodes with weights that stay as they are.
+        left_alone: reason by node name, for nodes with weights that stay float.
+        float_layers: specs by node name of those of them that are retrained, in graph order.
     """
 
     layers: dict[str, LayerSpec]
@@ -94,6 +95,7 @@ class Plan:
     moves: frozenset[str] = frozenset()
     integer_nodes: frozenset[str] = frozenset()
     left_alone: dict[str, str] = field(default_factory=dict)
+    float_layers: dict[str, LayerSpec] = field(default_factory=dict)
 
     def integer_layers(self) -> list[LayerSpec]:
         """The layers that run on integer kernels."""

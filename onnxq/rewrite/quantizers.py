@@ -6,7 +6,7 @@ export writes the same numbers as codes and scales, so both compute the same thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -46,8 +46,8 @@ class Quantizers:
         ranges: (left, width) by tensor name; a symmetric range has left = -width / 2.
         thresholds: T by weight name, shape (channels,) or (), the clip bound of the weights;
             not of those in a codebook.
-        weights: the float weights by weight name.
-        biases: the float model's biases by layer name, where they are parameters.
+        weights: the float weights by weight name; those of retrained float layers too.
+        biases: the float biases by layer name, where they are parameters.
         means: the mean of each input channel by layer name, for layers whose bias is
             corrected for the mean error that their quantized weights make.
         codebooks: by weight name, for layers whose plan has one.
@@ -72,6 +72,14 @@ class Quantizers:
         """A copy with other codebooks for some weights."""
         return replace(self, codebooks={**self.codebooks, **codebooks})
 
+    def with_weights(self, weights: Mapping[str, FloatArray]) -> Quantizers:
+        """A copy with other float weights for some weights."""
+        return replace(self, weights={**self.weights, **weights})
+
+    def with_biases(self, biases: Mapping[str, FloatArray]) -> Quantizers:
+        """A copy with other biases for some layers."""
+        return replace(self, biases={**self.biases, **biases})
+
     def with_means(self, means: Mapping[str, np.ndarray]) -> Quantizers:
         """A copy whose biases are corrected with these mean inputs."""
         return replace(self, means=dict(means))
@@ -82,10 +90,11 @@ def model_weights(
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """The float weights by weight name and biases by layer name, as the model holds them."""
     values = model.graph.initializers
-    weights = {s.weight: _array(values[s.weight]) for s in plan.layers.values()}
+    layers = [*plan.layers.values(), *plan.float_layers.values()]
+    weights = {s.weight: _array(values[s.weight]) for s in layers}
     biases = {
         s.name: _spread(_array(values[s.bias]), weights[s.weight].shape[s.channel_axis])
-        for s in plan.layers.values()
+        for s in layers
         if s.bias and needs_bias(s)
     }
     return weights, biases
@@ -99,9 +108,9 @@ def _spread(bias: FloatArray, channels: int) -> FloatArray:
 def needs_bias(spec: LayerSpec) -> bool:
     """Whether the layer's bias is a parameter of the student.
 
-    It is where it is stored as integers, and where it can be corrected.
+    It is where it is stored as integers, where it can be corrected, and in retrained layers.
     """
-    return spec.bias is not None and (spec.compute == "integer" or spec.op_type in CORRECTED)
+    return spec.bias is not None and (spec.compute != "weight-only" or spec.op_type in CORRECTED)
 
 
 def _array(value: ir.Value) -> FloatArray:
@@ -177,18 +186,27 @@ def fake_weight(spec: LayerSpec, quantizers: Quantizers, scale: FloatArray) -> F
 
 
 def student_feeds(
-    plan: Plan, quantizers: Quantizers, sources: Mapping[str, str]
+    plan: Plan,
+    quantizers: Quantizers,
+    sources: Mapping[str, str],
+    wanted: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The student's parameter inputs: limits, fake-quantized weights, biases.
 
     The biases of integer kernels are on their int32 grid.
+
+    Args:
+        plan: the plan.
+        quantizers: the numbers.
+        sources: by layer name, the tensor whose codes the layer reads.
+        wanted: names of the inputs to compute; None means all.
     """
-    feeds: dict[str, np.ndarray] = {}
-    for tensor in plan.tensors.values():
-        values = limits(tensor, quantizers.ranges[tensor.name])
-        feeds |= {n: np.asarray(v) for n, v in zip(limit_names(tensor), values, strict=True)}
+    feeds = _limit_feeds(plan, quantizers)
     scales = weight_scales(plan, quantizers, sources)
     for spec in plan.layers.values():
+        names = {spec.weight, bias_name(spec)} if needs_bias(spec) else {spec.weight}
+        if wanted is not None and names.isdisjoint(wanted):
+            continue
         if spec.weight not in feeds:
             feeds[spec.weight] = fake_weight(spec, quantizers, scales[spec.weight])
         if needs_bias(spec):
@@ -197,7 +215,41 @@ def student_feeds(
                 source = input_scale(plan, quantizers, sources[spec.name])
                 bias = fake_quant_bias(bias, bias_scale(source, scales[spec.weight]))
             feeds[bias_name(spec)] = bias
+    feeds |= float_feeds(plan, quantizers)
+    return feeds if wanted is None else {k: v for k, v in feeds.items() if k in wanted}
+
+
+def float_feeds(plan: Plan, quantizers: Quantizers) -> dict[str, np.ndarray]:
+    """Weights and biases of the retrained float layers."""
+    specs = plan.float_layers.values()
+    weights = {spec.weight: quantizers.weights[spec.weight] for spec in specs}
+    return weights | {bias_name(s): quantizers.biases[s.name] for s in specs if needs_bias(s)}
+
+
+def _limit_feeds(plan: Plan, quantizers: Quantizers) -> dict[str, np.ndarray]:
+    feeds: dict[str, np.ndarray] = {}
+    for tensor in plan.tensors.values():
+        values = limits(tensor, quantizers.ranges[tensor.name])
+        feeds |= {n: np.asarray(v) for n, v in zip(limit_names(tensor), values, strict=True)}
     return feeds
+
+
+def moving_inputs(
+    plan: Plan, sources: Mapping[str, str], trained: Collection[str]
+) -> frozenset[str]:
+    """The student's inputs that change when the trained ones do, themselves among them.
+
+    On integer kernels a bias is rounded on the grid of the scales of input and weight, and
+    the weight's scale rises where the bias needs it.
+    """
+    moving = set(trained)
+    integer = {
+        spec: {spec.weight, *limit_names(plan.tensors[sources[spec.name]])}
+        for spec in plan.integer_layers()
+    }
+    moving |= {s.weight for s, read in integer.items() if (read | {bias_name(s)}) & moving}
+    moving |= {bias_name(s) for s, read in integer.items() if needs_bias(s) and read & moving}
+    return frozenset(moving)
 
 
 def corrected_bias(spec: LayerSpec, quantizers: Quantizers, fake: FloatArray) -> FloatArray:

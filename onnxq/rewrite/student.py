@@ -6,8 +6,10 @@ not the graph. A tensor keeps its name in both graphs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.plan.regions import root
@@ -55,7 +57,7 @@ def build_student(teacher: ir.Model, plan: Plan) -> Student:
     values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in graph.inputs}
     for spec in plan.tensors.values():
         _insert_fake_quant(graph, values[spec.name], spec, plan)
-    for layer in plan.layers.values():
+    for layer in (*plan.layers.values(), *plan.float_layers.values()):
         free_parameters(graph, layer)
     _add_functions(model, plan)
     graph.sort()
@@ -124,7 +126,7 @@ def _reads_codes(reader: ir.Node, index: int, plan: Plan) -> bool:
 
 
 def free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
-    """Turn the layer's weight, and its bias on integer kernels, into graph inputs."""
+    """Turn the layer's weight, and its bias where it is a parameter, into graph inputs."""
     node = graph.node(spec.name)
     weight = node.inputs[1]
     assert weight is not None
@@ -164,11 +166,21 @@ def _add_functions(model: ir.Model, plan: Plan) -> None:
 
 def bake(student: Student, quantizers: Quantizers) -> ir.Model:
     """A copy of the student with its numbers as constants: the teacher's inputs and no more."""
-    model = student.model.clone(deep_copy=False)
     feeds = student_feeds(student.plan, quantizers, student.sources)
-    for value in list(model.graph.inputs):
-        if value.name in feeds:
-            model.graph.inputs.remove(value)
-            value.const_value = ir.tensor(feeds[str(value.name)], name=value.name)
-            model.graph.register_initializer(value)
-    return model
+    return with_constants(student.model, feeds)
+
+
+def with_constants(model: ir.Model, values: Mapping[str, np.ndarray]) -> ir.Model:
+    """A copy of the model with some of its inputs as constants."""
+    copy = model.clone(deep_copy=False)
+    fix_inputs(copy.graph, values)
+    return copy
+
+
+def fix_inputs(graph: ir.Graph, values: Mapping[str, np.ndarray]) -> None:
+    """Turn inputs into constants of the same names, in place."""
+    for value in list(graph.inputs):
+        if value.name in values:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(values[str(value.name)], name=value.name)
+            graph.register_initializer(value)

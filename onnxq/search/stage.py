@@ -16,7 +16,6 @@ from onnxq.search.found import Found
 from onnxq.search.goal import goal_of
 from onnxq.search.memo import Memo
 from onnxq.search.search import Search
-from onnxq.search.sweep import sweep
 from onnxq.search.table import Row, SweepTable
 from onnxq.search.workshop import ModelWorkshop
 
@@ -33,6 +32,7 @@ class SearchStage:
         base: the form of the model, with codes for weights.
         variants: makes students.
         held_back: the teacher's outputs that nothing is learned on.
+        sweep: the effect of each setting of each layer of `base`, alone.
         learn: a variant with its numbers learned, in the budget of a trial.
         original_bytes: size of the original file.
         progress: told where the work stands.
@@ -43,6 +43,7 @@ class SearchStage:
     base: Variant
     variants: Variants
     held_back: TeacherOutputs
+    sweep: Callable[[], SweepTable]
     learn: Callable[[Variant], Variant]
     original_bytes: int
     progress: Progress
@@ -56,7 +57,7 @@ class SearchStage:
         """
         plan = self.base.student.plan
         self._check_size()
-        table = self.memo.sweep(self._sweep)
+        table = self.memo.sweep(self.sweep)
         rows = choices(table, plan, self.recipe, floats=self.recipe.activation_bits is None)
         workshop = self._workshop(rows)
         frontier = find_frontier([row.effects for row in rows])
@@ -76,15 +77,6 @@ class SearchStage:
             best=best,
             met=search.met(best),
             slope=search.slope,
-        )
-
-    def _sweep(self) -> SweepTable:
-        return sweep(
-            self.base.model,
-            self.base.student,
-            self.base.quantizers,
-            self.held_back.samples,
-            progress=self.progress,
         )
 
     def _workshop(self, rows: list[Row]) -> ModelWorkshop:

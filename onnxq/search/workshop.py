@@ -62,7 +62,7 @@ class ModelWorkshop:
 
     def build(self, settings: Sequence[Setting]) -> Variant:
         """The student with these settings; nothing is learned."""
-        return self._variants.rebuilt(self._base, self.recipe(settings))
+        return self._variants.remake(self._base, self.recipe(settings))
 
     def trial(self, settings: Sequence[Setting]) -> Effect:
         """The effect of these settings after a little learning, size in bytes of the file."""

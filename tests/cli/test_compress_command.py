@@ -242,3 +242,18 @@ def test_a_model_of_a_newer_format_is_compressed(onnxq, mlp, rows, tmp_path):
     done = onnxq("compress", model, "--data", rows, "-o", out, "-q", *SHORT)
     assert done.code == 0, done.err
     assert onnxq("evaluate", out, "--data", rows, "--reference", model).code == 0
+
+
+def test_float_layers_are_retrained(onnxq_process, mlp, unlabelled, tmp_path):
+    out = tmp_path / "o.onnx"
+    learn = ("--learn", "float-layers", "--epochs", 1, "--samples", 128)
+    done = onnxq_process("compress", mlp, "--data", unlabelled, "-o", out, *learn)
+    assert done.code == 1 and "--exclude" in done.err
+    names = [
+        row.split()[0] for row in onnxq_process("inspect", mlp).out.splitlines() if "Gemm" in row
+    ]
+    done = onnxq_process(
+        "compress", mlp, "--data", unlabelled, "-o", out, *learn, "--exclude", names[-1]
+    )
+    assert done.code == 0, done.err
+    assert done.last.startswith("wrote ")

@@ -9,8 +9,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import images, quantize, run, small_graph
 
-from onnxq.learn.codebook_tables import TABLE, CodebookTables, restored
-from onnxq.learn.threshold_scales import ThresholdScales
+from onnxq.learn.codebook_tables import SCALE, TABLE, CodebookTables
 from onnxq.pipeline import compress
 from onnxq.plan import planner
 from onnxq.recipe import Recipe
@@ -29,7 +28,7 @@ def always(monkeypatch) -> None:
 def test_at_the_start_the_values_stand_for_the_codebooks(setting):
     made = quantize(small_graph("residual"), recipe=Recipe(codebook=6, **setting))
     tables = CodebookTables(made.plan, made.quantizers)
-    for weight, book in tables.codebooks().items():
+    for weight, book in tables.quantizers(made.quantizers).codebooks.items():
         expected = made.quantizers.codebooks[weight]
         assert book.centroids.dtype == expected.centroids.dtype
         np.testing.assert_allclose(book.centroids, expected.centroids, rtol=1e-6)
@@ -45,16 +44,16 @@ def test_the_gradient_is_that_of_finite_differences(granularity):
     slopes = {w: rng.normal(size=a.shape) for w, a in made.quantizers.weights.items()}
 
     def loss() -> float:
-        found = made.quantizers.with_codebooks(tables.codebooks())
+        found = tables.quantizers(made.quantizers)
         return sum(
             float((slopes[s.weight] * fake_weight(s, found, found.codebooks[s.weight].scale)).sum())
             for s in made.plan.layers.values()
         )
 
-    gradients = tables.gradients(lambda weight: slopes[weight].astype(np.float32))
+    gradients = tables.gradients({w: s.astype(np.float32) for w, s in slopes.items()})
     assert gradients.keys() == tables.values.keys()
     for key, value in tables.values.items():
-        for k in range(value.size):
+        for k in np.ndindex(value.shape):
             kept, step = value[k], np.float32(0.05)
             value[k] = kept + step
             above = loss()
@@ -66,24 +65,22 @@ def test_the_gradient_is_that_of_finite_differences(granularity):
 
 def test_int8_codes_stay_in_their_range():
     made = quantize(small_graph("residual"), recipe=Recipe(codebook=6))
-    scales = ThresholdScales(
-        made.plan, made.quantizers, {n: (-9.0, 9.0) for n in made.plan.tensors}, codebooks=True
-    )
-    key = next(key for key in scales.values if key.startswith(TABLE))
-    scales.values[key] += 2
-    scales.project()
-    book = scales.quantizers().codebooks[key.removeprefix(TABLE)]
+    tables = CodebookTables(made.plan, made.quantizers)
+    key = next(key for key in tables.values if key.startswith(TABLE))
+    tables.values[key] += 2
+    tables.project()
+    book = tables.quantizers(made.quantizers).codebooks[key.removeprefix(TABLE)]
     assert book.centroids.dtype == np.int8 and (book.centroids == 127).all()
 
 
-def test_tables_come_back_from_a_checkpoint():
+def test_scales_stay_positive():
     made = quantize(small_graph("residual"), recipe=Recipe(codebook=6))
-    books = made.quantizers.codebooks
-    name = next(iter(books))
-    found = restored(books, {name: books[name].centroids[::-1].copy()})
-    np.testing.assert_array_equal(found[name].centroids, books[name].centroids[::-1])
-    others = books.keys() - {name}
-    assert all(found[n].centroids is books[n].centroids for n in others)
+    tables = CodebookTables(made.plan, made.quantizers)
+    key = next(key for key in tables.values if key.startswith(SCALE))
+    tables.values[key][...] = -1
+    tables.project()
+    book = tables.quantizers(made.quantizers).codebooks[key.removeprefix(SCALE)]
+    assert (book.scale > 0).all()
 
 
 @pytest.fixture
@@ -120,8 +117,8 @@ def test_thresholds_alone_leave_the_centroids(files):
 def test_the_trained_weights_are_fed_to_the_student():
     made = quantize(small_graph("residual"), recipe=Recipe(codebook=6, activation_bits=None))
     tables = CodebookTables(made.plan, made.quantizers)
-    weight = tables.weights[0]
+    weight = tables.parameter_names()[0]
     tables.values[TABLE + weight] *= np.float32(1.5)
-    found = made.quantizers.with_codebooks(tables.codebooks())
+    found = tables.quantizers(made.quantizers)
     before, after = (student_feeds(made.plan, q, {}) for q in (made.quantizers, found))
     np.testing.assert_allclose(after[weight], 1.5 * before[weight], rtol=1e-5)

@@ -23,6 +23,7 @@ from onnxq.learn.threshold_scales import (
     WIDTH,
     ThresholdScales,
 )
+from onnxq.learn.trained import Trained
 from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.qparams import weight_threshold_max
 from onnxq.recipe import Recipe
@@ -42,8 +43,13 @@ def extremes(quantized: Quantized) -> dict[str, tuple[float, float]]:
     return {n: (-3.0 if s.signed else 0.0, 5.0) for n, s in quantized.plan.tensors.items()}
 
 
-def scales_of(quantized: Quantized) -> ThresholdScales:
-    return ThresholdScales(quantized.plan, quantized.quantizers, extremes(quantized))
+def scales_of(quantized: Quantized) -> Trained:
+    return trained(quantized, extremes(quantized))
+
+
+def trained(quantized: Quantized, seen: dict[str, tuple[float, float]]) -> Trained:
+    scales = ThresholdScales(quantized.plan, quantized.quantizers, seen)
+    return Trained([scales], quantized.plan, quantized.quantizers)
 
 
 @settings(max_examples=40)
@@ -73,7 +79,7 @@ def test_projection_keeps_every_value_in_its_bounds(symmetric, seed, size):
 def test_zero_stays_in_the_range_of_a_tensor_without_positive_values():
     quantized = made(False)
     limits_seen = {**extremes(quantized), "c": (-4.0, 0.0)}
-    scales = ThresholdScales(quantized.plan, quantized.quantizers, limits_seen)
+    scales = trained(quantized, limits_seen)
     scales.values[WIDTH + "c"][...] = 0.5
     scales.values[SHIFT + "c"][...] = -0.2
     scales.project()
@@ -89,7 +95,7 @@ def test_the_start_is_kept_where_it_is_within_the_bounds(symmetric):
         left, width = quantized.quantizers.ranges[name]
         # What was seen is a little wider than what the clip method took.
         seen[name] = (left * 1.25 if spec.signed else 0.0, (left + width) * 1.25)
-    scales = ThresholdScales(quantized.plan, quantized.quantizers, seen)
+    scales = trained(quantized, seen)
     found = scales.quantizers()
     for name, bounds in quantized.quantizers.ranges.items():
         np.testing.assert_allclose(found.ranges[name], bounds, rtol=1e-5, atol=1e-6)
@@ -110,7 +116,7 @@ def test_nothing_but_ranges_and_thresholds_changes():
         np.testing.assert_array_equal(value, before[key])
 
 
-def linear_loss(quantized: Quantized, scales: ThresholdScales, slopes, start):
+def linear_loss(quantized: Quantized, scales: Trained, slopes, start):
     """sum slope * limit + sum slope * w~, with rounding as a shift fixed at the start."""
     numbers, total = scales.quantizers(), 0.0
     for name, spec in quantized.plan.tensors.items():
@@ -154,9 +160,7 @@ def test_the_chain_rule_is_the_slope_of_the_surrogate(symmetric, corrected):
         value[...] = rng.uniform(0.0, 0.1) if key.startswith(SHIFT) else 0.75
     start = scales.quantizers()
     inputs = {value.name: value for value in quantized.student.model.graph.inputs}
-    slopes = {
-        name: rng.normal(size=tuple(inputs[name].shape or ())) for name in scales.parameter_names()
-    }
+    slopes = {name: rng.normal(size=tuple(inputs[name].shape or ())) for name in scales.names}
     found = scales.gradients({k: np.asarray(v, np.float32) for k, v in slopes.items()})
     assert found.keys() == scales.values.keys()
     step = 2.0**-7
@@ -183,11 +187,11 @@ def test_gradients_follow_the_engines_loss(symmetric):
     weight = 1.0 / float(np.square(target).sum())
     model = attach_loss(quantized.student.model, {"y": weight})
     pre = {"c": (-4.0, 4.0), "x": (-4.0, 4.0), "r": (0.0, 5.0), "z": (0.0, 6.0), "g": (0.0, 3.0)}
-    scales = ThresholdScales(quantized.plan, quantized.quantizers, pre)
+    scales = trained(quantized, pre)
     for key, value in scales.values.items():
         value[...] = 0.25 if key.startswith(SHIFT) else 0.5
     scales.project()
-    engine = Engine(model, scales.parameter_names(), LOSS, workers=1)
+    engine = Engine(model, scales.names, LOSS, workers=1)
 
     def run_engine() -> tuple[float, dict[str, np.ndarray]]:
         feeds = student_feeds(quantized.plan, scales.quantizers(), quantized.student.sources)

@@ -15,8 +15,8 @@ from small_graphs import HEAD, image_graph
 from onnxq.errors import RecipeError
 from onnxq.pipeline import compress
 from onnxq.recipe import Recipe
+from onnxq.run import Run
 from onnxq.search.memo import Memo
-from onnxq.search.stage import SearchStage
 from onnxq.search.workshop import ModelWorkshop
 
 BODY = "a = Conv <pads = [5, 5, 5, 5]> (x, first, b6) r = Relu (a) z = Conv (r, second, c6)"
@@ -120,7 +120,7 @@ def test_a_stopped_search_goes_on_where_it_was(files, monkeypatch):
     monkeypatch.setattr(
         ModelWorkshop, "_trial", lambda self, s: (again.append(s), tried(self, s))[1]
     )
-    monkeypatch.setattr(SearchStage, "_sweep", lambda self: pytest.fail("swept again"))
+    monkeypatch.setattr(Run, "sweep", lambda self, variant: pytest.fail("swept again"))
     compress(model, data, recipe, out=out, resume=True)
     assert out.read_bytes() == whole
     assert not {tuple(s) for s in again} & {tuple(s) for s in trials}

@@ -1,4 +1,4 @@
-"""Runs of threshold learning on a small model."""
+"""Runs of learning on a small model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from small_graphs import serialised, small_graph
 
 from onnxq.data.samples import open_samples
 from onnxq.export.lower import Lowering
-from onnxq.learn import thresholds
+from onnxq.learn import learning
 from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.frozen import Remainder
+from onnxq.learn.learning import Budget, Learned, Learning
 from onnxq.learn.optimizer import Adam
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.threshold_scales import SHIFT, ThresholdScales
-from onnxq.learn.thresholds import Budget, Learned, ThresholdLearning
+from onnxq.learn.trained import Trained
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.progress import Silent
@@ -42,16 +44,16 @@ class Ready:
             {name: (left / 2, width / 2) for name, (left, width) in ranges.items()}
         )
 
-    def learning(self, checkpoint: Checkpoint | None = None, **options) -> ThresholdLearning:
+    def learning(self, checkpoint: Checkpoint | None = None, **options) -> Learning:
         variant = self.variant
         budget = Budget(**({"epochs": EPOCHS, "lr": 0.02, "shard_size": 4} | options))
-        return ThresholdLearning(
+        plan = variant.student.plan
+        scales = ThresholdScales(plan, self.start, variant.extremes())
+        return Learning(
             variant.student,
-            variant.loss_model,
-            self.train,
-            variant.held_back,
+            Remainder(variant.loss_model, self.train, variant.held_back_outputs),
             self.start,
-            ThresholdScales(variant.student.plan, self.start, variant.extremes()),
+            Trained([scales], plan, self.start),
             budget,
             checkpoint,
         )
@@ -123,7 +125,7 @@ def test_the_number_of_cores_does_not_change_a_byte(tmp_path, monkeypatch, cores
 
 def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
     learning = ready.learning()
-    monkeypatch.setattr(ready.variant.held_back, "score", lambda _: 1e9)
+    monkeypatch.setattr(learning._held_back, "score", lambda _: 1e9)
     start = learning._result.quantizers
     found = learning.run(Silent())
     assert not found.improved
@@ -134,7 +136,7 @@ def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
 
 def test_an_equal_score_is_no_improvement(ready, monkeypatch):
     learning = ready.learning(epochs=1)
-    monkeypatch.setattr(ready.variant.held_back, "score", lambda _: learning._result.start_score)
+    monkeypatch.setattr(learning._held_back, "score", lambda _: learning._result.start_score)
     assert not learning.run(Silent()).improved
 
 
@@ -192,12 +194,12 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, ready, learned):
 class Watch(Silent):
     """Looks at the trained values after every step."""
 
-    def __init__(self, learning: ThresholdLearning) -> None:
+    def __init__(self, learning: Learning) -> None:
         self.learning = learning
         self.lowest, self.highest, self.steps = np.inf, -np.inf, 0
 
     def at(self, done: int, text: str = "") -> None:
-        for key, value in self.learning._scales.values.items():
+        for key, value in self.learning._trained.values.items():
             shift = key.startswith(SHIFT)
             assert np.all(np.isfinite(value))
             assert np.all((value >= (-0.2 if shift else 0.5)) & (value <= (0.4 if shift else 1)))
@@ -216,7 +218,7 @@ def test_values_never_leave_their_bounds_at_any_rate(ready):
 
 
 def test_the_optimizer_forgets_and_the_rate_rises_at_every_restart(ready, monkeypatch):
-    monkeypatch.setattr(thresholds, "RESTART_EPOCHS", 1)
+    monkeypatch.setattr(learning, "RESTART_EPOCHS", 1)
     events: list[str | float] = []
 
     class Noted(Adam):
@@ -228,7 +230,7 @@ def test_the_optimizer_forgets_and_the_rate_rises_at_every_restart(ready, monkey
             events.append(self.lr)
             super().step(parameters, gradients)
 
-    monkeypatch.setattr(thresholds, "Adam", Noted)
+    monkeypatch.setattr(learning, "Adam", Noted)
     ready.learning(epochs=3).run(Silent())
     steps = -(-ready.train.positions // 8)
     rates = [event for event in events if event != "reset"]

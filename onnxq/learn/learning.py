@@ -1,4 +1,4 @@
-"""Learn threshold scales (FAT) and centroids: RMSE of the logits, Adam, cosine annealing."""
+"""Train the values of a student: RMSE of the logits, Adam, cosine annealing."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxq.learn.checkpoint import Checkpoint
-from onnxq.learn.codebook_tables import restored
 from onnxq.learn.engine import Engine
+from onnxq.learn.frozen import Remainder
 from onnxq.learn.held_back import HeldBack
 from onnxq.learn.loss import LOSS, relative_rmse
 from onnxq.learn.optimizer import Adam
 from onnxq.learn.schedule import CosineRestarts
-from onnxq.learn.teacher import TeacherOutputs
-from onnxq.learn.threshold_scales import ThresholdScales
+from onnxq.learn.trained import Trained
 from onnxq.progress import Progress
-from onnxq.rewrite.quantizers import Quantizers, student_feeds
+from onnxq.rewrite.quantizers import Quantizers, moving_inputs, student_feeds
 from onnxq.rewrite.student import Student
+from onnxq.session import Arrays
 
 SHARDS = 2
 """Parts of a batch; fixed, so that sums come out the same on any number of cores."""
@@ -57,8 +56,9 @@ class Learned:
         score: the held-back relative RMSE of `quantizers`.
         epoch: the epoch that gave them; 0 means that the start was kept.
         history: the held-back score after each epoch.
-        seconds: time spent.
+        seconds: time spent in epochs.
         images: samples seen in training steps.
+        notes: sentences for the user.
     """
 
     quantizers: Quantizers
@@ -68,6 +68,7 @@ class Learned:
     history: list[float] = field(default_factory=list)
     seconds: float = 0.0
     images: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def improved(self) -> bool:
@@ -75,16 +76,14 @@ class Learned:
         return self.epoch > 0
 
 
-class ThresholdLearning:
-    """One run of threshold learning.
+class Learning:
+    """One run of learning.
 
     Args:
         student: the student.
-        loss_model: the student with the loss attached.
-        train: the teacher's outputs on the training slice.
-        held_back: the judge.
+        remainder: the loss graph to run, and its feeds.
         start: the numbers to start from.
-        scales: what is trained, from those numbers on.
+        trained: what is trained, from those numbers on.
         budget: how long and how fast.
         checkpoint: where to keep the state; None keeps none.
     """
@@ -92,33 +91,28 @@ class ThresholdLearning:
     def __init__(
         self,
         student: Student,
-        loss_model: ir.Model,
-        train: TeacherOutputs,
-        held_back: HeldBack,
+        remainder: Remainder,
         start: Quantizers,
-        scales: ThresholdScales,
+        trained: Trained,
         budget: Budget,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self._student = student
-        self._train = train
-        self._held_back = held_back
-        self._budget = budget
-        self._checkpoint = checkpoint
-        self._scales = scales
-        self._engine = Engine(loss_model, self._scales.parameter_names(), LOSS)
+        self._student, self._trained = student, trained
+        self._train, self._constants = remainder.train, remainder.constants
+        self._held_back = HeldBack(remainder.model, remainder.held_back)
+        self._budget, self._checkpoint = budget, checkpoint
+        self._moving = moving_inputs(student.plan, student.sources, trained.names)
+        self._engine = Engine(remainder.model, trained.names, LOSS)
         self._adam = Adam(budget.lr)
-        steps = -(-train.positions // self._batch)
-        self._schedule = CosineRestarts(budget.lr, RESTART_EPOCHS * steps)
-        score = held_back.score(self._feeds(start))
+        self._steps = -(-self._train.positions // (SHARDS * budget.shard_size))
+        self._schedule = CosineRestarts(budget.lr, RESTART_EPOCHS * self._steps)
+        score = self._held_back.score(self._feeds(start))
+        self._best: Arrays = {}
         self._result = Learned(start, score, score)
 
-    @property
-    def _batch(self) -> int:
-        return SHARDS * self._budget.shard_size
-
-    def _feeds(self, quantizers: Quantizers) -> dict[str, np.ndarray]:
-        return student_feeds(self._student.plan, quantizers, self._student.sources)
+    def _feeds(self, quantizers: Quantizers) -> Arrays:
+        plan, sources = self._student.plan, self._student.sources
+        return {**self._constants, **student_feeds(plan, quantizers, sources, self._moving)}
 
     def run(self, progress: Progress, resume: bool = False) -> Learned:
         """Train until the epochs or the clock run out; the best held-back score is kept."""
@@ -126,7 +120,7 @@ class ThresholdLearning:
         result = self._result
         first = self._load() if resume else 0
         positions = self._train.positions
-        progress.start("learn thresholds", self._budget.epochs * positions)
+        progress.start("learn", self._budget.epochs * positions)
         progress.at(first * positions, self._text())
         for epoch in range(first, self._budget.epochs):
             if time.monotonic() - began > self._budget.max_seconds:
@@ -139,43 +133,43 @@ class ThresholdLearning:
         return result
 
     def _epoch(self, epoch: int, progress: Progress, began: float) -> None:
-        positions = self._train.positions
+        positions, size = self._train.positions, self._budget.shard_size
         order = np.random.default_rng((self._budget.seed, epoch)).permutation(positions)
-        stream = self._train.batches(order, self._budget.shard_size)
-        steps = -(-positions // self._batch)
+        stream = self._train.batches(order, size)
         done = 0
-        for step in range(steps):
+        for step in range(self._steps):
             shards = [s for _, s in zip(range(SHARDS), stream, strict=False)]
-            count = min(self._batch, positions - done)
-            self._step(epoch * steps + step, shards, count)
+            count = min(SHARDS * size, positions - done)
+            self._step(epoch * self._steps + step, shards, count)
             done += count
             self._result.images += count
             if time.monotonic() - began > self._budget.max_seconds:
                 break
             progress.at(epoch * positions + done, self._text())
 
-    def _step(self, step: int, shards: list[dict[str, np.ndarray]], count: int) -> None:
+    def _step(self, step: int, shards: list[Arrays], count: int) -> None:
         if step and self._schedule.restarts_at(step):
             self._adam.reset()
         self._adam.lr = self._schedule.lr(step)
-        parameters = self._feeds(self._scales.quantizers())
-        biases = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
-        feeds = [{**shard, **biases} for shard in shards]
-        loss, found = self._engine.gradients(parameters, feeds)
+        parameters = self._feeds(self._trained.quantizers())
+        others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
+        loss, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
         rmse = relative_rmse(loss, count)
         # d RMSE = d loss / (2 * RMSE * samples)
         factor = np.float32(1.0 / max(2.0 * rmse * count, 1e-12))
-        gradients = {k: g * factor for k, g in self._scales.gradients(found).items()}
-        self._adam.step(self._scales.values, gradients)
-        self._scales.project()
+        gradients = {k: g * factor for k, g in self._trained.gradients(found).items()}
+        self._adam.step(self._trained.values, gradients)
+        self._trained.project()
 
     def _judge(self, epoch: int) -> None:
-        quantizers = self._scales.quantizers()
+        quantizers = self._trained.quantizers()
         score = self._held_back.score(self._feeds(quantizers))
         self._result.history.append(score)
         if score < self._result.score:
             self._result.quantizers, self._result.score = quantizers, score
             self._result.epoch = epoch
+            if self._checkpoint is not None:
+                self._best = {k: v.copy() for k, v in self._trained.values.items()}
 
     def _text(self) -> str:
         return (
@@ -185,17 +179,14 @@ class ThresholdLearning:
     def _save(self, epoch: int) -> None:
         if self._checkpoint is None:
             return
-        best = self._result.quantizers
         arrays = {
             "epoch": np.array(epoch),
             "best_epoch": np.array(self._result.epoch),
             "score": np.array(self._result.score),
             "history": np.array(self._result.history),
-            **{f"value/{k}": v for k, v in self._scales.values.items()},
+            **{f"value/{k}": v for k, v in self._trained.values.items()},
+            **{f"best/{k}": v for k, v in self._best.items()},
             **{f"adam/{k}": v for k, v in self._adam.state().items()},
-            **{f"range/{k}": np.array(v) for k, v in best.ranges.items()},
-            **{f"threshold/{k}": v for k, v in best.thresholds.items()},
-            **{f"table/{k}": v.centroids for k, v in best.codebooks.items()},
         }
         self._checkpoint.save(arrays)
 
@@ -205,16 +196,15 @@ class ThresholdLearning:
         if arrays is None:
             return 0
         parts = _by_prefix(arrays)
-        for key, value in parts["value"].items():
-            self._scales.values[key][...] = value
-        self._adam.load_state(parts.get("adam", {}))
         self._result.history = arrays["history"].tolist()
         self._result.score = float(arrays["score"])
         self._result.epoch = int(arrays["best_epoch"])
-        ranges = {k: (float(v[0]), float(v[1])) for k, v in parts.get("range", {}).items()}
-        best = self._result.quantizers.with_ranges(ranges)
-        best = best.with_codebooks(restored(best.codebooks, parts.get("table", {})))
-        self._result.quantizers = best.with_thresholds(parts.get("threshold", {}))
+        if "best" in parts:
+            self._best = parts["best"]
+            self._trained.load(self._best)
+            self._result.quantizers = self._trained.quantizers()
+        self._trained.load(parts["value"])
+        self._adam.load_state(parts.get("adam", {}))
         return int(arrays["epoch"])
 
 

@@ -1,0 +1,117 @@
+"""What is not trained costs nothing: constants in the graph, and a prefix that runs once.
+
+The student's inputs that stay as they are become constants, so that ONNX Runtime keeps its
+own layout for them and no gradient of theirs is computed. All that lies before the first
+trained input gives the same tensors each time: they are computed once per sample and kept
+on disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.learn.kept_tensors import KeptTensors, Prefix, read_by
+from onnxq.learn.teacher import Targeted, TeacherOutputs
+from onnxq.progress import Progress
+from onnxq.rewrite.split import split
+from onnxq.rewrite.student import with_constants
+from onnxq.session import Arrays
+
+BAKED_BYTES = 2**27
+"""Bytes of constants in a graph at most: a gradient graph is copied several times on its way."""
+DISK_SHARE = 0.25
+"""Share of the free disk that kept tensors may take."""
+
+AGAIN = "the layers before the trained ones run in every step"
+
+Slices = tuple[TeacherOutputs, TeacherOutputs]
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """What is left to run in each step.
+
+    Attributes:
+        model: the loss graph, from the cut on.
+        train: its feeds on the training slice.
+        held_back: its feeds on the held-back slice.
+        constants: inputs that are not trained and too large to be constants of the graph.
+        note: why the layers before the cut run in every step; empty otherwise.
+    """
+
+    model: ir.Model
+    train: Targeted
+    held_back: Targeted
+    constants: Arrays = field(default_factory=dict)
+    note: str = ""
+
+
+def freeze(
+    model: ir.Model,
+    fixed: Mapping[str, np.ndarray],
+    moving: frozenset[str],
+    slices: Slices,
+    folder: Path,
+    progress: Progress,
+) -> Remainder:
+    """The part of a loss graph that changes while its moving inputs do.
+
+    Args:
+        model: the student with its loss; it isn't changed.
+        fixed: values of the inputs that stay.
+        moving: names of the inputs that change.
+        slices: the samples to train on and those held back.
+        folder: an existing folder for the kept tensors.
+        progress: told how far the prefix is.
+
+    Raises:
+        OutputError: the folder ran full.
+    """
+    baked = _small(fixed)
+    constants = {name: value for name, value in fixed.items() if name not in baked}
+    whole = with_constants(model, baked)
+    parts = split(whole, moving)
+    if parts.prefix is None:
+        return Remainder(whole, *slices, constants)
+    prefix = Prefix(parts.prefix, parts.cut, constants)
+    note = _refusal(prefix, slices, folder)
+    if note:
+        return Remainder(whole, *slices, constants, f"{AGAIN}: {note}")
+
+    def kept(name: str, part: TeacherOutputs) -> KeptTensors:
+        (folder / name).mkdir()
+        progress.start(f"frozen layers, {name} slice", part.positions)
+        found = KeptTensors(prefix, parts.suffix, part, folder / name, progress.at)
+        progress.finish()
+        return found
+
+    train, held_back = kept("train", slices[0]), kept("held-back", slices[1])
+    return Remainder(parts.suffix, train, held_back, read_by(parts.suffix, constants))
+
+
+def _small(fixed: Mapping[str, np.ndarray]) -> Arrays:
+    """As many of the values as fit into the graph, smallest first."""
+    found: Arrays = {}
+    left = BAKED_BYTES
+    for name, value in sorted(fixed.items(), key=lambda item: item[1].nbytes):
+        left -= value.nbytes
+        if left >= 0:
+            found[name] = value
+    return found
+
+
+def _refusal(prefix: Prefix, slices: Slices, folder: Path) -> str:
+    """Why the tensors at the cut can't be kept; empty where they can."""
+    name = prefix.unstackable(slices[0])
+    if name:
+        return f"'{name}' does not hold the same number of rows for each sample"
+    size = prefix.nbytes(slices[0]) * sum(part.positions for part in slices)
+    if size > DISK_SHARE * shutil.disk_usage(folder).free:
+        return f"their tensors take {size:,} bytes; set TMPDIR to a folder with more room"
+    return ""

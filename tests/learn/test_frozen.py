@@ -1,0 +1,254 @@
+"""What is frozen: constants, tensors kept on disk, and the same numbers as without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import BODIES, CONV, image_graph, images, quantize, run, small_graph
+
+from onnxq.data.samples import open_samples
+from onnxq.learn import frozen
+from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.frozen import AGAIN, Remainder, freeze
+from onnxq.learn.kept_tensors import KeptTensors, Prefix
+from onnxq.learn.learn import learn
+from onnxq.learn.learning import Budget, Learned, Learning
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.variants import PLAIN, Variant, Variants
+from onnxq.load.inputs import input_specs
+from onnxq.plan import planner
+from onnxq.progress import Silent
+from onnxq.recipe import Recipe
+from onnxq.rewrite.quantizers import moving_inputs, student_feeds
+from onnxq.rewrite.split import split
+
+QUICK = Budget(epochs=2, lr=0.02, shard_size=4)
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch) -> None:
+    """A codebook for every layer, small ones too."""
+    monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
+
+
+def prepared(
+    folder: Path, model: ir.Model, recipe: Recipe, shape: tuple[int, ...] = (3, 8, 8)
+) -> tuple[Variant, TeacherOutputs]:
+    x = np.random.default_rng(0).normal(size=(64, *shape)).astype(np.float32)
+    np.savez(folder / "x.npz", x=x)
+    train, held_back = open_samples(folder / "x.npz", input_specs(model), None).split(least=24)
+    outputs = []
+    for name, part in (("train", train), ("held", held_back)):
+        (folder / name).mkdir()
+        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
+    return Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0]
+
+
+def without_freezing(variant: Variant, train: TeacherOutputs, recipe: Recipe) -> Learned:
+    """The same run on the whole graph, with every parameter fed."""
+    plan, start = variant.student.plan, variant.quantizers
+    trained = Trained(make_parts(set(recipe.learn), plan, start, variant.extremes()), plan, start)
+    moving = moving_inputs(plan, variant.student.sources, trained.names)
+    feeds = student_feeds(plan, start, variant.student.sources)
+    constants = {k: v for k, v in feeds.items() if k not in moving}
+    remainder = Remainder(variant.loss_model, train, variant.held_back_outputs, constants)
+    return Learning(variant.student, remainder, start, trained, QUICK).run(Silent())
+
+
+LAST = {"learn": ("float-layers",), "exclude": ("Gemm",)}
+MIDDLE = {"learn": ("float-layers",), "exclude": ("Conv_c",)}
+CASES = {
+    "float activations": Recipe(codebook=4, activation_bits=None, **LAST),
+    "integers": Recipe(codebook=4, **LAST),
+    "in the middle": Recipe(codebook=4, **MIDDLE),
+    "with biases": Recipe(learn=("float-layers", "biases"), exclude=("Gemm",), codebook=4),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["residual", "shuffle", "pad"])
+def test_kept_tensors_give_the_numbers_of_the_whole_graph(tmp_path, case, name):
+    recipe = CASES[case] if name == "residual" or case != "in the middle" else CASES["integers"]
+    variant, train = prepared(tmp_path, small_graph(name), recipe)
+    found = learn(variant, train, recipe.learn, QUICK)
+    whole = without_freezing(variant, train, recipe)
+    assert found.notes == [] or not whole.improved
+    assert found.start_score == pytest.approx(whole.start_score, rel=1e-4)
+    np.testing.assert_allclose(found.history, whole.history, rtol=1e-3)
+    for weight, value in whole.quantizers.weights.items():
+        np.testing.assert_allclose(found.quantizers.weights[weight], value, atol=1e-4)
+
+
+def remainder_of(
+    variant: Variant, train: TeacherOutputs, learns: tuple[str, ...], folder: Path
+) -> Remainder:
+    plan, sources = variant.student.plan, variant.student.sources
+    parts = make_parts(set(learns), plan, variant.quantizers, variant.extremes())
+    trained = Trained(parts, plan, variant.quantizers)
+    moving = moving_inputs(plan, sources, trained.names)
+    feeds = student_feeds(plan, variant.quantizers, sources)
+    fixed = {k: v for k, v in feeds.items() if k not in moving}
+    folder.mkdir()
+    slices = (train, variant.held_back_outputs)
+    return freeze(variant.loss_model, fixed, moving, slices, folder, Silent())
+
+
+def test_only_what_follows_the_trained_layer_is_run(tmp_path):
+    variant, train = prepared(tmp_path, small_graph("residual"), CASES["integers"])
+    remainder = remainder_of(variant, train, ("float-layers",), tmp_path / "kept")
+    assert isinstance(remainder.train, KeptTensors) and remainder.note == ""
+    assert not any(node.op_type == "Conv" for node in remainder.model.graph)
+    names = {str(value.name) for value in remainder.model.graph.inputs}
+    assert names == {"f", "wh", "Gemm_y.bias", "y.target"}
+
+
+def test_layers_behind_the_trained_one_are_constants(tmp_path):
+    variant, train = prepared(tmp_path, small_graph("residual"), CASES["in the middle"])
+    remainder = remainder_of(variant, train, ("float-layers",), tmp_path / "kept")
+    names = {str(value.name) for value in remainder.model.graph.inputs}
+    assert "wh" in remainder.model.graph.initializers and "wh" not in names
+    assert "v6" in names
+
+
+def test_nothing_is_kept_where_the_first_layer_is_trained(tmp_path):
+    recipe = Recipe(learn=("float-layers",), exclude=("Conv_a",))
+    variant, train = prepared(tmp_path, small_graph("residual"), recipe)
+    remainder = remainder_of(variant, train, recipe.learn, tmp_path / "kept")
+    assert remainder.train is train and remainder.note == ""
+
+
+def test_constants_that_are_too_large_are_fed(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "BAKED_BYTES", 400)
+    recipe = CASES["in the middle"]
+    variant, train = prepared(tmp_path, small_graph("residual"), recipe)
+    remainder = remainder_of(variant, train, recipe.learn, tmp_path / "kept")
+    assert "wh" in remainder.constants or "wh" in remainder.model.graph.initializers
+    found = learn(variant, train, recipe.learn, QUICK)
+    np.testing.assert_allclose(
+        found.history, without_freezing(variant, train, recipe).history, rtol=1e-3
+    )
+
+
+def test_without_room_the_whole_graph_is_run_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "DISK_SHARE", 0.0)
+    recipe = CASES["integers"]
+    variant, train = prepared(tmp_path, small_graph("residual"), recipe)
+    found = learn(variant, train, recipe.learn, QUICK)
+    assert found.notes[0].startswith(f"{AGAIN}: their tensors take ")
+    assert found.improved
+
+
+def test_a_tensor_that_is_not_stacked_by_sample_is_not_kept(tmp_path):
+    # s has features first and samples second.
+    body = f"{CONV} g = GlobalAveragePool (a) f = Flatten (g) t = Transpose <perm = [1, 0]> (f)"
+    rest = "e = MatMul (wm, t) s = Relu (e) u = Transpose <perm = [1, 0]> (s)"
+    head = "y = Gemm <transB = 1> (u, wh, bh)"
+    model = image_graph(f"{body} {rest} {head}", wm=np.eye(6, dtype=np.float32))
+    _, train = prepared(tmp_path, model, Recipe())
+    for seed, wrong in (("Transpose_u", "s"), ("Gemm_y", "")):
+        parts = split(model, [seed])
+        assert parts.prefix is not None
+        assert Prefix(parts.prefix, parts.cut, {}).unstackable(train) == wrong
+
+
+def test_without_rows_by_sample_the_whole_graph_is_run_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(Prefix, "unstackable", lambda *_: "f")
+    recipe = CASES["integers"]
+    variant, train = prepared(tmp_path, small_graph("residual"), recipe)
+    found = learn(variant, train, recipe.learn, QUICK)
+    assert found.notes == [f"{AGAIN}: 'f' does not hold the same number of rows for each sample"]
+
+
+def test_a_model_of_fixed_batch_keeps_whole_feeds(tmp_path):
+    model = small_graph("residual")
+    model.graph.inputs[0].shape = ir.Shape([4, 3, 8, 8])
+    recipe = CASES["integers"]
+    variant, train = prepared(tmp_path, model, recipe)
+    assert train.samples.batch == 4
+    remainder = remainder_of(variant, train, recipe.learn, tmp_path / "kept")
+    assert isinstance(remainder.train, KeptTensors)
+    assert remainder.train.positions == train.positions == 10
+    feeds = next(remainder.train.batches(np.array([7]), 16))
+    expected = next(train.batches(np.array([7]), 16))
+    np.testing.assert_array_equal(feeds["y.target"], expected["y.target"])
+    found = learn(variant, train, recipe.learn, QUICK)
+    assert found.improved
+
+
+def test_samples_are_read_where_the_trained_part_takes_them(tmp_path):
+    # y reads x itself beside what the frozen layers give.
+    body = f"{CONV} g = GlobalAveragePool (a) f = Flatten (g) k = Conv (x, wy, by) "
+    rest = (
+        "h = GlobalAveragePool (k) i = Flatten (h) s = Add (f, i) y = Gemm <transB = 1> (s, wh, bh)"
+    )
+    model = image_graph(body + rest)
+    recipe = Recipe(learn=("float-layers",), exclude=("Conv_k",), activation_bits=None)
+    variant, train = prepared(tmp_path, model, recipe)
+    remainder = remainder_of(variant, train, recipe.learn, tmp_path / "kept")
+    feeds = next(remainder.train.batches(np.array([5, 2]), 2))
+    assert set(feeds) == {"x", "f", "y.target"}
+    np.testing.assert_array_equal(feeds["x"], next(train.batches(np.array([5, 2]), 2))["x"])
+    found, whole = (
+        learn(variant, train, recipe.learn, QUICK),
+        without_freezing(variant, train, recipe),
+    )
+    np.testing.assert_allclose(found.history, whole.history, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_number_of_cores_does_not_change_a_bit(tmp_path, monkeypatch, cores):
+    recipe = CASES["with biases"]
+    variant, train = prepared(tmp_path, small_graph("residual"), recipe)
+    expected = learn(variant, train, recipe.learn, QUICK)
+    monkeypatch.setattr("onnxq.session.available_cores", lambda: cores)
+    monkeypatch.setattr("onnxq.learn.engine.engine.available_cores", lambda: cores)
+    assert learn(variant, train, recipe.learn, QUICK).history == expected.history
+
+
+@pytest.mark.parametrize(
+    "learns", [("float-layers",), ("biases",), ("codebooks", "float-layers"), ("codebooks",)]
+)
+def test_every_part_goes_on_from_a_checkpoint(tmp_path, learns):
+    recipe = Recipe(codebook=4, learn=learns, exclude=("Gemm",), activation_bits=None)
+    variant, train = prepared(tmp_path, small_graph("residual"), recipe)
+    expected = learn(variant, train, learns, Budget(epochs=3, lr=0.02, shard_size=4))
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    learn(variant, train, learns, QUICK, checkpoint=checkpoint)
+    budget = Budget(epochs=3, lr=0.02, shard_size=4)
+    found = learn(variant, train, learns, budget, checkpoint=checkpoint, resume=True)
+    assert (found.history, found.epoch) == (expected.history, expected.epoch)
+    sources = variant.student.sources
+    feeds = [student_feeds(variant.student.plan, q.quantizers, sources) for q in (found, expected)]
+    for name, value in feeds[1].items():
+        np.testing.assert_array_equal(feeds[0][name], value)
+
+
+@pytest.mark.parametrize("name", sorted(BODIES))
+def test_moving_inputs_are_those_that_change(name):
+    """Doubling one range or bias changes no input that is said to stay."""
+    made = quantize(small_graph(name))
+    plan, sources, start = made.plan, made.student.sources, made.quantizers
+    before = student_feeds(plan, start, sources)
+    for spec in plan.tensors.values():
+        left, width = start.ranges[spec.name]
+        found = student_feeds(plan, start.with_ranges({spec.name: (2 * left, 2 * width)}), sources)
+        limits = [n for n in before if n.startswith(f"{spec.name}.")]
+        moving = moving_inputs(plan, sources, limits)
+        assert {k for k in before if not np.array_equal(before[k], found[k])} <= moving
+    for layer, bias in start.biases.items():
+        found = student_feeds(plan, start.with_biases({layer: bias * 1e12}), sources)
+        moving = moving_inputs(plan, sources, [f"{layer}.bias"])
+        assert {k for k in before if not np.array_equal(before[k], found[k])} <= moving
+
+
+def test_only_the_wanted_inputs_are_computed():
+    made = quantize(small_graph("residual"))
+    feeds = student_feeds(made.plan, made.quantizers, made.student.sources)
+    found = student_feeds(made.plan, made.quantizers, made.student.sources, {"v6", "r.width"})
+    assert set(found) == {"v6", "r.width"} <= set(feeds)
+    np.testing.assert_array_equal(found["v6"], feeds["v6"])
+    assert run(made.baked, {"x": images(2)})
