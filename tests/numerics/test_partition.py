@@ -59,6 +59,14 @@ def test_the_error_is_within_a_thousandth_of_the_best_cuts(kind, spread):
         assert error(points, cuts) <= 1.001 * best[count - 1] + 1e-12 * points.energy[-1]
 
 
+@pytest.mark.parametrize("kind", ["normal", "clumps", "many scales"])
+def test_many_intervals_of_many_points(kind):
+    points = drawn(kind, 900, 1.0, 1)
+    best = least_errors(points, 128)
+    for count, cuts in partitions(points, [2, 8, 128]).items():
+        assert error(points, cuts) <= 1.003 * best[count - 1] + 1e-12 * points.energy[-1]
+
+
 @given(st.sampled_from(list(KINDS)), st.integers(3, 90), st.integers(0, 99), st.data())
 @settings(deadline=None, max_examples=40)
 def test_cuts_ascend_and_do_not_depend_on_other_counts(kind, size, seed, data):
