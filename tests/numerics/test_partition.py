@@ -80,6 +80,27 @@ def test_cuts_ascend_and_do_not_depend_on_other_counts(kind, size, seed, data):
         np.testing.assert_array_equal(partitions(points, [count])[count], cuts)
 
 
+def test_no_cut_can_move_by_one_point():
+    points = drawn("normal", 900, 1.0, 2)
+    for cuts in partitions(points, [2, 8, 100]).values():
+        for k in range(1, cuts.size - 1):
+            for step in (-1, 1):
+                moved = cuts.copy()
+                moved[k] += step
+                assert error(points, moved) >= error(points, cuts) * (1 - 1e-9)
+
+
+def test_the_neighbours_that_cost_least_merge_first():
+    points = drawn("heavy tails", 40, 1.0, 3)
+    cuts, order = list(range(41)), []
+    while len(cuts) > 2:
+        merged = [cuts[:k] + cuts[k + 1 :] for k in range(1, len(cuts) - 1)]
+        best = min(merged, key=lambda each: error(points, np.array(each)))
+        order += set(cuts) - set(best)
+        cuts = best
+    assert merging.lasting_cuts(points).tolist() == order[::-1]
+
+
 def test_merging_from_groups_ends_near_merging_from_points(monkeypatch):
     points = drawn("heavy tails", 1500, 1.0, 0)
     fine = partitions(points, [4, 32])
