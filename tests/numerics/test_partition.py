@@ -59,6 +59,14 @@ def test_the_error_is_within_a_thousandth_of_the_best_cuts(kind, spread):
         assert error(points, cuts) <= 1.001 * best[count - 1] + 1e-12 * points.energy[-1]
 
 
+@pytest.mark.parametrize("kind", ["normal", "clumps", "many scales"])
+def test_many_intervals_of_many_points(kind):
+    points = drawn(kind, 900, 1.0, 1)
+    best = least_errors(points, 128)
+    for count, cuts in partitions(points, [2, 8, 128]).items():
+        assert error(points, cuts) <= 1.003 * best[count - 1] + 1e-12 * points.energy[-1]
+
+
 @given(st.sampled_from(list(KINDS)), st.integers(3, 90), st.integers(0, 99), st.data())
 @settings(deadline=None, max_examples=40)
 def test_cuts_ascend_and_do_not_depend_on_other_counts(kind, size, seed, data):
@@ -70,6 +78,27 @@ def test_cuts_ascend_and_do_not_depend_on_other_counts(kind, size, seed, data):
         assert cuts.size == count + 1 and cuts[0] == 0 and cuts[-1] == points.values.size
         assert (np.diff(cuts) > 0).all()
         np.testing.assert_array_equal(partitions(points, [count])[count], cuts)
+
+
+def test_no_cut_can_move_by_one_point():
+    points = drawn("normal", 900, 1.0, 2)
+    for cuts in partitions(points, [2, 8, 100]).values():
+        for k in range(1, cuts.size - 1):
+            for step in (-1, 1):
+                moved = cuts.copy()
+                moved[k] += step
+                assert error(points, moved) >= error(points, cuts) * (1 - 1e-9)
+
+
+def test_the_neighbours_that_cost_least_merge_first():
+    points = drawn("heavy tails", 40, 1.0, 3)
+    cuts, order = list(range(41)), []
+    while len(cuts) > 2:
+        merged = [cuts[:k] + cuts[k + 1 :] for k in range(1, len(cuts) - 1)]
+        best = min(merged, key=lambda each: error(points, np.array(each)))
+        order += set(cuts) - set(best)
+        cuts = best
+    assert merging.lasting_cuts(points).tolist() == order[::-1]
 
 
 def test_merging_from_groups_ends_near_merging_from_points(monkeypatch):
