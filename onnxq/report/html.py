@@ -14,6 +14,7 @@ from onnxq.pipeline import Result
 from onnxq.recipe import recipe_toml
 from onnxq.report.inspection import LayerRow, plan_rows
 from onnxq.report.result import figure_rows, result_fields, result_notes, score_history
+from onnxq.report.search import search_chart, search_title
 from onnxq.report.text import size_text
 from onnxq.version import VERSION
 
@@ -108,6 +109,9 @@ def render(model: Path, out: Path, result: Result) -> str:
         out=out.name,
         figures=figure_rows(result.figures),
         notes=result_notes(result),
+        search=search_chart(result.figures),
+        search_title=search_title(result.figures),
+        search_settings=list(result.figures.search.get("settings", {}).items()),
         layers=rows,
         kernels=result.figures.kernels,
         size_bars=size_bars(rows),

@@ -34,6 +34,13 @@ def _target(figures: Figures) -> str:
     return f"{search['max_drop']:g} {unit}"
 
 
+def search_title(figures: Figures) -> str:
+    """What the picture shows upwards."""
+    if figures.search.get("measure") == "error":
+        return "RMSE of the outputs, percent,"
+    return "Estimated drop, points,"
+
+
 def search_chart(figures: Figures) -> Chart | None:
     """Drop against bytes: what the frontier predicts, and the whole models that were measured."""
     search = figures.search

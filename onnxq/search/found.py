@@ -64,7 +64,9 @@ class Found:
         }
 
     def _frontier_fields(self) -> list[dict[str, float]]:
-        sizes, errors = self.frontier.sizes, self.frontier.errors
+        # The frontier counts weights: what a file holds beside them is the same everywhere.
+        headers = self.best.effect.size - int(self.frontier.sizes[self.best.point])
+        sizes, errors = self.frontier.sizes + headers, self.frontier.errors
         steps = np.linspace(0, sizes.size - 1, min(FRONTIER_POINTS, sizes.size))
         return [
             {

@@ -152,3 +152,28 @@ def test_tables_keep_brackets_in_names(capsys: pytest.CaptureFixture[str]) -> No
     assert "a[bold]" in printed
     assert "layer[0]/x" in printed
     assert "1 layers, 0 on integer kernels; weights 36 B -> 9 B" in printed
+
+
+def test_a_search_is_shown_with_its_target_and_its_trials(tmp_path: Path) -> None:
+    trial = {"bytes": 300, "error": 0.01, "drop": 0.2, "drop_error": 0.1, "expected_drop": 0.3}
+    search = {
+        "max_drop": 0.5,
+        "max_size": None,
+        "met": True,
+        "measure": "kl",
+        "points_per_nat": 30.0,
+        "settings": {"first": "K=16"},
+        "trials": [trial, {**trial, "bytes": 400, "expected_drop": 0.1}],
+        "frontier": [{"bytes": 200, "error": 0.1, "drop": 3.0}, {"bytes": 500, "drop": 0.01}],
+    }
+    result = result_of(search=search, kl=0.01)
+    rows = {row[0]: row[1:] for row in figure_rows(result.figures)}
+    assert rows["target of the search"] == ("", "0.5 points", "met, 2 trials")
+    assert rows["drop expected by divergence, points"][-1] == "0.30"
+    write_report(tmp_path, Path("m.onnx"), Path("o.onnx"), result)
+    page = (tmp_path / "report.html").read_text()
+    assert "<polyline" in page and "K=16" in page
+    assert "300 B, 0.20 by decisions" in page
+    sized = result_of(search={**search, "max_drop": None, "max_size": 2000, "met": False})
+    rows = {row[0]: row[1:] for row in figure_rows(sized.figures)}
+    assert rows["target of the search"] == ("", "2 kB", "not met, 2 trials")
