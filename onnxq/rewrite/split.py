@@ -77,7 +77,7 @@ def _prefix(model: ir.Model, names: Collection[str]) -> ir.Model:
     needed = _ancestors(copy.graph.outputs)
     for node in reversed(list(copy.graph)):
         if node not in needed:
-            copy.graph.remove(node, safe=True)
+            _remove(node)
     _drop_unused(copy.graph)
     return copy
 
@@ -103,7 +103,7 @@ def _suffix(model: ir.Model, reached: Collection[str], names: Collection[str]) -
                 _as_input(graph, value)
     for node in reversed(list(graph)):
         if node.name not in reached:
-            graph.remove(node, safe=True)
+            _remove(node)
     _drop_unused(graph)
     return copy
 
@@ -117,6 +117,17 @@ def _as_input(graph: ir.Graph, value: ir.Value) -> None:
             graph.outputs[i] = fresh
     value.replace_all_uses_with(fresh)
     graph.inputs.append(fresh)
+
+
+def _remove(node: ir.Node) -> None:
+    """Take a node out of its graph, with what its sub-graphs read."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
 
 
 def _drop_unused(graph: ir.Graph) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_graphs import BODIES, images, run, serialised, small_graph
+from small_graphs import BODIES, CONV, image_graph, images, run, serialised, small_graph
 
 from onnxq.rewrite.split import reach, split
 
@@ -40,3 +40,24 @@ def test_a_seed_may_be_an_input():
     parts = split(model, [model.graph.inputs[0].name])
     assert parts.prefix is None and parts.cut == ()
     assert len(list(parts.suffix.graph)) == len(list(model.graph))
+
+
+def test_sub_graphs_read_across_the_cut():
+    head = "float[N, 6]"
+    model = image_graph(
+        f"{CONV} g = GlobalAveragePool (a) f = Flatten (g) "
+        f"i = If <then_branch = t () => ({head} u) {{ u = Relu (f) }}, "
+        f"else_branch = e () => ({head} v) {{ v = Neg (f) }}> (yes) "
+        "y = Gemm <transB = 1> (i, wh, bh)",
+        yes=np.array(True),
+    )
+    feeds = {"x": images(4)}
+    expected = run(model, feeds)["y"]
+    for node in model.graph:
+        parts = split(model, [node.name])
+        values = dict(feeds)
+        if parts.prefix is not None:
+            values |= run(parts.prefix, feeds)
+        taken = {v.name for v in parts.suffix.graph.inputs}
+        found = run(parts.suffix, {k: v for k, v in values.items() if k in taken})["y"]
+        np.testing.assert_array_equal(found, expected)
