@@ -2,9 +2,9 @@
 
     w = w_0 + unit d,   dL/dd = unit dL/dw
 
-Trained is d, which starts at 0. The unit is a share of the root mean square of w_0: a step
-then moves every layer by the same share of its size, and one learning rate serves them and
-threshold scales. The int32 grid of an integer layer's bias is passed straight through.
+Trained is d, which starts at 0. The unit is the root mean square of w_0: a step then moves every
+layer by the same share of its size, and one learning rate serves them and threshold scales. The
+int32 grid of an integer layer's bias is passed straight through.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from onnxq.plan.spec import LayerSpec
 from onnxq.rewrite.quantizers import Quantizers, bias_name
 
 VALUE, BIAS = "value:", "bias:"
-
-WEIGHT_UNIT, BIAS_UNIT = 0.1, 1.0
-"""Units as shares of the root mean square."""
 
 
 class FreeValues:
@@ -42,8 +39,8 @@ class FreeValues:
         self._biases = {spec.name: start.biases[spec.name] for spec in biases}
         self._inputs = {VALUE + name: name for name in self._weights}
         self._inputs |= {BIAS + spec.name: bias_name(spec) for spec in biases}
-        self._units = {VALUE + n: WEIGHT_UNIT * _size(w) for n, w in self._weights.items()}
-        self._units |= {BIAS + n: BIAS_UNIT * _size(b) for n, b in self._biases.items()}
+        self._units = {VALUE + n: _size(w) for n, w in self._weights.items()}
+        self._units |= {BIAS + n: _size(b) for n, b in self._biases.items()}
         arrays = {VALUE + n: w for n, w in self._weights.items()}
         arrays |= {BIAS + n: b for n, b in self._biases.items()}
         self.values = {key: np.zeros(array.shape, np.float32) for key, array in arrays.items()}

@@ -18,9 +18,10 @@ from onnxq.learn.held_back import HeldBack
 from onnxq.learn.loss import attach_loss
 from onnxq.learn.sensitivity import Sensitivity, error_limit
 from onnxq.learn.teacher import TeacherOutputs
+from onnxq.options import OFF
 from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
-from onnxq.recipe import Recipe
+from onnxq.recipe import LayerOverride, Recipe
 from onnxq.rewrite.equalize import equalize, find_pairs
 from onnxq.rewrite.initial import initial_quantizers
 from onnxq.rewrite.quantizers import Quantizers, student_feeds
@@ -215,30 +216,33 @@ class Variants:
         Raises:
             DataError: on these samples nothing can be compared.
         """
-        return self.spared(self._best_form(model))
-
-    def _best_form(self, model: ir.Model) -> Variant:
-        """The plain form, or an equalized one where its held-back score is lower."""
-        best = self.make(PLAIN, model)
+        best = self._best_form(model)
         if not math.isfinite(best.score):
             raise DataError(
                 "the samples are too large for the model: the difference to its outputs is not a "
                 "finite number; give samples of the range that the model was made for"
             )
-        if not self._recipe.equalize:
-            return best
-        pairs = find_pairs(model)
+        return self.spared(best)
+
+    def _best_form(self, model: ir.Model) -> Variant:
+        """The plain form, or an equalized one where its held-back score is lower.
+
+        Forms are compared with codes: codebooks are fitted to the weights of the best alone.
+        """
+        pairs = find_pairs(model) if self._recipe.equalize else []
         if not pairs:
-            return best
+            return self.make(PLAIN, model)
+        recipe = _with_codes(self._recipe)
+        best = self._make(PLAIN, model, recipe, {}, frozenset())
         largest = self._channel_maxima(model, list(dict.fromkeys(p.tensor for p in pairs)))
         candidates = {SAFE: equalize(model, largest, "safe")[0]}
         if any(pair.clip is not None for pair in pairs):
             candidates[REPLACE] = equalize(model, largest, "replace")[0]
         for name, equalized in candidates.items():
-            variant = self.make(name, equalized)
+            variant = self._make(name, equalized, recipe, {}, frozenset())
             if variant.score < best.score:
                 best = variant
-        return best
+        return best if recipe == self._recipe else self.remake(best, self._recipe)
 
     def _calibrate(
         self, stage: str, model: ir.Model, tensors: list[str], channels: list[str]
@@ -263,6 +267,13 @@ class Variants:
             if low is not None and high is not None:
                 result[name] = np.maximum(high, -low)
         return result
+
+
+def _with_codes(recipe: Recipe) -> Recipe:
+    """The recipe with codes in the place of codebooks."""
+    if recipe.codebook is None and not any(layer.codebook for layer in recipe.layers):
+        return recipe
+    return replace(recipe, layers=(*recipe.layers, LayerOverride("*", codebook=OFF)))
 
 
 def _infinite(statistics: Mapping[str, TensorStatistics]) -> frozenset[str]:

@@ -15,7 +15,10 @@ from onnxq.learn.bias_correction import correct_biases
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.variants import PLAIN, REPLACE, SAFE, Variants
 from onnxq.load.inputs import input_specs
-from onnxq.recipe import Recipe
+from onnxq.numerics.codebook import fit_codebook
+from onnxq.plan import planner
+from onnxq.recipe import LayerOverride, Recipe
+from onnxq.rewrite import initial
 from onnxq.rewrite.student import bake
 
 
@@ -126,3 +129,33 @@ def test_a_tensor_with_infinities_leaves_the_layers_around_it_float(tmp_path):
     assert "NaN or infinite" in layers["Conv_k"].reason
     assert layers["Conv_a"].compute == layers["Conv_s"].compute == "integer"
     assert variant.score < 0.1
+
+
+def test_codebooks_are_fitted_for_the_chosen_form_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
+    fitted = []
+
+    def counted(weight, *args):
+        fitted.append(weight)
+        return fit_codebook(weight, *args)
+
+    monkeypatch.setattr(initial, "fit_codebook", counted)
+    model = uneven_model("Relu (a)")
+    maker = variants(tmp_path, model, Recipe(granularity="per-tensor", codebook=16))
+    chosen = maker.choose(model)
+    assert chosen.name == SAFE
+    assert len(fitted) == len(chosen.student.plan.layers) == 3
+    assert {spec.codebook for spec in chosen.student.plan.layers.values()} == {16}
+
+
+def test_a_form_is_remade_under_another_recipe_without_measuring_again(tmp_path, monkeypatch):
+    model = small_graph("residual")
+    maker = variants(tmp_path, model, Recipe())
+    variant = maker.make(PLAIN, model)
+    monkeypatch.setattr(Variants, "_calibrate", None)
+    override = LayerOverride("Conv_c", keep_float=True)
+    other = maker.remake(variant, Recipe(layers=(override,), bias_correction=False))
+    assert list(other.student.plan.layers) == ["Conv_a", "Gemm_y"]
+    assert other.name == PLAIN and other.model is model
+    again = maker.remake(variant, Recipe())
+    assert again.score == variant.score
