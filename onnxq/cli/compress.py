@@ -149,5 +149,8 @@ def _print_result(
             print_kernels(figures)
         print_figures(figures)
         print_notes(result_notes(result))
+    elif missed := figures.search.get("missed"):
+        # Told to say little, and not what was asked for.
+        click.echo(f"note: {missed}", err=True)
     before, after = size_text(figures.size_before), size_text(figures.size_after)
     click.echo(f"wrote {out}: {figures.ratio:.1%} of the original size ({before} -> {after})")

@@ -52,6 +52,7 @@ class Found:
             "max_drop": self.goal.max_drop,
             "max_size": self.goal.max_size,
             "met": self.met,
+            "missed": self.missed(),
             "points_per_nat": self.slope,
             "measure": self.table.measure,
             "settings": {
@@ -79,9 +80,8 @@ class Found:
 
     def notes(self) -> list[str]:
         """What a user should know of it, in sentences."""
-        effect, notes = self.best.effect, []
-        if not self.met:
-            notes.append(f"the target {self._target()} was not met: {self._nearest()}")
+        effect = self.best.effect
+        notes = [missed] if (missed := self.missed()) else []
         most, error = self.goal.max_drop, effect.drop_error
         if most is not None and error is not None and error > most / 2:
             notes.append(
@@ -89,6 +89,12 @@ class Found:
                 "the held-back samples; more samples (--samples) make it sharper"
             )
         return notes
+
+    def missed(self) -> str:
+        """That the target was not met, and what came nearest; empty where it was."""
+        if self.met:
+            return ""
+        return f"the target {self._target()} was not met: {self._nearest()}"
 
     def _target(self) -> str:
         if self.goal.max_size is not None:

@@ -1,0 +1,83 @@
+"""The search: the smallest file within an estimated drop, and how well the estimate predicts.
+
+    python benchmarks/search.py [SUBJECT ...] [--max-drop 0.5] [--samples 2048] [--out FILE]
+
+Settings are chosen with unlabelled images; labels are read by `evaluate` afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from models import ASSETS, Subject, subjects
+
+from onnxq import Recipe, compress, evaluate
+
+HEADER = (
+    "| model | activations | target | samples | trials | estimated drop | by divergence | "
+    "true drop (± s.e.) | agreement | file | deflated | minutes |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(subject: Subject, options: argparse.Namespace) -> str:
+    """Search, evaluate, and write a line of the table."""
+    recipe = Recipe(
+        codebook="auto",
+        activation_bits=None if options.bits == "none" else int(options.bits),
+        max_drop=options.max_drop if options.max_size is None else None,
+        max_size=options.max_size,
+        samples=options.samples,
+        max_minutes=options.max_minutes,
+    )
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.onnx"
+        preprocess = subject.preprocess
+        result = compress(subject.model, subject.unlabelled, recipe, out=out, preprocess=preprocess)
+        minutes = (time.monotonic() - began) / 60
+        found = evaluate(out, subject.labelled, subject.model, preprocess=preprocess)
+    figures, search = result.figures, result.figures.search
+    activations = "float" if options.bits == "none" else f"{options.bits} bits"
+    goal = f"{options.max_drop} points" if options.max_size is None else f"{options.max_size}"
+    return (
+        f"| {subject.title} | {activations} | {goal}, {'met' if search['met'] else 'missed'} | "
+        f"{figures.samples}, {figures.held_back} held back | {len(search['trials'])} | "
+        f"{figures.estimated_drop:.2f} ± {figures.estimated_drop_error:.2f} | "
+        f"{search['points_per_nat'] * figures.kl:.2f} | "
+        f"{found.drop:.2f} ± {found.drop_error:.2f} | {found.agreement:.2f} | "
+        f"{figures.ratio:.3f} | {figures.shipped_after / figures.shipped_before:.3f} | "
+        f"{minutes:.1f} |"
+    )
+
+
+def main() -> None:
+    """Print the table, and write it to a file where one is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=["resnet20"], help="subjects")
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--max-drop", type=float, default=0.5)
+    parser.add_argument("--max-size", type=float)
+    parser.add_argument("--bits", default="none", help="of activations")
+    parser.add_argument("--max-minutes", type=float, default=20.0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = subjects(options.assets)
+    lines = [HEADER]
+    print(HEADER, flush=True)
+    for name in options.names:
+        lines.append(row(found[name], options))
+        print(lines[-1], flush=True)
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`--codebook auto`, `--max-drop` and `--max-size` as a user types them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+FAST = ("--samples", 128, "--epochs", 1)
+
+
+def test_a_size_is_asked_for_in_percent(onnxq_process, sample_models, unlabelled, tmp_path):
+    model, out = sample_models / "digits_resnet.onnx", tmp_path / "o.onnx"
+    arguments = (model, "--data", unlabelled, "-o", out, *FAST, "--max-size", "20%")
+    done = onnxq_process("compress", *arguments)
+    assert done.code == 0, done.err
+    assert "target of the search" in done.out and "met" in done.out
+    assert out.stat().st_size <= 0.2 * model.stat().st_size
+    assert done.last.startswith(f"wrote {out}: ")
+
+
+def test_what_was_found_can_be_kept_and_asked_for_again(onnxq, sample_models, unlabelled, tmp_path):
+    model, out, recipe = (
+        sample_models / "digits_resnet.onnx", tmp_path / "o.onnx", tmp_path / "r.toml",
+    )  # fmt: skip
+    arguments = (model, "--data", unlabelled, "-o", out, *FAST)
+    done = onnxq(
+        "compress", *arguments, "--codebook", "auto", "--max-drop", 5, "--save-recipe", recipe,
+        "--json",
+    )  # fmt: skip
+    search = json.loads(done.out)["figures"]["search"]
+    assert done.code == 0 and search["met"] and search["max_drop"] == 5
+    assert recipe.read_text().count("codebook = ") == len(search["settings"])
+    shown = json.loads(onnxq("inspect", out, "--json").out)
+    counts = {row["name"]: row["codebook"] for row in shown["layers"] if row["codebook"]}
+    asked = {n: int(s[2:]) for n, s in search["settings"].items() if s.startswith("K=")}
+    # Int8 centroids that coincide are one.
+    assert counts.keys() == asked.keys()
+    assert all(count <= asked[name] for name, count in counts.items())
+    again = onnxq("compress", *arguments, "--recipe", recipe, "--force", "--dry-run", "--json")
+    planned = json.loads(again.out)["layers"]
+    assert {row["name"]: row["codebook"] for row in planned if row["codebook"]} == asked
+
+
+def test_a_target_out_of_reach_is_said_even_where_little_is_said(
+    onnxq, sample_models, unlabelled, tmp_path
+):
+    out = tmp_path / "o.onnx"
+    arguments = (sample_models / "digits_resnet.onnx", "--data", unlabelled, "-o", out, *FAST)
+    done = onnxq("compress", *arguments, "--max-size", 26_000, "-q")
+    assert done.code == 0 and out.exists()
+    assert "note: the target of 26,000 bytes was not met: the smallest file has" in done.err
+    assert done.out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "sentence"),
+    [
+        (("--max-size", 20), 1, "asks for 20 bytes, and without its weights the file has"),
+        (("--max-size", "1.5"), 1, "'max_size' is '1.5'; expected a ratio between 0 and 1"),
+        (("--max-size", "small"), 2, "'small' is neither a number of bytes nor a ratio"),
+        (("--max-drop", 1, "--max-size", "10%"), 1, "are two goals of one search"),
+        (("--codebook", 16, "--max-drop", 1), 1, "a search chooses the count of each layer"),
+        (("--codebook", 1), 1, "expected a whole number from 2 to 256 or auto or off"),
+        (("--codebook", "few"), 2, "'few' is neither a number of centroids nor 'auto'"),
+        (("--codebook", "auto", "--exclude", "*"), 1, "has nothing to quantize"),
+        (("--codebook", "auto", "--exclude", "stm.*"), 1, "the nearest name is 'stem.conv'"),
+    ],
+)
+def test_bad_targets_are_one_sentence(
+    onnxq, sample_models, unlabelled, tmp_path, flags, code, sentence
+):
+    out = tmp_path / "o.onnx"
+    model = sample_models / "digits_resnet.onnx"
+    done = onnxq("compress", model, "--data", unlabelled, "-o", out, *FAST, *flags)
+    assert (done.code, out.exists()) == (code, False)
+    assert sentence in done.err
