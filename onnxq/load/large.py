@@ -36,7 +36,7 @@ def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
         if not length:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        end = onnx.TensorProto(name=tensor.name, data_type=onnx.TensorProto.UINT8, dims=[1])
+        end = onnx.helper.make_tensor(tensor.name, onnx.TensorProto.UINT8, [1], b"?", raw=True)
         last = int(entries.get("offset", 0)) + length - 1
         onnx.external_data_helper.set_external_data(end, entries["location"], last, 1)
         end.data_location = onnx.TensorProto.EXTERNAL
