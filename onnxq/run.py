@@ -243,6 +243,13 @@ class Run:
             figures.search = self.found.to_fields()
         figures.equalization = "none" if variant.name == PLAIN else variant.name
         figures.bias_correction = variant.corrected
+        if variant.bias_cost is not None and self.recipe.bias_centroids is not None:
+            own, shared = variant.bias_cost
+            figures.bias_centroids = {
+                "count": self.recipe.bias_centroids,
+                "own": own,
+                "shared": shared,
+            }
         figures.samples, figures.held_back = len(self._samples), len(self.held_back)
         self.notes += learned.notes
         figures.notes = self.notes
