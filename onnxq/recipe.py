@@ -114,7 +114,8 @@ class Recipe:
         bias_centroids: centroids of each layer's biases, 1 to 256; None leaves them as they are.
         learn: what is trained.
         equalize: whether channel ranges are equalized across layers where that helps.
-        bias_correction: whether biases are corrected where that helps.
+        bias_correction: whether biases are corrected where that helps; those that share
+            centroids are not.
         spare: whether tensors that 8 bits are too few for stay float.
         epochs: passes over the samples; None means the method's own number.
         max_minutes: when training stops at the latest.
@@ -336,6 +337,11 @@ def _check_contradictions(recipe: Recipe) -> None:
         raise RecipeError(
             f"The option 'learn' is {listed(learns)}; '{alone}' stands alone: remove it or the "
             "others."
+        )
+    if recipe.bias_centroids is not None and "biases" in learns:
+        raise RecipeError(
+            "The options 'learn' = 'biases' and 'bias_centroids' contradict each other, since "
+            "biases that are learned one by one share no centroids; remove one of them."
         )
     if recipe.activation_bits is None and "thresholds" in learns:
         raise RecipeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -225,8 +226,9 @@ class Run:
     def export(self, variant: Variant, learned: Learned) -> tuple[ir.Model, Figures]:
         """The deployable model and its figures, with both in its metadata."""
         plan = variant.student.plan
+        variant.held_back.release()
         model = Lowering(variant.student, variant.quantizers).run()
-        student = bake(variant.student, variant.quantizers)
+        student = partial(bake, variant.student, variant.quantizers)
         exported = Exported(self._path, self._normalised.model, student, model, plan)
         figures = verify(exported, self.held_back, self._shard, self._progress)
         figures.learning = {
@@ -241,6 +243,13 @@ class Run:
             figures.search = self.found.to_fields()
         figures.equalization = "none" if variant.name == PLAIN else variant.name
         figures.bias_correction = variant.corrected
+        if variant.bias_cost is not None and self.recipe.bias_centroids is not None:
+            own, shared = variant.bias_cost
+            figures.bias_centroids = {
+                "count": self.recipe.bias_centroids,
+                "own": own,
+                "shared": shared,
+            }
         figures.samples, figures.held_back = len(self._samples), len(self.held_back)
         self.notes += learned.notes
         figures.notes = self.notes

@@ -1,8 +1,8 @@
 """The hand-off from onnx-ir to ONNX Runtime sessions; the one place that opens them.
 
-Every session is single-threaded and work is spread over several of them in fixed
-micro-batches: the result of a batch is then the same bits on one core and on many, and
-the backward pass, which barely uses a second thread, gains most.
+Every session is single-threaded, and several threads run it side by side on fixed
+micro-batches: the result of a batch is then the same bits on one core and on many, the
+weights are held once, and the backward pass, which barely uses a second thread, gains most.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnxq.weight_files import WeightFiles, is_large
+
 Feeds = Mapping[str, np.ndarray]
 Arrays = dict[str, np.ndarray]
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes above which a model can't be one protobuf message."""
+
+_WEIGHT_FILES = WeightFiles()
 
 
 def available_cores() -> int:
@@ -35,6 +39,7 @@ def open_session(
     *,
     threads: int = 1,
     optimise: bool = True,
+    prepack: bool | None = None,
     optimised_path: Path | None = None,
 ) -> ort.InferenceSession:
     """An inference session on the CPU for a model in memory or in a file.
@@ -43,6 +48,8 @@ def open_session(
         model: an onnx-ir model, its serialised bytes, or a path.
         threads: threads inside one operator.
         optimise: False switches every graph optimisation off (for tests of equality).
+        prepack: whether weights are held in the layout of their kernels, once more and for good;
+            None does it unless the model is large: a batch takes far longer than its packing.
         optimised_path: where ONNX Runtime writes the graph that it really runs.
     """
     options = ort.SessionOptions()
@@ -55,34 +62,40 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised_path is not None:
         options.optimized_model_filepath = str(optimised_path)
+    if prepack is None:
+        prepack = not (isinstance(model, ir.Model) and is_large(model))
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     providers = ["CPUExecutionProvider"]
     if isinstance(model, (str, Path)):
         return ort.InferenceSession(str(model), options, providers=providers)
-    if isinstance(model, bytes):
-        return ort.InferenceSession(model, options, providers=providers)
-    return _open_in_memory(model, options, providers)
-
-
-def _open_in_memory(
-    model: ir.Model, options: ort.SessionOptions, providers: Sequence[str]
-) -> ort.InferenceSession:
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    if size < PROTOBUF_LIMIT:
-        data = ir.to_proto(model).SerializeToString()
+    if isinstance(model, (str, Path)):
+        return ort.InferenceSession(str(model), options, providers=providers)
+    large = isinstance(model, ir.Model) and is_large(model)
+    data = (
+        model if isinstance(model, bytes) else ir.to_proto(session_form(model)).SerializeToString()
+    )
+    if prepack and not large:
         return ort.InferenceSession(data, options, providers=providers)
+    # Only a model that is opened from a file may name other files.
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.data")
+        path.write_bytes(data)
         return ort.InferenceSession(str(path), options, providers=providers)
 
 
+def session_form(model: ir.Model) -> ir.Model:
+    """The model, or where it is large a copy that names files for its weights."""
+    return _WEIGHT_FILES.mapped(model) if is_large(model) else model
+
+
 class SessionPool:
-    """Single-thread sessions over one model; batches go in and results come out in order.
+    """A session that several threads run; batches go in and results come out in order.
 
     Args:
         model: the model, in memory or in a file.
         outputs: names of the outputs wanted; None means all.
-        workers: sessions that run side by side; None means one per core.
+        workers: batches that run side by side; None means one per core.
     """
 
     def __init__(
@@ -92,42 +105,25 @@ class SessionPool:
         workers: int | None = None,
     ) -> None:
         self.workers = workers or available_cores()
-        if isinstance(model, ir.Model) and self.workers > 1:
-            data: ir.Model | bytes | str | Path = _bytes_or_model(model)
-        else:
-            data = model
-        self._sessions = [open_session(data) for _ in range(self.workers)]
-        self.outputs = list(outputs or (o.name for o in self._sessions[0].get_outputs()))
+        self._session = open_session(model)
+        self.outputs = list(outputs or (o.name for o in self._session.get_outputs()))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
         """The outputs for one batch, or some of them, by name; several threads may call it."""
-        return self._run(0, feeds, outputs)
+        names = self.outputs if outputs is None else outputs
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
     def map(self, batches: Iterable[Feeds]) -> Iterator[Arrays]:
         """The outputs of each batch, in the order of the batches, a few batches ahead."""
-        idle = deque(range(self.workers))
-        pending: deque[tuple[int, Future[Arrays]]] = deque()
+        pending: deque[Future[Arrays]] = deque()
         with ThreadPoolExecutor(self.workers) as executor:
             for feeds in batches:
-                ready: Future[Arrays] | None = None
-                if idle:
-                    worker = idle.popleft()
-                else:
-                    worker, ready = pending.popleft()
+                ready = pending.popleft() if len(pending) == self.workers else None
+                if ready is not None:
                     wait([ready])
                 # The worker goes on while the caller handles what it has just finished.
-                pending.append((worker, executor.submit(self._run, worker, feeds)))
+                pending.append(executor.submit(self.run, feeds))
                 if ready is not None:
                     yield ready.result()
-            for _, future in pending:
+            for future in pending:
                 yield future.result()
-
-    def _run(self, worker: int, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
-        names = self.outputs if outputs is None else outputs
-        values = self._sessions[worker].run(names, dict(feeds))
-        return dict(zip(names, values, strict=True))
-
-
-def _bytes_or_model(model: ir.Model) -> ir.Model | bytes:
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    return ir.to_proto(model).SerializeToString() if size < PROTOBUF_LIMIT else model

@@ -59,16 +59,23 @@ class Network:
         return node.outputs[0]
 
     def conv(
-        self, x: ir.Value, name: str, shape: tuple[int, int, int, int], stride: int = 1
+        self,
+        x: ir.Value,
+        name: str,
+        shape: tuple[int, int, int, int],
+        stride: int = 1,
+        *,
+        bias: bool = False,
     ) -> ir.Value:
-        """A convolution without bias; weights (out, in / group, k, k); depth-wise if in = 1."""
+        """A convolution; weights (out, in / group, k, k); depth-wise if in = 1."""
         filters, depth, size, _ = shape
-        weights = self._parameter(f"{name}.weight", shape, depth * size * size)
+        inputs = [x, self._parameter(f"{name}.weight", shape, depth * size * size)]
+        if bias:
+            inputs.append(self._parameter(f"{name}.bias", (filters,), None, 0.0))
         group = filters if depth == 1 and size > 1 and not name.startswith("stem") else 1
         return self.op(
             "Conv",
-            x,
-            weights,
+            *inputs,
             name=name,
             kernel_shape=[size, size],
             strides=[stride, stride],
@@ -76,8 +83,8 @@ class Network:
             group=group,
         )
 
-    def batch_norm(self, x: ir.Value, name: str, channels: int) -> ir.Value:
-        """Normalise each channel; gamma starts at 1 and beta at 0."""
+    def batch_norm(self, x: ir.Value, name: str, channels: int, start: float = 1.0) -> ir.Value:
+        """Normalise each channel; gamma begins at `start` and beta at 0."""
         if self.statistics is not None:
             gamma = self._constant(f"{name}.gamma", self.parameters[f"{name}.gamma"].reshape(-1))
             beta = self._constant(f"{name}.beta", self.parameters[f"{name}.beta"].reshape(-1))
@@ -85,7 +92,7 @@ class Network:
             variance = self._constant(f"{name}.var", self.statistics[f"{name}.var"].reshape(-1))
             inputs = (x, gamma, beta, mean, variance)
             return self.op("BatchNormalization", *inputs, name=name, epsilon=EPSILON)
-        gamma = self._parameter(f"{name}.gamma", (1, channels, 1, 1), None, 1.0)
+        gamma = self._parameter(f"{name}.gamma", (1, channels, 1, 1), None, start)
         beta = self._parameter(f"{name}.beta", (1, channels, 1, 1), None, 0.0)
         axes = {"axes": [0, 2, 3], "keepdims": 1}
         mean = self.op("ReduceMean", x, name=f"{name}.mean", **axes)

@@ -173,6 +173,14 @@ recipe_options = apply_all(
         metavar="BYTES|RATIO",
     ),
     _option(
+        "--bias-centroids",
+        text="Replace the biases of each quantized layer by K centroids, 1 to 256; they are not "
+        "corrected then.",
+        default="off",
+        type=int,
+        metavar="K",
+    ),
+    _option(
         "--learn",
         text="What is trained; may be given more than once.",
         default="auto",

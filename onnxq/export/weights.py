@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxq.export.constants import add_constant
 from onnxq.export.lookup import add_lookup
+from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.qparams import (
     FloatArray,
     bias_scale,
@@ -21,6 +22,7 @@ from onnxq.numerics.qparams import (
     quantize_bias,
     quantize_weight,
 )
+from onnxq.plan.codebooks import codebook_bytes
 from onnxq.plan.spec import LayerSpec
 from onnxq.rewrite.quantizers import (
     Quantizers,
@@ -33,6 +35,12 @@ from onnxq.rewrite.quantizers import (
     weight_scales,
 )
 from onnxq.rewrite.student import Student, fix_inputs
+
+EXPAND_BYTES = 200
+"""Bytes of an Expand with its constants, about."""
+
+MOST_CENTROIDS = 256
+"""An index has 8 bits at most."""
 
 REAL = ".real"
 """Suffix of a weight or bias as the layer reads it."""
@@ -100,7 +108,7 @@ def _lower_bias(
     name = bias_name(spec)
     bias = corrected_bias(spec, quantizers, fake_weight(spec, quantizers, scale))
     if spec.compute == "weight-only":
-        return add_constant(graph, f"{name}{REAL}", bias)
+        return _real_bias(graph, name, bias)
     source = input_scale(student.plan, quantizers, student.sources[spec.name])
     grid = bias_scale(source, scale)
     codes = quantize_bias(bias, grid)
@@ -108,6 +116,22 @@ def _lower_bias(
     grid_value = add_constant(graph, f"{name}.scale", grid)
     axis = 0 if spec.axis is not None else None
     return _dequantize(graph, [stored, grid_value], axis, name)
+
+
+def _real_bias(graph: ir.Graph, name: str, bias: FloatArray) -> ir.Value:
+    """A float bias, in whichever form takes the fewest bytes; all fold when a session starts."""
+    values, indices = np.unique(bias, return_inverse=True)
+    if values.size == 1 and bias.nbytes > EXPAND_BYTES:
+        value = add_constant(graph, f"{name}.value", values)
+        shape = add_constant(graph, f"{name}.shape", np.array(bias.shape, np.int64))
+        node = ir.node("Expand", [value, shape], name=f"{name}.expand")
+        graph.insert_before(graph[0], node)
+        return node.outputs[0]
+    shared = 1 < values.size <= MOST_CENTROIDS
+    if shared and codebook_bytes(bias.size, values.size, integer=False) < bias.nbytes:
+        codes = np.asarray(indices.reshape(bias.shape), np.uint8)
+        return add_lookup(graph, name, Codebook(values, codes, np.ones((), np.float32)))
+    return add_constant(graph, f"{name}{REAL}", bias)
 
 
 def _dequantize(graph: ir.Graph, inputs: list[ir.Value], axis: int | None, name: str) -> ir.Value:

@@ -21,8 +21,12 @@ class HeldBack:
     """
 
     def __init__(self, student: ir.Model, outputs: Targeted) -> None:
-        self._pool = SessionPool(student, [LOSS])
-        self._outputs = outputs
+        self._student, self._outputs = student, outputs
+        self._pool: SessionPool | None = None
+
+    def release(self) -> None:
+        """Give back the memory of the session, which the next score opens again."""
+        self._pool = None
 
     def score(
         self,
@@ -34,5 +38,7 @@ class HeldBack:
         if positions is None:
             positions = np.arange(self._outputs.positions)
         batches = self._outputs.batches(positions, batch_size)
+        if self._pool is None:
+            self._pool = SessionPool(self._student, [LOSS])
         results = self._pool.map({**parameters, **feeds} for feeds in batches)
         return relative_rmse(sum(float(r[LOSS]) for r in results), len(positions))

@@ -23,7 +23,7 @@ from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
 from onnxq.recipe import LayerOverride, Recipe
 from onnxq.rewrite.equalize import equalize, find_pairs
-from onnxq.rewrite.initial import initial_quantizers
+from onnxq.rewrite.initial import initial_quantizers, with_shared_biases
 from onnxq.rewrite.quantizers import Quantizers, student_feeds
 from onnxq.rewrite.student import Student, build_student
 
@@ -56,6 +56,8 @@ class Variant:
         score: the held-back relative RMSE of the numbers.
         spared: names of tensors left float because 8 bits are too few for them.
         corrected: whether the biases of the numbers are corrected.
+        bias_cost: the score with each channel's own bias and with shared ones, where biases are
+            centroids.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Variant:
     held_back_outputs: TeacherOutputs
     score: float
     spared: frozenset[str] = frozenset()
+    bias_cost: tuple[float, float] | None = None
     corrected: bool = False
 
     def score_of(self, quantizers: Quantizers) -> float:
@@ -173,7 +176,7 @@ class Variants:
 
     def corrected(self, variant: Variant) -> Variant:
         """The variant with corrected biases, where the recipe and the held-back samples agree."""
-        if not variant.recipe.bias_correction:
+        if not variant.recipe.bias_correction or variant.recipe.bias_centroids is not None:
             return variant
         samples = self._train.take(CORRECTION_SAMPLES, variant.recipe.seed)
         numbers = correct_biases(variant.student, variant.quantizers, samples, self._batch_size)
@@ -195,6 +198,10 @@ class Variants:
         loss_model = attach_loss(student.model, self._weights)
         quantizers = initial_quantizers(model, plan, statistics, recipe.calibration)
         held_back = HeldBack(loss_model, self._held_back_outputs)
+        own_biases = None
+        if recipe.bias_centroids is not None:
+            own_biases = held_back.score(student_feeds(plan, quantizers, student.sources))
+            quantizers = with_shared_biases(quantizers, plan, recipe.bias_centroids)
         score = held_back.score(student_feeds(plan, quantizers, student.sources))
         return Variant(
             name=name,
@@ -208,6 +215,7 @@ class Variants:
             held_back_outputs=self._held_back_outputs,
             score=score,
             spared=spared,
+            bias_cost=None if own_biases is None else (own_biases, score),
         )
 
     def choose(self, model: ir.Model) -> Variant:
@@ -229,10 +237,12 @@ class Variants:
 
         Forms are compared with codes: codebooks are fitted to the weights of the best alone.
         """
-        pairs = find_pairs(model) if self._recipe.equalize else []
+        recipe = self._recipe
+        wanted = recipe.equalize and _gains(make_plan(model, recipe))
+        pairs = find_pairs(model) if wanted else []
         if not pairs:
             return self.make(PLAIN, model)
-        recipe = _with_codes(self._recipe)
+        recipe = _with_codes(recipe)
         best = self._make(PLAIN, model, recipe, {}, frozenset())
         largest = self._channel_maxima(model, list(dict.fromkeys(p.tensor for p in pairs)))
         candidates = {SAFE: equalize(model, largest, "safe")[0]}
@@ -278,3 +288,9 @@ def _with_codes(recipe: Recipe) -> Recipe:
 
 def _infinite(statistics: Mapping[str, TensorStatistics]) -> frozenset[str]:
     return frozenset(name for name, found in statistics.items() if not found.finite)
+
+
+def _gains(plan: Plan) -> bool:
+    """Whether even channel ranges can help: not float activations with a scale per channel."""
+    layers = plan.layers.values()
+    return bool(plan.tensors) or any(layer.axis is None for layer in layers)

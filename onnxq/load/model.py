@@ -13,6 +13,12 @@ from onnx_ir.passes import common
 
 from onnxq.errors import ModelError
 from onnxq.load.inputs import input_specs, random_feeds
+from onnxq.load.large import (
+    check_external_data,
+    external_bytes,
+    put_in_weights,
+    take_out_weights,
+)
 from onnxq.load.limits import check_operators, check_types
 from onnxq.load.outputs import run_model
 from onnxq.load.version import (
@@ -25,6 +31,7 @@ from onnxq.load.version import (
 )
 from onnxq.numerics.equality import find_difference
 from onnxq.session import open_session
+from onnxq.weight_files import LARGE
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +58,9 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     check_operators(proto, path.name)
     check_types(proto, path.name)
     _load_external_data(proto, path)
+    proto, weights = take_out_weights(proto)
     model = _deserialize(convert_version(proto, path.name), path.name)
+    put_in_weights(model, weights, path.absolute().parent)
     model.ir_version = convert_ir_version(proto.ir_version)
     if model.functions:
         common.InlinePass()(model)
@@ -59,7 +68,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     common.RemoveInitializersFromInputsPass()(model)
     _check_opens(model, path.name)
     if (default_opset(proto) or MIN_OPSET) < MIN_OPSET:
-        _check_conversion(proto, model, path.name)
+        _check_conversion(proto, model, path)
     return model
 
 
@@ -128,7 +137,10 @@ def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
 
 def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
     try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
+        if external_bytes(proto) >= LARGE:
+            check_external_data(proto, path.parent)
+        else:
+            onnx.load_external_data_for_model(proto, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(
@@ -167,7 +179,7 @@ def _check_opens(model: ir.Model, name: str) -> None:
         ) from error
 
 
-def _check_conversion(proto: onnx.ModelProto, model: ir.Model, name: str) -> None:
+def _check_conversion(proto: onnx.ModelProto, model: ir.Model, path: Path) -> None:
     """Compare the converted model with the one of the file, on random inputs.
 
     Raises:
@@ -175,15 +187,15 @@ def _check_conversion(proto: onnx.ModelProto, model: ir.Model, name: str) -> Non
     """
     feeds = [random_feeds(input_specs(model), batch=1)]
     try:
-        expected = run_model(proto.SerializeToString(), feeds, optimise=False)
+        expected = run_model(path, feeds, optimise=False)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
-        logger.debug("the conversion of '%s' is not checked: %s", name, error)
+        logger.debug("the conversion of '%s' is not checked: %s", path.name, error)
         return
     found = run_model(model, feeds, optimise=False)
     names = [str(value.name) for value in model.graph.outputs]
     if (reason := find_difference(names, expected, found)) is not None:
         raise ModelError(
-            f'The model "{name}" uses opset {default_opset(proto)} and converting it changes '
+            f'The model "{path.name}" uses opset {default_opset(proto)} and converting it changes '
             f"what it computes ({reason}); export it again with opset {MIN_OPSET} or newer."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -10,7 +11,7 @@ from onnxq.numerics.equality import Outputs
 from onnxq.session import Feeds, open_session
 
 
-def run_model(model: ir.Model | bytes, feeds: Sequence[Feeds], *, optimise: bool) -> list[Outputs]:
+def run_model(model: ir.Model | Path, feeds: Sequence[Feeds], *, optimise: bool) -> list[Outputs]:
     """The outputs of the model for each of the feeds, in the order of the graph."""
     session = open_session(model, optimise=optimise)
     return [list(session.run(None, dict(feed))) for feed in feeds]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxsim
 
 from onnxq.normalise.passes import PassResult
-from onnxq.session import PROTOBUF_LIMIT
+from onnxq.weight_files import SMALLEST, is_large
 
 logger = logging.getLogger(__name__)
 
@@ -17,16 +17,15 @@ logger = logging.getLogger(__name__)
 class Simplify:
     """Replaces the model by what onnxsim makes of it, BatchNormalization kept.
 
-    The protobuf hand-off of this stage. A model that onnxsim can't take is given back as it
+    Of a large model it sees the large weights as inputs, so that it makes no copies of them. The
+    protobuf hand-off of this stage. A model that onnxsim can't take is given back as it
     is, with a note. `modified` compares the serialised graphs.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
         """The simplified model, a new object."""
-        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-        if size >= PROTOBUF_LIMIT:
-            return _left_alone(model, "it is larger than 2 GB")
-        proto = ir.to_proto(model)
+        light, weights = _without_large_weights(model)
+        proto = ir.to_proto(light)
         try:
             simplified, _ = onnxsim.simplify(proto, skip_fuse_bn=True)
         except Exception as error:
@@ -37,12 +36,41 @@ class Simplify:
             return _left_alone(model, "it changed the names of inputs or outputs")
         if simplified.graph == proto.graph:
             return PassResult(model, modified=False)
-        result = ir.from_proto(simplified)
+        result = _with_weights(ir.from_proto(simplified), weights)
         result.ir_version = model.ir_version
         result.metadata_props.clear()  # onnxsim writes down its own options
         result.metadata_props.update(model.metadata_props)
         result.producer_name, result.producer_version = model.producer_name, model.producer_version
         return PassResult(result, modified=True)
+
+
+Weights = dict[str, ir.TensorProtocol]
+
+
+def _without_large_weights(model: ir.Model) -> tuple[ir.Model, Weights]:
+    """A copy that takes its large weights as inputs, and these by name; a small model itself."""
+    if not is_large(model):
+        return model, {}
+    copy = model.clone(deep_copy=False)
+    graph, weights = copy.graph, Weights()
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= SMALLEST:
+            del graph.initializers[name]
+            weights[name], value.const_value = tensor, None
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)
+            graph.inputs.append(value)
+    return copy, weights
+
+
+def _with_weights(model: ir.Model, weights: Weights) -> ir.Model:
+    """The model with these inputs as constants again, in place."""
+    for value in list(model.graph.inputs):
+        if value.name in weights:
+            model.graph.inputs.remove(value)
+            value.const_value = weights[value.name]
+            model.graph.register_initializer(value)
+    return model
 
 
 def _interface(proto: onnx.ModelProto) -> list[list[str]]:

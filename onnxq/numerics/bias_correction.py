@@ -6,9 +6,14 @@ Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Corre
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from onnxq.numerics.qparams import FloatArray
+
+BLOCK = 2**22
+"""Weights handled at once."""
 
 
 def weight_error_shift(
@@ -29,13 +34,28 @@ def weight_error_shift(
     Returns:
         float32, shape (out,).
     """
-    error = (fake - weight).astype(np.float64)
     if op_type != "Conv":
-        rows = error if axis == 0 else error.T
-        return np.asarray(rows @ mean_input, dtype=np.float32)
-    per_input = error.reshape(error.shape[0], error.shape[1], -1).sum(axis=2)
-    means = _means_by_output(mean_input, error.shape)
-    return np.asarray((per_input * means).sum(axis=1), dtype=np.float32)
+        rows, fakes = (weight, fake) if axis == 0 else (weight.T, fake.T)
+        return _by_rows(rows, fakes, lambda error, _: error @ mean_input)
+    means = _means_by_output(mean_input, weight.shape)
+
+    def shift(error: np.ndarray, where: slice) -> np.ndarray:
+        per_input = error.reshape(*error.shape[:2], -1).sum(axis=2)
+        return np.asarray((per_input * means[where]).sum(axis=1))
+
+    return _by_rows(weight, fake, shift)
+
+
+def _by_rows(
+    weight: FloatArray, fake: FloatArray, shift: Callable[[np.ndarray, slice], np.ndarray]
+) -> FloatArray:
+    """The shift of each row of output channels, in blocks: the error is taken in float64."""
+    found = np.empty(len(weight), np.float32)
+    step = max(1, BLOCK * len(weight) // max(1, weight.size))
+    for start in range(0, len(weight), step):
+        where = slice(start, start + step)
+        found[where] = shift((fake[where] - weight[where]).astype(np.float64), where)
+    return found
 
 
 def shift_weight_gradient(

@@ -99,6 +99,10 @@ def _learning_rows(figures: Figures) -> list[Row]:
     if figures.equalization:
         rows.append(("equalization", "", "", figures.equalization))
     rows.append(("bias correction", "", "", "yes" if figures.bias_correction else "no"))
+    if shared := figures.bias_centroids:
+        count = "1 centroid" if shared["count"] == 1 else f"{shared['count']} centroids"
+        before, after = number_text(shared["own"]), number_text(shared["shared"])
+        rows.append(("held-back error of shared biases", before, after, f"{count} for each layer"))
     if figures.samples:
         held_back = f"{figures.samples}, {figures.held_back} held back"
         rows.append(("samples", "", "", held_back))

@@ -8,6 +8,7 @@ from typing import cast
 import onnx_ir as ir
 
 from onnxq.calibrate.statistics import TensorStatistics
+from onnxq.numerics.bias_centroids import share_biases
 from onnxq.numerics.clip import ClipMethod, clip_range
 from onnxq.numerics.codebook import Codebook, fit_codebook
 from onnxq.numerics.qparams import FloatArray, weight_quant_max
@@ -36,6 +37,19 @@ def initial_quantizers(
     ranges = {name: tensor_range(s, statistics[name]) for name, s in plan.tensors.items()}
     codebooks = fit_codebooks(plan, weights)
     return Quantizers(ranges, thresholds, weights, biases, codebooks=codebooks)
+
+
+def with_shared_biases(quantizers: Quantizers, plan: Plan, count: int) -> Quantizers:
+    """The numbers with the biases of each quantized layer replaced by their K centroids.
+
+    Args:
+        quantizers: the numbers.
+        plan: the plan.
+        count: K.
+    """
+    biases = quantizers.biases
+    shared = {name: share_biases(biases[name], count) for name in plan.layers if name in biases}
+    return quantizers.with_biases(shared)
 
 
 def fit_codebooks(plan: Plan, weights: Mapping[str, FloatArray]) -> dict[str, Codebook]:

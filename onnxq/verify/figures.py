@@ -60,6 +60,8 @@ class Figures:
             the `sweep` behind them.
         equalization: what equalization did, in words.
         bias_correction: whether biases were corrected.
+        bias_centroids: where biases are centroids their `count`, and the held-back errors
+            `own`, with each channel's own bias, and `shared`, before anything was learned.
         samples: number of samples used.
         held_back: number of them that nothing was learned on.
         notes: what a user should know, in sentences.
@@ -91,6 +93,7 @@ class Figures:
     search: dict[str, Any] = field(default_factory=dict)
     equalization: str = ""
     bias_correction: bool = False
+    bias_centroids: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     held_back: int = 0
     notes: list[str] = field(default_factory=list)

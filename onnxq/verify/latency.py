@@ -55,7 +55,7 @@ def measure_latency(
         One figure for each model, in order.
     """
     all_feeds = [feeds] * len(models) if isinstance(feeds, Mapping) else list(feeds)
-    sessions = [open_session(model, threads=threads) for model in models]
+    sessions = [open_session(model, threads=threads, prepack=True) for model in models]
     runs = list(zip(sessions, (dict(each) for each in all_feeds), strict=True))
     for session, feed in runs:
         for _ in range(WARM_UP):

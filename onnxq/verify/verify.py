@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +31,14 @@ class Exported:
     Attributes:
         original: the file that the user gave.
         teacher: the original, normalised.
-        student: the student with its numbers as constants.
+        student: makes the student with its numbers as constants, which holds all of them in float.
         model: the exported model.
         plan: the plan behind it.
     """
 
     original: Path
     teacher: ir.Model
-    student: ir.Model
+    student: Callable[[], ir.Model]
     model: ir.Model
     plan: Plan
 
@@ -62,15 +63,19 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
         batch_size=batch_size,
         on_batch=progress.at,
     )
+    student = exported.student()
     against_student = compare_outputs(
-        SessionPool(exported.student, candidate.outputs),
+        SessionPool(student, candidate.outputs),
         candidate,
         samples,
         probabilities,
         batch_size=batch_size,
         on_batch=lambda done: progress.at(len(samples) + done),
     )
-    figures = _static_figures(exported)
+    saturating = _saturating_layers(exported, student)
+    # What follows opens sessions of its own.
+    del candidate, student
+    figures = _static_figures(exported, saturating)
     figures.agreement = against_original.agreement
     figures.kl = against_original.kl
     figures.estimated_drop = against_original.estimated_drop
@@ -82,7 +87,7 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
     return figures
 
 
-def _static_figures(exported: Exported) -> Figures:
+def _static_figures(exported: Exported, saturating: list[str]) -> Figures:
     plan = exported.plan
     kernels = read_kernels(exported.model, plan)
     return Figures(
@@ -93,19 +98,19 @@ def _static_figures(exported: Exported) -> Figures:
         layers=len(plan.layers),
         integer_layers=len(kernels.integer_layers()),
         kernels=kernels.layers,
-        saturating=_saturating_layers(exported),
+        saturating=saturating,
         float_nodes=kernels.float_nodes,
         weight_only={s.name: s.reason for s in plan.layers.values() if s.reason},
         left_alone=dict(plan.left_alone),
     )
 
 
-def _saturating_layers(exported: Exported) -> list[str]:
+def _saturating_layers(exported: Exported, student: ir.Model) -> list[str]:
     constants = exported.model.graph.initializers
     names = []
     for spec in exported.plan.integer_layers():
         if spec.codebook is not None:
-            codes = _looked_up(exported, spec)
+            codes = _looked_up(exported, student, spec)
         else:
             stored = constants[f"{spec.weight}{CODES}"].const_value
             assert stored is not None
@@ -115,9 +120,9 @@ def _saturating_layers(exported: Exported) -> list[str]:
     return names
 
 
-def _looked_up(exported: Exported, spec: LayerSpec) -> IntArray:
+def _looked_up(exported: Exported, student: ir.Model, spec: LayerSpec) -> IntArray:
     """The codes of a weight whose file has their indices: the student's weight over its scale."""
-    weight = exported.student.graph.initializers[spec.weight].const_value
+    weight = student.graph.initializers[spec.weight].const_value
     scale = exported.model.graph.initializers[f"{spec.weight}.scale"].const_value
     assert weight is not None and scale is not None
     return quantize_weight(weight.numpy(), scale.numpy(), 8, spec.axis)
@@ -126,7 +131,8 @@ def _looked_up(exported: Exported, spec: LayerSpec) -> IntArray:
 def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None:
     feeds = next(samples.batches(1))
     original = runnable(exported.original, ir.load(exported.original))
-    before, after = measure_latency([original, exported.model], feeds)
+    # The compressed one first: it takes more memory while it opens.
+    after, before = measure_latency([exported.model, original], feeds)
     figures.latency_before_ms, figures.latency_before_spread_ms = before.median_ms, before.spread_ms
     figures.latency_after_ms, figures.latency_after_spread_ms = after.median_ms, after.spread_ms
 

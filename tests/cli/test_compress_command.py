@@ -36,6 +36,16 @@ def test_quiet_leaves_the_last_line_alone(onnxq, mlp, unlabelled, tmp_path):
     assert done.out.count("\n") == 1
 
 
+def test_biases_as_centroids(onnxq_process, mlp, unlabelled, tmp_path):
+    paths = ("compress", mlp, "--data", unlabelled, "-o", tmp_path / "o.onnx")
+    done = onnxq_process(*paths, "--bias-centroids", 1, *SHORT)
+    assert done.code == 0, done.err
+    assert re.search(r"held-back error of shared biases .* 1 centroid for each layer", done.out)
+    refused = onnxq_process(*paths, "--bias-centroids", 1, "--learn", "biases", "--force")
+    assert refused.code == 1
+    assert "contradict" in refused.err
+
+
 def test_json_is_all_there_is_on_stdout(onnxq, mlp, unlabelled, tmp_path):
     out = tmp_path / "o.onnx"
     done = onnxq("compress", mlp, "--data", unlabelled, "-o", out, "--json", *SHORT)

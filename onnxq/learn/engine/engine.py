@@ -13,14 +13,15 @@ from onnxq.errors import EngineError
 from onnxq.learn.engine.availability import check_engine
 from onnxq.learn.engine.gradient_graph import build_gradient_graph
 from onnxq.session import Arrays, Feeds, available_cores, open_session
+from onnxq.weight_files import is_large
 
 
 class Engine:
-    """Gradients of one graph's loss, on single-thread sessions that run side by side.
+    """Gradients of one graph's loss, on a session that several threads run side by side.
 
     Everything learned is an array outside the graph: parameters are graph inputs, and each
     call names their values. ONNX Runtime's backward pass barely uses a second thread, so a
-    batch is cut into shards, one session works on one shard at a time, and the results are
+    batch is cut into shards, one thread works on one shard at a time, and the results are
     added up in the order of the shards: the same bytes on one core and on many.
 
     Args:
@@ -28,7 +29,7 @@ class Engine:
         trainable: float graph inputs to differentiate for.
         loss: name of an output with one element; the loss of a batch is the sum over shards.
         extra_outputs: further outputs to bring out, see ``extras``.
-        workers: sessions that run side by side; None means one per core.
+        workers: shards that run side by side; None means one per core.
 
     Attributes:
         extras: of the last call, one dict of extra outputs per shard.
@@ -53,8 +54,9 @@ class Engine:
         data, reached = build_gradient_graph(model, trainable, loss, extra_outputs)
         self._outputs = [loss, *extra_outputs, *(f"{name}_grad" for name in reached)]
         self._reached = reached
-        self._sessions = [open_session(data) for _ in range(workers or available_cores())]
-        self._inputs = {value.name for value in self._sessions[0].get_inputs()}
+        self._workers = workers or available_cores()
+        self._session = open_session(data, prepack=not is_large(model))
+        self._inputs = {value.name for value in self._session.get_inputs()}
 
     def gradients(
         self, parameters: Mapping[str, np.ndarray], shards: Sequence[Feeds]
@@ -85,34 +87,23 @@ class Engine:
         return loss, {**zeros, **found}
 
     def _run_all(self, parameters: Arrays, shards: Sequence[Feeds]) -> list[list[np.ndarray]]:
-        """Results by shard; session k runs the shards k, k + workers, ..."""
+        """Results by shard."""
         shared = {k: _ort_value(v) for k, v in parameters.items() if k in self._inputs}
-        results: list[list[np.ndarray]] = [[] for _ in shards]
-
-        def work(worker: int) -> None:
-            for index in range(worker, len(shards), len(self._sessions)):
-                results[index] = self._run(self._sessions[worker], shared, shards[index])
-
-        workers = min(len(self._sessions), len(shards))
+        workers = min(self._workers, len(shards))
         if workers == 1:
-            work(0)
-            return results
+            return [self._run(shared, shard) for shard in shards]
         with ThreadPoolExecutor(workers) as executor:
-            for future in [executor.submit(work, worker) for worker in range(workers)]:
-                future.result()
-        return results
+            return list(executor.map(lambda shard: self._run(shared, shard), shards))
 
-    def _run(
-        self, session: ort.InferenceSession, shared: dict[str, ort.OrtValue], shard: Feeds
-    ) -> list[np.ndarray]:
-        binding = session.io_binding()
+    def _run(self, shared: dict[str, ort.OrtValue], shard: Feeds) -> list[np.ndarray]:
+        binding = self._session.io_binding()
         # The binding doesn't keep the arrays alive: `inputs` does, until the run is over.
         inputs = {k: _ort_value(v) for k, v in shard.items() if k in self._inputs} | shared
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
             binding.bind_output(name, "cpu")
-        session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding)
         return [value.numpy() for value in binding.get_outputs()]
 
 

@@ -14,6 +14,7 @@ from onnxq.errors import EngineError
 from onnxq.learn.engine.path import carrying_values, infer_types
 from onnxq.learn.engine.ungradable import ungradable
 from onnxq.learn.engine.wrap import separate_repeated_inputs, wrap_nodes
+from onnxq.session import session_form
 
 FATAL_ONLY = 4
 """The highest of ONNX Runtime's log levels; failures are raised as exceptions anyway."""
@@ -57,7 +58,7 @@ def build_gradient_graph(
     separate_repeated_inputs(prepared.graph, carrying)
     wrap_nodes(prepared, carrying)
     common_passes.RemoveUnusedFunctionsPass()(prepared)  # type: ignore[no-untyped-call] # ir's
-    proto = _differentiate(ir.to_proto(prepared), reached, loss)
+    proto = _differentiate(ir.to_proto(session_form(prepared)), reached, loss)
     prune(proto, [loss, *extra_outputs, *(f"{name}_grad" for name in reached)])
     return proto.SerializeToString(), reached
 
