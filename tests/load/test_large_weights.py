@@ -110,3 +110,16 @@ def test_external_data_that_ends_early_is_named(all_large, sample_models, tmp_pa
     data.unlink()
     with pytest.raises(ModelError, match="put the data files beside the model"):
         load_model(path)
+
+
+def test_an_output_beyond_protobufs_limit_runs(all_large, sample_models, tmp_path, monkeypatch):
+    for module in ("onnxq.export.save", "onnxq.verify.shipped"):
+        monkeypatch.setattr(f"{module}.PROTOBUF_LIMIT", 1000)
+    source = external(sample_models / "digits_resnet.onnx", tmp_path)
+    out = tmp_path / "out.onnx"
+    recipe = Recipe(samples=64, activation_bits=None, learn=("none",), exclude=("block2*",))
+    result = compress(source, sample_models / "digits", recipe, out=out)
+    assert (tmp_path / "out.onnx.data").is_file()
+    onnx.checker.check_model(str(out))
+    x = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(outputs(out, x), outputs(result.model, x), rtol=1e-4, atol=1e-5)
