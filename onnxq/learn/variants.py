@@ -281,7 +281,8 @@ class Variants:
 
 def _with_codes(recipe: Recipe) -> Recipe:
     """The recipe with codes in the place of codebooks."""
-    if recipe.codebook is None and not any(layer.codebook for layer in recipe.layers):
+    counts = (recipe.codebook, *(layer.codebook for layer in recipe.layers))
+    if not any(isinstance(count, int) for count in counts):
         return recipe
     return replace(recipe, layers=(*recipe.layers, LayerOverride("*", codebook=OFF)))
 
