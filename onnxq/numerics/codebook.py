@@ -10,7 +10,7 @@ of W itself is what is least. On integer kernels the centroids are int8 codes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,20 +71,6 @@ def fit_codebooks(
 
     tables = kmeans(collect_points(blocks, weight.size), counts)
     return {k: _codebook(weight, tables[k], scale, axis, code_max) for k in counts}
-
-
-def reassigned(codebook: Codebook, weight: FloatArray, axis: int | None) -> Codebook:
-    """The same table and scale, each weight at the centroid that is now nearest.
-
-    Args:
-        codebook: its centroids in any order; they come out ascending.
-        weight: float32, the shape of the indices.
-        axis: the axis of the scales, or None for one scale.
-    """
-    centroids = codebook.centroids.copy()
-    centroids.sort()
-    indices = _indices(weight, centroids.astype(np.float32), codebook.scale, axis)
-    return replace(codebook, centroids=centroids, indices=indices)
 
 
 def _codebook(

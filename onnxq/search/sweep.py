@@ -38,6 +38,9 @@ LEAST_SAMPLES = 2
 FREE_SHARE = 4
 """A group's sessions may take one part in so many of the free memory, and so may a chunk."""
 
+MOST_BYTES = 2**31
+"""What they take at most, however much is free: more would hardly be faster."""
+
 SESSION_COPIES = 2
 """Times that a session holds its weights: as they are, and packed for its kernels."""
 
@@ -166,7 +169,7 @@ class Sweep:
         # One graph for all groups: which tensors are its outputs decides what is fused.
         self._tensors = list(dict.fromkeys([*self._compared, *cuts]))
         self._session = SessionPool(expose(teacher, self._tensors), workers=1)
-        self._budget = psutil.virtual_memory().available // FREE_SHARE
+        self._budget = min(psutil.virtual_memory().available // FREE_SHARE, MOST_BYTES)
         self._judge: Judge | None = None
 
     def table(self, progress: Progress, workers: int) -> SweepTable:
