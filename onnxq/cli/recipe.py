@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import click
@@ -15,38 +16,32 @@ from onnxq.recipe import Recipe, load_recipe
 _DEFAULT = Recipe()
 
 
-class Bits(click.ParamType[int | None]):
-    """A number of bits, or `none` for float."""
+class NumberOr(click.ParamType[int | str | None]):
+    """A whole number, or one of some words.
 
-    name = "bits"
+    Args:
+        what: what is counted, for the error.
+        words: what each word stands for.
+    """
+
+    name = "number"
+
+    def __init__(self, what: str, words: Mapping[str, str | None]) -> None:
+        self._what, self._words = what, words
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """The number, or None for `none`."""
+    ) -> int | str | None:
+        """The number, or what the word stands for."""
         if value is None or isinstance(value, int):
             return value
-        if str(value).lower() == NONE:
-            return None
-        if not str(value).isdecimal():
-            self.fail(f"'{value}' is neither a number of bits nor 'none'", param, ctx)
-        return int(value)
-
-
-class Count(click.ParamType[int | str]):
-    """A number of centroids, `auto` or `off`."""
-
-    name = "count"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        """The number, or the word."""
-        if isinstance(value, int) or str(value).lower() in (AUTO, OFF):
-            return value if isinstance(value, int) else str(value).lower()
-        if not str(value).isdecimal():
-            self.fail(f"'{value}' is neither a number of centroids nor 'auto' or 'off'", param, ctx)
-        return int(value)
+        word = str(value).lower()
+        if word in self._words:
+            return self._words[word]
+        if not word.isdecimal():
+            words = " or ".join(f"'{each}'" for each in self._words)
+            self.fail(f"'{value}' is neither a number of {self._what} nor {words}", param, ctx)
+        return int(word)
 
 
 class FileSize(click.ParamType[float | int]):
@@ -88,7 +83,7 @@ _activation_bits = _option(
     "--activation-bits",
     text="Width of an activation; 'none' leaves activations float.",
     default=_DEFAULT.activation_bits,
-    type=Bits(),
+    type=NumberOr("bits", {NONE: None}),
     metavar="N|none",
 )
 _granularity = _option(
@@ -156,7 +151,7 @@ recipe_options = apply_all(
         text="Store weights as indices into K centroids for each layer, 2 to 256; 'auto' finds a "
         "count for each.",
         default="off",
-        type=Count(),
+        type=NumberOr("centroids", {AUTO: AUTO, OFF: OFF}),
         metavar="K|auto|off",
     ),
     _option(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from dataclasses import replace
 
 from onnxq.errors import RecipeError
-from onnxq.plan.layers import Layer
-from onnxq.plan.operators import constant
+from onnxq.plan.layers import Layer, spec_of
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.recipe import Recipe
 
@@ -26,22 +24,7 @@ def retrained_layers(excluded: Sequence[Layer], quantized: Sequence[Layer]) -> d
 
 
 def _spec(layer: Layer) -> LayerSpec:
-    array = constant(layer.weight)
-    assert array is not None
-    return LayerSpec(
-        name=str(layer.node.name),
-        op_type=layer.node.op_type,
-        weight=str(layer.weight.name),
-        bias=None if layer.bias is None else layer.bias.name,
-        input=str(layer.data.name),
-        output=str(layer.node.outputs[0].name),
-        axis=None,
-        channel_axis=layer.axis,
-        num_bits=FLOAT_BITS,
-        compute="float",
-        reason=RETRAINED,
-        parameters=int(np.prod(array.shape)),
-    )
+    return replace(spec_of(layer, None, FLOAT_BITS, "float"), reason=RETRAINED)
 
 
 def check_float_layers(plan: Plan, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.plan.operators import RECURRENT_OPERATORS, WEIGHT_OPERATORS, attribute, constant
+from onnxq.plan.spec import Compute, LayerSpec
 
 SMALLEST_RANK = 2
 
@@ -21,6 +22,26 @@ class Layer:
     weight: ir.Value
     bias: ir.Value | None
     axis: int
+
+
+def spec_of(layer: Layer, axis: int | None, num_bits: int, compute: Compute) -> LayerSpec:
+    """The spec of a layer; what else it says is its default."""
+    array = constant(layer.weight)
+    assert array is not None
+    return LayerSpec(
+        name=str(layer.node.name),
+        op_type=layer.node.op_type,
+        weight=str(layer.weight.name),
+        bias=None if layer.bias is None else layer.bias.name,
+        input=str(layer.data.name),
+        output=str(layer.node.outputs[0].name),
+        axis=axis,
+        channel_axis=layer.axis,
+        num_bits=num_bits,
+        compute=compute,
+        reason="",
+        parameters=array.size,
+    )
 
 
 def layer_of(node: ir.Node) -> Layer | str:

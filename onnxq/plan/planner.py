@@ -6,16 +6,15 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
 from onnxq.plan.codebooks import codebook_refusal
 from onnxq.plan.float_layers import EXCLUDED, retrained_layers
-from onnxq.plan.layers import Layer, find_layers
-from onnxq.plan.operators import constant, never_negative
+from onnxq.plan.layers import Layer, find_layers, spec_of
+from onnxq.plan.operators import never_negative
 from onnxq.plan.regions import Regions, Site
-from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
+from onnxq.plan.spec import Compute, LayerSpec, Plan, TensorSpec
 from onnxq.recipe import LayerOverride, Recipe, nearest_name
 
 
@@ -94,23 +93,11 @@ def _layer_specs(
 def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
     override = _override(recipe, layer)
     granularity = override.granularity or recipe.granularity
-    array = constant(layer.weight)
-    assert array is not None
-    return LayerSpec(
-        name=str(layer.node.name),
-        op_type=layer.node.op_type,
-        weight=str(layer.weight.name),
-        bias=None if layer.bias is None else layer.bias.name,
-        input=str(layer.data.name),
-        output=str(layer.node.outputs[0].name),
-        axis=layer.axis if granularity == "per-channel" else None,
-        channel_axis=layer.axis,
-        num_bits=_weight_bits(override, recipe),
-        compute="weight-only" if reason else "integer",
-        reason=reason,
-        parameters=int(np.prod(array.shape)),
-        codebook=override.codebook if isinstance(override.codebook, int) else None,
-    )
+    axis = layer.axis if granularity == "per-channel" else None
+    compute: Compute = "weight-only" if reason else "integer"
+    codebook = override.codebook if isinstance(override.codebook, int) else None
+    spec = spec_of(layer, axis, _weight_bits(override, recipe), compute)
+    return replace(spec, reason=reason, codebook=codebook)
 
 
 def _weight_bits(override: LayerOverride, recipe: Recipe) -> int:
