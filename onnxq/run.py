@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,9 @@ LITTLE_SMALLER = 0.9
 TRIAL_EPOCHS = 2
 """Passes over the samples in which a search learns what it tries."""
 
+TRIALS_SHARE = 0.5
+"""Share of the time that a search may learn in."""
+
 HELD_BACK_OF_SEARCH = 512
 """Samples held back at least where a search looks at the drop, as far as that leaves half."""
 
@@ -76,6 +80,7 @@ class Run:
         self._path, self.recipe, self._progress = model_path, recipe, progress
         self.notes: list[str] = []
         self.found: Found | None = None
+        self._spent = 0.0
 
     def load(self, data: Path, preprocess: Preprocess | None) -> None:
         """Read the model and the samples, normalise the model, split the samples."""
@@ -172,6 +177,7 @@ class Run:
             original_bytes(self._path),
             self._progress,
             Memo(checkpoint, resume=resume),
+            lambda: self._trial_seconds() > 0,
         )
         self.found = stage.run()
         self.recipe = self.found.recipe
@@ -180,14 +186,20 @@ class Run:
 
     def _trial(self, variant: Variant) -> Variant:
         """A variant after a little learning."""
-        return self.finish(variant, self.learn(variant, epochs=TRIAL_EPOCHS))
+        began, budget = time.monotonic(), self._budget()
+        epochs = min(TRIAL_EPOCHS, budget.epochs)
+        budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
+        train, learns = self.train_outputs, self.recipe.learn
+        learned = learn(variant, train, learns, budget, progress=self._progress)
+        self._spent += time.monotonic() - began
+        return self.finish(variant, learned)
+
+    def _trial_seconds(self) -> float:
+        """What the trials of a search may still take: half of the time is for the model found."""
+        return max(0.0, TRIALS_SHARE * 60 * self.recipe.max_minutes - self._spent)
 
     def learn(
-        self,
-        variant: Variant,
-        checkpoint: Checkpoint | None = None,
-        resume: bool = False,
-        epochs: int | None = None,
+        self, variant: Variant, checkpoint: Checkpoint | None = None, resume: bool = False
     ) -> Learned:
         """What the recipe wants trained, where the graph allows it.
 
@@ -195,14 +207,12 @@ class Run:
             variant: the student and the numbers to start from.
             checkpoint: where to keep the state; None keeps none.
             resume: whether to go on from that state.
-            epochs: passes over the samples; None means the recipe's number.
         """
-        budget = self._budget()
         return learn(
             variant,
             self.train_outputs,
             self.recipe.learn,
-            budget if epochs is None else replace(budget, epochs=epochs),
+            self._budget(),
             progress=self._progress,
             checkpoint=checkpoint,
             resume=resume,
@@ -214,7 +224,7 @@ class Run:
             epochs=default.epochs if recipe.epochs is None else recipe.epochs,
             lr=default.lr if recipe.lr is None else recipe.lr,
             shard_size=self._shard,
-            max_seconds=recipe.max_minutes * 60,
+            max_seconds=max(0.0, 60 * recipe.max_minutes - self._spent),
             seed=recipe.seed,
         )
 

@@ -33,6 +33,7 @@ class Found:
         best: the one among them that is taken.
         met: whether it meets the goal.
         slope: points of drop per nat, by all trials.
+        cut_short: whether the clock ended the search.
     """
 
     recipe: Recipe
@@ -45,6 +46,7 @@ class Found:
     best: Trial
     met: bool
     slope: float
+    cut_short: bool = False
 
     def to_fields(self) -> dict[str, Any]:
         """The search as JSON holds it; drops in points, or RMSE in percent without decisions."""
@@ -82,6 +84,11 @@ class Found:
         """What a user should know of it, in sentences."""
         effect = self.best.effect
         notes = [missed] if (missed := self.missed()) else []
+        if self.cut_short:
+            notes.append(
+                f"the clock ended the search after {len(self.trials)} trials; a longer one "
+                "(--max-minutes) may find a smaller file"
+            )
         most, error = self.goal.max_drop, effect.drop_error
         if most is not None and error is not None and error > most / 2:
             notes.append(

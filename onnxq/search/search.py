@@ -52,6 +52,9 @@ class Workshop(Protocol):
     def file_size(self, settings: Sequence[Setting]) -> int:
         """Bytes of the file with these settings; nothing is learned."""
 
+    def has_time(self) -> bool:
+        """Whether the clock leaves time for a further trial."""
+
 
 @dataclass
 class Search:
@@ -64,6 +67,7 @@ class Search:
         workshop: builds and measures.
         learns: whether trials are learned, so that errors shrink.
         trials: whole models measured so far.
+        cut_short: whether the clock ended the search.
     """
 
     frontier: Frontier
@@ -72,6 +76,7 @@ class Search:
     workshop: Workshop
     learns: bool = True
     trials: list[Trial] = field(default_factory=list)
+    cut_short: bool = False
 
     def run(self) -> Trial:
         """The trial that meets the goal best, or comes nearest to it."""
@@ -116,6 +121,9 @@ class Search:
                 break
             point = self._next(trial, most)
             if self._is_settled(point):
+                break
+            if not self.workshop.has_time():
+                self.cut_short = True
                 break
         return self._best()
 

@@ -37,6 +37,7 @@ class SearchStage:
         original_bytes: size of the original file.
         progress: told where the work stands.
         memo: what an earlier part of the same run has measured.
+        has_time: whether the clock leaves time for a further trial.
     """
 
     recipe: Recipe
@@ -48,6 +49,7 @@ class SearchStage:
     original_bytes: int
     progress: Progress
     memo: Memo
+    has_time: Callable[[], bool]
 
     def run(self) -> Found:
         """Sweep, allocate, and try whole models.
@@ -77,6 +79,7 @@ class SearchStage:
             best=best,
             met=search.met(best),
             slope=search.slope,
+            cut_short=search.cut_short,
         )
 
     def _workshop(self, rows: list[Row]) -> ModelWorkshop:
@@ -89,6 +92,7 @@ class SearchStage:
             self.learn,
             METADATA_BYTES,
             self.memo,
+            self.has_time,
         )
 
     def _check_size(self) -> None:

@@ -33,6 +33,7 @@ class ModelWorkshop:
         learn: a variant with its numbers learned, in the budget of a trial.
         metadata: bytes of a file's metadata beside its recipe.
         memo: keeps what trials gave.
+        has_time: whether the clock leaves time for a further trial.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class ModelWorkshop:
         learn: Callable[[Variant], Variant],
         metadata: int,
         memo: Memo,
+        has_time: Callable[[], bool],
     ) -> None:
         self._recipe, self._rows, self._metadata = recipe, rows, metadata
         self._variants, self._base, self._held_back = variants, base, held_back
-        self._learn, self._memo = learn, memo
+        self._learn, self._memo, self._has_time = learn, memo, has_time
 
     def recipe(self, settings: Sequence[Setting]) -> Recipe:
         """The options with these settings spelt out layer by layer: nothing to search for."""
@@ -75,6 +77,10 @@ class ModelWorkshop:
     def file_size(self, settings: Sequence[Setting]) -> int:
         """Bytes of the file with these settings; nothing is learned."""
         return self.size(self.build(settings), settings)
+
+    def has_time(self) -> bool:
+        """Whether the clock leaves time for a further trial."""
+        return self._has_time()
 
     def size(self, variant: Variant, settings: Sequence[Setting]) -> int:
         """Bytes of the file of a variant that `build` gave."""

@@ -43,6 +43,10 @@ class Formula:
     def __init__(self, options, factor=1.0, base=0.0, slope=25.0):
         self.options, self.factor, self.base, self.slope = options, factor, base, slope
         self.tried = []
+        self.most_trials = 99
+
+    def has_time(self):
+        return len(self.tried) < self.most_trials
 
     def file_size(self, chosen):
         return HEADERS + sum(o[s].size for o, s in zip(self.options, chosen, strict=True))
@@ -127,3 +131,13 @@ def test_goals(measure):
     assert goal_of(Recipe(max_size=300), 4000, measure) == Goal(max_size=300)
     assert goal_of(Recipe(max_drop=2.0), 4000, measure) == Goal(max_drop=2.0)
     assert goal_of(Recipe(codebook="auto"), 4000, measure).max_drop in (0.5, 5.0)
+
+
+def test_the_clock_ends_a_search_with_the_best_so_far():
+    options = layers()
+    workshop = Formula(options, factor=0.2)
+    workshop.most_trials = 2
+    search = Search(find_frontier(options), "kl", Goal(max_drop=0.5), workshop)
+    found = search.run()
+    assert search.cut_short and len(search.trials) == 2
+    assert found in search.trials
