@@ -113,15 +113,21 @@ def test_a_checkpoint_of_another_recipe_is_refused(files):
         compress(model, data, Recipe(epochs=3, batch_size=8), out=out, resume=True)
 
 
+def test_a_learning_rate_that_is_too_high_is_said(files):
+    model, data, _ = files
+    result = compress(model, data, replace(QUICK, lr=1.0))
+    assert any("try a smaller --lr" in note for note in result.notes)
+
+
 def test_learning_that_does_not_help_is_said(files, monkeypatch):
     model, data, _ = files
 
     def nothing(self: Learning, *_: object) -> Learned:
-        return replace(self._result, history=[2.0])
+        return replace(self._result, history=[self._result.start_score])
 
     monkeypatch.setattr(Learning, "run", nothing)
     result = compress(model, data, QUICK)
-    assert any("did not beat its starting point" in note for note in result.notes)
+    assert any(note.endswith("which is kept") for note in result.notes)
     assert result.figures.learning["epoch"] == 0
 
 

@@ -20,6 +20,9 @@ from onnxq.progress import Progress, Silent
 from onnxq.rewrite.quantizers import moving_inputs, student_feeds
 
 NO_GAIN = "learning did not beat its starting point on the held-back samples, which is kept"
+TOO_FAST = f"{NO_GAIN}; it made the error much larger: try a smaller --lr"
+MUCH = 1.1
+"""Ratio to the error at the start above which the learning rate is to blame."""
 
 
 def learn(
@@ -76,7 +79,8 @@ def learn(
         learned = learning.run(progress, resume)
     learned.notes += [note for note in (remainder.note,) if note]
     if not learned.improved:
-        learned.notes.append(NO_GAIN)
+        lowest = min(learned.history, default=0.0)
+        learned.notes.append(TOO_FAST if lowest > MUCH * learned.start_score else NO_GAIN)
     return learned
 
 

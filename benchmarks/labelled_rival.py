@@ -1,0 +1,278 @@
+"""Label-free retraining against the same retraining with true labels, on the same images.
+
+    python benchmarks/labelled_rival.py [CASE ...] [--seeds 0,1,2] [--rates 0.0005,0.001,0.002]
+
+One half of CIFAR-10's labelled images trains, the other half measures. The rival differs in
+nothing but its loss, the cross-entropy with the true labels, by which it also picks its epoch;
+labels exist in this script alone. The rival is given the learning rate that measures best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import onnx_ir as ir
+from models import ASSETS, Subject, subjects
+from onnx_ir import tape
+
+from onnxq import Recipe
+from onnxq.data.samples import Samples, open_samples
+from onnxq.learn.frozen import freeze
+from onnxq.learn.learning import Budget, Learned, Learning
+from onnxq.learn.loss import LOSS, target_name
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.variants import Variant
+from onnxq.load.inputs import input_specs
+from onnxq.load.model import load_model
+from onnxq.progress import Silent
+from onnxq.recipe import LayerOverride
+from onnxq.rewrite.quantizers import Quantizers, moving_inputs, student_feeds
+from onnxq.rewrite.student import bake
+from onnxq.run import Run
+from onnxq.session import Arrays, SessionPool
+from onnxq.verify.ranks import Ranks, paired_figures
+
+BATCH_SIZE = 100
+SMALL = ("/conv1/*", "/layer1/*", "/linear/*")
+CASES = {
+    "float-layers": Recipe(
+        codebook=6,
+        learn=("float-layers",),
+        layers=tuple(LayerOverride(pattern, keep_float=True) for pattern in SMALL),
+    ),
+    "codebooks": Recipe(codebook=8, learn=("codebooks",)),
+}
+
+
+class LabelledOutputs(TeacherOutputs):
+    """Feeds with the true labels, one-hot, in the place of the original's outputs."""
+
+    def __init__(self, outputs: TeacherOutputs, labels: np.ndarray) -> None:
+        self.__dict__.update(vars(outputs))
+        (self._logits,) = outputs.logits
+        self._labels = np.eye(labels.max() + 1, dtype=np.float32)[labels]
+
+    def targets(self, positions: np.ndarray) -> Arrays:
+        """One-hot labels at these positions."""
+        chosen = self._labels[self.samples.indices[positions]]
+        return {target_name(self._logits): chosen}
+
+
+def attach_cross_entropy(student: ir.Model, logits: str) -> ir.Model:
+    """A copy of the student with -sum target log softmax(logits) as its only output."""
+    model = student.clone(deep_copy=False)
+    graph, body = model.graph, tape.Tape()
+    value = next(v for node in graph for v in node.outputs if v.name == logits)
+    target = ir.val(target_name(logits), ir.DataType.FLOAT, [None, None])
+    graph.inputs.append(target)
+    terms = body.op("Mul", [target, body.op("LogSoftmax", [value], {"axis": 1})])
+    loss = body.op("Neg", [body.op("ReduceSum", [terms], {"keepdims": 0})])
+    loss.name, loss.type, loss.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    graph.extend(body.nodes)
+    graph.outputs[:] = [loss]
+    for number, node in enumerate(body.nodes):
+        node.name = f"{LOSS}.{number}"
+        node.outputs[0].name = node.outputs[0].name or f"{LOSS}.{number}.value"
+    return model
+
+
+class LabelledLearning(Learning):
+    """The same loop on the mean cross-entropy of a batch; epochs are judged by its root."""
+
+    def _step(self, step: int, shards: list[Arrays], count: int) -> None:
+        if step and self._schedule.restarts_at(step):
+            self._adam.reset()
+        self._adam.lr = self._schedule.lr(step)
+        parameters = self._feeds(self._trained.quantizers())
+        others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
+        _, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
+        share = np.float32(1 / count)
+        gradients = {k: g * share for k, g in self._trained.gradients(found).items()}
+        self._adam.step(self._trained.values, gradients)
+        self._trained.project()
+
+
+def learn_labelled(
+    variant: Variant, train: TeacherOutputs, learns: set[str], labels: np.ndarray, budget: Budget
+) -> Learned:
+    """What `onnxq.learn.learn` trains from the same start, with labels."""
+    student, start = variant.student, variant.quantizers
+    trained = Trained(
+        make_parts(learns, student.plan, start, variant.extremes()), student.plan, start
+    )
+    moving = moving_inputs(student.plan, student.sources, trained.names)
+    feeds = student_feeds(student.plan, start, student.sources)
+    fixed = {name: value for name, value in feeds.items() if name not in moving}
+    slices = (LabelledOutputs(train, labels), LabelledOutputs(variant.held_back_outputs, labels))
+    model = attach_cross_entropy(student.model, train.logits[0])
+    with tempfile.TemporaryDirectory() as folder:
+        remainder = freeze(model, fixed, moving, slices, Path(folder), Silent())
+        learning = LabelledLearning(student, remainder, start, trained, budget)
+        return learning.run(Silent())
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The half that nothing is learned on."""
+
+    samples: Samples
+    labels: np.ndarray
+
+    def ranks(self, model: ir.Model) -> Ranks:
+        """Which of its images a model gets right."""
+        ranks = Ranks(self.labels)
+        for outputs in SessionPool(model).map(self.samples.batches(BATCH_SIZE)):
+            ranks.add(outputs)
+        return ranks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one seed gave."""
+
+    original: Ranks
+    before: Ranks
+    free: Ranks
+    labelled: dict[float, Ranks]
+
+
+def outcome(
+    subject: Subject, recipe: Recipe, rates: Sequence[float], seed: int, images: int
+) -> Outcome:
+    """Train both ways on one half of the labelled images and measure on the other."""
+    recipe = replace(recipe, activation_bits=None, seed=seed, samples=images)
+    with np.load(subject.labelled) as arrays:
+        pixels, labels = arrays["images"], arrays["labels"].astype(np.int64)
+    order = np.random.default_rng(seed).permutation(len(pixels))
+    half = len(order) // 2
+    train, rest = np.sort(order[:half][:images]), np.sort(order[half:])
+    original = load_model(subject.model)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "train.npz", images=pixels[train])
+        np.savez(folder / "rest.npz", images=pixels[rest])
+        specs = input_specs(original)
+        samples = open_samples(folder / "rest.npz", specs, subject.preprocess, None)
+        measure = Measure(samples, labels[rest])
+        run = Run(subject.model, recipe, Silent())
+        run.load(folder / "train.npz", subject.preprocess)
+        variant = run.prepare(folder)
+
+        def ranks(numbers: Quantizers) -> Ranks:
+            return measure.ranks(bake(variant.student, numbers))
+
+        free = run.learn(variant)
+        report(f"label-free, seed {seed}", free)
+        labelled = {}
+        budget = Budget(
+            epochs=recipe.epochs or Budget().epochs,
+            shard_size=recipe.batch_size or Budget().shard_size,
+            max_seconds=recipe.max_minutes * 60,
+            seed=seed,
+        )
+        for rate in rates:
+            found = learn_labelled(
+                variant,
+                run.train_outputs,
+                set(recipe.learn),
+                labels[train],
+                replace(budget, lr=rate),
+            )
+            report(f"labelled at {rate}, seed {seed}", found)
+            labelled[rate] = ranks(found.quantizers)
+        return Outcome(
+            measure.ranks(original), ranks(variant.quantizers), ranks(free.quantizers), labelled
+        )
+
+
+def report(title: str, learned: Learned) -> None:
+    """How a training went, on stderr."""
+    scores = ", ".join(f"{score:.4f}" for score in learned.history)
+    print(
+        f"  {title}: {learned.seconds:.0f} s, {learned.start_score:.4f} to {scores}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def top1(ranks: Ranks) -> float:
+    """In percent."""
+    return 100 * float(ranks.right.mean())
+
+
+def difference(first: Ranks, second: Ranks) -> tuple[float, float]:
+    """Paired difference of two models in points, and its standard error."""
+    figures = paired_figures(first, second)
+    return float(figures["drop"] or 0.0), float(figures["drop_error"] or 0.0)
+
+
+def table(outcomes: dict[int, Outcome], rates: Sequence[float]) -> list[str]:
+    """A line for each seed, and their mean."""
+    means = {r: statistics.mean(top1(o.labelled[r]) for o in outcomes.values()) for r in rates}
+    best = max(rates, key=lambda rate: means[rate])
+    heads = [f"labelled, {rate:g}" for rate in rates]
+    heads = ["seed", "original", "before", "drop before", "label-free", *heads]
+    lines = [
+        f"| {' | '.join(heads)} | label-free − labelled at {best:g} (± s.e.) |",
+        "|" + "---|" * (len(heads) + 1),
+    ]
+    columns = []
+    for seed, found in outcomes.items():
+        gap, error = difference(found.free, found.labelled[best])
+        row = [
+            top1(found.original),
+            top1(found.before),
+            difference(found.original, found.before)[0],
+        ]
+        row += [top1(found.free), *(top1(found.labelled[rate]) for rate in rates)]
+        columns.append([*row, gap, error**2])
+        lines.append(
+            f"| {seed} | {' | '.join(f'{x:.2f}' for x in row)} | {gap:+.2f} ± {error:.2f} |"
+        )
+    *row, gap, square = (statistics.mean(column) for column in zip(*columns, strict=True))
+    error = (square / len(outcomes)) ** 0.5
+    lines.append(f"| mean | {' | '.join(f'{x:.2f}' for x in row)} | {gap:+.2f} ± {error:.2f} |")
+    return lines
+
+
+def main() -> None:
+    """Print a table for each case, and write them to a file where one is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(CASES), help="cases")
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rates", default="0.0005,0.001,0.002", help="of the rival")
+    parser.add_argument("--images", type=int, default=2500)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--centroids", type=int, help="in the place of each case's own count")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rates = [float(rate) for rate in options.rates.split(",")]
+    subject = subjects(options.assets)["resnet20"]
+    lines: list[str] = []
+    for name in options.names:
+        recipe = replace(CASES[name], epochs=options.epochs, batch_size=Budget().shard_size)
+        recipe = replace(recipe, codebook=options.centroids or recipe.codebook)
+        outcomes = {
+            seed: outcome(subject, recipe, rates, seed, options.images)
+            for seed in map(int, options.seeds.split(","))
+        }
+        found = [f"{name}, K = {recipe.codebook}", "", *table(outcomes, rates), ""]
+        print("\n".join(found), flush=True)
+        lines += found
+    if options.out:
+        options.out.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
