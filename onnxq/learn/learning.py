@@ -26,6 +26,11 @@ SHARDS = 2
 RESTART_EPOCHS = 4
 """Epochs between restarts of the learning rate and of the optimizer's state."""
 
+MUCH_WORSE = 1.1
+"""Ratio to the error at the start from which, with nothing won yet, the rate is too high."""
+SLOWER = 0.25
+"""Factor of the rate after that."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -108,6 +113,8 @@ class Learning:
         self._schedule = CosineRestarts(budget.lr, RESTART_EPOCHS * self._steps)
         score = self._held_back.score(self._feeds(start))
         self._best: Arrays = {}
+        self._first = {key: value.copy() for key, value in trained.values.items()}
+        self._rate, self._since = 1.0, 0
         self._result = Learned(start, score, score)
 
     def _feeds(self, quantizers: Quantizers) -> Arrays:
@@ -127,6 +134,7 @@ class Learning:
                 break
             self._epoch(epoch, progress, began)
             self._judge(epoch + 1)
+            self._slow_down(epoch + 1)
             self._save(epoch + 1)
         result.seconds += time.monotonic() - began
         progress.finish()
@@ -148,9 +156,10 @@ class Learning:
             progress.at(epoch * positions + done, self._text())
 
     def _step(self, step: int, shards: list[Arrays], count: int) -> None:
+        step -= self._since
         if step and self._schedule.restarts_at(step):
             self._adam.reset()
-        self._adam.lr = self._schedule.lr(step)
+        self._adam.lr = self._rate * self._schedule.lr(step)
         parameters = self._feeds(self._trained.quantizers())
         others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
         loss, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
@@ -171,6 +180,16 @@ class Learning:
             if self._checkpoint is not None:
                 self._best = {k: v.copy() for k, v in self._trained.values.items()}
 
+    def _slow_down(self, epoch: int) -> None:
+        """Begin again at a lower rate where nothing was won yet and much was lost."""
+        result = self._result
+        if result.improved or result.history[-1] <= MUCH_WORSE * result.start_score:
+            return
+        self._trained.load(self._first)
+        self._adam.reset()
+        self._rate *= SLOWER
+        self._since = epoch * self._steps
+
     def _text(self) -> str:
         return (
             f"held-back error {self._result.score:.4f}, at the start {self._result.start_score:.4f}"
@@ -184,6 +203,7 @@ class Learning:
             "best_epoch": np.array(self._result.epoch),
             "score": np.array(self._result.score),
             "history": np.array(self._result.history),
+            "rate": np.array([self._rate, self._since]),
             **{f"value/{k}": v for k, v in self._trained.values.items()},
             **{f"best/{k}": v for k, v in self._best.items()},
             **{f"adam/{k}": v for k, v in self._adam.state().items()},
@@ -196,6 +216,8 @@ class Learning:
         if arrays is None:
             return 0
         parts = _by_prefix(arrays)
+        rate, since = arrays["rate"].tolist()
+        self._rate, self._since = float(rate), int(since)
         self._result.history = arrays["history"].tolist()
         self._result.score = float(arrays["score"])
         self._result.epoch = int(arrays["best_epoch"])

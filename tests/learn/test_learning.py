@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnxq.export.lower import Lowering
 from onnxq.learn import learning
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.frozen import Remainder
+from onnxq.learn.learn import learn
 from onnxq.learn.learning import Budget, Learned, Learning
 from onnxq.learn.optimizer import Adam
 from onnxq.learn.teacher import TeacherOutputs
@@ -246,3 +247,18 @@ def test_a_symmetric_start_is_improved_too(tmp_path):
     ready = make_ready(tmp_path, small_graph("leaky"), recipe)
     found = ready.learning().run(Silent())
     assert found.improved
+
+
+def test_a_rate_that_is_too_high_is_lowered_and_learning_begins_again(ready, tmp_path):
+    """Biases have no bounds that would hold them."""
+    off = {name: 1.5 * bias for name, bias in ready.variant.quantizers.biases.items()}
+    quantizers = ready.variant.quantizers.with_biases(off)
+    score = ready.variant.score_of(quantizers)
+    variant = replace(ready.variant, quantizers=quantizers, score=score)
+    checkpoint = Checkpoint(tmp_path / "c", {})
+    budget = Budget(epochs=8, lr=8.0, shard_size=4)
+    found = learn(variant, ready.train, {"biases"}, budget, checkpoint=checkpoint)
+    assert found.history[0] > learning.MUCH_WORSE * found.start_score
+    assert found.improved
+    arrays = checkpoint.load()
+    assert arrays is not None and arrays["rate"][0] < 1
