@@ -104,7 +104,7 @@ class Recipe:
     Attributes:
         samples: how many samples are used at most.
         batch_size: samples per batch; None fits it to the memory.
-        weight_bits: 7 or 8; 7 keeps sums from saturating on x86 without VNNI.
+        weight_bits: 2 to 8; 7 keeps sums from saturating on x86 without VNNI.
         activation_bits: 8, or None to leave activations in float.
         granularity: one weight scale per output channel, or one per tensor.
         symmetric: whether activation ranges are symmetric about zero.

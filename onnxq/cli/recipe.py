@@ -74,7 +74,7 @@ def _option(*names: str, text: str, default: object = None, **settings: Any) -> 
 
 _weight_bits = _option(
     "--weight-bits",
-    text="Width of a weight.",
+    text="Width of a weight, 2 to 8.",
     default=_DEFAULT.weight_bits,
     type=int,
     metavar="N",

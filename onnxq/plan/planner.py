@@ -9,12 +9,12 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
-from onnxq.plan.codebooks import codebook_refusal
+from onnxq.plan.codebooks import CODE_BITS, codebook_refusal, packing_refusal
 from onnxq.plan.float_layers import EXCLUDED, retrained_layers
 from onnxq.plan.layers import Layer, find_layers, spec_of
 from onnxq.plan.operators import never_negative
 from onnxq.plan.regions import Regions, Site
-from onnxq.plan.spec import Compute, LayerSpec, Plan, TensorSpec
+from onnxq.plan.spec import SATURATION_BITS, Compute, LayerSpec, Plan, TensorSpec
 from onnxq.recipe import LayerOverride, Recipe, nearest_name
 
 
@@ -103,7 +103,7 @@ def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
 def _weight_bits(override: LayerOverride, recipe: Recipe) -> int:
     """At most 7 for x86 without VNNI, where sums of two products saturate in 16 bits."""
     num_bits = override.weight_bits or recipe.weight_bits
-    return min(num_bits, 7) if recipe.target == "cpu-avx2" else num_bits
+    return min(num_bits, SATURATION_BITS) if recipe.target == "cpu-avx2" else num_bits
 
 
 def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
@@ -117,7 +117,7 @@ def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
         axes = {other.axis for other in group}
         num_bits = max(other.num_bits for other in group)
         found = replace(spec, axis=spec.axis if len(axes) == 1 else None, num_bits=num_bits)
-        agreed.append(_with_codebook(found, group))
+        agreed.append(_with_packing(_with_codebook(found, group)))
     return agreed
 
 
@@ -130,6 +130,15 @@ def _with_codebook(spec: LayerSpec, group: Sequence[LayerSpec]) -> LayerSpec:
     integer = any(other.compute == "integer" for other in group)
     refusal = codebook_refusal(spec.parameters, count, integer=integer)
     return replace(spec, codebook=None if refusal else count, refusal=refusal)
+
+
+def _with_packing(spec: LayerSpec) -> LayerSpec:
+    """The layer with packed codes, where it has codes, of few bits, and that saves bytes."""
+    if spec.codebook is not None or spec.num_bits == CODE_BITS:
+        return spec
+    refusal = packing_refusal(spec.parameters, spec.num_bits)
+    reasons = "; ".join(each for each in (spec.refusal, refusal) if each)
+    return replace(spec, packed=not refusal, refusal=reasons)
 
 
 def _tensor_specs(regions: Regions, recipe: Recipe) -> dict[str, TensorSpec]:
