@@ -36,6 +36,7 @@ LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
 POSITIVE = ("max_minutes", "lr", "max_drop")
 BETWEEN: dict[str, tuple[int, int]] = {
     "weight_bits": (2, 8),
+    "first_last_bits": (2, 8),
     "codebook": (2, 256),
     "bias_centroids": (1, 256),
 }

@@ -79,7 +79,7 @@ def test_low_bits_are_read_back_as_codes(files, num_bits, activation_bits):
     result = compress(model, data, recipe, out=out)
     assert result.figures.student_agreement == 1.0
     assert result.figures.integer_layers == (3 if activation_bits else 0)
-    assert not result.figures.codebooks and not result.figures.saturating
+    assert not result.figures.codebooks and "Conv_a" not in result.figures.saturating
     report = plan_model(model, recipe)
     planned, found = plan_rows(report.model, report.plan)[0], inspect(out).layers[0]
     assert (planned.num_bits, planned.codebook) == (found.num_bits, found.codebook)

@@ -79,6 +79,13 @@ _weight_bits = _option(
     type=int,
     metavar="N",
 )
+_first_last_bits = _option(
+    "--first-last-bits",
+    text="Width of the weights of the first and the last layer.",
+    default="as the rest from 6 bits on, else 8",
+    type=int,
+    metavar="N",
+)
 _activation_bits = _option(
     "--activation-bits",
     text="Width of an activation; 'none' leaves activations float.",
@@ -133,6 +140,7 @@ _recipe_file = _option(
 
 recipe_options = apply_all(
     _weight_bits,
+    _first_last_bits,
     _activation_bits,
     _granularity,
     _option(
@@ -208,6 +216,7 @@ recipe_options = apply_all(
 
 sweep_options = apply_all(
     _weight_bits,
+    _first_last_bits,
     _activation_bits,
     _granularity,
     _equalize,

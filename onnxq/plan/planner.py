@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxq.errors import RecipeError
 from onnxq.plan.codebooks import CODE_BITS, codebook_refusal, packing_refusal
+from onnxq.plan.first_last import first_and_last, for_first_and_last
 from onnxq.plan.float_layers import EXCLUDED, retrained_layers
 from onnxq.plan.layers import Layer, find_layers, spec_of
 from onnxq.plan.operators import never_negative
@@ -42,11 +43,12 @@ def make_plan(
     left_alone |= {str(layer.node.name): EXCLUDED for layer in excluded}
     retrained = retrained_layers(excluded, wanted) if "float-layers" in recipe.learn else {}
     left_alone |= {name: spec.reason for name, spec in retrained.items()}
+    ends = first_and_last(found)
     if recipe.activation_bits is None:
-        return _weight_only_plan(wanted, left_alone, retrained, recipe)
+        return _weight_only_plan(wanted, ends, left_alone, retrained, recipe)
     regions = Regions(model.graph, wanted, infinite, spared)
     return Plan(
-        layers=_layer_specs(wanted, regions.weight_only, recipe),
+        layers=_layer_specs(wanted, ends, regions.weight_only, recipe),
         tensors=_tensor_specs(regions, recipe),
         moves=frozenset(str(n.name) for n in regions.moves),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
@@ -74,19 +76,27 @@ def _override(recipe: Recipe, layer: Layer) -> LayerOverride:
 
 def _weight_only_plan(
     layers: list[Layer],
+    ends: frozenset[ir.Node],
     left_alone: dict[str, str],
     retrained: dict[str, LayerSpec],
     recipe: Recipe,
 ) -> Plan:
     reasons = {layer.node: "activations stay float (--activation-bits none)" for layer in layers}
-    specs = _layer_specs(layers, reasons, recipe)
+    specs = _layer_specs(layers, ends, reasons, recipe)
     return Plan(specs, {}, left_alone=left_alone, float_layers=retrained)
 
 
 def _layer_specs(
-    layers: list[Layer], weight_only: dict[ir.Node, str], recipe: Recipe
+    layers: list[Layer],
+    ends: frozenset[ir.Node],
+    weight_only: dict[ir.Node, str],
+    recipe: Recipe,
 ) -> dict[str, LayerSpec]:
-    specs = [_layer_spec(layer, weight_only.get(layer.node, ""), recipe) for layer in layers]
+    wide = for_first_and_last(recipe)
+    specs = [
+        _layer_spec(layer, weight_only.get(layer.node, ""), wide if layer.node in ends else recipe)
+        for layer in layers
+    ]
     return {spec.name: spec for spec in _agree_on_shared_weights(specs)}
 
 

@@ -30,15 +30,15 @@ def always(monkeypatch) -> None:
 @pytest.mark.parametrize("num_bits", range(2, 8))
 def test_packed_codes_give_the_bits_of_the_student_on_the_kernels_of_eight(num_bits, setting):
     plain = quantize(small_graph("residual"), recipe=Recipe(**SETTINGS[setting]))
-    recipe = Recipe(weight_bits=num_bits, **SETTINGS[setting])
+    recipe = Recipe(weight_bits=num_bits, first_last_bits=num_bits, **SETTINGS[setting])
     made = quantize(small_graph("residual"), recipe=recipe)
     feeds = {"x": images(8, seed=5)}
     np.testing.assert_array_equal(run(made.baked, feeds)["y"], run(made.exported, feeds)["y"])
     found, expected = (read_kernels(m.exported, m.plan) for m in (made, plain))
     assert found.counts == expected.counts
     assert found.layers == expected.layers
-    packed = [spec for spec in made.plan.layers.values() if spec.num_bits == num_bits]
-    assert packed and all(spec.packed for spec in packed)
+    packed = made.plan.layers.values()
+    assert all(spec.packed and spec.num_bits == num_bits for spec in packed)
     names = made.exported.graph.initializers
     for spec in packed:
         assert spec.weight not in names and f"{spec.weight}.codes" not in names
@@ -51,7 +51,8 @@ def test_packed_codes_give_the_bits_of_the_student_on_the_kernels_of_eight(num_b
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", ["shared", "transposed", "depth_wise", "excite"])
 def test_other_graphs(name, setting):
-    made = quantize(small_graph(name), recipe=Recipe(weight_bits=3, **SETTINGS[setting]))
+    recipe = Recipe(weight_bits=3, first_last_bits=3, **SETTINGS[setting])
+    made = quantize(small_graph(name), recipe=recipe)
     feeds = {"x": images(8, seed=5)}
     np.testing.assert_array_equal(run(made.baked, feeds)["y"], run(made.exported, feeds)["y"])
     if made.plan.tensors:
@@ -62,7 +63,8 @@ def test_other_graphs(name, setting):
 
 @pytest.mark.parametrize("num_bits", range(2, 8))
 def test_unpacked_codes_of_small_layers(num_bits):
-    made = quantize(small_graph("residual"), recipe=Recipe(weight_bits=num_bits))
+    recipe = Recipe(weight_bits=num_bits, first_last_bits=num_bits)
+    made = quantize(small_graph("residual"), recipe=recipe)
     assert not any(spec.packed for spec in made.plan.layers.values())
     assert not any(node.op_type == "Gather" for node in made.exported.graph)
     feeds = {"x": images(8, seed=5)}
@@ -80,7 +82,9 @@ def test_single_layers_have_their_own_width_and_the_bytes_are_repeatable():
 
 def test_a_codebook_beside_low_bits_keeps_fine_centroids(monkeypatch):
     monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
-    made = quantize(small_graph("residual"), recipe=Recipe(codebook=16, weight_bits=2))
+    made = quantize(
+        small_graph("residual"), recipe=Recipe(codebook=16, weight_bits=2, first_last_bits=2)
+    )
     tables = {k: v for k, v in made.exported.graph.initializers.items() if "centroids" in k}
     assert {np.abs(v.const_value.numpy()).max() for v in tables.values()} == {63}
     assert len(tables) == len({spec.weight for spec in made.plan.layers.values()})

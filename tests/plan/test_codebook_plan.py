@@ -72,7 +72,7 @@ def test_the_estimate_is_that_of_the_file():
 
 @pytest.mark.parametrize(("num_bits", "ratio"), [(2, 0.2), (3, 0.375), (4, 0.5), (7, 0.875)])
 def test_low_bits_are_packed_where_that_saves_bytes(num_bits, ratio):
-    plan = make_plan(wide(), Recipe(weight_bits=num_bits))
+    plan = make_plan(wide(), Recipe(weight_bits=num_bits, first_last_bits=num_bits))
     layer = plan.layers["Conv_z"]
     assert (layer.num_bits, layer.packed, layer.refusal) == (num_bits, True, "")
     size = code_bytes(layer.parameters, num_bits)
