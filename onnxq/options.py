@@ -22,7 +22,6 @@ NONE = "none"
 """How `activation_bits = None` is spelt in TOML, which has no null."""
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "weight_bits": (7, 8),
     "activation_bits": (8, None),
     "granularity": get_args(Granularity),
     "calibration": get_args(Calibration),
@@ -35,8 +34,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
 POSITIVE = ("max_minutes", "lr", "max_drop")
-BETWEEN: dict[str, tuple[int, int]] = {"codebook": (2, 256), "bias_centroids": (1, 256)}
-"""Counts of centroids: an index has at most 8 bits."""
+BETWEEN: dict[str, tuple[int, int]] = {
+    "weight_bits": (2, 8),
+    "first_last_bits": (2, 8),
+    "codebook": (2, 256),
+    "bias_centroids": (1, 256),
+}
+"""An index of a centroid has at most 8 bits."""
 WORDS: dict[str, tuple[str, ...]] = {"codebook": (AUTO, OFF)}
 """Words that may stand for a number."""
 

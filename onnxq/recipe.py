@@ -104,7 +104,9 @@ class Recipe:
     Attributes:
         samples: how many samples are used at most.
         batch_size: samples per batch; None fits it to the memory.
-        weight_bits: 7 or 8; 7 keeps sums from saturating on x86 without VNNI.
+        weight_bits: 2 to 8; 7 keeps sums from saturating on x86 without VNNI.
+        first_last_bits: of the weights of the first and the last layer, and the least of their
+            inputs; None means those of the rest from 6 on, else 8.
         activation_bits: 8, or None to leave activations in float.
         granularity: one weight scale per output channel, or one per tensor.
         symmetric: whether activation ranges are symmetric about zero.
@@ -136,6 +138,7 @@ class Recipe:
     samples: int = 512
     batch_size: int | None = None
     weight_bits: int = 8
+    first_last_bits: int | None = None
     activation_bits: int | None = 8
     granularity: Granularity = "per-channel"
     symmetric: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 from pathlib import Path
@@ -12,9 +13,9 @@ import onnx_ir as ir
 import pytest
 from small_graphs import HEAD, image_graph
 
-from onnxq import inspect
+from onnxq import compare, inspect
 from onnxq.pipeline import compress, plan_model
-from onnxq.recipe import Recipe
+from onnxq.recipe import LayerOverride, Recipe
 from onnxq.report.inspection import plan_rows
 from onnxq.report.result import figure_rows
 from onnxq.verify.figures import METADATA_KEY
@@ -66,6 +67,27 @@ def test_inspect_reads_back_what_the_plan_said(files, count, bits, activation_bi
     assert (row.codebook, row.num_bits) == (count, pytest.approx(bits))
     assert row.bytes_after < row.parameters
     assert planned[1].reason.split("; ")[-1].startswith("no codebook: ")
+
+
+@pytest.mark.parametrize("num_bits", [2, 3, 4])
+@pytest.mark.parametrize("activation_bits", [8, None])
+def test_low_bits_are_read_back_as_codes(files, num_bits, activation_bits):
+    model, data, out = files
+    recipe = Recipe(epochs=1, batch_size=8, weight_bits=num_bits, activation_bits=activation_bits)
+    override = LayerOverride("Conv_a", weight_bits=num_bits)
+    recipe = dataclasses.replace(recipe, layers=(override,))
+    result = compress(model, data, recipe, out=out)
+    assert result.figures.student_agreement == 1.0
+    assert result.figures.integer_layers == (3 if activation_bits else 0)
+    assert not result.figures.codebooks and "Conv_a" not in result.figures.saturating
+    report = plan_model(model, recipe)
+    planned, found = plan_rows(report.model, report.plan)[0], inspect(out).layers[0]
+    assert (planned.num_bits, planned.codebook) == (found.num_bits, found.codebook)
+    assert (found.num_bits, found.codebook) == (num_bits, None)
+    assert planned.compute == found.compute
+    assert found.bytes_after <= planned.bytes_after < found.parameters
+    row = next(row for row in compare(model, out, data).layers if row.name == found.name)
+    assert row.num_bits == num_bits
 
 
 def test_learning_thresholds_leaves_centroids_alone_and_gives_the_same_bytes_again(files):

@@ -44,6 +44,8 @@ FORMS = {
     "codebook of 6, weight-only": Recipe(
         samples=64, learn=("none",), codebook=6, activation_bits=None
     ),
+    "4 bits": Recipe(samples=64, learn=("none",), weight_bits=4),
+    "3 bits, weight-only": Recipe(samples=64, learn=("none",), weight_bits=3, activation_bits=None),
 }
 COUNTS = (2, 3, 4, 5, 6, 7, 16, 17, 32, 256)
 
@@ -137,18 +139,34 @@ def test_layers_run_on_the_kernels_that_they_were_planned_for(exported) -> None:
     assert not counts.keys() & {"Gather", "BitShift", "Mod"}
 
 
+def check_small_graph(newest: str, folder: Path, exported: ir.Model, absent: str) -> None:
+    """The same outputs there, and neither the lookup's nodes nor the absent operator."""
+    x = images(8, seed=5)
+    (folder / "model.onnx").write_bytes(serialised(exported))
+    np.savez(folder / "feeds.npz", x=x)
+    run_newest(newest, folder)
+    expected = run(exported, {"x": x}, optimise=True)["y"]
+    found = np.load(folder / "outputs.npz")["y"]
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+    operators = {node.op_type for node in ir.load(folder / "optimised.onnx").graph}
+    assert not operators & {"Gather", "BitShift", "Mod", "Cast", absent}
+
+
 @pytest.mark.parametrize("activation_bits", [8, None])
 @pytest.mark.parametrize("count", COUNTS)
 def test_codebooks_of_every_count(newest, count, activation_bits, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
     recipe = Recipe(codebook=count, activation_bits=activation_bits)
     made = quantize(small_graph("residual"), recipe=recipe)
-    x = images(8, seed=5)
-    (tmp_path / "model.onnx").write_bytes(serialised(made.exported))
-    np.savez(tmp_path / "feeds.npz", x=x)
-    run_newest(newest, tmp_path)
-    expected = run(made.exported, {"x": x}, optimise=True)["y"]
-    found = np.load(tmp_path / "outputs.npz")["y"]
-    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
-    operators = {node.op_type for node in ir.load(tmp_path / "optimised.onnx").graph}
-    assert not operators & {"Gather", "BitShift", "Mod", "Cast", "Conv" if activation_bits else ""}
+    check_small_graph(newest, tmp_path, made.exported, "Conv" if activation_bits else "")
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+@pytest.mark.parametrize("weight_bits", range(2, 8))
+def test_packed_codes_of_every_width(
+    newest, weight_bits, activation_bits, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(planner, "packing_refusal", lambda *args: "")
+    recipe = Recipe(weight_bits=weight_bits, activation_bits=activation_bits)
+    made = quantize(small_graph("residual"), recipe=recipe)
+    check_small_graph(newest, tmp_path, made.exported, "Conv" if activation_bits else "")

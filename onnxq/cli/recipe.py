@@ -74,8 +74,15 @@ def _option(*names: str, text: str, default: object = None, **settings: Any) -> 
 
 _weight_bits = _option(
     "--weight-bits",
-    text="Width of a weight.",
+    text="Width of a weight, 2 to 8.",
     default=_DEFAULT.weight_bits,
+    type=int,
+    metavar="N",
+)
+_first_last_bits = _option(
+    "--first-last-bits",
+    text="Width of the weights of the first and the last layer.",
+    default="as the rest from 6 bits on, else 8",
     type=int,
     metavar="N",
 )
@@ -133,6 +140,7 @@ _recipe_file = _option(
 
 recipe_options = apply_all(
     _weight_bits,
+    _first_last_bits,
     _activation_bits,
     _granularity,
     _option(
@@ -208,6 +216,7 @@ recipe_options = apply_all(
 
 sweep_options = apply_all(
     _weight_bits,
+    _first_last_bits,
     _activation_bits,
     _granularity,
     _equalize,

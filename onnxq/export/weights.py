@@ -4,7 +4,8 @@ Layers that were left float and retrained are the exception: they are written as
 
 Integer kernels read codes through DequantizeLinear. Weight-only layers read
 `Cast(codes) * scale`, which ONNX Runtime folds into a float constant at session start
-(it doesn't fold DequantizeLinear). A codebook takes the place of the codes: see `lookup`.
+(it doesn't fold DequantizeLinear). A codebook takes the place of the codes, and
+codes of less than 8 bits are packed as one of all codes: see `lookup`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import onnx_ir as ir
 
 from onnxq.export.constants import add_constant
 from onnxq.export.lookup import add_lookup
-from onnxq.numerics.codebook import Codebook
+from onnxq.numerics.codebook import Codebook, uniform_codebook
 from onnxq.numerics.qparams import (
     FloatArray,
     bias_scale,
@@ -80,7 +81,10 @@ def _lower_weight(
         stored = add_lookup(graph, spec.weight, quantizers.codebooks[spec.weight])
     else:
         codes = quantize_weight(weight, scale, spec.num_bits, spec.axis)
-        stored = add_constant(graph, f"{spec.weight}.codes", codes)
+        if spec.packed:
+            stored = add_lookup(graph, spec.weight, uniform_codebook(codes, spec.num_bits, scale))
+        else:
+            stored = add_constant(graph, f"{spec.weight}.codes", codes)
     if spec.compute == "integer":
         zero = add_constant(graph, f"{spec.weight}.zero_point", np.zeros(scale.shape, np.int8))
         return _dequantize(graph, [stored, value, zero], spec.axis, spec.weight)

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxq.numerics.codebook import Codebook
-from onnxq.numerics.qparams import FloatArray, per_channel, weight_quant_max
+from onnxq.numerics.qparams import FloatArray, per_channel
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.rewrite.quantizers import Quantizers
 
@@ -99,7 +99,7 @@ class CodebookTables:
 
 def _unit(book: Codebook, spec: LayerSpec) -> np.float32:
     if book.centroids.dtype == np.int8:
-        return np.float32(weight_quant_max(spec.num_bits))
+        return np.float32(spec.centroid_max)
     return np.float32(max(float(np.abs(book.centroids).max()), 1e-30))
 
 

@@ -1,7 +1,8 @@
 """FAT's trained values: one scale alpha per threshold, and what they mean in real units.
 
 Goncharenko et al., "FAT: Fast Adjustable Threshold for Uniform Neural Network Quantization",
-with the errata for signed values and for integer zero points:
+with the errata for signed values and for integer zero points; below 8 bits 0.05 takes the place
+of 0.5, since where codes are few far more is clipped:
 
 | quantizer | trained | meaning | bounds |
 |---|---|---|---|
@@ -23,6 +24,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxq.numerics.qparams import FloatArray, weight_threshold_gradient, weight_threshold_max
+from onnxq.numerics.weight_clip import alpha_min
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.rewrite.quantizers import (
     SMALLEST_WIDTH,
@@ -31,11 +33,8 @@ from onnxq.rewrite.quantizers import (
     limit_names,
 )
 
-ALPHA_MIN, ALPHA_MAX = 0.5, 1.0
+ALPHA_MAX = 1.0
 SHIFT_MIN, SHIFT_MAX = -0.2, 0.4
-LOW_BITS = 8
-"""Below this width the floor of alpha is lifted to LOW_BITS_MIN: thresholds move further in."""
-LOW_BITS_MIN = 0.05
 
 WIDTH, SHIFT, WEIGHT = "width:", "shift:", "weight:"
 
@@ -79,15 +78,13 @@ class ThresholdScales:
     def project(self) -> None:
         """Put every value back into its bounds, in place."""
         for name, spec in self._tensors.items():
-            floor = ALPHA_MIN if spec.num_bits >= LOW_BITS else LOW_BITS_MIN
             width = self.values[WIDTH + name]
-            np.clip(width, floor, ALPHA_MAX, out=width)
+            np.clip(width, alpha_min(spec.num_bits), ALPHA_MAX, out=width)
             if spec.kind == "asymmetric":
                 self._project_shift(name)
         for weight, layer in self._layers.items():
-            floor = ALPHA_MIN if layer.num_bits >= LOW_BITS else LOW_BITS_MIN
             alpha = self.values[WEIGHT + weight]
-            np.clip(alpha, floor, ALPHA_MAX, out=alpha)
+            np.clip(alpha, alpha_min(layer.num_bits), ALPHA_MAX, out=alpha)
 
     def _project_shift(self, name: str) -> None:
         low, full = self._bounds[name]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxq.numerics.kmeans import kmeans, nearest
 from onnxq.numerics.points import Block, Floats, collect_points
-from onnxq.numerics.qparams import FloatArray, per_channel
+from onnxq.numerics.qparams import FloatArray, IntArray, per_channel, weight_quant_max
 
 SMALLEST_SHARE = 1e-4
 """A channel's scale is at least this share of the largest: dead ones are safe to divide by."""
@@ -93,6 +93,28 @@ def _indices(
     for where, values in _normalised(weight, scale, axis):
         indices[where] = nearest(values, table)
     return indices
+
+
+def uniform_codebook(codes: IntArray, num_bits: int, scale: FloatArray) -> Codebook:
+    """Symmetric codes of n bits as a codebook of all 2^n - 1 of them: index = code + 2^(n-1) - 1.
+
+    Args:
+        codes: int8, +-(2^(n-1) - 1) at most.
+        num_bits: 2 to 8.
+        scale: that of the codes.
+    """
+    largest = weight_quant_max(num_bits)
+    table = np.arange(-largest, largest + 1, dtype=np.int8)
+    return Codebook(table, (codes.astype(np.int16) + largest).astype(np.uint8), scale)
+
+
+def uniform_bits(table: NDArray[np.generic]) -> int | None:
+    """The n of a table that holds all symmetric codes of n bits and nothing else; else None."""
+    num_bits = (table.size + 1).bit_length() - 1
+    if table.dtype != np.int8 or not 2 <= num_bits <= 8:
+        return None
+    largest = weight_quant_max(num_bits)
+    return num_bits if np.array_equal(table, np.arange(-largest, largest + 1)) else None
 
 
 def look_up(codebook: Codebook, scale: FloatArray, axis: int | None) -> FloatArray:

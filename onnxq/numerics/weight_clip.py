@@ -11,8 +11,18 @@ from onnxq.numerics.qparams import (
     weight_threshold_max,
 )
 
-GRID = np.linspace(1.0, 0.5, 51, dtype=np.float32)
-"""Factors on the largest magnitude that are tried: FAT's bounds of alpha."""
+ALPHA_MIN = 0.5
+"""FAT's lower bound of alpha."""
+LOW_BITS, LOW_BITS_MIN = 8, 0.05
+"""Below that width the bound is lower: where codes are few, far more is clipped."""
+
+STEP = 0.01
+"""Between the factors that are tried."""
+
+
+def alpha_min(num_bits: int) -> float:
+    """The smallest threshold of a quantizer, as a share of the largest magnitude."""
+    return ALPHA_MIN if num_bits >= LOW_BITS else LOW_BITS_MIN
 
 
 def weight_threshold(
@@ -21,8 +31,9 @@ def weight_threshold(
     """T of a symmetric weight quantizer, of each channel or of all.
 
     - max: T = max|w| (FAT).
-    - any other method: the alpha in [0.5, 1] of least sum (w - fake_quant(w))^2, T =
-      alpha * max|w|. Weights are few and all known: the error itself is the best criterion.
+    - any other method: the alpha in [0.5, 1], below 8 bits in [0.05, 1], of least
+      sum (w - fake_quant(w))^2, T = alpha * max|w|. Weights are few and all known: the error
+      itself is the best criterion.
 
     Args:
         weight: float weights.
@@ -36,8 +47,10 @@ def weight_threshold(
     largest = weight_threshold_max(weight, axis)
     if method == "max":
         return largest
-    errors = np.stack([_error(weight, largest * a, num_bits, axis) for a in GRID])
-    return np.asarray(largest * GRID[np.argmin(errors, axis=0)], dtype=np.float32)
+    least = alpha_min(num_bits)
+    grid = np.linspace(1.0, least, round((1.0 - least) / STEP) + 1, dtype=np.float32)
+    errors = np.stack([_error(weight, largest * a, num_bits, axis) for a in grid])
+    return np.asarray(largest * grid[np.argmin(errors, axis=0)], dtype=np.float32)
 
 
 def _error(

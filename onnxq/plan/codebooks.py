@@ -1,12 +1,15 @@
-"""Which layers get a codebook: those whose file it makes smaller."""
+"""Which layers get a codebook or packed codes: those whose file they make smaller."""
 
 from __future__ import annotations
 
 from onnxq.numerics.packing import fields, packed_bytes
+from onnxq.numerics.qparams import weight_quant_max
 
 LOOKUP_BYTES, FIELD_BYTES = 60, 280
 """Bytes of a lookup's nodes and constants, about: of itself, and for each field of its indices."""
 
+CODE_BITS = 8
+"""Codes of so many bits are bytes already."""
 
 WORTH = 0.01
 """Share of the codes' bytes that float centroids may take beyond them."""
@@ -17,6 +20,26 @@ def codebook_bytes(parameters: int, count: int, *, integer: bool) -> int:
     table = count * (1 if integer else 4)
     nodes = LOOKUP_BYTES + FIELD_BYTES * len(fields(count))
     return packed_bytes(parameters, count) + table + nodes
+
+
+def packed_code_bytes(parameters: int, num_bits: int) -> int:
+    """Bytes of a weight as packed codes of n bits: a codebook of all 2^n - 1 codes."""
+    return codebook_bytes(parameters, 2 * weight_quant_max(num_bits) + 1, integer=True)
+
+
+def packing_refusal(parameters: int, num_bits: int) -> str:
+    """Why codes of less than 8 bits are stored one in a byte; empty where they are packed."""
+    size = packed_code_bytes(parameters, num_bits)
+    if size < parameters:
+        return ""
+    return f"one code in a byte: packed, {num_bits} bits take {size:,} bytes, not {parameters:,}"
+
+
+def code_bytes(parameters: int, num_bits: int) -> int:
+    """Bytes that codes take in the file, packed where that is smaller."""
+    if num_bits == CODE_BITS or packing_refusal(parameters, num_bits):
+        return parameters
+    return packed_code_bytes(parameters, num_bits)
 
 
 def codebook_refusal(parameters: int, count: int, *, integer: bool) -> str:

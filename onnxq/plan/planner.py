@@ -9,12 +9,13 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
-from onnxq.plan.codebooks import codebook_refusal
+from onnxq.plan.codebooks import CODE_BITS, codebook_refusal, packing_refusal
+from onnxq.plan.first_last import first_and_last, for_first_and_last
 from onnxq.plan.float_layers import EXCLUDED, retrained_layers
 from onnxq.plan.layers import Layer, find_layers, spec_of
 from onnxq.plan.operators import never_negative
 from onnxq.plan.regions import Regions, Site
-from onnxq.plan.spec import Compute, LayerSpec, Plan, TensorSpec
+from onnxq.plan.spec import SATURATION_BITS, Compute, LayerSpec, Plan, TensorSpec
 from onnxq.recipe import LayerOverride, Recipe, nearest_name
 
 
@@ -42,11 +43,12 @@ def make_plan(
     left_alone |= {str(layer.node.name): EXCLUDED for layer in excluded}
     retrained = retrained_layers(excluded, wanted) if "float-layers" in recipe.learn else {}
     left_alone |= {name: spec.reason for name, spec in retrained.items()}
+    ends = first_and_last(found)
     if recipe.activation_bits is None:
-        return _weight_only_plan(wanted, left_alone, retrained, recipe)
+        return _weight_only_plan(wanted, ends, left_alone, retrained, recipe)
     regions = Regions(model.graph, wanted, infinite, spared)
     return Plan(
-        layers=_layer_specs(wanted, regions.weight_only, recipe),
+        layers=_layer_specs(wanted, ends, regions.weight_only, recipe),
         tensors=_tensor_specs(regions, recipe),
         moves=frozenset(str(n.name) for n in regions.moves),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
@@ -74,19 +76,27 @@ def _override(recipe: Recipe, layer: Layer) -> LayerOverride:
 
 def _weight_only_plan(
     layers: list[Layer],
+    ends: frozenset[ir.Node],
     left_alone: dict[str, str],
     retrained: dict[str, LayerSpec],
     recipe: Recipe,
 ) -> Plan:
     reasons = {layer.node: "activations stay float (--activation-bits none)" for layer in layers}
-    specs = _layer_specs(layers, reasons, recipe)
+    specs = _layer_specs(layers, ends, reasons, recipe)
     return Plan(specs, {}, left_alone=left_alone, float_layers=retrained)
 
 
 def _layer_specs(
-    layers: list[Layer], weight_only: dict[ir.Node, str], recipe: Recipe
+    layers: list[Layer],
+    ends: frozenset[ir.Node],
+    weight_only: dict[ir.Node, str],
+    recipe: Recipe,
 ) -> dict[str, LayerSpec]:
-    specs = [_layer_spec(layer, weight_only.get(layer.node, ""), recipe) for layer in layers]
+    wide = for_first_and_last(recipe)
+    specs = [
+        _layer_spec(layer, weight_only.get(layer.node, ""), wide if layer.node in ends else recipe)
+        for layer in layers
+    ]
     return {spec.name: spec for spec in _agree_on_shared_weights(specs)}
 
 
@@ -103,7 +113,7 @@ def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
 def _weight_bits(override: LayerOverride, recipe: Recipe) -> int:
     """At most 7 for x86 without VNNI, where sums of two products saturate in 16 bits."""
     num_bits = override.weight_bits or recipe.weight_bits
-    return min(num_bits, 7) if recipe.target == "cpu-avx2" else num_bits
+    return min(num_bits, SATURATION_BITS) if recipe.target == "cpu-avx2" else num_bits
 
 
 def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
@@ -117,7 +127,7 @@ def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
         axes = {other.axis for other in group}
         num_bits = max(other.num_bits for other in group)
         found = replace(spec, axis=spec.axis if len(axes) == 1 else None, num_bits=num_bits)
-        agreed.append(_with_codebook(found, group))
+        agreed.append(_with_packing(_with_codebook(found, group)))
     return agreed
 
 
@@ -130,6 +140,15 @@ def _with_codebook(spec: LayerSpec, group: Sequence[LayerSpec]) -> LayerSpec:
     integer = any(other.compute == "integer" for other in group)
     refusal = codebook_refusal(spec.parameters, count, integer=integer)
     return replace(spec, codebook=None if refusal else count, refusal=refusal)
+
+
+def _with_packing(spec: LayerSpec) -> LayerSpec:
+    """The layer with packed codes, where it has codes, of few bits, and that saves bytes."""
+    if spec.codebook is not None or spec.num_bits == CODE_BITS:
+        return spec
+    refusal = packing_refusal(spec.parameters, spec.num_bits)
+    reasons = "; ".join(each for each in (spec.refusal, refusal) if each)
+    return replace(spec, packed=not refusal, refusal=reasons)
 
 
 def _tensor_specs(regions: Regions, recipe: Recipe) -> dict[str, TensorSpec]:

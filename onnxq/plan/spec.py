@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onnxq.numerics.qparams import weight_quant_max
+
+SATURATION_BITS = 7
+"""Codes of so many bits never saturate the sums of x86 without VNNI."""
+
 Compute = Literal["integer", "weight-only", "float"]
 Kind = Literal["asymmetric", "positive", "symmetric"]
 
@@ -27,7 +32,9 @@ class LayerSpec:
         reason: why the layer is weight-only or float; empty otherwise.
         parameters: number of weights.
         codebook: number of centroids, or None where each weight is stored as a code.
-        refusal: why there is no codebook although the recipe asks for one; empty otherwise.
+        refusal: why there is no codebook although the recipe asks for one, or why codes of
+            less than 8 bits are not packed; empty otherwise.
+        packed: codes of less than 8 bits are packed in the file.
     """
 
     name: str
@@ -44,6 +51,12 @@ class LayerSpec:
     parameters: int
     codebook: int | None = None
     refusal: str = ""
+    packed: bool = False
+
+    @property
+    def centroid_max(self) -> int:
+        """The largest int8 code of a centroid: few bits of index need no coarse centroids."""
+        return weight_quant_max(max(self.num_bits, SATURATION_BITS))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.numerics.packing import bits_per_index
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
-from onnxq.plan.codebooks import codebook_bytes
+from onnxq.plan.codebooks import codebook_bytes, packed_code_bytes
 from onnxq.plan.operators import WEIGHT_OPERATORS
 from onnxq.plan.spec import LayerSpec
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
@@ -131,9 +131,8 @@ def plan_rows(model: ir.Model, plan: Plan) -> list[LayerRow]:
 
 def _planned_row(spec: LayerSpec) -> LayerRow:
     count = spec.parameters
-    # A code of 7 or 8 bits is stored in one byte.
     bits: float = spec.num_bits
-    size = count
+    size = packed_code_bytes(count, spec.num_bits) if spec.packed else count
     if spec.codebook is not None:
         bits = bits_per_index(spec.codebook)
         size = codebook_bytes(count, spec.codebook, integer=spec.compute == "integer")

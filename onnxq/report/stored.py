@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.numerics.codebook import uniform_bits
 from onnxq.numerics.packing import bits_per_index
 
 _STORED_FORM = ("DequantizeLinear", "Cast", "Mul")
@@ -19,7 +20,7 @@ class Stored:
     Attributes:
         parameters: number of weights.
         size: bytes that they take.
-        num_bits: width of one.
+        num_bits: width of an index, or of a code.
         codebook: number of centroids, or None where each weight is stored as a code.
     """
 
@@ -47,7 +48,10 @@ def stored_weight(value: ir.Value | None) -> Stored | None:
 
 
 def _codebook(gather: ir.Node) -> Stored | None:
-    """A table and the packed indices above it: the first constant of each branch."""
+    """A table and the packed indices above it: the first constant of each branch.
+
+    A table of all codes of n bits is no codebook: its indices are codes.
+    """
     table = None if gather.inputs[0] is None else gather.inputs[0].const_value
     parameters, packed, waiting = 0, 0, [gather.inputs[1]]
     while waiting:
@@ -67,5 +71,8 @@ def _codebook(gather: ir.Node) -> Stored | None:
         waiting += node.inputs if node.op_type == "Add" else node.inputs[:1]
     if table is None:
         return None
-    count = table.size
-    return Stored(parameters, packed + table.nbytes, bits_per_index(count), count)
+    size, count = packed + table.nbytes, table.size
+    num_bits = uniform_bits(table.numpy())
+    if num_bits is not None:
+        return Stored(parameters, size, num_bits)
+    return Stored(parameters, size, bits_per_index(count), count)

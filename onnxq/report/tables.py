@@ -29,7 +29,7 @@ from onnxq.verify.figures import Figures
 UNBOUNDED = 200
 """Columns assumed where stdout is not a terminal, so that names are not folded."""
 
-RUNS_IN = {"integer": "int8", "weight-only": "float, int8 weights", "float": "float"}
+RUNS_IN = {"integer": "int8", "weight-only": "float, integer weights", "float": "float"}
 """What a layer's arithmetic is called."""
 
 

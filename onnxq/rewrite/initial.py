@@ -11,7 +11,7 @@ from onnxq.calibrate.statistics import TensorStatistics
 from onnxq.numerics.bias_centroids import share_biases
 from onnxq.numerics.clip import ClipMethod, clip_range
 from onnxq.numerics.codebook import Codebook, fit_codebook
-from onnxq.numerics.qparams import FloatArray, weight_quant_max
+from onnxq.numerics.qparams import FloatArray
 from onnxq.numerics.weight_clip import weight_threshold
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, model_weights
@@ -58,7 +58,7 @@ def fit_codebooks(plan: Plan, weights: Mapping[str, FloatArray]) -> dict[str, Co
     found: dict[str, Codebook] = {}
     for spec in plan.layers.values():
         if spec.codebook is not None and spec.weight not in found:
-            largest = weight_quant_max(spec.num_bits) if spec.weight in integer else None
+            largest = spec.centroid_max if spec.weight in integer else None
             weight = weights[spec.weight]
             found[spec.weight] = fit_codebook(weight, spec.codebook, spec.axis, largest)
     return found

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxq.numerics.codebook import Codebook, fit_codebooks
-from onnxq.numerics.qparams import weight_quant_max
-from onnxq.plan.codebooks import codebook_bytes, codebook_refusal
+from onnxq.plan.codebooks import code_bytes, codebook_bytes, codebook_refusal
 from onnxq.plan.spec import LayerSpec
 from onnxq.rewrite.quantizers import (
     Quantizers,
@@ -50,7 +49,8 @@ class Candidates:
             if not codebook_refusal(first.parameters, count, integer=self._integer)
         }
         if self._weight in quantizers.thresholds:
-            self.settings[Setting(weight_bits=first.num_bits)] = first.parameters
+            size = code_bytes(first.parameters, first.num_bits)
+            self.settings[Setting(weight_bits=first.num_bits)] = size
         self._codebooks: dict[int, Codebook] = {}
 
     @property
@@ -62,7 +62,7 @@ class Candidates:
         """Find the codebooks of all settings."""
         spec = self.layers[0]
         weight = self._quantizers.weights[self._weight]
-        largest = weight_quant_max(spec.num_bits) if self._integer else None
+        largest = spec.centroid_max if self._integer else None
         counts = [s.codebook for s in self.settings if s.codebook is not None]
         self._codebooks = fit_codebooks(weight, counts, spec.axis, largest)
 

@@ -109,7 +109,7 @@ def _saturating_layers(exported: Exported, student: ir.Model) -> list[str]:
     constants = exported.model.graph.initializers
     names = []
     for spec in exported.plan.integer_layers():
-        if spec.codebook is not None:
+        if spec.codebook is not None or spec.packed:
             codes = _looked_up(exported, student, spec)
         else:
             stored = constants[f"{spec.weight}{CODES}"].const_value

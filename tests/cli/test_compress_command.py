@@ -179,7 +179,11 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(sample_models, unlabel
         ([".", "--data", "."], 1, "is a folder"),
         (["{mlp}"], 2, "Missing option '--data'"),
         (["{mlp}", "--data", "absent"], 1, "'absent' does not exist"),
-        (["{mlp}", "--data", "{rows}", "--weight-bits", "99"], 1, "expected '7' or '8'"),
+        (
+            ["{mlp}", "--data", "{rows}", "--weight-bits", "99"],
+            1,
+            "a whole number from 2 to 8",
+        ),
         (["{mlp}", "--data", "{rows}", "--granularity", "x"], 2, "'x' is not one of"),
         (["{mlp}", "--data", "{rows}", "--activation-bits", "x"], 2, "neither a number"),
         (["{mlp}", "--data", "{rows}", "--mean", "1,b"], 2, "is not a list of numbers"),

@@ -57,7 +57,7 @@ def test_excluded_layers_have_no_row(onnxq, mlp, unlabelled):
         (("--exclude", "*"), "nothing to quantize"),
         (("--samples", 2), "give more samples"),
         (("--samples", 1), "give more samples"),
-        (("--weight-bits", 3), "'weight_bits'"),
+        (("--weight-bits", 1), "'weight_bits'"),
     ],
 )
 def test_what_cannot_be_tried_is_one_sentence(onnxq, mlp, unlabelled, flags, sentence):

@@ -15,7 +15,6 @@ from onnxq.learn.engine import Engine
 from onnxq.learn.loss import LOSS, attach_loss, target_name
 from onnxq.learn.threshold_scales import (
     ALPHA_MAX,
-    ALPHA_MIN,
     SHIFT,
     SHIFT_MAX,
     SHIFT_MIN,
@@ -26,6 +25,7 @@ from onnxq.learn.threshold_scales import (
 from onnxq.learn.trained import Trained
 from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.qparams import weight_threshold_max
+from onnxq.numerics.weight_clip import alpha_min
 from onnxq.recipe import Recipe
 from onnxq.rewrite.quantizers import bias_name, limit_names, limits, student_feeds
 
@@ -67,7 +67,7 @@ def test_projection_keeps_every_value_in_its_bounds(symmetric, seed, size):
         if key.startswith(SHIFT):
             assert SHIFT_MIN <= value <= SHIFT_MAX
         else:
-            assert np.all((value >= ALPHA_MIN) & (value <= ALPHA_MAX))
+            assert np.all((value >= alpha_min(8)) & (value <= ALPHA_MAX))
     for name, (left, width) in scales.quantizers().ranges.items():
         assert left <= 1e-6, name
         assert left + width >= -1e-6, name

@@ -27,7 +27,7 @@ from onnxq.numerics.qparams import (
     weight_threshold_gradient,
     weight_threshold_max,
 )
-from onnxq.numerics.weight_clip import GRID, weight_threshold
+from onnxq.numerics.weight_clip import alpha_min, weight_threshold
 
 BITS = st.integers(2, 8)
 LEFTS = st.floats(-100, 0, width=32)
@@ -135,11 +135,13 @@ def test_a_dead_channel_quantizes_to_zero():
 
 
 @given(WEIGHTS, st.sampled_from(["max", "mse", "kl"]), BITS, AXES)
-def test_the_starting_threshold_is_within_half_of_the_largest(weight, method, num_bits, axis):
+def test_the_starting_threshold_is_within_its_bounds(weight, method, num_bits, axis):
     largest = weight_threshold_max(weight, axis)
     threshold = weight_threshold(weight, method, num_bits, axis)
     assert threshold.shape == largest.shape
-    assert np.all((threshold <= largest) & (threshold >= largest * np.float32(0.4999)))
+    assert np.all(
+        (threshold <= largest) & (threshold >= largest * np.float32(0.9999 * alpha_min(num_bits)))
+    )
 
 
 @given(WEIGHTS, BITS, AXES)
@@ -151,8 +153,16 @@ def test_the_searched_threshold_has_the_least_error_of_the_grid(weight, num_bits
 
     best = errors(weight_threshold(weight, "mse", num_bits, axis))
     largest = weight_threshold_max(weight, axis)
-    for alpha in GRID[::10]:
+    for alpha in np.linspace(1.0, alpha_min(num_bits), 6, dtype=np.float32):
         assert np.all(best <= errors(largest * alpha) * (1 + 1e-6))
+
+
+@pytest.mark.parametrize(("num_bits", "low", "high"), [(2, 1.1, 1.4), (4, 2.0, 2.8), (8, 3.5, 9)])
+def test_the_fewer_codes_the_more_is_clipped(num_bits, low, high):
+    """Near the best thresholds of a normal density, 1.22 and 2.4 times its deviation, and 4."""
+    weight = np.random.default_rng(0).normal(size=(1, 20000)).astype(np.float32)
+    weight[0, 0] = 8
+    assert low < weight_threshold(weight, "mse", num_bits, None) < high
 
 
 BIASES = hnp.arrays(np.float32, 4, elements=st.floats(-1e6, 1e6, width=32))

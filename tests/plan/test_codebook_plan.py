@@ -7,7 +7,7 @@ from small_graphs import HEAD, image_graph, quantize, serialised
 
 from onnxq.errors import RecipeError
 from onnxq.plan import make_plan
-from onnxq.plan.codebooks import codebook_bytes, codebook_refusal
+from onnxq.plan.codebooks import code_bytes, codebook_bytes, codebook_refusal
 from onnxq.recipe import LayerOverride, Recipe, recipe_from_fields
 
 
@@ -68,3 +68,21 @@ def test_the_estimate_is_that_of_the_file():
     saved = len(serialised(plain.exported)) - len(serialised(made.exported))
     estimate = spec.parameters - codebook_bytes(spec.parameters, 16, integer=True)
     assert abs(saved - estimate) < 200
+
+
+@pytest.mark.parametrize(("num_bits", "ratio"), [(2, 0.2), (3, 0.375), (4, 0.5), (7, 0.875)])
+def test_low_bits_are_packed_where_that_saves_bytes(num_bits, ratio):
+    plan = make_plan(wide(), Recipe(weight_bits=num_bits, first_last_bits=num_bits))
+    layer = plan.layers["Conv_z"]
+    assert (layer.num_bits, layer.packed, layer.refusal) == (num_bits, True, "")
+    size = code_bytes(layer.parameters, num_bits)
+    assert ratio < size / layer.parameters < ratio + 0.12
+    small = plan.layers["Conv_a"]
+    assert (small.num_bits, small.packed) == (num_bits, False)
+    assert small.refusal.startswith(f"one code in a byte: packed, {num_bits} bits take ")
+    assert code_bytes(small.parameters, num_bits) == small.parameters == 162
+
+
+def test_bytes_are_not_packed():
+    layer = make_plan(wide(), Recipe()).layers["Conv_z"]
+    assert (layer.packed, code_bytes(layer.parameters, 8)) == (False, layer.parameters)

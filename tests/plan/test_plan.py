@@ -225,6 +225,23 @@ def test_the_avx2_target_has_seven_bit_weights():
     assert {spec.num_bits for spec in plan.layers.values()} == {7}
 
 
+@pytest.mark.parametrize("activation_bits", [8, None])
+@pytest.mark.parametrize(
+    ("bits", "stated", "ends"),
+    [(8, None, 8), (6, None, 6), (5, None, 8), (2, None, 8), (8, 4, 4), (3, 5, 5), (3, 3, 3)],
+)
+def test_the_first_and_the_last_layer_have_their_own_bits(bits, stated, ends, activation_bits):
+    more = {"weight_bits": bits, "first_last_bits": stated, "activation_bits": activation_bits}
+    layers = plan_of("signed", **more).layers
+    assert [spec.num_bits for spec in layers.values()] == [ends, bits, ends]
+    override = (LayerOverride("Conv_a", weight_bits=7),)
+    layers = plan_of("signed", layers=override, **more).layers
+    assert [spec.num_bits for spec in layers.values()] == [7, bits, ends]
+    # One that stays float hands its bits to no other.
+    layers = plan_of("signed", exclude=("Conv_a",), **more).layers
+    assert [spec.num_bits for spec in layers.values()] == [bits, ends]
+
+
 def test_float_activations_leave_no_tensor_quantized():
     plan = plan_of("residual", activation_bits=None)
     assert not plan.tensors
