@@ -22,7 +22,6 @@ NONE = "none"
 """How `activation_bits = None` is spelt in TOML, which has no null."""
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "activation_bits": (8, None),
     "granularity": get_args(Granularity),
     "calibration": get_args(Calibration),
     "target": get_args(Target),
@@ -37,12 +36,13 @@ POSITIVE = ("max_minutes", "lr", "max_drop")
 BETWEEN: dict[str, tuple[int, int]] = {
     "weight_bits": (2, 8),
     "first_last_bits": (2, 8),
+    "activation_bits": (2, 8),
     "codebook": (2, 256),
     "bias_centroids": (1, 256),
 }
 """An index of a centroid has at most 8 bits."""
-WORDS: dict[str, tuple[str, ...]] = {"codebook": (AUTO, OFF)}
-"""Words that may stand for a number."""
+WORDS: dict[str, tuple[str | None, ...]] = {"codebook": (AUTO, OFF), "activation_bits": (None,)}
+"""Words that may stand for a number; None is spelt 'none'."""
 
 
 def check_option(name: str, value: Any, where: str = "") -> None:
@@ -89,7 +89,11 @@ def _expected(name: str, value: Any) -> str | None:
         low, high = BETWEEN[name]
         words = WORDS.get(name, ())
         fits = value in words or (type(value) is int and low <= value <= high)
-        return None if fits else " or ".join([f"a whole number from {low} to {high}", *words])
+        return (
+            None
+            if fits
+            else " or ".join([f"a whole number from {low} to {high}", *map(_spelt, words)])
+        )
     if name in POSITIVE:
         fits = type(value) in (int, float) and 0 < value < float("inf")
         return None if fits else "a number above 0"

@@ -107,7 +107,7 @@ class Recipe:
         weight_bits: 2 to 8; 7 keeps sums from saturating on x86 without VNNI.
         first_last_bits: of the weights of the first and the last layer, and the least of their
             inputs; None means those of the rest from 6 on, else 8.
-        activation_bits: 8, or None to leave activations in float.
+        activation_bits: 2 to 8, or None to leave activations in float.
         granularity: one weight scale per output channel, or one per tensor.
         symmetric: whether activation ranges are symmetric about zero.
         calibration: how clip thresholds start.
@@ -118,7 +118,8 @@ class Recipe:
         equalize: whether channel ranges are equalized across layers where that helps.
         bias_correction: whether biases are corrected where that helps; those that share
             centroids are not.
-        spare: whether tensors that 8 bits are too few for stay float.
+        spare: whether tensors that 8 bits are too few for stay float, and those that fewer are too
+            few for get 8.
         epochs: passes over the samples; None means the method's own number.
         max_minutes: when training stops at the latest.
         lr: the learning rate; None means the method's own.

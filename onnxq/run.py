@@ -28,6 +28,7 @@ from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
+from onnxq.plan.first_last import WIDE
 from onnxq.plan.float_layers import check_float_layers
 from onnxq.plan.regions import SPARED_REASON
 from onnxq.progress import Progress
@@ -269,6 +270,13 @@ class Run:
                 f"{spared} of {len(plan.layers)} layers run in float with integer weights: 8 bits "
                 "are too few for the tensors around them, as samples showed (--no-spare keeps "
                 "them in integers)"
+            )
+        widened = variant.spared if (self.recipe.activation_bits or WIDE) < WIDE else ()
+        if widened:
+            self.notes.append(
+                f"{len(widened)} of {len(plan.tensors)} tensors have 8 bits: "
+                f"{self.recipe.activation_bits} are too few for them, as samples showed "
+                "(--no-spare keeps theirs)"
             )
         self._describe(model, figures)
         if figures.size_after > LITTLE_SMALLER * figures.size_before:

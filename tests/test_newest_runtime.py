@@ -45,6 +45,7 @@ FORMS = {
         samples=64, learn=("none",), codebook=6, activation_bits=None
     ),
     "4 bits": Recipe(samples=64, learn=("none",), weight_bits=4),
+    "4 and 4 bits": Recipe(samples=64, learn=("none",), weight_bits=4, activation_bits=4),
     "3 bits, weight-only": Recipe(samples=64, learn=("none",), weight_bits=3, activation_bits=None),
 }
 COUNTS = (2, 3, 4, 5, 6, 7, 16, 17, 32, 256)
@@ -170,3 +171,12 @@ def test_packed_codes_of_every_width(
     recipe = Recipe(weight_bits=weight_bits, activation_bits=activation_bits)
     made = quantize(small_graph("residual"), recipe=recipe)
     check_small_graph(newest, tmp_path, made.exported, "Conv" if activation_bits else "")
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("activation_bits", [2, 4])
+@pytest.mark.parametrize("name", ["residual", "excite", "max_pool", "pad_signed", "concat"])
+def test_few_codes_of_activations(newest, name, activation_bits, symmetric, tmp_path) -> None:
+    recipe = Recipe(activation_bits=activation_bits, symmetric=symmetric)
+    made = quantize(small_graph(name), recipe=recipe)
+    check_small_graph(newest, tmp_path, made.exported, "Conv")

@@ -88,7 +88,7 @@ _first_last_bits = _option(
 )
 _activation_bits = _option(
     "--activation-bits",
-    text="Width of an activation; 'none' leaves activations float.",
+    text="Width of an activation, 2 to 8; 'none' leaves activations float.",
     default=_DEFAULT.activation_bits,
     type=NumberOr("bits", {NONE: None}),
     metavar="N|none",
@@ -194,7 +194,8 @@ recipe_options = apply_all(
     _bias_correction,
     _option(
         "--spare/--no-spare",
-        text="Leave tensors in float that 8 bits are too few for.",
+        text="Leave tensors in float that 8 bits are too few for; give 8 to those that fewer "
+        "are too few for.",
         default="spare",
     ),
     _option("--epochs", text="Passes over the samples.", type=int, metavar="N"),

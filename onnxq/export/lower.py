@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.export.constants import add_constant
 from onnxq.export.weights import lower_weights
+from onnxq.numerics.qparams import quant_max
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.rewrite.fake_quant import DOMAIN, parse_function_name
 from onnxq.rewrite.quantizers import Quantizers, limit_names, tensor_qparams
@@ -20,6 +21,10 @@ from onnxq.rewrite.student import Student
 
 CODES = ".codes"
 """Suffix of the integer form of a tensor."""
+WIDE = ".wide"
+"""Suffix of codes that are not yet within those of less than 8 bits."""
+CODE_BITS = 8
+"""QuantizeLinear clips codes of so many bits by itself."""
 
 
 @dataclass
@@ -88,11 +93,27 @@ class Lowering:
         codes.name, codes.shape = spec.name + CODES, result.shape
         codes.type = ir.TensorType(ir.DataType.UINT8)
         self._graph.insert_before(node, quantize)
+        if spec.num_bits < CODE_BITS:
+            codes = self._clip(codes, spec, node)
         self._codes[result] = Codes(codes, scale_value, zero_value, str(result.name))
-        if spec.num_bits < 8:
-            raise NotImplementedError("activations below 8 bits are not exported")
         for name in limit_names(spec):
             self._remove_input(name)
+
+    def _clip(self, wide: ir.Value, spec: TensorSpec, before: ir.Node) -> ir.Value:
+        """The codes within 0 ... 2^n - 1: on codes, since a float Clip leaves the layer float."""
+        names = (f"codes.{code}" for code in (0, quant_max(spec.num_bits)))
+        bounds = [self._shared_code(name) for name in names]
+        clip = ir.node("Clip", [wide, *bounds], name=f"{spec.name}.clip")
+        codes = clip.outputs[0]
+        wide.name, codes.name = spec.name + WIDE, spec.name + CODES
+        codes.type, codes.shape = wide.type, wide.shape
+        self._graph.insert_before(before, clip)
+        return codes
+
+    def _shared_code(self, name: str) -> ir.Value:
+        known = self._graph.initializers.get(name)
+        code = np.asarray(name.rpartition(".")[2], np.uint8)
+        return known if known is not None else add_constant(self._graph, name, code)
 
     def _moves_codes(self, node: ir.Node) -> bool:
         return node.name in self._student.plan.moves and node.inputs[0] in self._codes

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.errors import RecipeError
 from onnxq.plan.codebooks import CODE_BITS, codebook_refusal, packing_refusal
-from onnxq.plan.first_last import first_and_last, for_first_and_last
+from onnxq.plan.first_last import WIDE, first_and_last, for_first_and_last, wide_tensors
 from onnxq.plan.float_layers import EXCLUDED, retrained_layers
 from onnxq.plan.layers import Layer, find_layers, spec_of
 from onnxq.plan.operators import never_negative
@@ -46,10 +46,12 @@ def make_plan(
     ends = first_and_last(found)
     if recipe.activation_bits is None:
         return _weight_only_plan(wanted, ends, left_alone, retrained, recipe)
-    regions = Regions(model.graph, wanted, infinite, spared)
+    # Tensors that fewer bits are too few for get 8, those that 8 are too few for stay float.
+    widened = spared if recipe.activation_bits < WIDE else frozenset[str]()
+    regions = Regions(model.graph, wanted, infinite, spared - widened)
     return Plan(
         layers=_layer_specs(wanted, ends, regions.weight_only, recipe),
-        tensors=_tensor_specs(regions, recipe),
+        tensors=_tensor_specs(regions, recipe, wide_tensors(found), widened),
         moves=frozenset(str(n.name) for n in regions.moves),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
         left_alone=left_alone,
@@ -151,8 +153,17 @@ def _with_packing(spec: LayerSpec) -> LayerSpec:
     return replace(spec, packed=not refusal, refusal=reasons)
 
 
-def _tensor_specs(regions: Regions, recipe: Recipe) -> dict[str, TensorSpec]:
-    return {str(site.value.name): _tensor_spec(site, recipe) for site in regions.sites}
+def _tensor_specs(
+    regions: Regions, recipe: Recipe, ends: frozenset[str], widened: frozenset[str]
+) -> dict[str, TensorSpec]:
+    """Specs by name; what the ends read, and widened tensors, have bits of their own."""
+    wide, specs = for_first_and_last(recipe), {}
+    for site in regions.sites:
+        name = str(site.value.name)
+        specs[name] = _tensor_spec(site, wide if name in ends else recipe)
+        if name in widened:
+            specs[name] = replace(specs[name], num_bits=WIDE)
+    return specs
 
 
 def _tensor_spec(site: Site, recipe: Recipe) -> TensorSpec:

@@ -46,6 +46,23 @@ def test_biases_as_centroids(onnxq_process, mlp, unlabelled, tmp_path):
     assert "contradict" in refused.err
 
 
+def test_low_bits_from_the_command_line(onnxq_process, mlp, unlabelled, tmp_path):
+    out = tmp_path / "o.onnx"
+    bits = ("--weight-bits", 4, "--activation-bits", 4, "--first-last-bits", 6)
+    done = onnxq_process("compress", mlp, "--data", unlabelled, "-o", out, *bits, *SHORT)
+    assert done.code == 0, done.err
+    found = [
+        row["num_bits"] for row in json.loads(onnxq_process("inspect", out, "--json").out)["layers"]
+    ]
+    planned = json.loads(onnxq_process("compress", mlp, "--dry-run", "--json", *bits).out)["layers"]
+    assert [row["num_bits"] for row in planned] == [6, *[4] * (len(planned) - 2), 6]
+    assert found[0] == 6
+    refused = onnxq_process("compress", mlp, "--data", unlabelled, "--first-last-bits", 1)
+    assert refused.code == 1
+    assert "'first_last_bits' is '1'; expected a whole number from 2 to 8" in refused.err
+    assert onnxq_process("compress", mlp, "--dry-run", "--activation-bits", 1).code == 1
+
+
 def test_json_is_all_there_is_on_stdout(onnxq, mlp, unlabelled, tmp_path):
     out = tmp_path / "o.onnx"
     done = onnxq("compress", mlp, "--data", unlabelled, "-o", out, "--json", *SHORT)

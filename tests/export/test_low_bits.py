@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small_graphs import differing_codes, images, quantize, run, serialised, small_graph
+from small_graphs import (
+    BODIES,
+    codes_by_tensor,
+    differing_codes,
+    images,
+    quantize,
+    run,
+    serialised,
+    small_graph,
+)
 
 from onnxq.plan import planner
 from onnxq.recipe import LayerOverride, Recipe
 from onnxq.report.stored import stored_weight
-from onnxq.verify.kernels import optimised_nodes, read_kernels
+from onnxq.verify.kernels import INTEGER_KERNELS, optimised_nodes, read_kernels
 
 SETTINGS = {
     "integer per channel": {},
@@ -88,3 +97,25 @@ def test_a_codebook_beside_low_bits_keeps_fine_centroids(monkeypatch):
     tables = {k: v for k, v in made.exported.graph.initializers.items() if "centroids" in k}
     assert {np.abs(v.const_value.numpy()).max() for v in tables.values()} == {63}
     assert len(tables) == len({spec.weight for spec in made.plan.layers.values()})
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("num_bits", [2, 4])
+@pytest.mark.parametrize("name", BODIES)
+def test_few_codes_of_activations_give_the_bits_of_the_student_on_the_same_kernels(
+    name, num_bits, symmetric
+):
+    plain = quantize(small_graph(name), recipe=Recipe(symmetric=symmetric))
+    recipe = Recipe(activation_bits=num_bits, symmetric=symmetric)
+    made = quantize(small_graph(name), recipe=recipe)
+    feeds = {"x": images(32, seed=5)}
+    np.testing.assert_array_equal(run(made.baked, feeds)["y"], run(made.exported, feeds)["y"])
+    elements, different, largest = differing_codes(made, feeds)
+    assert largest <= 1 and different <= max(1, elements / 1000)
+    codes = codes_by_tensor(made.exported, made.plan, feeds)
+    few = [n for n, spec in made.plan.tensors.items() if spec.num_bits == num_bits]
+    assert few and all(codes[f"{n}.codes"].max() < 2**num_bits for n in few)
+    found, expected = (read_kernels(m.exported, m.plan) for m in (made, plain))
+    assert (found.layers, found.float_nodes) == (expected.layers, expected.float_nodes)
+    integer = {name: count for name, count in found.counts.items() if name in INTEGER_KERNELS}
+    assert integer == {n: c for n, c in expected.counts.items() if n in INTEGER_KERNELS}

@@ -242,6 +242,22 @@ def test_the_first_and_the_last_layer_have_their_own_bits(bits, stated, ends, ac
     assert [spec.num_bits for spec in layers.values()] == [bits, ends]
 
 
+@pytest.mark.parametrize(
+    ("bits", "stated", "ends"), [(4, None, 8), (7, None, 7), (4, 5, 5), (4, 2, 4)]
+)
+def test_what_the_first_and_the_last_layer_read_has_their_bits(bits, stated, ends):
+    tensors = plan_of("signed", activation_bits=bits, first_last_bits=stated).tensors
+    assert {n: spec.num_bits for n, spec in tensors.items()} == {
+        "x": ends, "a": bits, "z": bits, "g": ends
+    }  # fmt: skip
+
+
+def test_tensors_that_few_bits_are_too_few_for_get_eight_and_stay_in_integers():
+    plan = make_plan(small_graph("signed"), Recipe(activation_bits=4), spared=frozenset("a"))
+    assert {n: plan.tensors[n].num_bits for n in "az"} == {"a": 8, "z": 4}
+    assert len(plan.integer_layers()) == len(plan.layers)
+
+
 def test_float_activations_leave_no_tensor_quantized():
     plan = plan_of("residual", activation_bits=None)
     assert not plan.tensors

@@ -1,0 +1,76 @@
+"""Low bits: accuracy, size and latency on real models.
+
+    python benchmarks/low_bits.py [SUBJECT ...] [--widths 8/8,4/8] [--out FILE]
+
+Everything is chosen with unlabelled images; labels are read by `evaluate` afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from models import ASSETS, Subject, subjects
+
+from onnxq import Recipe, compress, evaluate
+
+HEADER = (
+    "| model | weights | activations | top-1 | drop (± s.e.) | agreement | SQNR dB | file | "
+    "latency | integer layers |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(subject: Subject, widths: str, options: argparse.Namespace) -> str:
+    """Compress, evaluate, and write a line of the table."""
+    weight_bits, activation_bits = widths.split("/")
+    recipe = Recipe(
+        weight_bits=int(weight_bits),
+        activation_bits=int(activation_bits),
+        samples=options.samples,
+        max_minutes=options.max_minutes,
+        spare=options.spare,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.onnx"
+        preprocess = subject.preprocess
+        result = compress(subject.model, subject.unlabelled, recipe, out=out, preprocess=preprocess)
+        found = evaluate(out, subject.labelled, subject.model, preprocess=preprocess)
+    figures = result.figures
+    for note in figures.notes:
+        print(f"{widths}: {note}", file=sys.stderr)
+    return (
+        f"| {subject.title} | {weight_bits} | {activation_bits} | {found.top1:.2f} | "
+        f"{found.drop:.2f} ± {found.drop_error:.2f} | {found.agreement:.2f} | "
+        f"{next(iter(found.sqnr_db.values())):.1f} | {figures.ratio:.3f} | "
+        f"{figures.latency_ratio:.2f} | {figures.integer_layers} of {figures.layers} |"
+    )
+
+
+def main() -> None:
+    """Print the table, and write it to a file where one is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=["resnet20"], help="subjects")
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--widths", default="8/8,4/8,3/8,4/4", help="weights/activations")
+    parser.add_argument("--spare", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--max-minutes", type=float, default=10.0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = subjects(options.assets)
+    lines = [HEADER]
+    print(HEADER, flush=True)
+    for name in options.names:
+        for widths in options.widths.split(","):
+            lines.append(row(found[name], widths, options))
+            print(lines[-1], flush=True)
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
