@@ -89,17 +89,8 @@ def attach_cross_entropy(student: ir.Model, logits: str) -> ir.Model:
 class LabelledLearning(Learning):
     """The same loop on the mean cross-entropy of a batch; epochs are judged by its root."""
 
-    def _step(self, step: int, shards: list[Arrays], count: int) -> None:
-        if step and self._schedule.restarts_at(step):
-            self._adam.reset()
-        self._adam.lr = self._schedule.lr(step)
-        parameters = self._feeds(self._trained.quantizers())
-        others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
-        _, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
-        share = np.float32(1 / count)
-        gradients = {k: g * share for k, g in self._trained.gradients(found).items()}
-        self._adam.step(self._trained.values, gradients)
-        self._trained.project()
+    def _factor(self, loss: float, count: int) -> np.float32:
+        return np.float32(1 / count)
 
 
 def learn_labelled(

@@ -163,12 +163,14 @@ class Learning:
         parameters = self._feeds(self._trained.quantizers())
         others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
         loss, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
-        rmse = relative_rmse(loss, count)
-        # d RMSE = d loss / (2 * RMSE * samples)
-        factor = np.float32(1.0 / max(2.0 * rmse * count, 1e-12))
+        factor = self._factor(loss, count)
         gradients = {k: g * factor for k, g in self._trained.gradients(found).items()}
         self._adam.step(self._trained.values, gradients)
         self._trained.project()
+
+    def _factor(self, loss: float, count: int) -> np.float32:
+        """The derivative of the RMSE by the loss: 1 / (2 * RMSE * samples)."""
+        return np.float32(1.0 / max(2.0 * relative_rmse(loss, count) * count, 1e-12))
 
     def _judge(self, epoch: int) -> None:
         quantizers = self._trained.quantizers()
