@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from models import ASSETS, Subject, subjects
+from models import ASSETS, Subject, measured, subjects
 
-from onnxq import Recipe, compress, evaluate
+from onnxq import Recipe
 
 STEPS: dict[str, dict[str, object]] = {
     "max": {"calibration": "max", "equalize": False, "bias_correction": False, "learn": ("none",)},
@@ -66,23 +64,8 @@ class Run:
             "max_minutes": 60.0,
             "spare": False,
         }
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out.onnx"
-            start = time.perf_counter()
-            result = compress(
-                self.subject.model,
-                self.subject.unlabelled,
-                Recipe(**options),  # type: ignore[arg-type]  # options come from a table
-                out=out,
-                preprocess=self.subject.preprocess,
-            )
-            seconds = time.perf_counter() - start
-            found = evaluate(
-                out,
-                self.subject.labelled,
-                self.subject.model,
-                preprocess=self.subject.preprocess,
-            )
+        recipe = Recipe(**options)  # type: ignore[arg-type]  # options come from a table
+        result, found, seconds = measured(self.subject, recipe)
         figures = result.figures
         return (
             f"| {self.subject.title} | {self.setting} | {step} | {found.top1:.2f} | "

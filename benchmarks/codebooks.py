@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from models import ASSETS, Subject, subjects
+from models import ASSETS, Subject, measured, subjects
 
-from onnxq import Recipe, compress, evaluate
+from onnxq import Recipe
 
 HEADER = (
     "| model | activations | K | top-1 | drop (± s.e.) | estimated drop | agreement | SQNR dB | "
@@ -33,11 +32,7 @@ def row(subject: Subject, bits: str, count: str, options: argparse.Namespace) ->
         samples=options.samples,
         max_minutes=options.max_minutes,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.onnx"
-        preprocess = subject.preprocess
-        result = compress(subject.model, subject.unlabelled, recipe, out=out, preprocess=preprocess)
-        found = evaluate(out, subject.labelled, subject.model, preprocess=preprocess)
+    result, found, _ = measured(subject, recipe)
     figures = result.figures
     estimate = f"{figures.estimated_drop:.2f} ± {figures.estimated_drop_error:.2f}"
     activations = "float" if bits == NONE else f"{bits} bits"

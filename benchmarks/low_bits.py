@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from models import ASSETS, Subject, subjects
+from models import ASSETS, Subject, measured, subjects
 
-from onnxq import Recipe, compress, evaluate
+from onnxq import Recipe
 
 HEADER = (
     "| model | weights | activations | top-1 | drop (± s.e.) | agreement | SQNR dB | file | "
@@ -34,11 +33,7 @@ def row(subject: Subject, widths: str, options: argparse.Namespace) -> str:
         max_minutes=options.max_minutes,
         spare=options.spare,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.onnx"
-        preprocess = subject.preprocess
-        result = compress(subject.model, subject.unlabelled, recipe, out=out, preprocess=preprocess)
-        found = evaluate(out, subject.labelled, subject.model, preprocess=preprocess)
+    result, found, _ = measured(subject, recipe)
     figures = result.figures
     for note in figures.notes:
         print(f"{widths}: {note}", file=sys.stderr)

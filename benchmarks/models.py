@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxq import Preprocess
+from onnxq import Preprocess, Recipe, compress, evaluate
+from onnxq.pipeline import Result
+from onnxq.verify.evaluate import Evaluation
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 
@@ -52,3 +56,15 @@ def subjects(assets: Path = ASSETS) -> dict[str, Subject]:
             Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         ),
     }
+
+
+def measured(subject: Subject, recipe: Recipe) -> tuple[Result, Evaluation, float]:
+    """A subject compressed, then evaluated on its labels; the seconds that compressing took."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.onnx"
+        preprocess = subject.preprocess
+        began = time.monotonic()
+        result = compress(subject.model, subject.unlabelled, recipe, out=out, preprocess=preprocess)
+        seconds = time.monotonic() - began
+        found = evaluate(out, subject.labelled, subject.model, preprocess=preprocess)
+    return result, found, seconds

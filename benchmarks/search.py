@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from models import ASSETS, Subject, subjects
+from models import ASSETS, Subject, measured, subjects
 
-from onnxq import Recipe, compress, evaluate
+from onnxq import Recipe
 
 HEADER = (
     "| model | activations | target | samples | trials | estimated drop | by divergence | "
@@ -36,13 +34,7 @@ def row(subject: Subject, options: argparse.Namespace) -> str:
         samples=options.samples,
         max_minutes=options.max_minutes,
     )
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.onnx"
-        preprocess = subject.preprocess
-        result = compress(subject.model, subject.unlabelled, recipe, out=out, preprocess=preprocess)
-        minutes = (time.monotonic() - began) / 60
-        found = evaluate(out, subject.labelled, subject.model, preprocess=preprocess)
+    result, found, seconds = measured(subject, recipe)
     figures, search = result.figures, result.figures.search
     activations = "float" if options.bits == "none" else f"{options.bits} bits"
     goal = f"{options.max_drop} points" if options.max_size is None else f"{options.max_size}"
@@ -53,7 +45,7 @@ def row(subject: Subject, options: argparse.Namespace) -> str:
         f"{search['points_per_nat'] * figures.kl:.2f} | "
         f"{found.drop:.2f} ± {found.drop_error:.2f} | {found.agreement:.2f} | "
         f"{figures.ratio:.3f} | {figures.shipped_after / figures.shipped_before:.3f} | "
-        f"{minutes:.1f} |"
+        f"{seconds / 60:.1f} |"
     )
 
 
