@@ -172,11 +172,9 @@ class Run:
             self.recipe,
             variant,
             self._variants,
-            variant.held_back_outputs,
             lambda: self.sweep(variant),
             self._trial,
             original_bytes(self._path),
-            self._progress,
             Memo(checkpoint, resume=resume),
             lambda: self._trial_seconds() > 0,
         )

@@ -62,16 +62,14 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised_path is not None:
         options.optimized_model_filepath = str(optimised_path)
+    large = isinstance(model, ir.Model) and is_large(model)
     if prepack is None:
-        prepack = not (isinstance(model, ir.Model) and is_large(model))
+        prepack = not large
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     providers = ["CPUExecutionProvider"]
     if isinstance(model, (str, Path)):
         return ort.InferenceSession(str(model), options, providers=providers)
-    if isinstance(model, (str, Path)):
-        return ort.InferenceSession(str(model), options, providers=providers)
-    large = isinstance(model, ir.Model) and is_large(model)
     data = (
         model if isinstance(model, bytes) else ir.to_proto(session_form(model)).SerializeToString()
     )

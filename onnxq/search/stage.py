@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnxq.errors import RecipeError
-from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.variants import Variant, Variants
-from onnxq.progress import Progress
 from onnxq.recipe import Recipe
 from onnxq.search.allocation import find_frontier
 from onnxq.search.choices import choices
@@ -31,11 +29,9 @@ class SearchStage:
         recipe: the options.
         base: the form of the model, with codes for weights.
         variants: makes students.
-        held_back: the teacher's outputs that nothing is learned on.
         sweep: the effect of each setting of each layer of `base`, alone.
         learn: a variant with its numbers learned, in the budget of a trial.
         original_bytes: size of the original file.
-        progress: told where the work stands.
         memo: what an earlier part of the same run has measured.
         has_time: whether the clock leaves time for a further trial.
     """
@@ -43,11 +39,9 @@ class SearchStage:
     recipe: Recipe
     base: Variant
     variants: Variants
-    held_back: TeacherOutputs
     sweep: Callable[[], SweepTable]
     learn: Callable[[Variant], Variant]
     original_bytes: int
-    progress: Progress
     memo: Memo
     has_time: Callable[[], bool]
 
@@ -88,7 +82,6 @@ class SearchStage:
             rows,
             self.variants,
             self.base,
-            self.held_back,
             self.learn,
             METADATA_BYTES,
             self.memo,

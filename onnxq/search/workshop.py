@@ -11,7 +11,7 @@ import numpy as np
 from onnxq.export.lower import Lowering
 from onnxq.export.save import model_bytes
 from onnxq.learn.loss import target_name
-from onnxq.learn.teacher import MICRO_BATCH, TeacherOutputs, expose
+from onnxq.learn.teacher import MICRO_BATCH, expose
 from onnxq.learn.variants import Variant, Variants
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
@@ -29,7 +29,6 @@ class ModelWorkshop:
         rows: of the layers that are allocated.
         variants: makes students.
         base: the form of the model, calibrated.
-        held_back: the teacher's outputs that students are measured against.
         learn: a variant with its numbers learned, in the budget of a trial.
         metadata: bytes of a file's metadata beside its recipe.
         memo: keeps what trials gave.
@@ -42,14 +41,13 @@ class ModelWorkshop:
         rows: Sequence[Row],
         variants: Variants,
         base: Variant,
-        held_back: TeacherOutputs,
         learn: Callable[[Variant], Variant],
         metadata: int,
         memo: Memo,
         has_time: Callable[[], bool],
     ) -> None:
         self._recipe, self._rows, self._metadata = recipe, rows, metadata
-        self._variants, self._base, self._held_back = variants, base, held_back
+        self._variants, self._base = variants, base
         self._learn, self._memo, self._has_time = learn, memo, has_time
 
     def recipe(self, settings: Sequence[Setting]) -> Recipe:
@@ -72,7 +70,7 @@ class ModelWorkshop:
 
     def _trial(self, settings: Sequence[Setting]) -> Effect:
         variant = self._learn(self.build(settings))
-        return replace(whole_effect(variant, self._held_back), size=self.size(variant, settings))
+        return replace(whole_effect(variant), size=self.size(variant, settings))
 
     def file_size(self, settings: Sequence[Setting]) -> int:
         """Bytes of the file with these settings; nothing is learned."""
@@ -88,8 +86,9 @@ class ModelWorkshop:
         return model_bytes(model) + self._metadata + len(self.recipe(settings).to_json())
 
 
-def whole_effect(variant: Variant, outputs: TeacherOutputs) -> Effect:
-    """How far a student's outputs are from the teacher's; its size is left at 0."""
+def whole_effect(variant: Variant) -> Effect:
+    """How far a student's held-back outputs are from the teacher's; its size is left at 0."""
+    outputs = variant.held_back_outputs
     names = outputs.logits
     student = expose(bake(variant.student, variant.quantizers), names)
     taken = {str(value.name) for value in student.graph.inputs}
