@@ -11,8 +11,12 @@ from onnxq.errors import RecipeError
 
 Granularity = Literal["per-channel", "per-tensor"]
 Calibration = Literal["max", "mse", "aciq", "kl", "percentile"]
-Learn = Literal["none", "thresholds", "codebooks", "float-layers", "biases", "auto"]
+Learn = Literal[
+    "none", "thresholds", "steps", "weights", "codebooks", "float-layers", "biases", "auto"
+]
 Target = Literal["cpu", "cpu-avx2"]
+Loss = Literal["auto", "outputs", "distillation"]
+OptimizerName = Literal["adam", "sgd"]
 
 AUTO = "auto"
 """A count of centroids for each layer, found by a search."""
@@ -21,10 +25,15 @@ OFF = "off"
 NONE = "none"
 """How `activation_bits = None` is spelt in TOML, which has no null."""
 
+RATES: tuple[str, ...] = tuple(each for each in get_args(Learn) if each not in ("none", AUTO))
+"""What has a learning rate of its own."""
+
 CHOICES: dict[str, tuple[Any, ...]] = {
     "granularity": get_args(Granularity),
     "calibration": get_args(Calibration),
     "target": get_args(Target),
+    "loss": get_args(Loss),
+    "optimizer": get_args(OptimizerName),
     "symmetric": (False, True),
     "equalize": (False, True),
     "bias_correction": (False, True),
@@ -32,7 +41,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "keep_float": (False, True),
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
-POSITIVE = ("max_minutes", "lr", "max_drop")
+POSITIVE = ("max_minutes", "max_drop")
 BETWEEN: dict[str, tuple[int, int]] = {
     "weight_bits": (2, 8),
     "first_last_bits": (2, 8),
@@ -95,8 +104,9 @@ def _expected(name: str, value: Any) -> str | None:
             else " or ".join([f"a whole number from {low} to {high}", *map(_spelt, words)])
         )
     if name in POSITIVE:
-        fits = type(value) in (int, float) and 0 < value < float("inf")
-        return None if fits else "a number above 0"
+        return None if _is_positive(value) else "a number above 0"
+    if name == "lr":
+        return _expected_rates(value)
     if name == "max_size":
         fits = (type(value) is float and 0 < value < 1) or (type(value) is int and value > 1)
         return None if fits else "a ratio between 0 and 1, or a whole number of bytes"
@@ -108,6 +118,17 @@ def _expected(name: str, value: Any) -> str | None:
         fits = isinstance(value, tuple) and all(isinstance(e, str) and e for e in value)
         return None if fits else "a list of globs on node names or op types"
     return None if isinstance(value, tuple) else "a list"
+
+
+def _expected_rates(value: Any) -> str | None:
+    """What learning rates should have been: one number, or one for each of some groups."""
+    rates = value if isinstance(value, dict) else {"weights": value}
+    fits = bool(rates) and all(k in RATES and _is_positive(v) for k, v in rates.items())
+    return None if fits else f"a number above 0, or such numbers of some of {listed(RATES)}"
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 def _spelt(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from onnxq.contradictions import check_contradictions
 from onnxq.errors import OutputError, RecipeError
 from onnxq.options import (
     AUTO,
@@ -20,6 +21,8 @@ from onnxq.options import (
     Calibration,
     Granularity,
     Learn,
+    Loss,
+    OptimizerName,
     Target,
     check_option,
     listed,
@@ -122,7 +125,11 @@ class Recipe:
             few for get 8.
         epochs: passes over the samples; None means the method's own number.
         max_minutes: when training stops at the latest.
-        lr: the learning rate; None means the method's own.
+        lr: the learning rate, or one for each of some of what is learned; None means the
+            method's own.
+        optimizer: Adam, or gradient descent with momentum.
+        loss: what is brought closer: the outputs, or a classifier's probabilities
+            (distillation); auto takes the latter for a classifier's weights and step sizes.
         exclude: globs of node names or op types that stay float.
         target: what the export is for.
         max_drop: search settings per layer for the smallest model whose estimated drop is at
@@ -152,7 +159,9 @@ class Recipe:
     spare: bool = True
     epochs: int | None = None
     max_minutes: float = 10.0
-    lr: float | None = None
+    lr: float | dict[str, float] | None = None
+    optimizer: OptimizerName = "adam"
+    loss: Loss = "auto"
     exclude: tuple[str, ...] = ()
     target: Target = "cpu"
     max_drop: float | None = None
@@ -168,7 +177,7 @@ class Recipe:
         for layer in self.layers:
             if not isinstance(layer, LayerOverride):
                 raise RecipeError(f"The option 'layers' holds '{layer}'; expected 'LayerOverride'.")
-        _check_contradictions(self)
+        check_contradictions(self)
 
     @property
     def searches(self) -> bool:
@@ -331,62 +340,3 @@ def _to_fields(recipe: Recipe) -> dict[str, Any]:
     fields["learn"], fields["exclude"] = list(recipe.learn), list(recipe.exclude)
     fields["activation_bits"] = recipe.activation_bits or NONE
     return fields
-
-
-def _check_contradictions(recipe: Recipe) -> None:
-    """Raises RecipeError where two options can't go together."""
-    learns = recipe.learn
-    if len(learns) > 1 and ("none" in learns or "auto" in learns):
-        alone = "none" if "none" in learns else "auto"
-        raise RecipeError(
-            f"The option 'learn' is {listed(learns)}; '{alone}' stands alone: remove it or the "
-            "others."
-        )
-    if recipe.bias_centroids is not None and "biases" in learns:
-        raise RecipeError(
-            "The options 'learn' = 'biases' and 'bias_centroids' contradict each other, since "
-            "biases that are learned one by one share no centroids; remove one of them."
-        )
-    if recipe.activation_bits is None and "thresholds" in learns:
-        raise RecipeError(
-            "The options 'learn' = 'thresholds' and 'activation_bits' = 'none' contradict each "
-            "other, since float activations have no thresholds; remove one of them."
-        )
-    if "codebooks" in learns and not _has_codebook(recipe):
-        raise RecipeError(
-            "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
-            "recipe or of some of its 'layers'."
-        )
-    _check_search(recipe)
-    if recipe.activation_bits is None and recipe.symmetric:
-        raise RecipeError(
-            "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
-            "float activations have no range; remove one of them."
-        )
-    if learns == ("none",):
-        for name in ("epochs", "lr"):
-            if getattr(recipe, name) is not None:
-                raise RecipeError(
-                    f"The options 'learn' = 'none' and '{name}' = '{getattr(recipe, name)}' "
-                    "contradict each other; remove one of them."
-                )
-
-
-def _check_search(recipe: Recipe) -> None:
-    """Raises RecipeError where a search has two goals, or nothing to search."""
-    if recipe.max_drop is not None and recipe.max_size is not None:
-        raise RecipeError(
-            "The options 'max_drop' and 'max_size' are two goals of one search; give one of them."
-        )
-    goal = "max_drop" if recipe.max_drop is not None else "max_size"
-    if recipe.searches and isinstance(recipe.codebook, int):
-        raise RecipeError(
-            f"The options 'codebook' = '{recipe.codebook}' and '{goal}' contradict each other, "
-            "since a search chooses the count of each layer; set 'codebook' to 'auto', or leave "
-            "it out."
-        )
-
-
-def _has_codebook(recipe: Recipe) -> bool:
-    stated = any(each.codebook is not None for each in recipe.layers)
-    return stated or recipe.searches or isinstance(recipe.codebook, int)

@@ -16,9 +16,10 @@ from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.lower import Lowering
 from onnxq.export.save import add_metadata, model_bytes
+from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Budget, Learned
+from onnxq.learn.learning import Learned
 from onnxq.learn.logits import find_logits
 from onnxq.learn.memory import shard_size
 from onnxq.learn.teacher import TeacherOutputs
@@ -186,7 +187,7 @@ class Run:
     def _trial(self, variant: Variant) -> Variant:
         """A variant after a little learning."""
         began, budget = time.monotonic(), self._budget()
-        epochs = min(TRIAL_EPOCHS, budget.epochs)
+        epochs = min(TRIAL_EPOCHS, budget.epochs or TRIAL_EPOCHS)
         budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
         train, learns = self.train_outputs, self.recipe.learn
         learned = learn(variant, train, learns, budget, progress=self._progress)
@@ -218,10 +219,12 @@ class Run:
         )
 
     def _budget(self) -> Budget:
-        recipe, default = self.recipe, Budget()
+        recipe = self.recipe
         return Budget(
-            epochs=default.epochs if recipe.epochs is None else recipe.epochs,
-            lr=default.lr if recipe.lr is None else recipe.lr,
+            epochs=recipe.epochs,
+            lr=recipe.lr,
+            optimizer=recipe.optimizer,
+            loss=recipe.loss,
             shard_size=self._shard,
             max_seconds=max(0.0, 60 * recipe.max_minutes - self._spent),
             seed=recipe.seed,
@@ -229,7 +232,8 @@ class Run:
 
     def finish(self, variant: Variant, learned: Learned) -> Variant:
         """The variant with what was learned, its biases corrected anew where that helps."""
-        found = replace(variant, quantizers=learned.quantizers, score=learned.score)
+        score = variant.score_of(learned.quantizers) if learned.improved else variant.score
+        found = replace(variant, quantizers=learned.quantizers, score=score)
         return self._variants.corrected(found)
 
     def export(self, variant: Variant, learned: Learned) -> tuple[ir.Model, Figures]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
 from onnxq.cli.options import PATH, apply_all
+from onnxq.errors import RecipeError
 from onnxq.options import AUTO, CHOICES, NONE, OFF, Learn
 from onnxq.recipe import Recipe, load_recipe
 
@@ -206,7 +207,26 @@ recipe_options = apply_all(
         type=float,
         metavar="M",
     ),
-    _option("--lr", text="Learning rate.", type=float, metavar="X"),
+    _option(
+        "--lr",
+        text="Learning rate, of all that is learned or of one kind, as in weights=0.001; may be "
+        "given more than once.",
+        multiple=True,
+        metavar="[KIND=]X",
+    ),
+    _option(
+        "--optimizer",
+        text="Adam, or gradient descent with momentum.",
+        default=_DEFAULT.optimizer,
+        type=_choice("optimizer"),
+    ),
+    _option(
+        "--loss",
+        text="What is brought closer to the original: the outputs, or a classifier's probabilities "
+        "(distillation).",
+        default="distillation for weights and steps, else outputs",
+        type=_choice("loss"),
+    ),
     _exclude,
     _target,
     _samples,
@@ -245,4 +265,28 @@ def recipe_from_flags(ctx: click.Context) -> Recipe:
         for field in dataclasses.fields(Recipe)
         if ctx.get_parameter_source(field.name) is ParameterSource.COMMANDLINE
     }
+    if "lr" in given:
+        given["lr"] = _rates(given["lr"])
     return dataclasses.replace(base, **given)
+
+
+def _rates(given: Sequence[str]) -> float | dict[str, float]:
+    """One learning rate for all, or one for each kind that is named.
+
+    Raises:
+        RecipeError: a rate is not a number, or one for all stands beside others.
+    """
+    rates: dict[str, float] = {}
+    for each in given:
+        kind, _, number = each.rpartition("=")
+        try:
+            rates[kind] = float(number)
+        except ValueError:
+            raise RecipeError(
+                f"--lr is '{each}'; expected a number, or a kind and a number as in weights=0.001."
+            ) from None
+    if "" not in rates:
+        return rates
+    if len(given) > 1:
+        raise RecipeError("--lr is given for all and for single kinds; give one or the other.")
+    return rates[""]

@@ -36,7 +36,10 @@ class CodebookTables:
     Attributes:
         values: by key, the table of each weight in its unit, float32 (K,), and its scales,
             float32 (channels,) or ().
+        units: the largest centroid and the first scale, by key.
     """
+
+    group = "codebooks"
 
     def __init__(self, plan: Plan, start: Quantizers) -> None:
         self._layers = {s.weight: s for s in plan.layers.values() if s.codebook is not None}
@@ -49,6 +52,10 @@ class CodebookTables:
         }
         for weight in self._scaled:
             self.values[SCALE + weight] = np.ones_like(self._start[weight].scale)
+        self.units: dict[str, FloatArray | np.float32] = {
+            **{TABLE + weight: unit for weight, unit in self._units.items()},
+            **{SCALE + weight: self._start[weight].scale for weight in self._scaled},
+        }
 
     def project(self) -> None:
         """Keep int8 codes in their range and scales positive, in place."""
@@ -81,7 +88,7 @@ class CodebookTables:
         """The student's inputs whose gradients are wanted."""
         return list(self._layers)
 
-    def gradients(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
         """dL/d value by key, from dL/dW by weight."""
         result = {}
         for weight, spec in self._layers.items():

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.learn.kept_tensors import KeptTensors, Prefix, read_by
+from onnxq.learn.loss import target_name
 from onnxq.learn.teacher import Targeted, TeacherOutputs
 from onnxq.progress import Progress
 from onnxq.rewrite.split import split
@@ -76,7 +77,8 @@ def freeze(
     baked = _small(fixed)
     constants = {name: value for name, value in fixed.items() if name not in baked}
     whole = with_constants(model, baked)
-    parts = split(whole, moving)
+    # What the loss makes of the targets alone is not worth keeping.
+    parts = split(whole, moving | {target_name(name) for name in slices[0].logits})
     if parts.prefix is None:
         return Remainder(whole, *slices, constants)
     prefix = Prefix(parts.prefix, parts.cut, constants)

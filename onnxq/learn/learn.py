@@ -8,14 +8,17 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine.ungradable import ungradable_nodes
 from onnxq.learn.frozen import freeze
-from onnxq.learn.learning import Budget, Learned, Learning
+from onnxq.learn.learning import Learned, Learning
+from onnxq.learn.objective import choose_objective
 from onnxq.learn.sizes import fix_sizes
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.variants import Variant
+from onnxq.plan import Plan
 from onnxq.progress import Progress, Silent
 from onnxq.rewrite.quantizers import moving_inputs, student_feeds
 
@@ -51,13 +54,19 @@ def learn(
     Returns:
         The best numbers; the variant's own where nothing is trained or nothing helped.
     """
-    plan, start = variant.student.plan, variant.quantizers
+    budget = budget or Budget()
+    plan, sources = variant.student.plan, variant.student.sources
+    wanted = what_to_learn(learns, plan)
+    start = variant.quantizers
     kept = Learned(start, variant.score, variant.score)
-    parts = make_parts(set(learns), plan, start, variant.extremes())
+    if "weights" in wanted:
+        start = start.with_corrections_kept(plan, sources)
+    parts = make_parts(wanted, plan, start, variant.extremes(), variant.elements())
     if not parts:
         return kept
     trained = Trained(parts, plan, start)
-    loss_model = _sized(variant.loss_model, train)
+    objective = choose_objective(train, distil=budget.distils(wanted))
+    loss_model = _sized(objective.attach(variant.student.model), train)
     refused = ungradable_nodes(loss_model, trained.names)
     if refused:
         node, op_type, reason = refused[0]
@@ -67,21 +76,31 @@ def learn(
         )
         return kept
     with tempfile.TemporaryDirectory(prefix="learn-", dir=train.folder) as folder:
-        moving = moving_inputs(plan, variant.student.sources, trained.names)
-        feeds = student_feeds(plan, start, variant.student.sources)
+        moving = moving_inputs(plan, sources, trained.names)
+        feeds = student_feeds(plan, start, sources)
         fixed = {name: value for name, value in feeds.items() if name not in moving}
         slices = (train, variant.held_back_outputs)
         progress = progress or Silent()
         remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress)
         learning = Learning(
-            variant.student, remainder, start, trained, budget or Budget(), checkpoint
+            variant.student, remainder, objective, start, trained, budget, checkpoint
         )
         learned = learning.run(progress, resume)
     learned.notes += [note for note in (remainder.note,) if note]
     if not learned.improved:
+        learned.quantizers = variant.quantizers
         lowest = min(learned.history, default=0.0)
         learned.notes.append(TOO_FAST if lowest > MUCH * learned.start_score else NO_GAIN)
+    elif "weights" in wanted:
+        learned.quantizers = learned.quantizers.with_weights_on_codes(plan, sources)
     return learned
+
+
+def what_to_learn(learns: Collection[str], plan: Plan) -> frozenset[str]:
+    """The options with `auto` spelt out."""
+    if "auto" not in learns:
+        return frozenset(learns) - {"none"}
+    return frozenset({"thresholds", "codebooks"})
 
 
 def _sized(loss_model: ir.Model, train: TeacherOutputs) -> ir.Model:

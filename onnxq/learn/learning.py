@@ -1,20 +1,22 @@
-"""Train the values of a student: RMSE of the logits, Adam, cosine annealing."""
+"""Train the values of a student: the loop over batches, judged on the held-back samples."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxq.learn.budget import LONG, Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine import Engine
 from onnxq.learn.frozen import Remainder
-from onnxq.learn.held_back import HeldBack
-from onnxq.learn.loss import LOSS, relative_rmse
-from onnxq.learn.optimizer import Adam
+from onnxq.learn.held_back import HeldBack, Judgement
+from onnxq.learn.loss import LOSS
+from onnxq.learn.objective import Objective
 from onnxq.learn.schedule import CosineRestarts
+from onnxq.learn.state import State
 from onnxq.learn.trained import Trained
 from onnxq.progress import Progress
 from onnxq.rewrite.quantizers import Quantizers, moving_inputs, student_feeds
@@ -24,31 +26,17 @@ from onnxq.session import Arrays
 SHARDS = 2
 """Parts of a batch; fixed, so that sums come out the same on any number of cores."""
 RESTART_EPOCHS = 4
-"""Epochs between restarts of the learning rate and of the optimizer's state."""
+"""Epochs between restarts of the learning rate and of the optimizer's state (FAT)."""
+SAVE_SECONDS = 30.0
+"""Between checkpoints, at least."""
+
+PATIENCE = 2 * RESTART_EPOCHS
+"""Epochs without a better score after which learning may stop early."""
 
 MUCH_WORSE = 1.1
-"""Ratio to the error at the start from which, with nothing won yet, the rate is too high."""
+"""Ratio to the score at the start from which, with nothing won yet, the rate is too high."""
 SLOWER = 0.25
 """Factor of the rate after that."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long and how fast to learn.
-
-    Attributes:
-        epochs: passes over the training slice, at most.
-        lr: the learning rate at each restart, in units of alpha.
-        shard_size: samples in one session run; a batch has two shards.
-        max_seconds: the clock's limit.
-        seed: of the order of the samples.
-    """
-
-    epochs: int = 8
-    lr: float = 0.002
-    shard_size: int = 16
-    max_seconds: float = 600.0
-    seed: int = 0
 
 
 @dataclass
@@ -57,10 +45,11 @@ class Learned:
 
     Attributes:
         quantizers: the best numbers found, by the held-back score.
-        start_score: the held-back relative RMSE before.
-        score: the held-back relative RMSE of `quantizers`.
+        start_score: the objective's held-back score before.
+        score: the held-back score of `quantizers`.
         epoch: the epoch that gave them; 0 means that the start was kept.
         history: the held-back score after each epoch.
+        unit: what the scores are.
         seconds: time spent in epochs.
         images: samples seen in training steps.
         notes: sentences for the user.
@@ -71,6 +60,7 @@ class Learned:
     score: float
     epoch: int = 0
     history: list[float] = field(default_factory=list)
+    unit: str = "error"
     seconds: float = 0.0
     images: int = 0
     notes: list[str] = field(default_factory=list)
@@ -87,6 +77,7 @@ class Learning:
     Args:
         student: the student.
         remainder: the loss graph to run, and its feeds.
+        objective: whose loss it is.
         start: the numbers to start from.
         trained: what is trained, from those numbers on.
         budget: how long and how fast.
@@ -97,6 +88,7 @@ class Learning:
         self,
         student: Student,
         remainder: Remainder,
+        objective: Objective,
         start: Quantizers,
         trained: Trained,
         budget: Budget,
@@ -104,18 +96,20 @@ class Learning:
     ) -> None:
         self._student, self._trained = student, trained
         self._train, self._constants = remainder.train, remainder.constants
-        self._held_back = HeldBack(remainder.model, remainder.held_back)
-        self._budget, self._checkpoint = budget, checkpoint
+        self._held_back = HeldBack(remainder.model, remainder.held_back, objective)
+        self._objective, self._budget, self._checkpoint = objective, budget, checkpoint
         self._moving = moving_inputs(student.plan, student.sources, trained.names)
         self._engine = Engine(remainder.model, trained.names, LOSS)
-        self._adam = Adam(budget.lr)
+        self._optimizer = budget.make_optimizer(trained)
         self._steps = -(-self._train.positions // (SHARDS * budget.shard_size))
-        self._schedule = CosineRestarts(budget.lr, RESTART_EPOCHS * self._steps)
-        score = self._held_back.score(self._feeds(start))
-        self._best: Arrays = {}
+        groups = frozenset(trained.groups.values())
+        self._state = State(budget.passes(groups, self._steps))
+        self._restarts = not groups & LONG
+        self._judged = self._judge_now(start)
         self._first = {key: value.copy() for key, value in trained.values.items()}
-        self._rate, self._since = 1.0, 0
-        self._result = Learned(start, score, score)
+        self._best: Arrays = {}
+        score = self._judged.score
+        self._result = Learned(start, score, score, unit=objective.unit)
 
     def _feeds(self, quantizers: Quantizers) -> Arrays:
         plan, sources = self._student.plan, self._student.sources
@@ -123,119 +117,153 @@ class Learning:
 
     def run(self, progress: Progress, resume: bool = False) -> Learned:
         """Train until the epochs or the clock run out; the best held-back score is kept."""
-        began = time.monotonic()
-        result = self._result
-        first = self._load() if resume else 0
-        positions = self._train.positions
-        progress.start("learn", self._budget.epochs * positions)
-        progress.at(first * positions, self._text())
-        for epoch in range(first, self._budget.epochs):
-            if time.monotonic() - began > self._budget.max_seconds:
-                break
-            self._epoch(epoch, progress, began)
-            self._judge(epoch + 1)
-            self._slow_down(epoch + 1)
-            self._save(epoch + 1)
-        result.seconds += time.monotonic() - began
+        self._began = self._saved = time.monotonic()
+        if resume:
+            self._load()
+        state, positions = self._state, self._train.positions
+        progress.start("learn", state.epochs * positions)
+        progress.at(state.epoch * positions, self._text())
+        while state.epoch < state.epochs and not self._late() and not self._stale():
+            self._epoch(progress)
+            self._judge()
+            state.step, state.epoch = 0, state.epoch + 1
+            self._slow_down()
+            self._plan_by_clock()
+            self._save()
+        self._result.history = list(state.history)
+        self._result.seconds += time.monotonic() - self._began
         progress.finish()
-        return result
+        return self._result
 
-    def _epoch(self, epoch: int, progress: Progress, began: float) -> None:
-        positions, size = self._train.positions, self._budget.shard_size
-        order = np.random.default_rng((self._budget.seed, epoch)).permutation(positions)
-        stream = self._train.batches(order, size)
-        done = 0
-        for step in range(self._steps):
-            shards = [s for _, s in zip(range(SHARDS), stream, strict=False)]
-            count = min(SHARDS * size, positions - done)
-            self._step(epoch * self._steps + step, shards, count)
-            done += count
-            self._result.images += count
-            if time.monotonic() - began > self._budget.max_seconds:
+    def _late(self) -> bool:
+        return time.monotonic() - self._began > self._budget.max_seconds
+
+    def _stale(self) -> bool:
+        """Whether half of all epochs, and several, went by without a better score."""
+        state = self._state
+        return state.epoch - self._result.epoch > max(PATIENCE, state.epochs // 2)
+
+    def _epoch(self, progress: Progress) -> None:
+        state, positions = self._state, self._train.positions
+        size = SHARDS * self._budget.shard_size
+        for shards in self._batches():
+            done = min(positions, (state.step + 1) * size)
+            self._step(shards, done - state.step * size)
+            state.step += 1
+            self._result.images += done - (state.step - 1) * size
+            if self._late():
                 break
-            progress.at(epoch * positions + done, self._text())
+            progress.at(state.epoch * positions + done, self._text())
+            if time.monotonic() - self._saved > SAVE_SECONDS:
+                self._save()
 
-    def _step(self, step: int, shards: list[Arrays], count: int) -> None:
-        step -= self._since
-        if step and self._schedule.restarts_at(step):
-            self._adam.reset()
-        self._adam.lr = self._rate * self._schedule.lr(step)
-        parameters = self._feeds(self._trained.quantizers())
+    def _batches(self) -> Iterator[list[Arrays]]:
+        """The shards of each batch of this epoch, from the state's step on."""
+        state, size = self._state, self._budget.shard_size
+        rng = np.random.default_rng((self._budget.seed, state.epoch))
+        order = rng.permutation(self._train.positions)[state.step * SHARDS * size :]
+        stream = self._train.batches(order, size)
+        while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
+            yield shards
+
+    def _step(self, shards: list[Arrays], count: int) -> None:
+        now = self._trained.quantizers()
+        self._optimizer.lr = self._rate()
+        parameters = self._feeds(now)
         others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
         loss, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
-        factor = self._factor(loss, count)
-        gradients = {k: g * factor for k, g in self._trained.gradients(found).items()}
-        self._adam.step(self._trained.values, gradients)
+        self._state.add_loss(self._objective.score(loss, count))
+        slope = np.float32(self._objective.slope(loss, count))
+        gradients = {k: g * slope for k, g in self._trained.gradients(found, now).items()}
+        self._optimizer.step(self._trained.values, gradients)
         self._trained.project()
 
-    def _factor(self, loss: float, count: int) -> np.float32:
-        """The derivative of the RMSE by the loss: 1 / (2 * RMSE * samples)."""
-        return np.float32(1.0 / max(2.0 * relative_rmse(loss, count) * count, 1e-12))
+    def _rate(self) -> float:
+        """The learning rate of this step, relative to that of every group."""
+        state = self._state
+        epochs = RESTART_EPOCHS if self._restarts else max(1, state.epochs - state.since)
+        schedule = CosineRestarts(1.0, epochs * self._steps)
+        step = (state.epoch - state.since) * self._steps + state.step
+        if schedule.restarts_at(step):
+            self._optimizer.reset()
+        return state.rate * schedule.lr(step)
 
-    def _judge(self, epoch: int) -> None:
-        quantizers = self._trained.quantizers()
-        score = self._held_back.score(self._feeds(quantizers))
-        self._result.history.append(score)
-        if score < self._result.score:
-            self._result.quantizers, self._result.score = quantizers, score
-            self._result.epoch = epoch
+    def _judge_now(self, quantizers: Quantizers) -> Judgement:
+        return self._held_back.judge(self._feeds(quantizers))
+
+    def _judge(self) -> None:
+        quantizers, state = self._trained.quantizers(), self._state
+        self._judged = self._judge_now(quantizers)
+        state.history.append(self._judged.score)
+        if self._judged.score < self._result.score:
+            self._result.quantizers, self._result.score = quantizers, self._judged.score
+            self._result.epoch = state.epoch + 1
             if self._checkpoint is not None:
                 self._best = {k: v.copy() for k, v in self._trained.values.items()}
 
-    def _slow_down(self, epoch: int) -> None:
+    def _slow_down(self) -> None:
         """Begin again at a lower rate where nothing was won yet and much was lost."""
-        result = self._result
-        if result.improved or result.history[-1] <= MUCH_WORSE * result.start_score:
+        result, state = self._result, self._state
+        if result.improved or state.history[-1] <= MUCH_WORSE * result.start_score:
             return
         self._trained.load(self._first)
-        self._adam.reset()
-        self._rate *= SLOWER
-        self._since = epoch * self._steps
+        self._optimizer.reset()
+        state.rate *= SLOWER
+        state.since = state.epoch
+
+    def _plan_by_clock(self) -> None:
+        """After the first epoch, no more epochs than the clock allows: the rate falls in time."""
+        state, spent = self._state, time.monotonic() - self._began
+        if state.epoch == 1:
+            epoch = spent * self._train.positions / max(self._result.images, 1)
+            possible = max(1, int(self._budget.max_seconds / max(epoch, 1e-3)))
+            state.epochs = min(state.epochs, possible)
 
     def _text(self) -> str:
+        result, judged, state = self._result, self._judged, self._state
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        agreement = "" if judged.agreement is None else f", agreement {judged.agreement:.1f} %"
         return (
-            f"held-back error {self._result.score:.4f}, at the start {self._result.start_score:.4f}"
+            f"{result.unit} {state.loss:.4f}, held back {result.score:.4f} (start "
+            f"{result.start_score:.4f}){agreement}, {result.images / seconds:.0f} samples/s"
         )
 
-    def _save(self, epoch: int) -> None:
+    def _save(self) -> None:
+        self._saved = time.monotonic()
         if self._checkpoint is None:
             return
-        arrays = {
-            "epoch": np.array(epoch),
-            "best_epoch": np.array(self._result.epoch),
-            "score": np.array(self._result.score),
-            "history": np.array(self._result.history),
-            "rate": np.array([self._rate, self._since]),
-            **{f"value/{k}": v for k, v in self._trained.values.items()},
-            **{f"best/{k}": v for k, v in self._best.items()},
-            **{f"adam/{k}": v for k, v in self._adam.state().items()},
+        result = self._result
+        groups = {
+            "value": self._trained.values,
+            "best": self._best,
+            "optimizer": self._optimizer.state(),
+            "state": self._state.arrays(),
+            "result": {"score": np.array(result.score), "epoch": np.array(result.epoch)},
         }
-        self._checkpoint.save(arrays)
+        self._checkpoint.save(
+            {f"{g}/{k}": v for g, part in groups.items() for k, v in part.items()}
+        )
 
-    def _load(self) -> int:
-        """Put the saved state back; the number of epochs already done."""
+    def _load(self) -> None:
+        """Put the saved state back, where there is one."""
         arrays = self._checkpoint.load() if self._checkpoint else None
         if arrays is None:
-            return 0
+            return
         parts = _by_prefix(arrays)
-        rate, since = arrays["rate"].tolist()
-        self._rate, self._since = float(rate), int(since)
-        self._result.history = arrays["history"].tolist()
-        self._result.score = float(arrays["score"])
-        self._result.epoch = int(arrays["best_epoch"])
+        self._state.load(parts["state"])
+        self._result.score = float(parts["result"]["score"])
+        self._result.epoch = int(parts["result"]["epoch"])
         if "best" in parts:
             self._best = parts["best"]
             self._trained.load(self._best)
             self._result.quantizers = self._trained.quantizers()
         self._trained.load(parts["value"])
-        self._adam.load_state(parts.get("adam", {}))
-        return int(arrays["epoch"])
+        self._optimizer.load_state(parts.get("optimizer", {}))
 
 
-def _by_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    parts: dict[str, dict[str, np.ndarray]] = {}
+def _by_prefix(arrays: Arrays) -> dict[str, Arrays]:
+    parts: dict[str, Arrays] = {}
     for name, array in arrays.items():
-        prefix, slash, rest = name.partition("/")
-        if slash:
-            parts.setdefault(prefix, {})[rest] = array
+        prefix, _, rest = name.partition("/")
+        parts.setdefault(prefix, {})[rest] = array
     return parts

@@ -10,6 +10,8 @@ from onnx_ir import tape
 
 LOSS = "onnxq.loss"
 """Name of the loss output: a float32 scalar, the sum over the samples of a batch."""
+AGREES = "onnxq.agrees"
+"""Name of a classifier's second output: on how many samples the decision is the teacher's."""
 
 
 def target_name(logits: str) -> str:
@@ -17,43 +19,76 @@ def target_name(logits: str) -> str:
     return f"{logits}.target"
 
 
-def attach_loss(student: ir.Model, weights: Mapping[str, float]) -> ir.Model:
-    """A copy of the student with the loss as its only output.
+def attach_loss(
+    student: ir.Model, weights: Mapping[str, float], decision: str | None = None
+) -> ir.Model:
+    """A copy of the student with the loss as its output.
 
     loss = sum_k weight_k * sum (student_k - target_k)^2. A sum, not a mean, so that the
-    losses of the shards of a batch add up; `relative_rmse` makes FAT's RMSE of it.
+    losses of the shards of a batch add up.
 
     Args:
         student: the student; it isn't changed.
         weights: the factor of each compared tensor, by name.
+        decision: the tensor whose largest entry is the decision: agreement is an output too.
     """
     model = student.clone(deep_copy=False)
     graph = model.graph
     values = {v.name: v for node in graph for v in node.outputs}
     body = tape.Tape()
     terms: list[ir.Value] = []
+    decides: tuple[ir.Value, ir.Value] | None = None
     # Initializers, not Constant nodes, which a cut of the graph would take for tensors.
     two = _constant(graph, f"{LOSS}.two", 2.0)
     for name, weight in weights.items():
         value = values[name]
-        target = ir.val(target_name(name), ir.DataType.FLOAT, _free_shape(value))
+        target = ir.val(target_name(name), ir.DataType.FLOAT, free_shape(value))
         graph.inputs.append(target)
         squared = body.op("Pow", [body.op("Sub", [value, target]), two])
         total = body.op("ReduceSum", [squared], {"keepdims": 0})
         factor = _constant(graph, f"{LOSS}.weight.{name}", weight)
         terms.append(body.op("Mul", [total, factor]))
+        if name == decision:
+            decides = value, target
     total = terms[0]
     for term in terms[1:]:
         total = body.op("Add", [total, term])
-    total.name, total.type, total.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-    graph.extend(body.nodes)
-    graph.outputs.clear()
-    graph.outputs.append(total)
+    return finished(model, body, total, decides)
+
+
+def finished(
+    model: ir.Model,
+    body: tape.Tape,
+    loss: ir.Value,
+    decides: tuple[ir.Value, ir.Value] | None = None,
+) -> ir.Model:
+    """The model with the nodes of the tape and the loss as output, in place.
+
+    Args:
+        model: the copy of a student that the tape's nodes read.
+        body: its nodes.
+        loss: what they compute, a scalar.
+        decides: a classifier's logits and their target, (samples, classes): agreement is a
+            second output.
+    """
+    outputs = {LOSS: loss}
+    if decides is not None:
+        outputs[AGREES] = _agreement(body, *decides)
+    for name, value in outputs.items():
+        value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     for i, node in enumerate(body.nodes):
         node.name = f"{LOSS}.{i}"
         for output in node.outputs:
             output.name = output.name or f"{LOSS}.{i}.value"
+    model.graph.extend(body.nodes)
+    model.graph.outputs[:] = list(outputs.values())
     return model
+
+
+def _agreement(body: tape.Tape, logits: ir.Value, target: ir.Value) -> ir.Value:
+    decisions = [body.op("ArgMax", [value], {"axis": 1}) for value in (logits, target)]
+    equal = body.op("Cast", [body.op("Equal", decisions)], {"to": ir.DataType.FLOAT})
+    return body.op("ReduceSum", [equal], {"keepdims": 0})
 
 
 def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
@@ -62,11 +97,6 @@ def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
     return value
 
 
-def _free_shape(value: ir.Value) -> ir.Shape | None:
+def free_shape(value: ir.Value) -> ir.Shape | None:
     """A shape of the same rank with free dimensions: a size inferred may be one of several."""
     return None if value.shape is None else ir.Shape([None] * len(value.shape))
-
-
-def relative_rmse(loss: float, samples: int) -> float:
-    """FAT's loss, the root of the mean over samples: RMSE relative to the teacher's RMS."""
-    return float(np.sqrt(loss / max(samples, 1)))

@@ -7,11 +7,18 @@ copy. An optimizer's state is a flat dict of arrays, ready for an ``.npz`` check
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+
+
+Rates = Mapping[str, "float | np.ndarray"]
+"""The learning rate of each array relative to the optimizer's, by name."""
+
+ALL_EQUAL: Rates = MappingProxyType({})
 
 
 class Optimizer(Protocol):
@@ -42,12 +49,18 @@ class Adam:
         lr: step size.
         betas: decay of the two moments, b1 and b2.
         eps: keeps the division finite.
+        rates: of single arrays, relative to `lr`; 1 where nothing is said.
     """
 
     def __init__(
-        self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        rates: Rates = ALL_EQUAL,
     ) -> None:
         self.lr = lr
+        self.rates = rates
         self.betas = betas
         self.eps = eps
         self.reset()
@@ -75,7 +88,8 @@ class Adam:
             first += (1 - first_decay) * (gradient - first)
             second += (1 - second_decay) * (gradient * gradient - second)
             size = np.sqrt(second / second_bias) + self.eps
-            _subtract(parameters[name], self.lr / first_bias * first / size)
+            rate = self.lr * self.rates.get(name, 1.0)
+            _subtract(parameters[name], rate / first_bias * first / size)
 
     def state(self) -> Arrays:
         """The step count and the moments, as copies."""
@@ -95,10 +109,12 @@ class SGD:
     Args:
         lr: step size.
         momentum: mu, 0 for plain gradient descent.
+        rates: of single arrays, relative to `lr`; 1 where nothing is said.
     """
 
-    def __init__(self, lr: float = 1e-2, momentum: float = 0.9) -> None:
+    def __init__(self, lr: float = 1e-2, momentum: float = 0.9, rates: Rates = ALL_EQUAL) -> None:
         self.lr = lr
+        self.rates = rates
         self.momentum = momentum
         self.reset()
 
@@ -112,7 +128,8 @@ class SGD:
             velocity = self._velocity.setdefault(name, np.zeros_like(gradient))
             velocity *= self.momentum
             velocity += gradient
-            _subtract(parameters[name], self.lr * velocity)
+            rate = self.lr * self.rates.get(name, 1.0)
+            _subtract(parameters[name], rate * velocity)
 
     def state(self) -> Arrays:
         """The velocities, as copies."""

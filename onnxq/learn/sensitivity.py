@@ -11,13 +11,13 @@ squares: the tensors that cost most are set free until the rest costs little eno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.learn.held_back import HeldBack
-from onnxq.learn.loss import attach_loss
+from onnxq.learn.objective import Objective
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.rewrite.fake_quant import DOMAIN, call, function
@@ -59,7 +59,7 @@ class Sensitivity:
         model: the float model; it isn't changed.
         plan: its plan.
         quantizers: the ranges of the plan's tensors.
-        weights: the factor of each compared tensor in the loss.
+        objective: what the outputs are judged by.
         outputs: the teacher's outputs on the held-back samples.
     """
 
@@ -68,11 +68,11 @@ class Sensitivity:
         model: ir.Model,
         plan: Plan,
         quantizers: Quantizers,
-        weights: Mapping[str, float],
+        objective: Objective,
         outputs: TeacherOutputs,
     ) -> None:
         self._tensors = list(plan.tensors)
-        self._judge = HeldBack(attach_loss(gate_tensors(model, plan), weights), outputs)
+        self._judge = HeldBack(objective.attach(gate_tensors(model, plan)), outputs, objective)
         count = min(SAMPLES, outputs.positions)
         self._positions = np.linspace(0, outputs.positions - 1, count).astype(np.int64)
         self._limits: dict[str, np.ndarray] = {}

@@ -13,6 +13,7 @@ from onnxq.data.samples import Samples
 from onnxq.errors import DataError
 from onnxq.learn.loss import target_name
 from onnxq.learn.rows import Rows
+from onnxq.numerics.distributions import holds_decisions, look_like_probabilities
 from onnxq.session import Arrays, SessionPool
 
 MICRO_BATCH = 16
@@ -45,6 +46,7 @@ class TeacherOutputs:
 
     Attributes:
         inputs: names of the model's inputs.
+        decision: the name of a classifier's logits, the only compared tensor; None elsewhere.
 
     Raises:
         DataError: an output is NaN or infinite, so that nothing can be compared with it.
@@ -62,6 +64,7 @@ class TeacherOutputs:
         self.logits = list(logits)
         self.samples = samples
         self.folder = folder
+        self.decision: str | None = None
         self.inputs = frozenset(value.name for value in teacher.graph.inputs)
         self._group = samples.batch
         self._rows = Rows(folder, len(samples), self._group is not None, "the original's outputs")
@@ -89,6 +92,8 @@ class TeacherOutputs:
     def _store(self, outputs: Arrays) -> None:
         count = 1 if self._group else min(MICRO_BATCH, len(self.samples) - self.positions)
         found = {name: outputs[name].astype(np.float32, copy=False) for name in self.logits}
+        if not self.positions:
+            self.decision = _decision(found, self._group or count)
         for name, array in found.items():
             self._squares[name] += float(np.square(array, dtype=np.float64).sum())
         self._rows.append(found, count)
@@ -122,6 +127,14 @@ class TeacherOutputs:
     def targets(self, positions: np.ndarray) -> Arrays:
         """The values to match at the positions of one batch, by the loss graph's inputs."""
         return {target_name(name): rows for name, rows in self._rows.at(positions).items()}
+
+
+def _decision(outputs: Arrays, samples: int) -> str | None:
+    """The only tensor, where it holds logits of classes; a model's own probabilities are none."""
+    (name, rows), *others = outputs.items()
+    if others or not holds_decisions(rows.shape, samples):
+        return None
+    return None if look_like_probabilities(rows.reshape(samples, -1)) else name
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -49,7 +49,10 @@ class ThresholdScales:
 
     Attributes:
         values: alpha by key, float32; a scalar, or one per channel for weights.
+        units: the width or threshold that alpha = 1 stands for, by key.
     """
+
+    group = "thresholds"
 
     def __init__(
         self,
@@ -57,7 +60,6 @@ class ThresholdScales:
         start: Quantizers,
         extremes: Mapping[str, tuple[float, float]],
     ) -> None:
-        self._start = start
         self._tensors = plan.tensors
         self._layers = {s.weight: s for s in plan.layers.values() if s.codebook is None}
         self._bounds = {n: _full_range(s, *extremes[n]) for n, s in self._tensors.items()}
@@ -73,6 +75,11 @@ class ThresholdScales:
                 self.values[SHIFT + name] = np.asarray((left - low) / full, np.float32)
         for weight, largest in self._largest.items():
             self.values[WEIGHT + weight] = np.asarray(start.thresholds[weight] / largest)
+        self.units: dict[str, FloatArray | np.float32] = {
+            **{WIDTH + n: np.float32(full) for n, (_, full) in self._bounds.items()},
+            **{SHIFT + n: np.float32(full) for n, (_, full) in self._bounds.items()},
+            **{WEIGHT + w: largest for w, largest in self._largest.items()},
+        }
         self.project()
 
     def project(self) -> None:
@@ -115,8 +122,13 @@ class ThresholdScales:
         names = [n for spec in self._tensors.values() for n in limit_names(spec)]
         return names + list(self._layers)
 
-    def gradients(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """dL/d alpha by key, from dL/d limit and dL/d weight by the student's input name."""
+    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+        """dL/d alpha by key.
+
+        Args:
+            found: dL/d limit and dL/d weight by the student's input name.
+            now: the numbers that they were taken at.
+        """
         result: dict[str, np.ndarray] = {}
         for name, spec in self._tensors.items():
             full = self._bounds[name][1]
@@ -126,12 +138,11 @@ class ThresholdScales:
             result[WIDTH + name] = np.asarray(found[names[-1]] * factor, np.float32)
             if spec.kind == "asymmetric":
                 result[SHIFT + name] = np.asarray(found[names[0]] * full, np.float32)
-        thresholds = self._thresholds()
         for weight, layer in self._layers.items():
             gradient = weight_threshold_gradient(
                 found[weight],
-                self._start.weights[weight],
-                thresholds[weight],
+                now.weights[weight],
+                now.thresholds[weight],
                 layer.num_bits,
                 layer.axis,
             )

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
 from onnxq.learn.codebook_tables import CodebookTables
 from onnxq.learn.free_values import FreeValues
+from onnxq.learn.latent_weights import LatentWeights
+from onnxq.learn.step_sizes import StepSizes
 from onnxq.learn.threshold_scales import ThresholdScales
 from onnxq.numerics.bias_correction import shift_weight_gradient
-from onnxq.plan.spec import Plan
+from onnxq.numerics.qparams import FloatArray
+from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.rewrite.quantizers import Quantizers, bias_name, needs_bias
 
 Extremes = Mapping[str, tuple[float, float]]
+
+NONE_KNOWN: Mapping[str, int] = MappingProxyType({})
 
 
 class Part(Protocol):
     """Some trained values, what they mean, and their chain rule.
 
     Attributes:
+        group: the option of `learn` that asks for them; it has a learning rate of its own.
         values: float32 arrays by key, each in a unit in which one learning rate serves all.
+        units: what 1 of a value is in real units, by key.
     """
 
+    group: str
     values: dict[str, np.ndarray]
+    units: dict[str, FloatArray | np.float32]
 
     def project(self) -> None:
         """Put every value back into its bounds, in place."""
@@ -35,11 +45,17 @@ class Part(Protocol):
     def parameter_names(self) -> list[str]:
         """The student's inputs whose gradients are wanted."""
 
-    def gradients(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """dL/d value by key, from dL/d input by the name of the student's input."""
+    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+        """dL/d value by key, from dL/d input by the student's input, taken at these numbers."""
 
 
-def make_parts(learns: Set[str], plan: Plan, start: Quantizers, extremes: Extremes) -> list[Part]:
+def make_parts(
+    learns: Set[str],
+    plan: Plan,
+    start: Quantizers,
+    extremes: Extremes,
+    elements: Mapping[str, int] = NONE_KNOWN,
+) -> list[Part]:
     """The parts that the options of `learn` name; those without values are left out.
 
     Args:
@@ -47,17 +63,28 @@ def make_parts(learns: Set[str], plan: Plan, start: Quantizers, extremes: Extrem
         plan: the plan.
         start: the numbers to start from.
         extremes: (minimum, maximum) of each tensor by name, from the calibration.
+        elements: of each tensor in one sample, by name, where that is known.
     """
+    layers, floats = list(plan.layers.values()), list(plan.float_layers.values())
     parts: list[Part] = []
-    if learns & {"auto", "thresholds"}:
+    if "weights" in learns:
+        parts.append(LatentWeights(layers, start))
+        parts.append(FreeValues(start, [], _biased(layers), "weights"))
+    if "thresholds" in learns:
         parts.append(ThresholdScales(plan, start, extremes))
-    if learns & {"auto", "codebooks"}:
+    if "steps" in learns:
+        parts.append(StepSizes(plan, start, elements))
+    if "codebooks" in learns:
         parts.append(CodebookTables(plan, start))
-    floats = list(plan.float_layers.values()) if "float-layers" in learns else []
-    quantized = list(plan.layers.values()) if "biases" in learns else []
-    biases = [spec for spec in (*quantized, *floats) if needs_bias(spec)]
-    parts.append(FreeValues(start, floats, biases))
+    if "float-layers" in learns:
+        parts.append(FreeValues(start, floats, _biased(floats)))
+    if "biases" in learns and "weights" not in learns:
+        parts.append(FreeValues(start, [], _biased(layers), "biases"))
     return [part for part in parts if part.values]
+
+
+def _biased(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
+    return [spec for spec in layers if needs_bias(spec)]
 
 
 class Trained:
@@ -70,12 +97,14 @@ class Trained:
 
     Attributes:
         values: the arrays of the parts, by key.
+        groups: the option of `learn` that each belongs to, by key.
         names: the student's inputs whose gradients are wanted.
     """
 
     def __init__(self, parts: Sequence[Part], plan: Plan, start: Quantizers) -> None:
         self._parts, self._start = parts, start
         self.values = {key: value for part in parts for key, value in part.values.items()}
+        self.groups = {key: part.group for part in parts for key in part.values}
         names = dict.fromkeys(name for part in parts for name in part.parameter_names())
         self._corrected = [
             s for s in plan.layers.values() if s.name in start.means and s.weight in names
@@ -100,9 +129,30 @@ class Trained:
         for key, value in self.values.items():
             value[...] = values[key]
 
-    def gradients(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """dL/d value by key, with what flows through biases corrected for a weight's error."""
+    def real_rates(self) -> dict[str, FloatArray | float]:
+        """By key, the rate of a value for which plain gradient descent moves the real one at 1.
+
+        With real = unit * value, that is 1 / unit^2, times LSQ's factor for step sizes.
+        """
+        rates: dict[str, FloatArray | float] = {}
+        for part in self._parts:
+            damping = part.damping if isinstance(part, StepSizes) else {}
+            for key in part.values:
+                rate = damping.get(key, 1.0) / np.square(part.units[key], dtype=np.float64)
+                rates[key] = np.asarray(rate, np.float32)
+        return rates
+
+    def gradients(
+        self, found: Mapping[str, np.ndarray], now: Quantizers | None = None
+    ) -> dict[str, np.ndarray]:
+        """dL/d value by key, with what flows through biases corrected for a weight's error.
+
+        Args:
+            found: dL/d input by the student's input name.
+            now: the numbers that they were taken at; None means those of the values.
+        """
         total = dict(found)
+        now = now or self.quantizers()
         for spec in self._corrected:
             through_bias = shift_weight_gradient(
                 found[bias_name(spec)],
@@ -112,4 +162,4 @@ class Trained:
                 spec.channel_axis,
             )
             total[spec.weight] = total[spec.weight] + through_bias
-        return {k: g for part in self._parts for k, g in part.gradients(total).items()}
+        return {k: g for part in self._parts for k, g in part.gradients(total, now).items()}

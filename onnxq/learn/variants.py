@@ -15,7 +15,7 @@ from onnxq.data.samples import Samples
 from onnxq.errors import DataError
 from onnxq.learn.bias_correction import correct_biases
 from onnxq.learn.held_back import HeldBack
-from onnxq.learn.loss import attach_loss
+from onnxq.learn.objective import choose_objective
 from onnxq.learn.sensitivity import Sensitivity, error_limit
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.options import OFF
@@ -48,7 +48,6 @@ class Variant:
         model: the float model in that form, with the original's outputs.
         recipe: the options that it was made with.
         student: the student.
-        loss_model: the student with the loss attached.
         statistics: of the calibration.
         quantizers: the numbers.
         held_back: the judge.
@@ -64,7 +63,6 @@ class Variant:
     model: ir.Model
     recipe: Recipe
     student: Student
-    loss_model: ir.Model
     statistics: Mapping[str, TensorStatistics]
     quantizers: Quantizers
     held_back: HeldBack
@@ -82,6 +80,17 @@ class Variant:
     def extremes(self) -> dict[str, tuple[float, float]]:
         """(minimum, maximum) of each tensor."""
         return {name: (s.minimum, s.maximum) for name, s in self.statistics.items()}
+
+    def elements(self) -> dict[str, int]:
+        """Elements of each tensor in one sample, of those whose size is known."""
+        graph = self.model.graph
+        values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+        dims = {str(v.name): tuple(v.shape)[1:] for v in values if v.shape is not None}
+        return {
+            name: math.prod(d for d in sizes if isinstance(d, int))
+            for name, sizes in dims.items()
+            if all(isinstance(d, int) for d in sizes)
+        }
 
 
 class Variants:
@@ -107,7 +116,7 @@ class Variants:
     ) -> None:
         self._progress = progress or Silent()
         self._recipe, self._train, self._batch_size = recipe, train, batch_size
-        self._weights = train_outputs.weights()
+        self._objective = choose_objective(train_outputs, distil=False)
         self._held_back_outputs = held_back_outputs
 
     def make(self, name: str, model: ir.Model) -> Variant:
@@ -154,7 +163,7 @@ class Variants:
         if not variant.recipe.spare or variant.score <= limit or not plan.tensors:
             return variant
         sensitivity = Sensitivity(
-            variant.model, plan, variant.quantizers, self._weights, self._held_back_outputs
+            variant.model, plan, variant.quantizers, self._objective, self._held_back_outputs
         )
         self._progress.start("find the tensors that need more than 8 bits", len(plan.tensors))
         sensitivity.order(self._progress.at)
@@ -195,9 +204,9 @@ class Variants:
         spared: frozenset[str],
     ) -> Variant:
         student = build_student(model, plan)
-        loss_model = attach_loss(student.model, self._weights)
         quantizers = initial_quantizers(model, plan, statistics, recipe.calibration)
-        held_back = HeldBack(loss_model, self._held_back_outputs)
+        loss_model = self._objective.attach(student.model)
+        held_back = HeldBack(loss_model, self._held_back_outputs, self._objective)
         own_biases = None
         if recipe.bias_centroids is not None:
             own_biases = held_back.score(student_feeds(plan, quantizers, student.sources))
@@ -208,7 +217,6 @@ class Variants:
             model=model,
             recipe=recipe,
             student=student,
-            loss_model=loss_model,
             statistics=statistics,
             quantizers=quantizers,
             held_back=held_back,

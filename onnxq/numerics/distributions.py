@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 SMALLEST_PROBABILITY = 1e-12
@@ -56,6 +58,11 @@ def confidence_drop(
     rows = np.arange(len(teacher))
     drop: np.ndarray = np.exp(teacher[rows, decisions]) - np.exp(teacher[rows, other_decisions])
     return drop
+
+
+def holds_decisions(shape: tuple[int, ...], count: int) -> bool:
+    """Whether a tensor of `count` samples is (count, classes >= 2), with sizes of 1 behind."""
+    return shape[:1] == (count,) and len(shape) > 1 and 1 < shape[1] == math.prod(shape[1:])
 
 
 def look_like_probabilities(rows: np.ndarray) -> bool:

@@ -119,6 +119,15 @@ def fake_quant_weight(
     return dequantize_weight(quantize_weight(weight, scale, num_bits, axis), scale, axis)
 
 
+def inside_codes(
+    weight: FloatArray, threshold: FloatArray, num_bits: int, axis: int | None
+) -> npt.NDArray[np.bool_]:
+    """Which weights round to a code without being clipped, bool, the shape of `weight`."""
+    scale = weight_scale(threshold, num_bits)
+    limit = per_channel(scale, weight.ndim, axis) * np.float32(weight_quant_max(num_bits) + 0.5)
+    return np.abs(weight) <= limit
+
+
 def weight_threshold_gradient(
     gradient: FloatArray,
     weight: FloatArray,
@@ -144,8 +153,7 @@ def weight_threshold_gradient(
     """
     scale = weight_scale(threshold, num_bits)
     fake = fake_quant_weight(weight, scale, num_bits, axis)
-    limit = per_channel(scale, weight.ndim, axis) * np.float32(weight_quant_max(num_bits) + 0.5)
-    inside = np.abs(weight) <= limit
+    inside = inside_codes(weight, threshold, num_bits, axis)
     terms = gradient * (fake - np.where(inside, weight, np.float32(0)))
     total = terms.sum(axis=_other_axes(weight.ndim, axis), dtype=np.float64)
     return np.asarray(total / threshold, dtype=np.float32)

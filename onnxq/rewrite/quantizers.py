@@ -84,6 +84,22 @@ class Quantizers:
         """A copy whose biases are corrected with these mean inputs."""
         return replace(self, means=dict(means))
 
+    def with_corrections_kept(self, plan: Plan, sources: Mapping[str, str]) -> Quantizers:
+        """A copy whose biases hold their correction: weights may now move without it."""
+        scales = weight_scales(plan, self, sources)
+        biases = {
+            spec.name: corrected_bias(spec, self, fake_weight(spec, self, scales[spec.weight]))
+            for spec in plan.layers.values()
+            if spec.name in self.means
+        }
+        return replace(self.with_biases(biases), means={})
+
+    def with_weights_on_codes(self, plan: Plan, sources: Mapping[str, str]) -> Quantizers:
+        """A copy whose weights are what their codes stand for: the same codes, and no error."""
+        scales = weight_scales(plan, self, sources)
+        coded = [spec for spec in plan.layers.values() if spec.codebook is None]
+        return self.with_weights({s.weight: fake_weight(s, self, scales[s.weight]) for s in coded})
+
 
 def model_weights(
     model: ir.Model, plan: Plan

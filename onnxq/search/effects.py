@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxq.numerics.distributions import (
     confidence_drop,
+    holds_decisions,
     kl_divergence,
     log_probabilities,
     look_like_probabilities,
@@ -41,11 +42,9 @@ class Judge:
 
     def __init__(self, names: Sequence[str], outputs: Feeds, count: int) -> None:
         self._names = tuple(names)
-        shape = outputs[self._names[0]].shape
-        holds_classes = len(shape) > 1 and shape[1] > 1 and shape[0] * shape[1] == np.prod(shape)
-        decides = len(self._names) == 1 and shape[:1] == (count,) and holds_classes
-        self.measure: Measure = "kl" if decides else "error"
         first = outputs[self._names[0]]
+        decides = len(self._names) == 1 and holds_decisions(first.shape, count)
+        self.measure: Measure = "kl" if decides else "error"
         self._probabilities = decides and look_like_probabilities(first.reshape(count, -1))
 
     def sums(self, teacher: Feeds, student: Feeds) -> Floats:

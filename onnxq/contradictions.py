@@ -1,0 +1,80 @@
+"""Options that can't go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxq.errors import RecipeError
+from onnxq.options import listed
+
+if TYPE_CHECKING:
+    from onnxq.recipe import Recipe
+
+
+def check_contradictions(recipe: Recipe) -> None:
+    """Raises RecipeError where two options can't go together."""
+    learns = recipe.learn
+    if len(learns) > 1 and ("none" in learns or "auto" in learns):
+        alone = "none" if "none" in learns else "auto"
+        raise RecipeError(
+            f"The option 'learn' is {listed(learns)}; '{alone}' stands alone: remove it or the "
+            "others."
+        )
+    if "thresholds" in learns and "steps" in learns:
+        raise RecipeError(
+            "The options 'learn' = 'thresholds' and 'learn' = 'steps' contradict each other, since "
+            "both learn the same ranges; remove one of them."
+        )
+    if recipe.bias_centroids is not None and "weights" in learns:
+        raise RecipeError(
+            "The options 'learn' = 'weights' and 'bias_centroids' contradict each other, since "
+            "biases are learned with the weights and share no centroids then; remove one of them."
+        )
+    if recipe.bias_centroids is not None and "biases" in learns:
+        raise RecipeError(
+            "The options 'learn' = 'biases' and 'bias_centroids' contradict each other, since "
+            "biases that are learned one by one share no centroids; remove one of them."
+        )
+    if recipe.activation_bits is None and "thresholds" in learns:
+        raise RecipeError(
+            "The options 'learn' = 'thresholds' and 'activation_bits' = 'none' contradict each "
+            "other, since float activations have no thresholds; remove one of them."
+        )
+    if "codebooks" in learns and not _has_codebook(recipe):
+        raise RecipeError(
+            "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
+            "recipe or of some of its 'layers'."
+        )
+    _check_search(recipe)
+    if recipe.activation_bits is None and recipe.symmetric:
+        raise RecipeError(
+            "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
+            "float activations have no range; remove one of them."
+        )
+    if learns == ("none",):
+        for name in ("epochs", "lr"):
+            if getattr(recipe, name) is not None:
+                raise RecipeError(
+                    f"The options 'learn' = 'none' and '{name}' = '{getattr(recipe, name)}' "
+                    "contradict each other; remove one of them."
+                )
+
+
+def _check_search(recipe: Recipe) -> None:
+    """Raises RecipeError where a search has two goals, or nothing to search."""
+    if recipe.max_drop is not None and recipe.max_size is not None:
+        raise RecipeError(
+            "The options 'max_drop' and 'max_size' are two goals of one search; give one of them."
+        )
+    goal = "max_drop" if recipe.max_drop is not None else "max_size"
+    if recipe.searches and isinstance(recipe.codebook, int):
+        raise RecipeError(
+            f"The options 'codebook' = '{recipe.codebook}' and '{goal}' contradict each other, "
+            "since a search chooses the count of each layer; set 'codebook' to 'auto', or leave "
+            "it out."
+        )
+
+
+def _has_codebook(recipe: Recipe) -> bool:
+    stated = any(each.codebook is not None for each in recipe.layers)
+    return stated or recipe.searches or isinstance(recipe.codebook, int)

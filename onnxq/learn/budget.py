@@ -1,0 +1,77 @@
+"""How long, how fast and by which optimizer numbers are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnxq.learn.optimizer import SGD, Adam, Optimizer, Rates
+from onnxq.learn.trained import Trained
+from onnxq.options import Loss, OptimizerName
+
+ADAM_RATES: Mapping[str, float] = {
+    "thresholds": 0.002,
+    "steps": 0.002,
+    "weights": 0.002,
+    "codebooks": 0.002,
+    "float-layers": 0.002,
+    "biases": 0.002,
+}
+"""Per step, in units of a value: a share of a threshold, a step or a layer's typical weight."""
+SGD_RATE = 0.001
+"""In real units (DFQF)."""
+
+EPOCHS = 8
+"""Passes over the samples for thresholds, tables and float layers (FAT: 6 to 8)."""
+LONG_STEPS = 1500
+"""Steps that weights and step sizes take at least, however few the samples are."""
+LONG = frozenset({"weights", "steps"})
+"""What takes more than a few steps."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast to learn.
+
+    Attributes:
+        epochs: passes over the training slice, at most; None means the method's own number.
+        lr: learning rates by what is learned, or one for all; others have the defaults.
+        optimizer: Adam, or plain gradient descent with momentum 0.9, whose rates are real.
+        loss: what is brought closer, as in a recipe.
+        shard_size: samples in one session run; a batch has two shards.
+        max_seconds: the clock's limit.
+        seed: of the order of the samples.
+    """
+
+    epochs: int | None = None
+    lr: float | Mapping[str, float] | None = None
+    optimizer: OptimizerName = "adam"
+    loss: Loss = "auto"
+    shard_size: int = 16
+    max_seconds: float = 600.0
+    seed: int = 0
+
+    def passes(self, groups: frozenset[str], steps: int) -> int:
+        """Epochs to run, of so many steps each."""
+        if self.epochs is not None:
+            return self.epochs
+        return max(EPOCHS, -(-LONG_STEPS // steps)) if groups & LONG else EPOCHS
+
+    def distils(self, groups: frozenset[str]) -> bool:
+        """Whether a classifier's probabilities are matched, not its logits."""
+        return bool(groups & LONG) if self.loss == "auto" else self.loss == "distillation"
+
+    def rate(self, group: str) -> float:
+        """The learning rate of one option of `learn`."""
+        default = SGD_RATE if self.optimizer == "sgd" else ADAM_RATES[group]
+        if isinstance(self.lr, Mapping):
+            return self.lr.get(group, default)
+        return default if self.lr is None else self.lr
+
+    def make_optimizer(self, trained: Trained) -> Optimizer:
+        """An optimizer whose `lr` is 1 at the full rate of every group."""
+        rates = {key: self.rate(group) for key, group in trained.groups.items()}
+        if self.optimizer == "adam":
+            return Adam(1.0, rates=rates)
+        real: Rates = {key: rates[key] * unit for key, unit in trained.real_rates().items()}
+        return SGD(1.0, rates=real)

@@ -1,0 +1,130 @@
+"""Learned step sizes: the range of every activation and the scale of every weight, unbounded.
+
+Esser et al., "Learned Step Size Quantization", 2020 (LSQ), and Li et al., DFQF, 2020, equations
+10 and 11, with a step that can't turn negative:
+
+    step = step_0 exp(v),   dL/dv = step dL/dstep
+
+| quantizer | trained | meaning |
+|---|---|---|
+| weights, one step or one per channel | v | T = T_0 exp(v), step = T / (2^(n-1) - 1) |
+| unsigned or symmetric tensor | v | width = width_0 exp(v) |
+| asymmetric tensor | v, u | width likewise, left = left_0 + u width_0, left <= 0 <= left + width |
+
+LSQ divides the gradient of a step by sqrt(N Q_max), N the weights that share it, or the elements
+of one sample: a step then moves as fast as the weights do, in relation to its size. Plain gradient
+descent needs that factor (`damping`); Adam would take it out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxq.numerics.qparams import (
+    FloatArray,
+    quant_max,
+    weight_quant_max,
+    weight_threshold_gradient,
+)
+from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
+from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, limit_names
+
+STEP, LEFT, WEIGHT_STEP = "step:", "left:", "weight-step:"
+
+
+class StepSizes:
+    """The trained step sizes of a plan, and their chain rule.
+
+    Args:
+        plan: the plan.
+        start: the numbers to start from.
+        elements: of each tensor in one sample, by name; 1 where it isn't known.
+
+    Attributes:
+        values: v and u by key, float32, zero at the start.
+        units: step_0 by key, the change of a step per change of its value, at the start.
+        damping: LSQ's factor by key.
+    """
+
+    group = "steps"
+
+    def __init__(self, plan: Plan, start: Quantizers, elements: Mapping[str, int]) -> None:
+        self._tensors = plan.tensors
+        self._layers = {s.weight: s for s in plan.layers.values() if s.codebook is None}
+        widths = {n: max(start.ranges[n][1], SMALLEST_WIDTH) for n in self._tensors}
+        self._ranges = {n: (start.ranges[n][0], width) for n, width in widths.items()}
+        self._thresholds = {w: start.thresholds[w] for w in self._layers}
+        self.damping: dict[str, float] = {}
+        self.values: dict[str, np.ndarray] = {}
+        self.units: dict[str, FloatArray | np.float32] = {}
+        for name, spec in self._tensors.items():
+            self._add(STEP + name, np.float32(widths[name]), spec, elements.get(name, 1))
+            if spec.kind == "asymmetric":
+                self._add(LEFT + name, np.float32(widths[name]), spec, elements.get(name, 1))
+        for weight, layer in self._layers.items():
+            shared = layer.parameters // max(self._thresholds[weight].size, 1)
+            self._add(WEIGHT_STEP + weight, self._thresholds[weight], layer, shared)
+
+    def _add(
+        self, key: str, full: FloatArray | np.float32, spec: TensorSpec | LayerSpec, shared: int
+    ) -> None:
+        weight = isinstance(spec, LayerSpec)
+        largest = weight_quant_max(spec.num_bits) if weight else quant_max(spec.num_bits)
+        self.values[key] = np.zeros(np.shape(full), np.float32)
+        self.units[key] = np.asarray(full / np.float32(largest), np.float32)
+        self.damping[key] = float(1 / np.sqrt(max(shared, 1) * largest))
+
+    def project(self) -> None:
+        """Keep zero inside every asymmetric range, in place."""
+        for name, spec in self._tensors.items():
+            if spec.kind == "asymmetric":
+                left, full = self._ranges[name]
+                width = full * float(np.exp(self.values[STEP + name]))
+                shift = self.values[LEFT + name]
+                np.clip(shift, (-width - left) / full, -left / full, out=shift)
+
+    def quantizers(self, base: Quantizers) -> Quantizers:
+        """The numbers with the ranges and thresholds that the values stand for."""
+        ranges = {name: self._range(spec) for name, spec in self._tensors.items()}
+        thresholds = {
+            weight: np.asarray(start * np.exp(self.values[WEIGHT_STEP + weight]), np.float32)
+            for weight, start in self._thresholds.items()
+        }
+        return base.with_ranges(ranges).with_thresholds(thresholds)
+
+    def _range(self, spec: TensorSpec) -> Range:
+        left, full = self._ranges[spec.name]
+        width = full * float(np.exp(self.values[STEP + spec.name]))
+        if spec.kind == "asymmetric":
+            return left + full * float(self.values[LEFT + spec.name]), width
+        return (0.0 if spec.kind == "positive" else -width / 2), width
+
+    def parameter_names(self) -> list[str]:
+        """The student's inputs whose gradients are wanted."""
+        names = [n for spec in self._tensors.values() for n in limit_names(spec)]
+        return names + list(self._layers)
+
+    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+        """dL/dv and dL/du by key; LSQ's factor is left to the optimizer.
+
+        Args:
+            found: dL/d limit and dL/d weight by the student's input name.
+            now: the numbers that they were taken at.
+        """
+        result: dict[str, np.ndarray] = {}
+        for name, spec in self._tensors.items():
+            names = limit_names(spec)
+            # A symmetric threshold is half the width.
+            reach = now.ranges[name][1] / (2 if spec.kind == "symmetric" else 1)
+            result[STEP + name] = found[names[-1]] * reach
+            if spec.kind == "asymmetric":
+                result[LEFT + name] = found[names[0]] * self._ranges[name][1]
+        for weight, layer in self._layers.items():
+            threshold = now.thresholds[weight]
+            slope = weight_threshold_gradient(
+                found[weight], now.weights[weight], threshold, layer.num_bits, layer.axis
+            )
+            result[WEIGHT_STEP + weight] = slope * threshold
+        return {key: np.asarray(slope, np.float32) for key, slope in result.items()}
