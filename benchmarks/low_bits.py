@@ -1,6 +1,6 @@
-"""Low bits: accuracy, size and latency on real models.
+"""Low bits: each method on top of the ones before it, on real models.
 
-    python benchmarks/low_bits.py [SUBJECT ...] [--widths 8/8,4/8] [--out FILE]
+    python benchmarks/low_bits.py CASE ... [--stages nearest,auto] [--seeds 0,1,2] [--out FILE]
 
 Everything is chosen with unlabelled images; labels are read by `evaluate` afterwards.
 """
@@ -8,7 +8,9 @@ Everything is chosen with unlabelled images; labels are read by `evaluate` after
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,51 +20,97 @@ from models import ASSETS, Subject, measured, subjects
 from onnxq import Recipe
 
 HEADER = (
-    "| model | weights | activations | top-1 | drop (± s.e.) | agreement | SQNR dB | file | "
-    "latency | integer layers |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| model | bits | samples | stage | seed | top-1 | drop (± s.e.) | agreement | SQNR dB | "
+    "file | CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
+PLAIN = {"equalize": False, "bias_correction": False, "learn": ("none",)}
+STAGES: dict[str, dict[str, object]] = {
+    "nearest": {**PLAIN, "calibration": "max"},
+    "clip": PLAIN,
+    "equalization": {"learn": ("none",)},
+    "thresholds": {"learn": ("thresholds",)},
+    "rounding": {"learn": ("rounding",)},
+    "steps + weights": {"learn": ("steps", "weights")},
+    "weights": {"learn": ("weights",)},
+    "steps": {"learn": ("steps",)},
+    "auto": {},
+}
+"""What each stage changes in the recipe of a case."""
 
-def row(subject: Subject, widths: str, options: argparse.Namespace) -> str:
+
+@dataclass(frozen=True)
+class Case:
+    """A model at some widths, learned on so many samples."""
+
+    subject: str
+    bits: tuple[int, int]
+    samples: int
+    max_minutes: float = 30.0
+
+
+CASES = {
+    "resnet20-w4a8": Case("resnet20", (4, 8), 512),
+    "resnet20-w3a8": Case("resnet20", (3, 8), 512),
+    "resnet20-w2a8": Case("resnet20", (2, 8), 10_000),
+    "resnet20-w4a4": Case("resnet20", (4, 4), 10_000),
+    "resnet20-w3a3": Case("resnet20", (3, 3), 10_000),
+    "shufflenet-w4a8": Case("shufflenet", (4, 8), 2_048),
+    "shufflenet-w6a6": Case("shufflenet", (6, 6), 2_048),
+    "mobilenet-w4a8": Case("mobilenet", (4, 8), 1_500),
+    "darknet-w8a8": Case("darknet", (8, 8), 1_500),
+    "darknet-w4a8": Case("darknet", (4, 8), 1_500),
+}
+
+
+def row(case: Case, subject: Subject, stage: str, seed: int) -> str:
     """Compress, evaluate, and write a line of the table."""
-    weight_bits, activation_bits = widths.split("/")
+    weight_bits, activation_bits = case.bits
     recipe = Recipe(
-        weight_bits=int(weight_bits),
-        activation_bits=int(activation_bits),
-        samples=options.samples,
-        max_minutes=options.max_minutes,
-        spare=options.spare,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        samples=case.samples,
+        max_minutes=case.max_minutes,
+        spare=False,
+        seed=seed,
     )
-    result, found, _ = measured(subject, recipe)
-    figures = result.figures
-    for note in figures.notes:
-        print(f"{widths}: {note}", file=sys.stderr)
+    before = _cpu_seconds()
+    result, found, _ = measured(subject, replace(recipe, **STAGES[stage]))  # type: ignore[arg-type]
+    seconds = _cpu_seconds() - before
+    for note in result.figures.notes:
+        print(f"{subject.title} W{weight_bits}A{activation_bits}, {stage}: {note}", file=sys.stderr)
     return (
-        f"| {subject.title} | {weight_bits} | {activation_bits} | {found.top1:.2f} | "
-        f"{found.drop:.2f} ± {found.drop_error:.2f} | {found.agreement:.2f} | "
-        f"{next(iter(found.sqnr_db.values())):.1f} | {figures.ratio:.3f} | "
-        f"{figures.latency_ratio:.2f} | {figures.integer_layers} of {figures.layers} |"
+        f"| {subject.title} | W{weight_bits}A{activation_bits} | {case.samples} | {stage} | "
+        f"{seed} | {found.top1:.2f} | {found.drop:.2f} ± {found.drop_error:.2f} | "
+        f"{found.agreement:.2f} | {next(iter(found.sqnr_db.values())):.1f} | "
+        f"{result.figures.ratio:.3f} | {seconds:.0f} |"
     )
+
+
+def _cpu_seconds() -> float:
+    """Of this process: user and system; the evaluation, some seconds, is in it."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
     """Print the table, and write it to a file where one is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=["resnet20"], help="subjects")
+    parser.add_argument("cases", nargs="+", choices=list(CASES))
     parser.add_argument("--assets", type=Path, default=ASSETS)
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--widths", default="8/8,4/8,3/8,4/4", help="weights/activations")
-    parser.add_argument("--spare", action=argparse.BooleanOptionalAction, default=False)
-    parser.add_argument("--max-minutes", type=float, default=10.0)
+    parser.add_argument("--stages", default="nearest,clip,equalization,rounding,auto")
+    parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found = subjects(options.assets)
     lines = [HEADER]
     print(HEADER, flush=True)
-    for name in options.names:
-        for widths in options.widths.split(","):
-            lines.append(row(found[name], widths, options))
-            print(lines[-1], flush=True)
+    for name in options.cases:
+        for stage in options.stages.split(","):
+            for seed in options.seeds.split(","):
+                case = CASES[name]
+                lines.append(row(case, found[case.subject], stage, int(seed)))
+                print(lines[-1], flush=True)
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
 

@@ -15,7 +15,7 @@ Learn = Literal[
     "none", "thresholds", "steps", "weights", "codebooks", "float-layers", "biases", "auto"
 ]
 Target = Literal["cpu", "cpu-avx2"]
-Loss = Literal["auto", "outputs", "distillation"]
+Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
 
 AUTO = "auto"

@@ -129,7 +129,7 @@ class Recipe:
             method's own.
         optimizer: Adam, or gradient descent with momentum.
         loss: what is brought closer: the outputs, or a classifier's probabilities
-            (distillation); auto takes the latter for a classifier's weights and step sizes.
+            (distillation).
         exclude: globs of node names or op types that stay float.
         target: what the export is for.
         max_drop: search settings per layer for the smallest model whose estimated drop is at
@@ -161,7 +161,7 @@ class Recipe:
     max_minutes: float = 10.0
     lr: float | dict[str, float] | None = None
     optimizer: OptimizerName = "adam"
-    loss: Loss = "auto"
+    loss: Loss = "outputs"
     exclude: tuple[str, ...] = ()
     target: Target = "cpu"
     max_drop: float | None = None

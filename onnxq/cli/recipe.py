@@ -224,7 +224,7 @@ recipe_options = apply_all(
         "--loss",
         text="What is brought closer to the original: the outputs, or a classifier's probabilities "
         "(distillation).",
-        default="distillation for weights and steps, else outputs",
+        default=_DEFAULT.loss,
         type=_choice("loss"),
     ),
     _exclude,

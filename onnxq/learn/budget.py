@@ -46,7 +46,7 @@ class Budget:
     epochs: int | None = None
     lr: float | Mapping[str, float] | None = None
     optimizer: OptimizerName = "adam"
-    loss: Loss = "auto"
+    loss: Loss = "outputs"
     shard_size: int = 16
     max_seconds: float = 600.0
     seed: int = 0
@@ -57,9 +57,12 @@ class Budget:
             return self.epochs
         return max(EPOCHS, -(-LONG_STEPS // steps)) if groups & LONG else EPOCHS
 
-    def distils(self, groups: frozenset[str]) -> bool:
-        """Whether a classifier's probabilities are matched, not its logits."""
-        return bool(groups & LONG) if self.loss == "auto" else self.loss == "distillation"
+    def distils(self) -> bool:
+        """Whether a classifier's probabilities are matched, not its logits.
+
+        Logits say more: where the original is sure, all but one of its probabilities are 0.
+        """
+        return self.loss == "distillation"
 
     def rate(self, group: str) -> float:
         """The learning rate of one option of `learn`."""

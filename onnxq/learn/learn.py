@@ -65,7 +65,7 @@ def learn(
     if not parts:
         return kept
     trained = Trained(parts, plan, start)
-    objective = choose_objective(train, distil=budget.distils(wanted))
+    objective = choose_objective(train, distil=budget.distils())
     loss_model = _sized(objective.attach(variant.student.model), train)
     refused = ungradable_nodes(loss_model, trained.names)
     if refused:

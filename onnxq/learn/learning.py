@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -148,7 +149,8 @@ class Learning:
         size = SHARDS * self._budget.shard_size
         for shards in self._batches():
             done = min(positions, (state.step + 1) * size)
-            self._step(shards, done - state.step * size)
+            if not self._step(shards, done - state.step * size):
+                break
             state.step += 1
             self._result.images += done - (state.step - 1) * size
             if self._late():
@@ -166,17 +168,21 @@ class Learning:
         while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
             yield shards
 
-    def _step(self, shards: list[Arrays], count: int) -> None:
+    def _step(self, shards: list[Arrays], count: int) -> bool:
+        """Move the values by one batch, unless its loss is not finite."""
         now = self._trained.quantizers()
         self._optimizer.lr = self._rate()
         parameters = self._feeds(now)
         others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
         loss, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
         self._state.add_loss(self._objective.score(loss, count))
+        if not math.isfinite(loss):
+            return False
         slope = np.float32(self._objective.slope(loss, count))
         gradients = {k: g * slope for k, g in self._trained.gradients(found, now).items()}
         self._optimizer.step(self._trained.values, gradients)
         self._trained.project()
+        return True
 
     def _rate(self) -> float:
         """The learning rate of this step, relative to that of every group."""
@@ -204,8 +210,10 @@ class Learning:
     def _slow_down(self) -> None:
         """Begin again at a lower rate where nothing was won yet and much was lost."""
         result, state = self._result, self._state
-        if result.improved or state.history[-1] <= MUCH_WORSE * result.start_score:
+        much_worse = state.history[-1] > MUCH_WORSE * result.start_score and not result.improved
+        if math.isfinite(state.loss) and math.isfinite(state.history[-1]) and not much_worse:
             return
+        state.loss = math.nan
         self._trained.load(self._first)
         self._optimizer.reset()
         state.rate *= SLOWER

@@ -37,7 +37,8 @@ class State:
 
     def add_loss(self, loss: float) -> None:
         """Take in the loss of one step."""
-        self.loss = loss if np.isnan(self.loss) else DECAY * self.loss + (1 - DECAY) * loss
+        first = self.step == 0 or np.isnan(self.loss)
+        self.loss = loss if first else DECAY * self.loss + (1 - DECAY) * loss
 
     def arrays(self) -> Arrays:
         """All of it, for a checkpoint."""

@@ -31,6 +31,9 @@ from onnxq.numerics.qparams import (
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, limit_names
 
+FURTHEST = 4.0
+"""A step changes by a factor of exp(4) at most: far more than any quantizer needs."""
+
 STEP, LEFT, WEIGHT_STEP = "step:", "left:", "weight-step:"
 
 
@@ -77,7 +80,10 @@ class StepSizes:
         self.damping[key] = float(1 / np.sqrt(max(shared, 1) * largest))
 
     def project(self) -> None:
-        """Keep zero inside every asymmetric range, in place."""
+        """Keep steps within bounds and zero inside every asymmetric range, in place."""
+        for key, value in self.values.items():
+            if not key.startswith(LEFT):
+                np.clip(value, -FURTHEST, FURTHEST, out=value)
         for name, spec in self._tensors.items():
             if spec.kind == "asymmetric":
                 left, full = self._ranges[name]
