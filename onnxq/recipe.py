@@ -227,7 +227,7 @@ class Recipe:
 
     def to_json(self) -> str:
         """The recipe as one line of JSON, every option spelt out, keys sorted."""
-        return json.dumps(_to_fields(self), sort_keys=True)
+        return json.dumps(_to_fields(self), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:

@@ -14,7 +14,7 @@ from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.export.save import add_metadata, model_bytes
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
@@ -240,7 +240,7 @@ class Run:
         """The deployable model and its figures, with both in its metadata."""
         plan = variant.student.plan
         variant.held_back.release()
-        model = Lowering(variant.student, variant.quantizers).run()
+        model = export(variant.student, variant.quantizers)
         student = partial(bake, variant.student, variant.quantizers)
         exported = Exported(self._path, self._normalised.model, student, model, plan)
         figures = verify(exported, self.held_back, self._shard, self._progress)

@@ -135,6 +135,9 @@ def image_graph(body: str, result: str = "float[N, 5] y", **more: np.ndarray) ->
     )
 
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
 def images(count: int = 16, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 1, (count, 3, 8, 8)).astype(np.float32)
 
@@ -171,6 +174,18 @@ def run(model: ir.Model, feeds: Arrays, *, optimise: bool = False) -> Arrays:
     session = open_session(model, optimise=optimise)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def tables(model: ir.Model) -> dict[str, np.ndarray]:
+    """The centroids of each layer whose weights are looked up, by the layer's name."""
+    found = {}
+    for node in model.graph:
+        value = node.inputs[1] if node.op_type in WEIGHTED else None
+        while value is not None and (writer := value.producer()) is not None:
+            value = writer.inputs[0]
+            if writer.op_type == "Gather":
+                found[str(node.name)] = value.const_value.numpy()
+    return found
 
 
 def serialised(model: ir.Model) -> bytes:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+CODES = ".codes"
+"""Suffix of the integer form of a tensor, weight or bias."""
+SCALE = ".scale"
+"""Suffix of its scale."""
+
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer of the graph."""

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.export.constants import CODES
 from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.packing import Field, fields, pack
 
@@ -40,8 +41,7 @@ def add_lookup(graph: ir.Graph, name: str, codebook: Codebook) -> ir.Value:
     for more in digits[1:]:
         index = writer.add("Add", [index, more])
     result = writer.add("Gather", [table, index])
-    # What the optimiser folds keeps this name: the layer is found again by it.
-    result.name = f"{name}.codes"
+    result.name = f"{name}{CODES}"
     graph.insert_before(graph[0], writer.nodes)
     return result
 

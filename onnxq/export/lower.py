@@ -11,20 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import add_constant
+from onnxq.export.constants import CODES, SCALE, add_constant
 from onnxq.export.weights import lower_weights
 from onnxq.numerics.qparams import quant_max
-from onnxq.plan.spec import Plan, TensorSpec
+from onnxq.plan.spec import CODE_BITS, Plan, TensorSpec
 from onnxq.rewrite.fake_quant import DOMAIN, parse_function_name
 from onnxq.rewrite.quantizers import Quantizers, limit_names, tensor_qparams
 from onnxq.rewrite.student import Student
 
-CODES = ".codes"
-"""Suffix of the integer form of a tensor."""
 WIDE = ".wide"
 """Suffix of codes that are not yet within those of less than 8 bits."""
-CODE_BITS = 8
-"""QuantizeLinear clips codes of so many bits by itself."""
 
 
 @dataclass
@@ -82,7 +78,9 @@ class Lowering:
         if source in self._codes:
             source = self._dequantized(self._codes[source])
         scale, zero_point = tensor_qparams(spec, self._quantizers.ranges[spec.name])
-        scale_value = add_constant(self._graph, f"{spec.name}.scale", np.asarray(scale, np.float32))
+        scale_value = add_constant(
+            self._graph, f"{spec.name}{SCALE}", np.asarray(scale, np.float32)
+        )
         zero_value = add_constant(
             self._graph, f"{spec.name}.zero_point", np.asarray(zero_point, np.uint8)
         )
@@ -93,6 +91,7 @@ class Lowering:
         codes.name, codes.shape = spec.name + CODES, result.shape
         codes.type = ir.TensorType(ir.DataType.UINT8)
         self._graph.insert_before(node, quantize)
+        # QuantizeLinear clips codes of 8 bits by itself.
         if spec.num_bits < CODE_BITS:
             codes = self._clip(codes, spec, node)
         self._codes[result] = Codes(codes, scale_value, zero_value, str(result.name))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import add_constant
+from onnxq.export.constants import CODES, SCALE, add_constant
 from onnxq.export.lookup import add_lookup
 from onnxq.numerics.codebook import Codebook, uniform_codebook
 from onnxq.numerics.qparams import (
@@ -37,7 +37,7 @@ from onnxq.rewrite.quantizers import (
 )
 from onnxq.rewrite.student import Student, fix_inputs
 
-EXPAND_BYTES = 200
+EXPAND_BYTES = 60
 """Bytes of an Expand with its constants, about."""
 
 MOST_CENTROIDS = 256
@@ -64,7 +64,7 @@ def lower_weights(model: ir.Model, student: Student, quantizers: Quantizers) -> 
     for spec in layers:
         if spec.weight not in scale_values:
             scale = scales[spec.weight]
-            scale_values[spec.weight] = add_constant(graph, f"{spec.weight}.scale", scale)
+            scale_values[spec.weight] = add_constant(graph, f"{spec.weight}{SCALE}", scale)
             real = _lower_weight(graph, spec, quantizers, scale, scale_values[spec.weight])
             _replace_input(graph, inputs[spec.weight], real)
         if needs_bias(spec):
@@ -84,7 +84,7 @@ def _lower_weight(
         if spec.packed:
             stored = add_lookup(graph, spec.weight, uniform_codebook(codes, spec.num_bits, scale))
         else:
-            stored = add_constant(graph, f"{spec.weight}.codes", codes)
+            stored = add_constant(graph, f"{spec.weight}{CODES}", codes)
     if spec.compute == "integer":
         zero = add_constant(graph, f"{spec.weight}.zero_point", np.zeros(scale.shape, np.int8))
         return _dequantize(graph, [stored, value, zero], spec.axis, spec.weight)
@@ -113,13 +113,21 @@ def _lower_bias(
     bias = corrected_bias(spec, quantizers, fake_weight(spec, quantizers, scale))
     if spec.compute == "weight-only":
         return _real_bias(graph, name, bias)
-    source = input_scale(student.plan, quantizers, student.sources[spec.name])
-    grid = bias_scale(source, scale)
+    source = student.sources[spec.name]
+    grid = bias_scale(input_scale(student.plan, quantizers, source), scale)
     codes = quantize_bias(bias, grid)
-    stored = add_constant(graph, f"{name}.codes", codes.reshape(-1))
-    grid_value = add_constant(graph, f"{name}.scale", grid)
+    stored = add_constant(graph, f"{name}{CODES}", codes.reshape(-1))
     axis = 0 if spec.axis is not None else None
-    return _dequantize(graph, [stored, grid_value], axis, name)
+    return _dequantize(graph, [stored, _bias_scale(graph, spec, source)], axis, name)
+
+
+def _bias_scale(graph: ir.Graph, spec: LayerSpec, source: str) -> ir.Value:
+    """s_in * s_w, computed when a session starts: a node is smaller than a number per channel."""
+    scales = [graph.initializers[f"{name}{SCALE}"] for name in (source, spec.weight)]
+    node = ir.node("Mul", scales, name=f"{bias_name(spec)}.rescale")
+    node.outputs[0].name = f"{bias_name(spec)}{SCALE}"
+    graph.insert_before(graph[0], node)
+    return node.outputs[0]
 
 
 def _real_bias(graph: ir.Graph, name: str, bias: FloatArray) -> ir.Value:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from onnxq.numerics.packing import fields, packed_bytes
 from onnxq.numerics.qparams import weight_quant_max
+from onnxq.plan.spec import CODE_BITS
 
-LOOKUP_BYTES, FIELD_BYTES = 60, 280
+LOOKUP_BYTES, FIELD_BYTES = 20, 230
 """Bytes of a lookup's nodes and constants, about: of itself, and for each field of its indices."""
-
-CODE_BITS = 8
-"""Codes of so many bits are bytes already."""
 
 WORTH = 0.01
 """Share of the codes' bytes that float centroids may take beyond them."""

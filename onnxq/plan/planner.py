@@ -9,13 +9,13 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
-from onnxq.plan.codebooks import CODE_BITS, codebook_refusal, packing_refusal
+from onnxq.plan.codebooks import codebook_refusal, packing_refusal
 from onnxq.plan.first_last import WIDE, first_and_last, for_first_and_last, wide_tensors
 from onnxq.plan.float_layers import EXCLUDED, retrained_layers
 from onnxq.plan.layers import Layer, find_layers, spec_of
 from onnxq.plan.operators import never_negative
 from onnxq.plan.regions import Regions, Site
-from onnxq.plan.spec import SATURATION_BITS, Compute, LayerSpec, Plan, TensorSpec
+from onnxq.plan.spec import CODE_BITS, SATURATION_BITS, Compute, LayerSpec, Plan, TensorSpec
 from onnxq.recipe import LayerOverride, Recipe, nearest_name
 
 

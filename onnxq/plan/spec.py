@@ -7,6 +7,9 @@ from typing import Literal
 
 from onnxq.numerics.qparams import weight_quant_max
 
+CODE_BITS = 8
+"""Codes of so many bits are bytes already."""
+
 SATURATION_BITS = 7
 """Codes of so many bits never saturate the sums of x86 without VNNI."""
 
@@ -52,6 +55,11 @@ class LayerSpec:
     codebook: int | None = None
     refusal: str = ""
     packed: bool = False
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the file holds codes of fewer bits than their tensor has."""
+        return self.codebook is None and not self.packed and self.num_bits < CODE_BITS
 
     @property
     def centroid_max(self) -> int:

@@ -165,8 +165,8 @@ def _compressed(opened: OpenedModel) -> Inspection:
 
 def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
     """The layers of a file that onnxq wrote."""
-    weight_only = {} if figures is None else figures.weight_only
-    left_alone = {} if figures is None else figures.left_alone
+    figures = figures or Figures(0, 0)
+    weight_only, left_alone = figures.weight_only, figures.left_alone
     rows = []
     for node in model.graph:
         if node.op_type not in WEIGHT_OPERATORS or len(node.inputs) < 2:
@@ -178,7 +178,8 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
             continue
         reason = weight_only.get(name, "")
         compute = "weight-only" if reason else "integer"
-        count, size, bits = stored.parameters, stored.size, stored.num_bits
+        count, size = stored.parameters, stored.size
+        bits = figures.narrow.get(name, stored.num_bits)
         sizes = 4 * count, size
         rows.append(
             LayerRow(name, node.op_type, count, *sizes, bits, compute, reason, stored.codebook)

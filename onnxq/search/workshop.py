@@ -8,7 +8,7 @@ from itertools import tee
 
 import numpy as np
 
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.export.save import model_bytes
 from onnxq.learn.loss import target_name
 from onnxq.learn.teacher import MICRO_BATCH, expose
@@ -82,7 +82,7 @@ class ModelWorkshop:
 
     def size(self, variant: Variant, settings: Sequence[Setting]) -> int:
         """Bytes of the file of a variant that `build` gave."""
-        model = Lowering(variant.student, variant.quantizers).run()
+        model = export(variant.student, variant.quantizers)
         return model_bytes(model) + self._metadata + len(self.recipe(settings).to_json())
 
 

@@ -35,6 +35,8 @@ class Figures:
         shipped_before: bytes of the original as it is shipped compressed (deflate).
         shipped_after: bytes of the exported file as it is shipped compressed.
         codebooks: number of centroids by name of the layers whose weights are a codebook.
+        narrow: width of a weight's codes by name of the layers that hold codes of fewer bits than
+            their tensor has: 8, or 4 where it is of type INT4.
         integer_layers: number of layers that run on integer kernels.
         layers: number of layers that are quantized, weight-only ones with them.
         agreement: share of the samples on which both models decide alike, 0 to 1.
@@ -72,6 +74,7 @@ class Figures:
     shipped_before: int | None = None
     shipped_after: int | None = None
     codebooks: dict[str, int] = field(default_factory=dict)
+    narrow: dict[str, int] = field(default_factory=dict)
     integer_layers: int = 0
     layers: int = 0
     agreement: float | None = None
@@ -120,8 +123,15 @@ class Figures:
         return json.dumps(self.to_fields(), sort_keys=True)
 
     def to_metadata(self) -> str:
-        """The same without the figures of the clock: a file's bytes don't depend on the time."""
-        return json.dumps(self.to_fields(latency=False), sort_keys=True)
+        """The same without the figures of the clock: a file's bytes don't depend on the time.
+
+        What has its default is left out, and nothing is spaced: a small file holds it too.
+        """
+        defaults = Figures(self.size_before, self.size_after)
+        fields = self.to_fields(latency=False)
+        sizes = {key: fields[key] for key in ("size_before", "size_after")}
+        found = {key: value for key, value in fields.items() if value != getattr(defaults, key)}
+        return json.dumps(sizes | found, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Figures:

@@ -23,8 +23,8 @@ INTEGER_KERNELS = frozenset(_INTEGER.split())
 """Operators that compute on codes."""
 
 _CONVERTS = frozenset(("QuantizeLinear", "DequantizeLinear"))
-_WEIGHT_SUFFIXES = (".codes", ".codes_s8_2_u8", ".real")
-"""How a weight may be called: its codes, the same made unsigned (AVX2), folded to float."""
+_UNSIGNED = "_s8_2_u8"
+"""Suffix of codes that ONNX Runtime made unsigned (AVX2)."""
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOST_FUSED = 2
@@ -147,21 +147,55 @@ def _is_code(bound: ir.Value | None) -> bool:
     return constant is not None and constant.dtype == ir.DataType.UINT8
 
 
-def _aliases(model: ir.Model | bytes | str | Path, plan: Plan) -> dict[str, set[str]]:
-    """Names by which a layer's node may go: its own, or those of what is fused into it."""
-    names: dict[str, set[str]] = {}
+@dataclass(frozen=True)
+class _Aliases:
+    """What a layer may go by in the optimised graph.
+
+    Attributes:
+        nodes: names of its node and output, or of those of what is fused into it.
+        weight: names of its weight's forms, codes before what the layer reads.
+        bias: names of its bias' forms.
+    """
+
+    nodes: set[str]
+    weight: list[str]
+    bias: list[str]
+
+
+def _aliases(model: ir.Model | bytes | str | Path, plan: Plan) -> dict[str, _Aliases]:
+    found: dict[str, _Aliases] = {}
     for node in exported_graph(model):
         name = str(node.name)
         if name in plan.layers:
-            names[name] = {name, str(node.outputs[0].name)}
-            for _ in range(MOST_FUSED):
-                readers = list(node.outputs[0].consumers())
-                if len(readers) != 1 or not _computes_in_float(readers[0]):
-                    break
-                node = readers[0]
-                if node.op_type in _WEIGHTED:
-                    break
-                names[name] |= {str(node.name), str(node.outputs[0].name)}
+            constants = [*node.inputs, None, None]
+            found[name] = _Aliases(_fused(node), _forms(constants[1]), _forms(constants[2]))
+    return found
+
+
+def _fused(node: ir.Node) -> set[str]:
+    names = {str(node.name), str(node.outputs[0].name)}
+    for _ in range(MOST_FUSED):
+        readers = list(node.outputs[0].consumers())
+        if len(readers) != 1 or not _computes_in_float(readers[0]):
+            break
+        node = readers[0]
+        if node.op_type in _WEIGHTED:
+            break
+        names |= {str(node.name), str(node.outputs[0].name)}
+    return names
+
+
+def _forms(value: ir.Value | None) -> list[str]:
+    """Names of a constant as it is stored, as each node leaves it, and as a layer reads it.
+
+    Any of them may be what the optimiser folded the constant to. Layers that share a weight may
+    read it in different forms: an integer kernel reads the codes.
+    """
+    names: list[str] = []
+    while value is not None:
+        names.insert(0, str(value.name))
+        node = value.producer()
+        value = node.inputs[0] if node is not None else None
     return names
 
 
@@ -178,7 +212,7 @@ def exported_graph(model: ir.Model | bytes | str | Path) -> ir.Graph:
 
 
 def _match_layers(
-    nodes: list[ir.Node], layers: Iterable[LayerSpec], aliases: Mapping[str, set[str]]
+    nodes: list[ir.Node], layers: Iterable[LayerSpec], aliases: Mapping[str, _Aliases]
 ) -> dict[str, str]:
     """The operator of each layer, found by its weight, its bias or its names."""
     by_input: dict[str, list[ir.Node]] = {}
@@ -188,10 +222,17 @@ def _match_layers(
                 by_input.setdefault(value.name, []).append(node)
     found = {}
     for layer in layers:
-        names = aliases.get(layer.name, {layer.name, layer.output})
-        match = _by_weight(by_input, layer) or _by_bias(by_input, layer) or _by_name(nodes, names)
+        known = aliases.get(layer.name)
+        match = None if known is None else _node_of(layer, known, nodes, by_input)
         found[layer.name] = match.op_type if match is not None else UNKNOWN
     return found
+
+
+def _node_of(
+    layer: LayerSpec, known: _Aliases, nodes: list[ir.Node], by_input: dict[str, list[ir.Node]]
+) -> ir.Node | None:
+    found = _by_weight(by_input, layer, known) or _by_bias(by_input, known)
+    return found or _by_name(nodes, known.nodes)
 
 
 def _may_run(node: ir.Node, layer: LayerSpec) -> bool:
@@ -203,24 +244,26 @@ def _may_run(node: ir.Node, layer: LayerSpec) -> bool:
     return planned and _may_be_layer(node)
 
 
-def _by_weight(by_input: dict[str, list[ir.Node]], layer: LayerSpec) -> ir.Node | None:
+def _by_weight(
+    by_input: dict[str, list[ir.Node]], layer: LayerSpec, known: _Aliases
+) -> ir.Node | None:
     """The node that reads the layer's weight; of several, the one with the layer's name."""
-    for suffix in _WEIGHT_SUFFIXES:
-        readers = [n for n in by_input.get(layer.weight + suffix, []) if _may_run(n, layer)]
+    stored = [form + end for form in known.weight for end in ("", _UNSIGNED)]
+    direct = [by_input.get(form, []) for form in stored]
+    # Codes under a DequantizeLinear that did not fuse: the layer is whoever reads that.
+    behind = [r for found in direct for n in found for out in n.outputs for r in out.consumers()]
+    for found in (*direct, behind):
+        readers = [node for node in found if _may_run(node, layer)]
+        named = [node for node in readers if _names(node) & {layer.name, layer.output}]
         if readers:
-            named = [n for n in readers if _names(n) & {layer.name, layer.output}]
             return (named or readers)[0]
-    real = by_input.get(layer.weight + ".codes", [])
-    # A DequantizeLinear that did not fuse: the layer is whoever reads it.
-    behind = [r for n in real for out in n.outputs for r in out.consumers() if _may_run(r, layer)]
-    named = [n for n in behind if _names(n) & {layer.name, layer.output}]
-    return next(iter(named or behind), None)
+    return None
 
 
-def _by_bias(by_input: dict[str, list[ir.Node]], layer: LayerSpec) -> ir.Node | None:
+def _by_bias(by_input: dict[str, list[ir.Node]], known: _Aliases) -> ir.Node | None:
     """The only node that reads the layer's bias: blocked layouts rename the weights alone."""
-    for name in (layer.bias, f"{layer.name}.bias.codes", f"{layer.name}.bias.real"):
-        readers = [n for n in by_input.get(name or "", []) if _may_be_layer(n)]
+    for name in known.bias:
+        readers = [n for n in by_input.get(name, []) if _may_be_layer(n)]
         if len(readers) == 1:
             return readers[0]
     return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxq.export.lower import CODES
+from onnxq.export.constants import CODES
 
 
 def find_tensors(graph: ir.Graph) -> dict[str, ir.Value]:

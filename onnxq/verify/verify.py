@@ -9,7 +9,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
-from onnxq.export.lower import CODES
 from onnxq.load.model import runnable
 from onnxq.numerics.qparams import IntArray, quantize_weight
 from onnxq.numerics.saturation import may_saturate
@@ -95,6 +94,7 @@ def _static_figures(exported: Exported, saturating: list[str]) -> Figures:
         size_after=0,
         shipped_before=shipped_files(original_files(exported.original)),
         codebooks={s.name: s.codebook for s in plan.layers.values() if s.codebook is not None},
+        narrow={s.name: s.num_bits for s in plan.layers.values() if s.narrow},
         layers=len(plan.layers),
         integer_layers=len(kernels.integer_layers()),
         kernels=kernels.layers,
@@ -106,24 +106,27 @@ def _static_figures(exported: Exported, saturating: list[str]) -> Figures:
 
 
 def _saturating_layers(exported: Exported, student: ir.Model) -> list[str]:
-    constants = exported.model.graph.initializers
+    nodes = {str(node.name): node for node in exported.model.graph}
     names = []
     for spec in exported.plan.integer_layers():
-        if spec.codebook is not None or spec.packed:
-            codes = _looked_up(exported, student, spec)
-        else:
-            stored = constants[f"{spec.weight}{CODES}"].const_value
-            assert stored is not None
-            codes = stored.numpy()
+        codes = _codes(nodes[spec.name], student, spec)
         if may_saturate(codes, spec.channel_axis):
             names.append(spec.name)
     return names
 
 
-def _looked_up(exported: Exported, student: ir.Model, spec: LayerSpec) -> IntArray:
-    """The codes of a weight whose file has their indices: the student's weight over its scale."""
+def _codes(layer: ir.Node, student: ir.Model, spec: LayerSpec) -> IntArray:
+    """The codes of a layer's weight, which its DequantizeLinear reads.
+
+    Where the file has their indices, they are the student's weight over its scale.
+    """
+    assert layer.inputs[1] is not None
+    dequantize = layer.inputs[1].producer()
+    assert dequantize is not None
+    stored, scale = (each.const_value if each else None for each in dequantize.inputs[:2])
+    if stored is not None:
+        return stored.numpy()
     weight = student.graph.initializers[spec.weight].const_value
-    scale = exported.model.graph.initializers[f"{spec.weight}.scale"].const_value
     assert weight is not None and scale is not None
     return quantize_weight(weight.numpy(), scale.numpy(), 8, spec.axis)
 

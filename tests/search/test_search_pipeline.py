@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from small_graphs import HEAD, image_graph
+from small_graphs import HEAD, image_graph, tables
 
 from onnxq.errors import RecipeError
 from onnxq.pipeline import compress
@@ -37,12 +37,12 @@ def files(tmp_path) -> tuple[Path, Path, Path]:
 @pytest.mark.parametrize("bits", [8, None])
 def test_a_size_is_kept(files, bits):
     model, data, out = files
-    recipe = replace(FAST, activation_bits=bits, max_size=0.45)
+    recipe = replace(FAST, activation_bits=bits, max_size=0.34)
     result = compress(model, data, recipe, out=out)
     onnx.checker.check_model(str(out), full_check=True)
-    assert out.stat().st_size <= 0.45 * model.stat().st_size
+    assert out.stat().st_size <= 0.34 * model.stat().st_size
     assert result.figures.search["met"] and result.figures.student_agreement == 1.0
-    smaller = compress(model, data, replace(recipe, max_size=0.38), out=out, force=True)
+    smaller = compress(model, data, replace(recipe, max_size=0.28), out=out, force=True)
     assert smaller.figures.size_after < result.figures.size_after
     # Small files of weights: a whole number is a number of bytes.
     again = compress(model, data, replace(recipe, max_size=result.figures.size_after + 2000))
@@ -66,17 +66,16 @@ def test_the_recipe_that_was_found_gives_the_same_model(files):
     assert not found.recipe.searches and found.recipe.layers
     compress(model, data, replace(FAST, codebook="auto", max_drop=2.0), out=out, force=True)
     assert out.read_bytes() == first
-    weights = compress(model, data, replace(found.recipe, samples=96)).model.graph.initializers
-    centroids = [n for n in found.model.graph.initializers if n.endswith(".centroids")]
-    assert centroids and all(name in weights for name in centroids)
+    again = tables(compress(model, data, replace(found.recipe, samples=96)).model)
+    assert tables(found.model) and tables(found.model).keys() == again.keys()
 
 
 def test_what_cannot_be_met_is_said_and_the_nearest_is_written(files):
     model, data, out = files
-    result = compress(model, data, replace(FAST, max_size=3500), out=out)
+    result = compress(model, data, replace(FAST, max_size=2600), out=out)
     assert out.exists() and not result.figures.search["met"]
     note = next(each for each in result.notes if "was not met" in each)
-    assert note.startswith("the target of 3,500 bytes was not met: the smallest file has ")
+    assert note.startswith("the target of 2,600 bytes was not met: the smallest file has ")
     out.unlink()
     with pytest.raises(RecipeError, match=r"asks for 900 bytes, and without its weights the file"):
         compress(model, data, replace(FAST, max_size=900), out=out)

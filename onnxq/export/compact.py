@@ -1,0 +1,98 @@
+"""Make an exported graph small: short names, equal constants once, no shapes in between.
+
+A small model has as many nodes as a large one, and each value is named where it is written and
+wherever it is read. What a user looks for keeps its name: inputs, outputs, the original's nodes,
+tensors and constants. Integer forms and their parameters get names of a letter or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count, product
+from string import ascii_lowercase
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxq.export.constants import CODES
+from onnxq.export.lower import WIDE, Lowering
+from onnxq.rewrite.quantizers import Quantizers
+from onnxq.rewrite.student import QUANTIZED, RAW, Student
+
+SMALL = 1024
+"""Elements of the constants that are compared: tables, scales, zero points, shapes."""
+
+
+def export(student: Student, quantizers: Quantizers) -> ir.Model:
+    """The deployable model of a student and its numbers, as it is written.
+
+    Args:
+        student: the student, not changed.
+        quantizers: the numbers to write.
+    """
+    model = Lowering(student, quantizers).run()
+    compact(model, student.model.graph)
+    return model
+
+
+def compact(model: ir.Model, student: ir.Graph) -> None:
+    """Make a lowered model smaller, in place; it computes the same.
+
+    Shapes and types of values inside the main graph are left out: ONNX Runtime infers them.
+
+    Args:
+        model: what `Lowering` gave.
+        student: the graph that it was made from: what has a name there keeps it.
+    """
+    common.DeduplicateInitializersPass(size_limit=SMALL)(model)
+    graph = model.graph
+    theirs = {str(value.name) for value in _values(student)}
+    written = {str(value.name) for node in student for value in node.outputs}
+    known = {name for name in written if not name.endswith((RAW, QUANTIZED))}
+    nodes = {str(node.name) for node in student}
+    stay = _staying(graph, known) | set(student.initializers)
+    inside = {str(v.name) for each in model.graphs() if each is not graph for v in _values(each)}
+    # A short name that a tensor of the original once had would be taken for it.
+    names = (name for name in _short_names() if name not in theirs | inside)
+    for node in graph:
+        if str(node.name) not in nodes:
+            node.name = ""
+    for value in list(_values(graph)):
+        if value.is_graph_input() or value.is_graph_output():
+            continue
+        value.type = value.shape = None
+        if value.name and value.name not in stay:
+            value.name = next(names)
+
+
+def _staying(graph: ir.Graph, known: set[str]) -> set[str]:
+    """Names of the original's tensors: of their floats, or of their codes where they are alone."""
+    written = {str(value.name) for node in graph for value in node.outputs}
+    codes = {name + CODES for name in known - written}
+    return (written & (known | codes)) - _unquantized(graph, known)
+
+
+def _unquantized(graph: ir.Graph, known: set[str]) -> set[str]:
+    """Names of values that are only read to be quantized, as another tensor than they are."""
+    found = set()
+    for node in graph:
+        source = node.inputs[0] if node.op_type == "QuantizeLinear" else None
+        if source is not None and len(source.uses()) == 1:
+            tensor = str(node.outputs[0].name).removesuffix(CODES).removesuffix(WIDE)
+            if tensor != source.name and tensor in known:
+                found.add(str(source.name))
+    return found
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values of one graph: inputs, constants, what nodes write."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _short_names() -> Iterator[str]:
+    """Letters: a ... z, aa, ab ... zz, aaa ...: identifiers, as ONNX wants them."""
+    for length in count(1):
+        yield from map("".join, product(ascii_lowercase, repeat=length))
