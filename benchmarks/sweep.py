@@ -3,9 +3,9 @@
     python benchmarks/sweep.py [SUBJECT] [--images N] [--rounds N]
 
 Every candidate changes one layer, on average in the middle of the network: half a pass is what
-it must compute. Passes are counted as layers x 8 counts of centroids, tried or not; both are
-timed on the same images and the same cores, in turns. The sweep's time is all of it: codebooks,
-sessions, the float model's own pass.
+it must compute. Passes are counted as layers x 8 counts of centroids and 6 widths of codes, tried
+or not; both are timed on the same images and the same cores, in turns. The sweep's time is all of
+it: codebooks, thresholds, sessions, the float model's own pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onnxq import Recipe
 from onnxq.learn.teacher import MICRO_BATCH
 from onnxq.progress import Silent
 from onnxq.run import Run
-from onnxq.search.candidates import COUNTS
+from onnxq.search.candidates import COUNTS, WIDTHS
 from onnxq.session import SessionPool, available_cores
 
 
@@ -48,20 +48,21 @@ def main() -> None:
     pool = SessionPool(variant.model)
     feeds = list(run.held_back.batches(MICRO_BATCH))
     passes, sweeps, ratios = [], [], []
+    settings = len(COUNTS) + len(WIDTHS)
     for _ in range(options.rounds):
         before = forward(pool, feeds)
         start = time.perf_counter()
         table = run.sweep(variant)
         sweeps.append(time.perf_counter() - start)
         passes.append((before + forward(pool, feeds)) / 2)
-        ratios.append(sweeps[-1] / (len(table.rows) * len(COUNTS) * passes[-1] / 2))
+        ratios.append(sweeps[-1] / (len(table.rows) * settings * passes[-1] / 2))
     tried = sum(len(row.effects) - 1 for row in table.rows)
     print(
         f"{subject.title}: {table.samples} images, {available_cores()} cores; forward pass "
         f"{statistics.median(passes):.3f} s; {len(table.rows)} layers, {tried} settings in "
         f"{statistics.median(sweeps):.1f} s; {statistics.median(ratios):.2f} times "
-        f"{len(table.rows)} x {len(COUNTS)} half passes, "
-        f"{statistics.median(ratios) * len(table.rows) * len(COUNTS) / tried:.2f} times those tried"
+        f"{len(table.rows)} x {settings} half passes, "
+        f"{statistics.median(ratios) * len(table.rows) * settings / tried:.2f} times those tried"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
-from onnxq.options import listed
+from onnxq.options import AUTO, listed
 
 if TYPE_CHECKING:
     from onnxq.recipe import Recipe
@@ -71,10 +71,10 @@ def _check_search(recipe: Recipe) -> None:
         raise RecipeError(
             f"The options 'codebook' = '{recipe.codebook}' and '{goal}' contradict each other, "
             "since a search chooses the count of each layer; set 'codebook' to 'auto', or leave "
-            "it out."
+            "it out to search widths of codes alone."
         )
 
 
 def _has_codebook(recipe: Recipe) -> bool:
     stated = any(each.codebook is not None for each in recipe.layers)
-    return stated or recipe.searches or isinstance(recipe.codebook, int)
+    return stated or recipe.codebook == AUTO or isinstance(recipe.codebook, int)

@@ -107,15 +107,16 @@ class Recipe:
     Attributes:
         samples: how many samples are used at most.
         batch_size: samples per batch; None fits it to the memory.
-        weight_bits: 2 to 8; 7 keeps sums from saturating on x86 without VNNI.
+        weight_bits: 2 to 8; 7 keeps sums from saturating on x86 without VNNI. Where settings are
+            searched for, the widest codes that are tried.
         first_last_bits: of the weights of the first and the last layer, and the least of their
             inputs; None means those of the rest from 6 on, else 8.
         activation_bits: 2 to 8, or None to leave activations in float.
         granularity: one weight scale per output channel, or one per tensor.
         symmetric: whether activation ranges are symmetric about zero.
         calibration: how clip thresholds start.
-        codebook: centroids of each layer's weights, 2 to 256, or 'auto' for a count per layer;
-            None, or 'off', stores the weights' codes.
+        codebook: centroids of each layer's weights, 2 to 256, or 'auto' for a search over counts
+            and widths; None, or 'off', stores the weights' codes.
         bias_centroids: centroids of each layer's biases, 1 to 256; None leaves them as they are.
         learn: what is trained.
         equalize: whether channel ranges are equalized across layers where that helps.
@@ -185,7 +186,7 @@ class Recipe:
         return self.codebook == AUTO or self.max_drop is not None or self.max_size is not None
 
     def for_sweep(self) -> Recipe:
-        """The same with every count of centroids left to a search, which learns nothing."""
+        """The same with counts and widths left to a search, which learns nothing."""
         layers = tuple(
             each if each.codebook is None else dataclasses.replace(each, codebook=OFF)
             for each in self.layers
@@ -209,17 +210,22 @@ class Recipe:
             "calibration": self.calibration,
             "codebook": self.codebook,
         }
-        keep_float = False
-        for layer in self.layers:
-            if layer.matches(node_name, op_type):
-                given = {k: v for k, v in dataclasses.asdict(layer).items() if v is not None}
-                keep_float = given.pop("keep_float", keep_float)
-                merged |= given
+        merged |= self.stated_for(node_name, op_type)
+        keep_float = merged.pop("keep_float", False)
         if keep_float or any(matches(each, node_name, op_type) for each in self.exclude):
             return LayerOverride(pattern=node_name or op_type, keep_float=True)
         if merged["codebook"] in (AUTO, OFF):
             merged["codebook"] = None
         return LayerOverride(**{**merged, "pattern": node_name or op_type, "keep_float": False})
+
+    def stated_for(self, node_name: str, op_type: str) -> dict[str, Any]:
+        """What `layers` say of one layer, by field: of several the later ones."""
+        stated: dict[str, Any] = {}
+        for layer in self.layers:
+            if layer.matches(node_name, op_type):
+                stated |= {k: v for k, v in dataclasses.asdict(layer).items() if v is not None}
+        stated.pop("pattern", None)
+        return stated
 
     def patterns(self) -> tuple[str, ...]:
         """Every glob in the recipe, each of which should match something."""

@@ -28,6 +28,7 @@ from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
+from onnxq.options import AUTO
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.first_last import WIDE
 from onnxq.plan.float_layers import check_float_layers
@@ -154,6 +155,8 @@ class Run:
             variant.student,
             variant.quantizers,
             self.held_back,
+            codebooks=self.recipe.codebook == AUTO,
+            calibration=self.recipe.calibration,
             batch_size=self._shard,
             progress=self._progress,
         )

@@ -75,7 +75,7 @@ def _option(*names: str, text: str, default: object = None, **settings: Any) -> 
 
 _weight_bits = _option(
     "--weight-bits",
-    text="Width of a weight, 2 to 8.",
+    text="Width of a weight, 2 to 8; where widths are searched for, the largest.",
     default=_DEFAULT.weight_bits,
     type=int,
     metavar="N",
@@ -158,21 +158,23 @@ recipe_options = apply_all(
     _option(
         "--codebook",
         text="Store weights as indices into K centroids for each layer, 2 to 256; 'auto' finds a "
-        "count for each.",
+        "count, or a width of codes, for each.",
         default="off",
         type=NumberOr("centroids", {AUTO: AUTO, OFF: OFF}),
         metavar="K|auto|off",
     ),
     _option(
         "--max-drop",
-        text="Find the smallest model with at most this estimated drop of the top-1 accuracy, in "
-        "points; for other models the RMSE of the outputs, in percent.",
+        text="Find widths of codes per layer, with '--codebook auto' counts of centroids too, for "
+        "the smallest model with at most this estimated drop of the top-1 accuracy, in points; for "
+        "other models the RMSE of the outputs, in percent.",
         type=float,
         metavar="X",
     ),
     _option(
         "--max-size",
-        text="Find the best model within a number of bytes, or within a ratio of the original.",
+        text="Find the same for the best model within a number of bytes, or within a ratio of the "
+        "original.",
         type=FileSize(),
         metavar="BYTES|RATIO",
     ),

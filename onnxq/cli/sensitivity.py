@@ -64,7 +64,7 @@ def sensitivity_command(
     verbose: int,
     **flags: Any,
 ) -> None:
-    """Try each layer of MODEL alone, with codebooks of 2 to 256 centroids and with codes.
+    """Try each layer of MODEL alone: codebooks of 2 to 256 centroids, codes of 2 to 8 bits.
 
     Every setting that saves bytes is tried on the held-back samples, all other layers in float.
     The cost is the KL divergence from the original's outputs, and the estimated drop in points;

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from onnxq.numerics.packing import fields, packed_bytes
 from onnxq.numerics.qparams import weight_quant_max
-from onnxq.plan.spec import CODE_BITS
+from onnxq.plan.spec import CODE_BITS, LayerSpec
 
 LOOKUP_BYTES, FIELD_BYTES = 20, 230
 """Bytes of a lookup's nodes and constants, about: of itself, and for each field of its indices."""
+
+SCALE_BYTES = 4
+"""Bytes of a scale; its zero point takes one more."""
 
 WORTH = 0.01
 """Share of the codes' bytes that float centroids may take beyond them."""
@@ -38,6 +41,21 @@ def code_bytes(parameters: int, num_bits: int) -> int:
     if num_bits == CODE_BITS or packing_refusal(parameters, num_bits):
         return parameters
     return packed_code_bytes(parameters, num_bits)
+
+
+def weight_bytes(spec: LayerSpec, *, integer: bool) -> int:
+    """Bytes of a layer's weights in the file: codes or codebook, scales and zero points.
+
+    Args:
+        spec: the layer; whether its codes are packed follows from their number.
+        integer: whether an integer kernel reads the weights, which gives scales zero points.
+    """
+    scales = 1 if spec.axis is None else spec.channels
+    if spec.codebook is None:
+        return code_bytes(spec.parameters, spec.num_bits) + scales * (SCALE_BYTES + integer)
+    size = codebook_bytes(spec.parameters, spec.codebook, integer=integer)
+    # Float centroids without channels are the weights themselves.
+    return size + (scales * (SCALE_BYTES + integer) if integer or spec.axis is not None else 0)
 
 
 def codebook_refusal(parameters: int, count: int, *, integer: bool) -> str:

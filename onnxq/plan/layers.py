@@ -41,6 +41,7 @@ def spec_of(layer: Layer, axis: int | None, num_bits: int, compute: Compute) -> 
         compute=compute,
         reason="",
         parameters=array.size,
+        channels=array.shape[layer.axis],
     )
 
 

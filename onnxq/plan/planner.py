@@ -56,7 +56,12 @@ def make_plan(
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
         left_alone=left_alone,
         float_layers=retrained,
+        ends=_names(ends),
     )
+
+
+def _names(nodes: frozenset[ir.Node]) -> frozenset[str]:
+    return frozenset(str(node.name) for node in nodes)
 
 
 def check_patterns(recipe: Recipe, layers: list[Layer], refused: dict[str, str]) -> None:
@@ -85,7 +90,7 @@ def _weight_only_plan(
 ) -> Plan:
     reasons = {layer.node: "activations stay float (--activation-bits none)" for layer in layers}
     specs = _layer_specs(layers, ends, reasons, recipe)
-    return Plan(specs, {}, left_alone=left_alone, float_layers=retrained)
+    return Plan(specs, {}, left_alone=left_alone, float_layers=retrained, ends=_names(ends))
 
 
 def _layer_specs(

@@ -38,6 +38,7 @@ class LayerSpec:
         refusal: why there is no codebook although the recipe asks for one, or why codes of
             less than 8 bits are not packed; empty otherwise.
         packed: codes of less than 8 bits are packed in the file.
+        channels: number of output channels.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LayerSpec:
     codebook: int | None = None
     refusal: str = ""
     packed: bool = False
+    channels: int = 1
 
     @property
     def narrow(self) -> bool:
@@ -109,6 +111,7 @@ class Plan:
         integer_nodes: names of the nodes without weights that have an integer kernel.
         left_alone: reason by node name, for nodes with weights that stay float.
         float_layers: specs by node name of those of them that are retrained, in graph order.
+        ends: names of the first and the last layer of the graph, whether float or not.
     """
 
     layers: dict[str, LayerSpec]
@@ -117,6 +120,7 @@ class Plan:
     integer_nodes: frozenset[str] = frozenset()
     left_alone: dict[str, str] = field(default_factory=dict)
     float_layers: dict[str, LayerSpec] = field(default_factory=dict)
+    ends: frozenset[str] = frozenset()
 
     def integer_layers(self) -> list[LayerSpec]:
         """The layers that run on integer kernels."""

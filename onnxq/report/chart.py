@@ -29,12 +29,14 @@ class Line:
         points: (bytes, error), both above zero.
         colour: as CSS has it.
         dots: what each dot says; empty for a bare line.
+        dashed: whether the line is.
     """
 
     name: str
     points: Sequence[Point]
     colour: str
     dots: Sequence[str] = ()
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Drawn:
     path: str
     colour: str
     dots: list[tuple[float, float, str]]
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,4 +114,4 @@ def _drawn(line: Line, x: _Axis, y: _Axis) -> Drawn:
     places = [(x.at(size), round(HEIGHT - y.at(error), 1)) for size, error in line.points]
     path = " ".join(f"{left},{top}" for left, top in places)
     dots = [(*place, text) for place, text in zip(places, line.dots, strict=False)]
-    return Drawn(line.name, path, line.colour, dots)
+    return Drawn(line.name, path, line.colour, dots, line.dashed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,12 @@ PAGE, JSON, CSV = "sensitivity.html", "sensitivity.json", "sensitivity.csv"
 
 MOST_POINTS = 200
 """Points of the frontier in its picture."""
+
+UNIFORM = {
+    "codebooks": ("one count of centroids for all layers", "#c2571a"),
+    "codes": ("one width of codes for all layers", "#2d7a46"),
+}
+"""What one setting for all layers is called in the picture of the frontier, and its colour."""
 
 PALEST = 0.25
 """Share of the colours below which a line is hard to see on white."""
@@ -81,14 +87,15 @@ def drop_map(table: SweepTable) -> HeatMap | None:
 
 
 def layer_chart(table: SweepTable) -> Chart | None:
-    """Error against bytes, one line per layer, darker towards the end of the network."""
+    """Error against bytes, a line per layer and kind, darker towards the end of the network."""
     lines = []
     for number, row in enumerate(table.rows):
-        settings = [s for s in table.settings if s in row.effects and row.effects[s].error > 0]
-        points = [(float(row.effects[s].size), row.effects[s].error) for s in settings]
-        shade = PALEST + (1 - PALEST) * number / max(len(table.rows) - 1, 1)
-        dots = [described(row, s) for s in settings]
-        lines.append(Line(row.name, points, blend(shade), dots))
+        colour = blend(PALEST + (1 - PALEST) * number / max(len(table.rows) - 1, 1))
+        for kind, settings in table.kinds.items():
+            drawn = [s for s in settings if s in row.effects and row.effects[s].error > 0]
+            points = [(float(row.effects[s].size), row.effects[s].error) for s in drawn]
+            dots = [described(row, s) for s in drawn]
+            lines.append(Line(row.name, points, colour, dots, dashed=kind == "codes"))
     return make_chart(lines) if any(line.points for line in lines) else None
 
 
@@ -100,19 +107,20 @@ def frontier_chart(table: SweepTable) -> Chart | None:
         return None
     drawn = drawn[np.unique(np.linspace(0, drawn.size - 1, MOST_POINTS).astype(np.int64))]
     best = [(float(found.sizes[i]), float(found.errors[i])) for i in drawn]
-    uniform, names = uniform_points(table)
-    return make_chart(
-        [
-            Line("the best setting of each layer", best, blend(1.0)),
-            Line("one setting for all layers", uniform, "#c2571a", names),
-        ]
-    )
+    lines = [Line("the best setting of each layer", best, blend(1.0))]
+    for kind, settings in table.kinds.items():
+        name, colour = UNIFORM[kind]
+        points, dots = uniform_points(table, settings)
+        lines.append(Line(name, points, colour, dots, dashed=kind == "codes"))
+    return make_chart(lines)
 
 
-def uniform_points(table: SweepTable) -> tuple[list[tuple[float, float]], list[str]]:
+def uniform_points(
+    table: SweepTable, settings: Sequence[Setting]
+) -> tuple[list[tuple[float, float]], list[str]]:
     """(bytes, error) of one setting for all layers; a layer that lacks it has its widest."""
     points, names = [], []
-    for setting in table.settings:
+    for setting in settings:
         chosen = [row.effects.get(setting) or _widest(row.effects) for row in table.rows]
         size, error = sum(e.size for e in chosen), sum(e.error for e in chosen)
         if error > 0:

@@ -172,7 +172,7 @@ def _print_skipped(skipped: Sequence[str]) -> None:
 
 
 def print_sweep(table: SweepTable, *, sizes: bool = False) -> None:
-    """Layers in rows, settings in columns: the error, then the drop of classifiers.
+    """Layers in rows, settings of one kind in columns: the error, then the drop of classifiers.
 
     Args:
         table: of the sweep.
@@ -194,13 +194,13 @@ def _drop_text(effect: Effect) -> str:
 
 
 def _print_effects(table: SweepTable, title: str, text: Callable[[Effect], str]) -> None:
-    settings = table.settings
-    labels = [setting.label for setting in settings]
-    found = _table("layer", "weights", *labels, right=("weights", *labels))
-    for row in table.rows:
-        cells = [text(row.effects[s]) if s in row.effects else NONE for s in settings]
-        _add(found, row.name, f"{row.parameters:,}", *cells)
-    _console().print(escape(title), found)
+    for kind, settings in table.kinds.items():
+        labels = [setting.label for setting in settings]
+        found = _table("layer", "weights", *labels, right=("weights", *labels))
+        for row in table.rows:
+            cells = [text(row.effects[s]) if s in row.effects else NONE for s in settings]
+            _add(found, row.name, f"{row.parameters:,}", *cells)
+        _console().print(escape(f"{title}, {kind}"), found)
 
 
 def print_benchmarks(results: Sequence[Benchmark]) -> None:

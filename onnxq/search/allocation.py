@@ -70,7 +70,7 @@ def find_frontier(layers: Options, points: int = POINTS) -> Frontier:
     sizes, errors = np.zeros(1, np.int64), np.zeros(1)
     options, parents, chosen = [], [], []
     for effects in layers:
-        settings = list(effects)
+        settings = _worth(effects)
         more = np.array([effects[s].size for s in settings], np.int64)
         worse = np.array([effects[s].error for s in settings])
         all_sizes = (sizes[:, None] + more).ravel()
@@ -81,6 +81,13 @@ def find_frontier(layers: Options, points: int = POINTS) -> Frontier:
         options.append(settings)
         sizes, errors = all_sizes[kept], all_errors[kept]
     return Frontier(sizes, errors, options, parents, chosen)
+
+
+def _worth(effects: Mapping[Setting, Effect]) -> list[Setting]:
+    """The settings that are part of a best trade: codes and codebooks often lie close."""
+    settings = list(effects)
+    sizes = np.array([effects[s].size for s in settings], np.int64)
+    return [settings[i] for i in _undominated(sizes, np.array([e.error for e in effects.values()]))]
 
 
 def _undominated(sizes: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArray[np.int64]:

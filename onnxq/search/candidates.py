@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxq.numerics.codebook import Codebook, fit_codebooks
-from onnxq.plan.codebooks import code_bytes, codebook_bytes, codebook_refusal
+from onnxq.numerics.qparams import FloatArray
+from onnxq.numerics.weight_clip import weight_threshold
+from onnxq.plan.codebooks import codebook_refusal, weight_bytes
 from onnxq.plan.spec import LayerSpec
 from onnxq.rewrite.quantizers import (
     Quantizers,
@@ -23,6 +25,9 @@ from onnxq.session import Arrays
 COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
 """Centroids that a codebook may have: whole bits, and those between are near."""
 
+WIDTHS = (2, 3, 4, 5, 6, 8)
+"""Bits that a code may have: 7 lie between 6 and 8."""
+
 
 class Candidates:
     """What the layers of one weight read under each setting, as the student computes it.
@@ -31,27 +36,53 @@ class Candidates:
         student: for its plan and where its layers read codes.
         quantizers: thresholds, ranges and mean inputs.
         layers: those that read the weight.
+        codebooks: whether they are tried beside codes.
+        calibration: the clip method of codes.
 
     Attributes:
         settings: those that are tried, with the bytes that the weights then take.
     """
 
     def __init__(
-        self, student: Student, quantizers: Quantizers, layers: Sequence[LayerSpec]
+        self,
+        student: Student,
+        quantizers: Quantizers,
+        layers: Sequence[LayerSpec],
+        *,
+        codebooks: bool = True,
+        calibration: str = "mse",
     ) -> None:
         self.layers = tuple(layers)
         self._student, self._quantizers = student, quantizers
+        self._calibration = calibration
         first = self.layers[0]
         self._weight, self._integer = first.weight, any(s.compute == "integer" for s in layers)
-        self.settings = {
-            Setting(codebook=count): codebook_bytes(first.parameters, count, integer=self._integer)
-            for count in COUNTS
-            if not codebook_refusal(first.parameters, count, integer=self._integer)
-        }
+        self.settings = self._codebook_settings() if codebooks else {}
         if self._weight in quantizers.thresholds:
-            size = code_bytes(first.parameters, first.num_bits)
-            self.settings[Setting(weight_bits=first.num_bits)] = size
+            self.settings |= self._width_settings()
         self._codebooks: dict[int, Codebook] = {}
+        self._thresholds: dict[int, FloatArray] = {}
+
+    def _codebook_settings(self) -> dict[Setting, int]:
+        parameters = self.layers[0].parameters
+        return {
+            Setting(codebook=count): self._bytes(codebook=count)
+            for count in COUNTS
+            if not codebook_refusal(parameters, count, integer=self._integer)
+        }
+
+    def _width_settings(self) -> dict[Setting, int]:
+        """The plan's own width, and of the smaller ones those that save bytes over a wider one."""
+        widest = self.layers[0].num_bits
+        found = {widest: self._bytes(num_bits=widest)}
+        for width in sorted(WIDTHS, reverse=True):
+            size = self._bytes(num_bits=width)
+            if width < widest and size < min(found.values()):
+                found[width] = size
+        return {Setting(weight_bits=width): found[width] for width in sorted(found)}
+
+    def _bytes(self, **form: int) -> int:
+        return weight_bytes(replace(self.layers[0], **form), integer=self._integer)  # type: ignore[arg-type]
 
     @property
     def float_size(self) -> int:
@@ -59,16 +90,23 @@ class Candidates:
         return 4 * self.layers[0].parameters
 
     def fit(self) -> None:
-        """Find the codebooks of all settings."""
+        """Find the codebooks and thresholds of all settings."""
         spec = self.layers[0]
         weight = self._quantizers.weights[self._weight]
+        for width in [s.weight_bits for s in self.settings if s.weight_bits is not None]:
+            self._thresholds[width] = (
+                self._quantizers.thresholds[self._weight]
+                if width == spec.num_bits
+                else weight_threshold(weight, self._calibration, width, spec.axis)
+            )
         largest = spec.centroid_max if self._integer else None
         counts = [s.codebook for s in self.settings if s.codebook is not None]
         self._codebooks = fit_codebooks(weight, counts, spec.axis, largest)
 
     def forget(self) -> None:
-        """Let go of the codebooks and their memory."""
+        """Let go of codebooks and thresholds and their memory."""
         self._codebooks.clear()
+        self._thresholds.clear()
 
     def parameters(self, setting: Setting) -> Arrays:
         """The weight and the biases of a setting, by the names of the student's inputs."""
@@ -77,10 +115,7 @@ class Candidates:
         if setting == FLOAT:
             fake = quantizers.weights[self._weight]
         else:
-            layers = tuple(replace(spec, codebook=setting.codebook) for spec in layers)
-            if setting.codebook is not None:
-                book = self._codebooks[setting.codebook]
-                quantizers = quantizers.with_codebooks({self._weight: book})
+            layers, quantizers = self._quantized(setting)
             plan = replace(self._student.plan, layers={spec.name: spec for spec in layers})
             scales = weight_scales(plan, quantizers, self._student.sources)
             fake = fake_weight(layers[0], quantizers, scales[self._weight])
@@ -90,3 +125,16 @@ class Candidates:
             if needs_bias(spec)
         }
         return {self._weight: fake, **biases}
+
+    def _quantized(self, setting: Setting) -> tuple[tuple[LayerSpec, ...], Quantizers]:
+        """The layers in the form of a setting, and its numbers."""
+        form = {"codebook": setting.codebook}
+        if setting.codebook is not None:
+            book = self._codebooks[setting.codebook]
+            quantizers = self._quantizers.with_codebooks({self._weight: book})
+        else:
+            assert setting.weight_bits is not None
+            form["num_bits"] = setting.weight_bits
+            threshold = self._thresholds[setting.weight_bits]
+            quantizers = self._quantizers.with_thresholds({self._weight: threshold})
+        return tuple(replace(spec, **form) for spec in self.layers), quantizers  # type: ignore[arg-type]

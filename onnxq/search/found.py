@@ -120,7 +120,7 @@ class Found:
         )
 
     def _expected(self, error: float) -> float:
-        """The drop that a sum of the layers' errors stands for, nothing learned."""
+        """The drop that a sum of the layers' errors stands for, learned as is expected."""
         known = None if self.table.measure == "error" else 0.0
         return expected_drop(Effect(0, error, known), self.slope)
 

@@ -21,9 +21,6 @@ MOST_TRIALS = 7
 CLOSE = 0.015
 """Relative difference of sizes that is not worth another trial."""
 
-LEARNING_GAIN = 3.0
-"""Error of codebooks before over after learning, for the first trial; measured: 2 to 6."""
-
 STEPS_UP, STEPS_DOWN = (1.15, 4.0), (0.25, 0.7)
 """Factors by which the error may grow after a trial that met the goal, and shrink after another."""
 
@@ -65,7 +62,6 @@ class Search:
         measure: what its errors are.
         goal: what is looked for.
         workshop: builds and measures.
-        learns: whether trials are learned, so that errors shrink.
         trials: whole models measured so far.
         cut_short: whether the clock ended the search.
     """
@@ -74,7 +70,6 @@ class Search:
     measure: Measure
     goal: Goal
     workshop: Workshop
-    learns: bool = True
     trials: list[Trial] = field(default_factory=list)
     cut_short: bool = False
 
@@ -113,8 +108,7 @@ class Search:
         return self._try(point)
 
     def _within_drop(self, most: float) -> Trial:
-        gain = LEARNING_GAIN if self.learns else 1.0
-        point = self._point(allowed_error(most, self.measure) * gain)
+        point = self._point(allowed_error(most, self.measure))
         while len(self.trials) < MOST_TRIALS:
             trial = self._try(point)
             if point == self._most_exact and not self.met(trial):

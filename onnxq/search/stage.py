@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from onnxq.errors import RecipeError
 from onnxq.learn.variants import Variant, Variants
+from onnxq.plan.codebooks import code_bytes
 from onnxq.recipe import Recipe
 from onnxq.search.allocation import find_frontier
-from onnxq.search.choices import choices
+from onnxq.search.choices import choices, is_free
 from onnxq.search.found import Found
 from onnxq.search.goal import goal_of
 from onnxq.search.memo import Memo
 from onnxq.search.search import Search
+from onnxq.search.sweep import by_weight
 from onnxq.search.table import Row, SweepTable
 from onnxq.search.workshop import ModelWorkshop
 
@@ -49,16 +51,22 @@ class SearchStage:
         """Sweep, allocate, and try whole models.
 
         Raises:
-            RecipeError: no file can be as small as the recipe asks for.
+            RecipeError: no file can be as small as the recipe asks for, or it leaves nothing to
+                search.
         """
         plan = self.base.student.plan
         self._check_size()
+        if not any(is_free(group, plan, self.recipe) for group in by_weight(plan)):
+            raise RecipeError(
+                "The recipe states the width or the codebook of every layer, so that there is "
+                "nothing to search; leave one of them out ('layers', 'first_last_bits')."
+            )
         table = self.memo.sweep(self.sweep)
         rows = choices(table, plan, self.recipe, floats=self.recipe.activation_bits is None)
         workshop = self._workshop(rows)
         frontier = find_frontier([row.effects for row in rows])
         goal = goal_of(self.recipe, self.original_bytes, table.measure)
-        search = Search(frontier, table.measure, goal, workshop, self.recipe.learn != ("none",))
+        search = Search(frontier, table.measure, goal, workshop)
         best = search.run()
         settings = frontier.settings(best.point)
         recipe = workshop.recipe(settings)
@@ -94,7 +102,9 @@ class SearchStage:
         if goal.max_size is None:
             return
         plan = self.base.student.plan
-        weights = sum({s.weight: s.parameters for s in plan.layers.values()}.values())
+        weights = sum(
+            {s.weight: code_bytes(s.parameters, s.num_bits) for s in plan.layers.values()}.values()
+        )
         headers = self._workshop([]).size(self.base, []) - weights
         if goal.max_size <= headers:
             raise RecipeError(

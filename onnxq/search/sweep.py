@@ -54,6 +54,8 @@ def sweep(
     quantizers: Quantizers,
     samples: Samples,
     *,
+    codebooks: bool = True,
+    calibration: str = "mse",
     batch_size: int = MICRO_BATCH,
     limit: int = SAMPLES,
     progress: Progress | None = None,
@@ -66,6 +68,8 @@ def sweep(
         student: its student, whose plan names the layers.
         quantizers: the student's numbers; thresholds and mean inputs are read.
         samples: unlabelled samples, best those that nothing is learned on.
+        codebooks: whether they are tried beside codes.
+        calibration: the clip method of codes.
         batch_size: samples in one run, where the model doesn't fix it.
         limit: how many samples are used at most.
         progress: told how many runs are done.
@@ -83,7 +87,10 @@ def sweep(
         raise ModelError("the model has no float output, so that nothing can be compared")
     compared = expose(model, names)
     trials = [
-        LayerTrial(Candidates(student, quantizers, group), Suffix(compared, group))
+        LayerTrial(
+            Candidates(student, quantizers, group, codebooks=codebooks, calibration=calibration),
+            Suffix(compared, group),
+        )
         for group in groups
     ]
     run = Sweep(compared, trials, _chosen(samples, limit), batch_size)

@@ -56,7 +56,7 @@ class Effect:
     """What one setting of one layer does, all other layers as they are.
 
     Attributes:
-        size: bytes that the weights take in the file.
+        size: bytes that the weights take in the file, with their scales.
         error: what adds up over layers, see `SweepTable.measure`.
         drop: mean of p_T(c_T) - p_T(c_S), percentage points; None without decisions.
         drop_error: one standard error of it.
@@ -105,9 +105,18 @@ class SweepTable:
 
     @property
     def settings(self) -> list[Setting]:
-        """Those of any layer but float: codebooks by count, then codes."""
+        """Those of any layer but float: codebooks by count, then codes by width."""
         found = {setting for row in self.rows for setting in row.effects if setting != FLOAT}
         return sorted(found, key=lambda s: (s.codebook is None, s.codebook or s.weight_bits))
+
+    @property
+    def kinds(self) -> dict[str, list[Setting]]:
+        """The settings of each kind that there are any of, from the coarsest to the finest."""
+        found = {
+            "codebooks": [s for s in self.settings if s.codebook is not None],
+            "codes": [s for s in self.settings if s.codebook is None],
+        }
+        return {name: settings for name, settings in found.items() if settings}
 
     def to_fields(self) -> dict[str, Any]:
         """The table as JSON holds it."""

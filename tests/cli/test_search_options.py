@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import tomllib
 
 import pytest
+
+from tests.cli.conftest import command, environment
 
 FAST = ("--samples", 128, "--epochs", 1)
 
 
 def test_a_size_is_asked_for_in_percent(onnxq_process, sample_models, unlabelled, tmp_path):
-    model, out = sample_models / "digits_resnet.onnx", tmp_path / "o.onnx"
-    arguments = (model, "--data", unlabelled, "-o", out, *FAST, "--max-size", "20%")
-    done = onnxq_process("compress", *arguments)
+    """Widths of codes alone are searched, where no codebook is asked for."""
+    model, out, recipe = (
+        sample_models / "digits_resnet.onnx", tmp_path / "o.onnx", tmp_path / "r.toml",
+    )  # fmt: skip
+    arguments = ("compress", model, "--data", unlabelled, "-o", out, *FAST, "--max-size", "20%")
+    done = onnxq_process(*arguments, "--save-recipe", recipe)
     assert done.code == 0, done.err
     assert "target of the search" in done.out and "met" in done.out
     assert out.stat().st_size <= 0.2 * model.stat().st_size
     assert done.last.startswith(f"wrote {out}: ")
+    layers = tomllib.loads(recipe.read_text())["layers"]
+    assert len({layer["weight_bits"] for layer in layers}) > 1
+    assert all(layer["codebook"] == "off" for layer in layers)
+    stopped = tmp_path / "stopped.onnx"
+    again = [stopped if each is out else each for each in arguments]
+    stop_at("learn", *again)
+    assert not stopped.exists()
+    resumed = onnxq_process(*again, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert stopped.read_bytes() == out.read_bytes()
+
+
+def stop_at(stage, *arguments):
+    """Run until a stage begins, then press Ctrl-C."""
+    process = subprocess.Popen(
+        command(*arguments, "-v"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env=environment(), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(stage):
+            process.send_signal(signal.SIGINT)
+            break
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert "--resume" in rest
 
 
 def test_what_was_found_can_be_kept_and_asked_for_again(onnxq, sample_models, unlabelled, tmp_path):
@@ -34,6 +68,10 @@ def test_what_was_found_can_be_kept_and_asked_for_again(onnxq, sample_models, un
     shown = json.loads(onnxq("inspect", out, "--json").out)
     counts = {row["name"]: row["codebook"] for row in shown["layers"] if row["codebook"]}
     asked = {n: int(s[2:]) for n, s in search["settings"].items() if s.startswith("K=")}
+    # Layers without a codebook have codes of the width that was found, and only those.
+    widths = {n: int(s.split()[0]) for n, s in search["settings"].items() if n not in asked}
+    bits = {row["name"]: row["num_bits"] for row in shown["layers"]}
+    assert {n: bits[n] for n in widths} == widths
     # Int8 centroids that coincide are one.
     assert counts.keys() == asked.keys()
     assert all(count <= asked[name] for name, count in counts.items())

@@ -27,12 +27,16 @@ def test_tables_files_and_pictures(onnxq_process, mlp, unlabelled, tmp_path):
     settings = {each["setting"]: each for each in fields["layers"][0]["settings"]}
     assert settings["float"]["error"] == 0 < settings["8 bits"]["error"] < settings["K=2"]["error"]
     assert f"{settings['K=2']['bytes']:,}" in done.out
+    assert settings["8 bits"]["error"] < settings["4 bits"]["error"] < settings["2 bits"]["error"]
+    assert settings["4 bits"]["bytes"] < settings["8 bits"]["bytes"]
+    for kind in ("codebooks", "codes"):
+        assert f"KL divergence, nats, {kind}" in done.out
     assert json.loads((folder / "sensitivity.json").read_text()) == fields
     rows = list(csv.DictReader((folder / "sensitivity.csv").read_text().splitlines()))
     assert len(rows) == sum(len(layer["settings"]) for layer in fields["layers"])
     assert float(rows[0]["kl"]) == fields["layers"][0]["settings"][0]["error"]
     page = (folder / "sensitivity.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 4 and page.count("stroke-dasharray") == len(fields["layers"]) + 1
     assert not re.search(r"(src|href)=", page) and "NaN" not in page
 
 

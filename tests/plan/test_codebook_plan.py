@@ -8,7 +8,7 @@ from small_graphs import HEAD, image_graph, quantize, serialised
 from onnxq.errors import RecipeError
 from onnxq.export.compact import export
 from onnxq.plan import make_plan
-from onnxq.plan.codebooks import code_bytes, codebook_bytes, codebook_refusal
+from onnxq.plan.codebooks import code_bytes, codebook_bytes, codebook_refusal, weight_bytes
 from onnxq.recipe import LayerOverride, Recipe, recipe_from_fields
 
 
@@ -72,6 +72,30 @@ def test_the_estimate_is_that_of_the_file(count):
     estimate = spec.parameters - codebook_bytes(spec.parameters, count, integer=True)
     # The first lookup of a file has the constants that further ones share.
     assert abs(saved - estimate) < 80
+
+
+FORMS = (
+    {}, {"weight_bits": 2}, {"weight_bits": 4}, {"weight_bits": 7}, {"codebook": 16},
+    {"codebook": 16, "granularity": "per-tensor"}, {"weight_bits": 4, "granularity": "per-tensor"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+def test_forms_are_compared_by_what_their_files_hold(activation_bits):
+    """Scales and zero points count: forms of one layer differ as their files do."""
+    model, found = wide(), []
+    for form in FORMS:
+        layers = (LayerOverride("Conv_z", **form),) if form else ()
+        made = quantize(model, recipe=Recipe(activation_bits=activation_bits, layers=layers))
+        spec = made.plan.layers["Conv_z"]
+        estimate = weight_bytes(spec, integer=activation_bits is not None)
+        found.append((len(serialised(made.exported)), estimate))
+    for size, estimate in found[1:]:
+        assert abs((size - found[0][0]) - (estimate - found[0][1])) < 250
+    scales = 4 * 6 + (6 if activation_bits else 0)
+    assert found[0][1] == 9216 + scales
+    one = 4 + 1 if activation_bits else 0
+    assert found[4][1] - found[5][1] == scales - one
 
 
 @pytest.mark.parametrize(("num_bits", "ratio"), [(2, 0.2), (3, 0.375), (4, 0.5), (7, 0.875)])

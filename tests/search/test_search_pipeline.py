@@ -13,8 +13,8 @@ import pytest
 from small_graphs import HEAD, image_graph, tables
 
 from onnxq.errors import RecipeError
-from onnxq.pipeline import compress
-from onnxq.recipe import Recipe
+from onnxq.pipeline import Result, compress
+from onnxq.recipe import LayerOverride, Recipe
 from onnxq.run import Run
 from onnxq.search.memo import Memo
 from onnxq.search.workshop import ModelWorkshop
@@ -34,10 +34,11 @@ def files(tmp_path) -> tuple[Path, Path, Path]:
     return tmp_path / "model.onnx", tmp_path / "x.npz", tmp_path / "out.onnx"
 
 
+@pytest.mark.parametrize("codebook", ["auto", None])
 @pytest.mark.parametrize("bits", [8, None])
-def test_a_size_is_kept(files, bits):
+def test_a_size_is_kept(files, bits, codebook):
     model, data, out = files
-    recipe = replace(FAST, activation_bits=bits, max_size=0.34)
+    recipe = replace(FAST, activation_bits=bits, codebook=codebook, max_size=0.34)
     result = compress(model, data, recipe, out=out)
     onnx.checker.check_model(str(out), full_check=True)
     assert out.stat().st_size <= 0.34 * model.stat().st_size
@@ -47,6 +48,39 @@ def test_a_size_is_kept(files, bits):
     # Small files of weights: a whole number is a number of bytes.
     again = compress(model, data, replace(recipe, max_size=result.figures.size_after + 2000))
     assert again.figures.size_after <= result.figures.size_after + 2000
+
+
+def test_without_codebooks_widths_are_searched(files):
+    model, data, _ = files
+    found = compress(model, data, replace(FAST, max_size=0.3, first_last_bits=8))
+    sizes = {row.name: row for row in found.plan.layers.values()}
+    labels = found.figures.search["settings"]
+    assert all(label == "float" or label.endswith(" bits") for label in labels.values())
+    # Stated: no search moves it.
+    assert sizes["Conv_a"].num_bits == 8 and "Conv_a" not in labels
+    assert sizes["Conv_z"].num_bits < 8 and sizes["Conv_z"].packed
+
+
+def test_codes_and_codebooks_are_candidates_of_one_search(files):
+    model, data, _ = files
+    found = compress(model, data, replace(FAST, codebook="auto", max_size=0.3))
+    for row in found.figures.search["sweep"]["layers"][:2]:
+        labels = {each["setting"] for each in row["settings"]}
+        assert {"K=16", "4 bits", "8 bits", "float"} <= labels
+    alone = compress(model, data, replace(FAST, max_size=0.3))
+    assert both_errors(found) <= both_errors(alone)
+
+
+def both_errors(result: Result) -> float:
+    return float(result.figures.search["trials"][-1]["predicted"])
+
+
+def test_nothing_to_search_is_a_sentence(files):
+    model, data, out = files
+    recipe = replace(FAST, max_drop=1.0, layers=(LayerOverride("*", weight_bits=6),))
+    with pytest.raises(RecipeError, match="states the width or the codebook of every layer"):
+        compress(model, data, recipe, out=out)
+    assert not out.exists()
 
 
 def test_a_drop_is_kept_and_a_looser_one_takes_fewer_bytes(files):
@@ -96,9 +130,10 @@ def test_layers_with_a_stated_codebook_are_left_to_the_user(files):
     assert "Conv_a" not in result.figures.search["settings"]
 
 
-def test_a_stopped_search_goes_on_where_it_was(files, monkeypatch):
+@pytest.mark.parametrize(("codebook", "most"), [("auto", 1.0), (None, 0.05)])
+def test_a_stopped_search_goes_on_where_it_was(files, monkeypatch, codebook, most):
     model, data, out = files
-    recipe = replace(FAST, max_drop=1.0)
+    recipe = replace(FAST, codebook=codebook, max_drop=most)
     compress(model, data, recipe, out=out)
     whole = out.read_bytes()
     out.unlink()

@@ -71,9 +71,13 @@ def test_each_suffix_gives_what_the_whole_student_gives(name, opened, monkeypatc
     monkeypatch.setattr("onnxq.search.candidates.COUNTS", (2, 5))
     monkeypatch.setattr("onnxq.search.candidates.codebook_refusal", lambda *_, **__: "")
     monkeypatch.setattr("onnxq.plan.planner.codebook_refusal", lambda *_, **__: "")
+    # Weights as few as these are not packed: every width is made to save bytes.
+    monkeypatch.setattr("onnxq.search.candidates.WIDTHS", (3, 8))
+    monkeypatch.setattr("onnxq.search.candidates.weight_bytes", lambda spec, **_: spec.num_bits)
     model = small_graph(name)
     found = quantize(model, recipe=FLOAT_ACTIVATIONS)
     table = swept(found, opened(model))
+    assert [s.label for s in table.settings] == ["K=2", "K=5", "3 bits", "8 bits"]
     teacher = run(model, {"x": images(SAMPLES)}, optimise=True)["y"]
     assert [row.name for row in table.rows] == list(dict.fromkeys(r.name for r in table.rows))
     for row in table.rows:
@@ -98,7 +102,8 @@ def test_float_costs_nothing_and_finer_settings_cost_less(opened, monkeypatch):
         assert row.effects[FLOAT] == Effect(4 * row.parameters, 0.0, 0.0, 0.0)
         errors = [row.effects[Setting(codebook=k)].error for k in (2, 8, 32)]
         assert errors == sorted(errors, reverse=True) and errors[0] > 10 * errors[2]
-        assert row.effects[BITS].size == row.parameters
+        channels = 5 if row.name.startswith("Gemm") else 6
+        assert row.effects[BITS].size == row.parameters + 4 * channels
         assert row.effects[BITS].error < errors[1]
 
 
@@ -108,13 +113,56 @@ def test_settings_are_those_that_save_bytes(opened):
     given = {k: rng.normal(0, 0.05, shape).astype(np.float32) for k, shape in shapes.items()}
     body = "a = Conv (x, wy, by) b = Conv (a, narrow) c = Conv (b, wide) y = GlobalAveragePool (c)"
     model = image_graph(body, "float[N, 300, 1, 1] y", **given)
-    found = []
+    found, widths = [], []
     for recipe in (FLOAT_ACTIVATIONS, Recipe()):
         rows = swept(quantize(model, recipe=recipe), opened(model)).rows
         found.append([[s.codebook for s in row.effects if s.codebook] for row in rows])
+        widths.append([[s.weight_bits for s in row.effects if s.weight_bits] for row in rows])
     # An int8 table takes a quarter of the bytes of a float one.
     wide = [2, 4, 8, 16, 32, 64, 128]
     assert found == [[[], [2, 4, 8, 16], wide], [[], [2, 4, 8, 16, 32], wide]]
+    # Three bits have two fields, which in a small layer take more than the third saves.
+    assert widths == [[[8], [2, 4, 5, 8], [2, 3, 4, 5, 6, 8]]] * 2
+
+
+def large_layer() -> ir.Model:
+    weight = np.random.default_rng(0).normal(0, 0.05, (64, 3, 8, 8)).astype(np.float32)
+    body = "z = Conv <pads = [4, 4, 4, 4]> (x, large) y = GlobalAveragePool (z)"
+    return image_graph(body, "float[N, 64, 1, 1] y", large=weight)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "widths"),
+    [
+        (Recipe(), [2, 3, 4, 5, 6, 8]),
+        (Recipe(target="cpu-avx2"), [2, 3, 4, 5, 6, 7]),
+        (Recipe(weight_bits=5, first_last_bits=5), [2, 3, 4, 5]),
+        # The first and the last layer have 8 bits, where nothing else is said.
+        (Recipe(weight_bits=5), [2, 3, 4, 5, 6, 8]),
+    ],
+)
+def test_no_width_is_above_that_of_the_recipe(opened, recipe, widths):
+    model = large_layer()
+    table = swept(quantize(model, recipe=recipe), opened(model), codebooks=False)
+    assert [s.weight_bits for s in table.rows[0].effects if s != FLOAT] == widths
+
+
+def test_thresholds_are_those_that_a_student_starts_with(opened):
+    """The clip method of the recipe, at every width: a student of that width has them too."""
+    model, errors = large_layer(), {}
+    for method in ("mse", "max"):
+        recipe = replace(FLOAT_ACTIVATIONS, calibration=method)
+        found = quantize(model, recipe=recipe)
+        table = swept(found, opened(model), codebooks=False, calibration=method)
+        errors[method] = table.rows[0].effects[Setting(weight_bits=3)].error
+        narrow = quantize(model, recipe=replace(recipe, weight_bits=3, first_last_bits=3))
+        assert narrow.plan.layers["Conv_z"].packed
+        teacher, student = (
+            run(m, {"x": images(SAMPLES)}, optimise=True)["y"].reshape(SAMPLES, -1)
+            for m in (model, narrow.baked)
+        )
+        assert errors[method] == pytest.approx(mean_kl(teacher, student), rel=1e-3)
+    assert errors["mse"] < 0.9 * errors["max"]
 
 
 def test_the_result_depends_on_neither_cores_nor_memory(opened, monkeypatch):
