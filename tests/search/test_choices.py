@@ -52,10 +52,10 @@ def test_what_lies_between_is_interpolated(model):
     # 9,216 weights of 7 bits in two fields and one of one, six scales and six zero points.
     spec = plan.layers[MIDDLE]
     size = effects[Setting(weight_bits=7)].size
-    assert size == 9216 * 7 // 8 + 127 + 60 + 3 * 280 + 6 * 5
+    assert size == 9216 * 7 // 8 + 127 + 20 + 3 * 230 + 6 * 5
     assert size < weight_bytes(spec, integer=True) == 9216 + 30
     counts = effects[Setting(codebook=12)]
-    assert counts.size == math.ceil(9216 / 5) + 9216 // 4 + 12 + 60 + 2 * 280 + 6 * 5
+    assert counts.size == math.ceil(9216 / 5) + 9216 // 4 + 12 + 20 + 2 * 230 + 6 * 5
 
 
 @pytest.mark.parametrize(

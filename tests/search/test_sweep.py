@@ -120,9 +120,9 @@ def test_settings_are_those_that_save_bytes(opened):
         widths.append([[s.weight_bits for s in row.effects if s.weight_bits] for row in rows])
     # An int8 table takes a quarter of the bytes of a float one.
     wide = [2, 4, 8, 16, 32, 64, 128]
-    assert found == [[[], [2, 4, 8, 16], wide], [[], [2, 4, 8, 16, 32], wide]]
-    # Three bits have two fields, which in a small layer take more than the third saves.
-    assert widths == [[[8], [2, 4, 5, 8], [2, 3, 4, 5, 6, 8]]] * 2
+    assert found == [[[], [2, 4, 8, 16, 32], wide], [[], [2, 4, 8, 16, 32], wide]]
+    # Six bits have two fields, which in a small layer take more than the other two bits save.
+    assert widths == [[[8], [2, 3, 4, 5, 8], [2, 3, 4, 5, 6, 8]]] * 2
 
 
 def large_layer() -> ir.Model:
