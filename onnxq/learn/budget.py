@@ -12,7 +12,7 @@ from onnxq.options import Loss, OptimizerName
 ADAM_RATES: Mapping[str, float] = {
     "thresholds": 0.002,
     "steps": 0.002,
-    "weights": 0.002,
+    "weights": 0.004,
     "codebooks": 0.002,
     "float-layers": 0.002,
     "biases": 0.002,
