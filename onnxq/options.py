@@ -12,7 +12,10 @@ from onnxq.errors import RecipeError
 Granularity = Literal["per-channel", "per-tensor"]
 Calibration = Literal["max", "mse", "aciq", "kl", "percentile"]
 Learn = Literal["none", "thresholds", "codebooks", "float-layers", "biases", "auto"]
-Target = Literal["cpu", "cpu-avx2"]
+Target = Literal["cpu", "cpu-avx2", "int4"]
+
+INT4_BITS = 4
+"""Codes of so many bits at most fit a tensor of type INT4."""
 
 AUTO = "auto"
 """A count of centroids for each layer, found by a search."""
