@@ -14,9 +14,12 @@ Calibration = Literal["max", "mse", "aciq", "kl", "percentile"]
 Learn = Literal[
     "none", "thresholds", "steps", "weights", "codebooks", "float-layers", "biases", "auto"
 ]
-Target = Literal["cpu", "cpu-avx2"]
+Target = Literal["cpu", "cpu-avx2", "int4"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
+
+INT4_BITS = 4
+"""Codes of so many bits at most fit a tensor of type INT4."""
 
 AUTO = "auto"
 """A count of centroids for each layer, found by a search."""

@@ -18,6 +18,7 @@ from onnxq.errors import OnnxqError
 from onnxq.export.save import check_output, save_model
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
+from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.float_layers import check_float_layers
@@ -60,8 +61,8 @@ class PlanReport:
 
 def plan_model(model: str | Path, recipe: Recipe | None = None) -> PlanReport:
     """Load, normalise and plan a model; nothing is learned and nothing written."""
-    normalised = normalise(load_model(Path(model)), None)
     recipe = recipe or Recipe()
+    normalised = normalise(load_model(Path(model), least_opset(recipe.target)), None)
     plan = make_plan(normalised.model, recipe)
     check_float_layers(plan, recipe)
     return PlanReport(normalised.model, plan, normalised.notes)

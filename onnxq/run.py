@@ -27,6 +27,7 @@ from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.model import load_model
+from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import normalise
 from onnxq.options import AUTO
 from onnxq.plan import Plan, make_plan
@@ -87,7 +88,7 @@ class Run:
 
     def load(self, data: Path, preprocess: Preprocess | None) -> None:
         """Read the model and the samples, normalise the model, split the samples."""
-        original = load_model(self._path)
+        original = load_model(self._path, least_opset(self.recipe.target))
         self._preprocess = preprocess or find_preprocess(self._path, original.metadata_props)
         recipe = self.recipe
         samples = self._open(original, data)

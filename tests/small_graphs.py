@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -169,7 +170,7 @@ def quantize(
     return Quantized(teacher, plan, student, quantizers, bake(student, quantizers), exported)
 
 
-def run(model: ir.Model, feeds: Arrays, *, optimise: bool = False) -> Arrays:
+def run(model: ir.Model | Path, feeds: Arrays, *, optimise: bool = False) -> Arrays:
     """All outputs by name."""
     session = open_session(model, optimise=optimise)
     names = [output.name for output in session.get_outputs()]

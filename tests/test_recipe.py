@@ -46,7 +46,7 @@ RECIPES = st.builds(
     max_minutes=st.floats(0.01, 1e4),
     lr=st.none() | st.floats(1e-9, 10),
     exclude=st.lists(st.text(min_size=1, max_size=8), max_size=3).map(tuple),
-    target=st.sampled_from(["cpu", "cpu-avx2"]),
+    target=st.sampled_from(["cpu", "cpu-avx2", "int4"]),
     seed=st.integers(0, 2**31),
     layers=st.lists(LAYERS, max_size=3).map(tuple),
 )
@@ -117,7 +117,7 @@ def test_defaults_and_hand_written_toml(tmp_path):
         ({"max_minutes": "ten"}, "'max_minutes' is 'ten'"),
         ({"exclude": [""]}, "'exclude' is"),
         ({"exclude": 5}, "'exclude' is '5'"),
-        ({"target": "int4"}, "'target' is 'int4'; expected 'cpu' or 'cpu-avx2'"),
+        ({"target": "int8"}, "'target' is 'int8'; expected 'cpu' or 'cpu-avx2' or 'int4'"),
         ({"activation_bits": "none", "learn": "thresholds"}, "'learn' = 'thresholds' and"),
         ({"learn": "codebooks"}, "'learn' = 'codebooks' needs layers with a codebook"),
         ({"codebook": 512}, "from 2 to 256 or auto or off"),

@@ -118,7 +118,8 @@ _exclude = _option(
 )
 _target = _option(
     "--target",
-    text="What the export is for.",
+    text="What the export is for: ONNX Runtime on any CPU, on x86 without VNNI, or accelerators "
+    "that take INT4 tensors.",
     default=_DEFAULT.target,
     type=_choice("target"),
 )

@@ -50,7 +50,9 @@ def compact(model: ir.Model, student: ir.Graph) -> None:
     written = {str(value.name) for node in student for value in node.outputs}
     known = {name for name in written if not name.endswith((RAW, QUANTIZED))}
     nodes = {str(node.name) for node in student}
-    stay = _staying(graph, known) | set(student.initializers)
+    # Inputs of the student that are still there are weights of retrained float layers.
+    constants = set(student.initializers) | {str(value.name) for value in student.inputs}
+    stay = _staying(graph, known) | constants
     inside = {str(v.name) for each in model.graphs() if each is not graph for v in _values(each)}
     # A short name that a tensor of the original once had would be taken for it.
     names = (name for name in _short_names() if name not in theirs | inside)

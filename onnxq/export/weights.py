@@ -5,7 +5,8 @@ Layers that were left float and retrained are the exception: they are written as
 Integer kernels read codes through DequantizeLinear. Weight-only layers read
 `Cast(codes) * scale`, which ONNX Runtime folds into a float constant at session start
 (it doesn't fold DequantizeLinear). A codebook takes the place of the codes, and
-codes of less than 8 bits are packed as one of all codes: see `lookup`.
+codes of less than 8 bits are packed as one of all codes: see `lookup`. For accelerators that take
+tensors of type INT4, codes of 4 bits or fewer are one of those.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def _lower_weight(
     graph: ir.Graph, spec: LayerSpec, quantizers: Quantizers, scale: np.ndarray, value: ir.Value
 ) -> ir.Value:
     weight = quantizers.weights[spec.weight]
+    dtype = ir.DataType.INT4 if spec.int4 else ir.DataType.INT8
     if spec.codebook is not None:
         stored = add_lookup(graph, spec.weight, quantizers.codebooks[spec.weight])
     else:
@@ -84,9 +86,11 @@ def _lower_weight(
         if spec.packed:
             stored = add_lookup(graph, spec.weight, uniform_codebook(codes, spec.num_bits, scale))
         else:
-            stored = add_constant(graph, f"{spec.weight}{CODES}", codes)
-    if spec.compute == "integer":
-        zero = add_constant(graph, f"{spec.weight}.zero_point", np.zeros(scale.shape, np.int8))
+            stored = add_constant(graph, f"{spec.weight}{CODES}", codes.astype(dtype.numpy()))
+    # Cast doesn't take INT4.
+    if spec.compute == "integer" or spec.int4:
+        zeros = np.zeros(scale.shape, dtype.numpy())
+        zero = add_constant(graph, f"{spec.weight}.zero_point", zeros)
         return _dequantize(graph, [stored, value, zero], spec.axis, spec.weight)
     if spec.codebook is not None and spec.axis is None:
         # The centroids are the weights themselves.

@@ -40,13 +40,14 @@ _FIRST_BYTE = b"\x08"
 """The tag of the field ir_version, with which every serialised ModelProto starts."""
 
 
-def load_model(path: str | os.PathLike[str]) -> ir.Model:
+def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir.Model:
     """The model of a file, at opset 13 to 21 and IR 7 to 10, with its functions inlined.
 
     Initializers are no longer graph inputs afterwards. Nothing else is changed.
 
     Args:
         path: an `.onnx` file; external data is read from beside it.
+        least_opset: the oldest opset that the model may have afterwards.
 
     Raises:
         ModelError: not a file, not ONNX, truncated, external data missing, an opset out of
@@ -59,15 +60,15 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     check_types(proto, path.name)
     _load_external_data(proto, path)
     proto, weights = take_out_weights(proto)
-    model = _deserialize(convert_version(proto, path.name), path.name)
+    model = _deserialize(convert_version(proto, path.name, least_opset), path.name)
     put_in_weights(model, weights, path.absolute().parent)
-    model.ir_version = convert_ir_version(proto.ir_version)
+    model.ir_version = convert_ir_version(proto.ir_version, least_opset)
     if model.functions:
         common.InlinePass()(model)
         common.RemoveUnusedOpsetsPass()(model)
     common.RemoveInitializersFromInputsPass()(model)
     _check_opens(model, path.name)
-    if (default_opset(proto) or MIN_OPSET) < MIN_OPSET:
+    if (default_opset(proto) or least_opset) < least_opset:
         _check_conversion(proto, model, path)
     return model
 

@@ -11,6 +11,8 @@ from onnxq.load.limits import all_nodes
 MIN_READABLE_OPSET = 7
 MIN_OPSET = 13
 MAX_OPSET = 21
+_INT4_OPSET = 21
+"""The first with tensors of type INT4."""
 _HALF_PIXEL_OPSET = 11
 """Before it, Upsample and Resize had but one way of sampling: x / scale, rounded down."""
 
@@ -25,12 +27,18 @@ def default_opset(model: onnx.ModelProto) -> int | None:
     return max(versions) if versions else None
 
 
-def convert_version(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def least_opset(target: str) -> int:
+    """The oldest opset that a model may have for a target of the export."""
+    return _INT4_OPSET if target == "int4" else MIN_OPSET
+
+
+def convert_version(model: onnx.ModelProto, name: str, least: int = MIN_OPSET) -> onnx.ModelProto:
     """The same model at an opset between 13 and 21.
 
     Args:
         model: the model; it is not changed.
         name: the file's name, for the error.
+        least: the oldest opset that will do, 13 to 21.
 
     Raises:
         ModelError: the opset is older than 7 or not known yet, or there is no conversion for
@@ -48,14 +56,15 @@ def convert_version(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             f"here ({onnx.defs.onnx_opset_version()}); export it again with an opset between "
             f"{MIN_OPSET} and {MAX_OPSET}."
         )
-    if opset is None or MIN_OPSET <= opset <= MAX_OPSET:
+    if opset is None or least <= opset <= MAX_OPSET:
         return model
-    return _convert_opset(model, opset, MIN_OPSET if opset < MIN_OPSET else MAX_OPSET, name)
+    return _convert_opset(model, opset, min(max(opset, least), MAX_OPSET), name)
 
 
-def convert_ir_version(version: int) -> int:
-    """The nearest IR version that every session here can read, 7 to 10."""
-    return min(max(version, MIN_IR_VERSION), MAX_IR_VERSION)
+def convert_ir_version(version: int, opset: int = MIN_OPSET) -> int:
+    """The nearest IR version that every session here can read, 7 to 10; 10 at opset 21."""
+    least = MAX_IR_VERSION if opset == MAX_OPSET else MIN_IR_VERSION
+    return min(max(version, least), MAX_IR_VERSION)
 
 
 def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -> onnx.ModelProto:

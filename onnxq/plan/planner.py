@@ -9,6 +9,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
+from onnxq.options import INT4_BITS, Target
 from onnxq.plan.codebooks import codebook_refusal, packing_refusal
 from onnxq.plan.first_last import WIDE, first_and_last, for_first_and_last, wide_tensors
 from onnxq.plan.float_layers import EXCLUDED, retrained_layers
@@ -17,6 +18,8 @@ from onnxq.plan.operators import never_negative
 from onnxq.plan.regions import Regions, Site
 from onnxq.plan.spec import CODE_BITS, SATURATION_BITS, Compute, LayerSpec, Plan, TensorSpec
 from onnxq.recipe import LayerOverride, Recipe, nearest_name
+
+INT4_CODEBOOK = "indices into centroids stay packed: INT4 tensors hold codes"
 
 
 def make_plan(
@@ -44,6 +47,7 @@ def make_plan(
     retrained = retrained_layers(excluded, wanted) if "float-layers" in recipe.learn else {}
     left_alone |= {name: spec.reason for name, spec in retrained.items()}
     ends = first_and_last(found)
+    check_target(recipe, wanted, ends)
     if recipe.activation_bits is None:
         return _weight_only_plan(wanted, ends, left_alone, retrained, recipe)
     # Tensors that fewer bits are too few for get 8, those that 8 are too few for stay float.
@@ -77,6 +81,24 @@ def check_patterns(recipe: Recipe, layers: list[Layer], refused: dict[str, str])
             )
 
 
+def check_target(recipe: Recipe, layers: list[Layer], ends: frozenset[ir.Node]) -> None:
+    """Raise RecipeError where the target takes 4-bit tensors and no layer has so few bits."""
+    if recipe.target != "int4" or not layers:
+        return
+    wide = for_first_and_last(recipe)
+    widths = [
+        _weight_bits(_override(own, each), own)
+        for each in layers
+        for own in [wide if each.node in ends else recipe]
+    ]
+    if min(widths) > INT4_BITS:
+        raise RecipeError(
+            f"the target 'int4' stores codes of {INT4_BITS} bits or fewer as INT4 tensors, and "
+            f"those of every layer have {min(widths)} or more; give --weight-bits {INT4_BITS} (and "
+            "--first-last-bits for a model of two layers), or another --target"
+        )
+
+
 def _override(recipe: Recipe, layer: Layer) -> LayerOverride:
     return recipe.override_for(str(layer.node.name), layer.node.op_type)
 
@@ -104,7 +126,7 @@ def _layer_specs(
         _layer_spec(layer, weight_only.get(layer.node, ""), wide if layer.node in ends else recipe)
         for layer in layers
     ]
-    return {spec.name: spec for spec in _agree_on_shared_weights(specs)}
+    return {spec.name: spec for spec in _agree_on_shared_weights(specs, recipe.target)}
 
 
 def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
@@ -123,7 +145,7 @@ def _weight_bits(override: LayerOverride, recipe: Recipe) -> int:
     return min(num_bits, SATURATION_BITS) if recipe.target == "cpu-avx2" else num_bits
 
 
-def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
+def _agree_on_shared_weights(specs: Sequence[LayerSpec], target: Target) -> list[LayerSpec]:
     """One form per weight: layers that differ get its widest codes, one scale, no codebook."""
     groups: dict[str, list[LayerSpec]] = {}
     for spec in specs:
@@ -134,7 +156,8 @@ def _agree_on_shared_weights(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
         axes = {other.axis for other in group}
         num_bits = max(other.num_bits for other in group)
         found = replace(spec, axis=spec.axis if len(axes) == 1 else None, num_bits=num_bits)
-        agreed.append(_with_packing(_with_codebook(found, group)))
+        found = _with_codebook(found, group)
+        agreed.append(_with_int4(found) if target == "int4" else _with_packing(found))
     return agreed
 
 
@@ -156,6 +179,18 @@ def _with_packing(spec: LayerSpec) -> LayerSpec:
     refusal = packing_refusal(spec.parameters, spec.num_bits)
     reasons = "; ".join(each for each in (spec.refusal, refusal) if each)
     return replace(spec, packed=not refusal, refusal=reasons)
+
+
+def _with_int4(spec: LayerSpec) -> LayerSpec:
+    """The layer with a tensor of type INT4, where it has codes that fit; no code is packed."""
+    if spec.codebook is not None:
+        return replace(spec, refusal=INT4_CODEBOOK)
+    if spec.num_bits <= INT4_BITS:
+        return replace(spec, int4=True)
+    if spec.num_bits == CODE_BITS:
+        return spec
+    reason = f"one code in a byte: INT4 holds {INT4_BITS} bits, not {spec.num_bits}"
+    return replace(spec, refusal="; ".join(each for each in (spec.refusal, reason) if each))
 
 
 def _tensor_specs(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onnxq.numerics.qparams import weight_quant_max
+from onnxq.options import INT4_BITS
 
 CODE_BITS = 8
 """Codes of so many bits are bytes already."""
@@ -39,6 +40,7 @@ class LayerSpec:
             less than 8 bits are not packed; empty otherwise.
         packed: codes of less than 8 bits are packed in the file.
         channels: number of output channels.
+        int4: codes of 4 bits or fewer are a tensor of type INT4.
     """
 
     name: str
@@ -57,11 +59,13 @@ class LayerSpec:
     refusal: str = ""
     packed: bool = False
     channels: int = 1
+    int4: bool = False
 
     @property
     def narrow(self) -> bool:
         """Whether the file holds codes of fewer bits than their tensor has."""
-        return self.codebook is None and not self.packed and self.num_bits < CODE_BITS
+        held = INT4_BITS if self.int4 else CODE_BITS
+        return self.codebook is None and not self.packed and self.num_bits < held
 
     @property
     def centroid_max(self) -> int:

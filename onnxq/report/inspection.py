@@ -25,6 +25,8 @@ from onnxq.report.stored import stored_weight
 from onnxq.verify.figures import METADATA_KEY, Figures
 from onnxq.verify.opened import OpenedModel, open_model
 
+INT4_REASON = "INT4: ONNX Runtime computes it in float on a CPU"
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -133,10 +135,13 @@ def _planned_row(spec: LayerSpec) -> LayerRow:
     count = spec.parameters
     bits: float = spec.num_bits
     size = packed_code_bytes(count, spec.num_bits) if spec.packed else count
+    if spec.int4:
+        size = -(-count // 2)
     if spec.codebook is not None:
         bits = bits_per_index(spec.codebook)
         size = codebook_bytes(count, spec.codebook, integer=spec.compute == "integer")
-    reason = "; ".join(each for each in (spec.reason, spec.refusal) if each)
+    reasons = (spec.reason or (INT4_REASON if spec.int4 else ""), spec.refusal)
+    reason = "; ".join(each for each in reasons if each)
     return LayerRow(
         spec.name, spec.op_type, count, 4 * count, size, bits, spec.compute, reason, spec.codebook
     )
@@ -177,6 +182,8 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
             rows.append(_float_row(node, left_alone.get(name, "its weights are float")))
             continue
         reason = weight_only.get(name, "")
+        if stored.int4:
+            reason = reason or INT4_REASON
         compute = "weight-only" if reason else "integer"
         count, size = stored.parameters, stored.size
         bits = figures.narrow.get(name, stored.num_bits)

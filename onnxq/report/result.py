@@ -121,8 +121,15 @@ def result_notes(result: Result) -> list[str]:
     figures = result.figures
     notes = [*result.notes, *figures.notes]
     ratio = figures.latency_ratio
+    int4 = {spec.name for spec in result.plan.layers.values() if spec.int4}
+    if int4:
+        notes.append(
+            f"{len(int4)} of {figures.layers} layers hold INT4 tensors, for accelerators that take "
+            "them: ONNX Runtime computes them in float on a CPU, more slowly than the original "
+            "(--target cpu gives the same codes integer kernels)"
+        )
     # Less than what the table shows is the clock.
-    if ratio is not None and round(ratio, 2) > 1:
+    if ratio is not None and round(ratio, 2) > 1 and not int4:
         remedy = (
             "; use --activation-bits none for integer weights at float speed"
             if result.recipe.activation_bits is not None
@@ -130,13 +137,13 @@ def result_notes(result: Result) -> list[str]:
         )
         kind = "int8" if result.recipe.activation_bits is not None else "the compressed model"
         notes.append(f"{kind} is slower than float on this machine ({ratio:.2f} ×){remedy}")
-    if figures.float_nodes:
+    if figures.float_nodes and not int4:
         shown = ", ".join(figures.float_nodes[:5])
         more = len(figures.float_nodes) - 5
         rest = f" and {more} more" if more > 0 else ""
         notes.append(f"these nodes stay float between integer ones: {shown}{rest}")
     planned = {spec.name for spec in result.plan.integer_layers()}
-    missed = planned - _integer_names(figures, planned)
+    missed = planned - int4 - _integer_names(figures, planned)
     if missed:
         names = ", ".join(sorted(missed)[:5])
         notes.append(f"planned for integer kernels but run in float by ONNX Runtime: {names}")

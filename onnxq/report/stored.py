@@ -12,6 +12,9 @@ from onnxq.numerics.packing import bits_per_index
 _STORED_FORM = ("DequantizeLinear", "Cast", "Mul")
 """What stands between integer weights, or a lookup, and the layer that reads them."""
 
+_WIDTHS = {ir.DataType.INT8: 8, ir.DataType.UINT8: 8, ir.DataType.INT4: 4}
+"""Bits of a code by the type that holds it."""
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -20,14 +23,16 @@ class Stored:
     Attributes:
         parameters: number of weights.
         size: bytes that they take.
-        num_bits: width of an index, or of a code.
+        num_bits: width of an index, or of what holds a code.
         codebook: number of centroids, or None where each weight is stored as a code.
+        int4: the codes have the type INT4.
     """
 
     parameters: int
     size: int
     num_bits: float
     codebook: int | None = None
+    int4: bool = False
 
 
 def stored_weight(value: ir.Value | None) -> Stored | None:
@@ -42,9 +47,10 @@ def stored_weight(value: ir.Value | None) -> Stored | None:
     if value is None or value.const_value is None:
         return None
     tensor = value.const_value
-    if tensor.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+    if tensor.dtype not in _WIDTHS:
         return None
-    return Stored(tensor.size, tensor.nbytes, 8)
+    int4 = tensor.dtype == ir.DataType.INT4
+    return Stored(tensor.size, tensor.nbytes, _WIDTHS[tensor.dtype], int4=int4)
 
 
 def _codebook(gather: ir.Node) -> Stored | None:

@@ -109,6 +109,8 @@ def _saturating_layers(exported: Exported, student: ir.Model) -> list[str]:
     nodes = {str(node.name): node for node in exported.model.graph}
     names = []
     for spec in exported.plan.integer_layers():
+        if spec.int4:
+            continue  # no integer kernel reads INT4
         codes = _codes(nodes[spec.name], student, spec)
         if may_saturate(codes, spec.channel_axis):
             names.append(spec.name)

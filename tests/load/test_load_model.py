@@ -201,14 +201,23 @@ def test_old_opsets_come_up_with_equal_outputs(tmp_path, opset, body):
 
 
 def test_a_conversion_that_changes_the_outputs_is_an_error(tmp_path, monkeypatch):
-    def wrong(proto, name):
-        converted = convert_version(proto, name)
+    def wrong(proto, name, least):
+        converted = convert_version(proto, name, least)
         converted.graph.node[0].op_type = "Neg"
         return converted
 
     monkeypatch.setattr("onnxq.load.model.convert_version", wrong)
     message = _message(_save(tmp_path, _proto("y = Relu(x)", opset=9)))
     assert "uses opset 9 and converting it changes what it computes" in message
+
+
+def test_a_least_opset_is_reached_and_a_newer_one_kept(tmp_path):
+    x = np.full((2, 4), 8, np.float32)
+    for opset, expected in ((9, 21), (13, 21), (21, 21)):
+        model = load_model(_save(tmp_path, _proto("y = Relu(x)", opset=opset)), 21)
+        assert (model.opset_imports[""], model.ir_version) == (expected, 10)
+        assert open_session(model).run(None, {"x": x})[0].max() == 8
+    assert load_model(_save(tmp_path, _proto("y = Relu(x)", opset=13))).opset_imports[""] == 13
 
 
 def test_an_input_without_a_shape(tmp_path):
