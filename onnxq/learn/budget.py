@@ -12,12 +12,12 @@ from onnxq.options import Loss, OptimizerName
 ADAM_RATES: Mapping[str, float] = {
     "thresholds": 0.002,
     "steps": 0.002,
-    "weights": 0.004,
+    "weights": 0.01,
     "codebooks": 0.002,
     "float-layers": 0.002,
     "biases": 0.002,
 }
-"""Per step, in units of a value: a share of a threshold, a step or a layer's typical weight."""
+"""In units of a value: shares of a threshold, a step, or the typical weight of a layer."""
 SGD_RATE = 0.001
 """In real units (DFQF)."""
 

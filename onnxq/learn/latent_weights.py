@@ -2,8 +2,8 @@
 
     W~ = fake_quant(w),   dL/dw = dL/dW~ where |w| is within the codes, 0 where it is clipped
 
-Trained is d in w = w_0 + unit d, the unit the root mean square of the layer's weights: one
-learning rate serves all layers.
+Trained is d in w = w_0 + step_0 d: what matters is how far a weight is from the next code, so that
+one learning rate serves all layers and all widths.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxq.learn.free_values import VALUE, root_mean_square
-from onnxq.numerics.qparams import FloatArray, inside_codes
+from onnxq.learn.free_values import VALUE
+from onnxq.numerics.qparams import FloatArray, inside_codes, per_channel, weight_scale
 from onnxq.plan.spec import LayerSpec
 from onnxq.rewrite.quantizers import Quantizers
 
@@ -27,7 +27,7 @@ class LatentWeights:
 
     Attributes:
         values: d by key, float32, in the shape of the weight.
-        units: the unit by key.
+        units: step_0 by key, of a shape that broadcasts to the weight's.
     """
 
     group = "weights"
@@ -37,7 +37,7 @@ class LatentWeights:
         self._start = {weight: start.weights[weight] for weight in self._layers}
         self.values = {VALUE + w: np.zeros_like(array) for w, array in self._start.items()}
         self.units: dict[str, FloatArray | np.float32] = {
-            VALUE + w: root_mean_square(array) for w, array in self._start.items()
+            VALUE + weight: _step(spec, start) for weight, spec in self._layers.items()
         }
 
     def project(self) -> None:
@@ -68,3 +68,8 @@ class LatentWeights:
             slope = np.where(inside, found[weight], np.float32(0))
             result[VALUE + weight] = np.asarray(slope * self.units[VALUE + weight], np.float32)
         return result
+
+
+def _step(spec: LayerSpec, start: Quantizers) -> FloatArray:
+    steps = weight_scale(start.thresholds[spec.weight], spec.num_bits)
+    return per_channel(steps, start.weights[spec.weight].ndim, spec.axis)

@@ -69,7 +69,6 @@ def make_parts(
     parts: list[Part] = []
     if "weights" in learns:
         parts.append(LatentWeights(layers, start))
-        parts.append(FreeValues(start, [], _biased(layers), "weights"))
     if "thresholds" in learns:
         parts.append(ThresholdScales(plan, start, extremes))
     if "steps" in learns:
@@ -78,7 +77,7 @@ def make_parts(
         parts.append(CodebookTables(plan, start))
     if "float-layers" in learns:
         parts.append(FreeValues(start, floats, _biased(floats)))
-    if "biases" in learns and "weights" not in learns:
+    if learns & {"biases", "weights"}:
         parts.append(FreeValues(start, [], _biased(layers), "biases"))
     return [part for part in parts if part.values]
 
