@@ -11,7 +11,7 @@ from onnxq.errors import RecipeError
 
 Granularity = Literal["per-channel", "per-tensor"]
 Calibration = Literal["max", "mse", "aciq", "kl", "percentile"]
-Learn = Literal["none", "thresholds", "codebooks", "float-layers", "biases", "auto"]
+Learn = Literal["none", "thresholds", "rounding", "codebooks", "float-layers", "biases", "auto"]
 Target = Literal["cpu", "cpu-avx2"]
 
 AUTO = "auto"

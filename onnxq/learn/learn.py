@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine.ungradable import ungradable_nodes
 from onnxq.learn.frozen import freeze
 from onnxq.learn.learning import Budget, Learned, Learning
+from onnxq.learn.rounding.reconstruct import reconstruct
 from onnxq.learn.sizes import fix_sizes
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.trained import Trained, make_parts
@@ -51,6 +53,10 @@ def learn(
     Returns:
         The best numbers; the variant's own where nothing is trained or nothing helped.
     """
+    if "rounding" in learns:
+        return _after_rounding(
+            variant, train, learns, budget, progress=progress, checkpoint=checkpoint, resume=resume
+        )
     plan, start = variant.student.plan, variant.quantizers
     kept = Learned(start, variant.score, variant.score)
     parts = make_parts(set(learns), plan, start, variant.extremes())
@@ -82,6 +88,31 @@ def learn(
         lowest = min(learned.history, default=0.0)
         learned.notes.append(TOO_FAST if lowest > MUCH * learned.start_score else NO_GAIN)
     return learned
+
+
+def _after_rounding(
+    variant: Variant,
+    train: TeacherOutputs,
+    learns: Collection[str],
+    budget: Budget | None,
+    *,
+    progress: Progress | None,
+    checkpoint: Checkpoint | None,
+    resume: bool,
+) -> Learned:
+    """Rounding first; what else is learned goes on from its result, in the time that is left."""
+    budget = budget or Budget()
+    part = None if checkpoint is None else checkpoint.part("rounding")
+    rounded = reconstruct(variant, train, budget, progress=progress, checkpoint=part, resume=resume)
+    others = set(learns) - {"rounding"}
+    if not others:
+        return rounded
+    found = replace(variant, quantizers=rounded.quantizers, score=rounded.score)
+    left = replace(budget, max_seconds=max(0.0, budget.max_seconds - rounded.seconds))
+    learned = learn(
+        found, train, others, left, progress=progress, checkpoint=checkpoint, resume=resume
+    )
+    return learned.after(rounded)
 
 
 def _sized(loss_model: ir.Model, train: TeacherOutputs) -> ir.Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -79,6 +79,19 @@ class Learned:
     def improved(self) -> bool:
         """Whether learning beat its starting point."""
         return self.epoch > 0
+
+    def after(self, first: Learned) -> Learned:
+        """What came out of two methods, one after the other; epochs are counted through."""
+        before = len(first.history)
+        return replace(
+            self,
+            start_score=first.start_score,
+            epoch=before + self.epoch if self.improved else first.epoch,
+            history=[*first.history, *self.history],
+            seconds=first.seconds + self.seconds,
+            images=first.images + self.images,
+            notes=[*first.notes, *self.notes],
+        )
 
 
 class Learning:
