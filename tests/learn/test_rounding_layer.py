@@ -73,7 +73,8 @@ def test_errors_are_those_that_codes_add(data):
         found = fit(x, weight, t, bias)
         added = found.bias if bias is None else bias
         error = float(np.square(x @ found.weight.T + added - t).mean(axis=0).sum())
-        assert error == pytest.approx(found.error + noise, rel=0.1, abs=0.01)
+        # The damping counts as error too.
+        assert 0.8 * found.error < error - noise < 1.05 * found.error + 0.01
         assert found.error < 0.7 * found.start_error
         assert (found.bias is None) == (bias is not None)
 

@@ -27,7 +27,7 @@ class FittedLayer:
         threshold: T, (channels,) or ().
         weight: scale * code, of the weight's own shape.
         bias: (channels,); None where the layer's bias is not free.
-        error: mean squared error of the outputs that the codes add.
+        error: mean squared error of the outputs that the codes add, damping included.
         start_error: the same with the float weights rounded to nearest.
     """
 
