@@ -181,10 +181,6 @@ def test_no_time_leaves_the_start_and_says_so(ready):
     assert any("time ran out" in note for note in learned.notes)
 
 
-class Stop(Exception):
-    """As Ctrl-C would."""
-
-
 def stop_at(monkeypatch, count: int) -> list[str]:
     """Let the fit of the layer after `count` others fail; the names of those fitted."""
     names: list[str] = []
@@ -192,7 +188,7 @@ def stop_at(monkeypatch, count: int) -> list[str]:
 
     def fit(spec, *args):
         if len(names) == count:
-            raise Stop
+            raise KeyboardInterrupt
         names.append(spec.name)
         return real(spec, *args)
 
@@ -205,7 +201,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
     tmp_path, ready, fitted, monkeypatch, count
 ):
     checkpoint = Checkpoint(tmp_path / "kept", {"model": "a"}).part("rounding")
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, count)
         ready.fitted(checkpoint=checkpoint)
     names = stop_at(monkeypatch, 99)
@@ -216,6 +212,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
         ready.fitted(
             checkpoint=Checkpoint(tmp_path / "kept", {"model": "b"}, "rounding"), resume=True
         )
+
+
+def test_a_run_that_was_killed_has_a_checkpoint_too(tmp_path, ready, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    checkpoint = Checkpoint(tmp_path / "kept", {"model": "a"})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 2)
+        patch.setattr(module.Reconstruction, "_text", lambda *args: "")
+        ready.fitted(checkpoint=checkpoint)
+    assert len([name for name in checkpoint.load() if name.startswith("weight/")]) == 2
 
 
 def test_little_room_takes_fewer_samples(ready, monkeypatch):

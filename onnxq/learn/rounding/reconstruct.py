@@ -33,6 +33,9 @@ LEAST_ROWS = 512
 MOST_INPUTS = 8192
 """Inputs of a row at most: the moments are as many numbers squared."""
 
+SAVE_SECONDS = 20.0
+"""Between two checkpoints at least: each holds all that was fitted so far."""
+
 NOTHING = "no layer has a rounding that can be learned"
 NO_GAIN = "learned rounding did not beat rounding to nearest on the held-back samples"
 
@@ -161,7 +164,14 @@ class Reconstruction:
 
     def run(self, progress: Progress, resume: bool) -> Quantizers:
         """Fit all layers, or as many as the time allows."""
-        began = time.monotonic()
+        try:
+            return self._run(progress, resume)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+
+    def _run(self, progress: Progress, resume: bool) -> Quantizers:
+        began = self._saved = time.monotonic()
         if resume and self._checkpoint is not None:
             self._fitted = _restored(self._checkpoint.load() or {})
         blocks = self._cuts.blocks
@@ -175,7 +185,8 @@ class Reconstruction:
                         self.notes.append(f"time ran out: {done} of {len(self._layers)} layers")
                         return self._quantizers
                     self._fitted[name] = self._fit(self._layers[name], block)
-                    self._save()
+                    if time.monotonic() - self._saved > SAVE_SECONDS:
+                        self._save()
                 self._quantizers = self._fitted[name].put_into(self._quantizers, self._layers[name])
                 done += 1
                 progress.at(done, self._text(i, names))
@@ -236,6 +247,7 @@ class Reconstruction:
                 for key, array in fitted.arrays().items()
             }
             self._checkpoint.save(named)
+            self._saved = time.monotonic()
 
 
 def _restored(arrays: dict[str, np.ndarray]) -> dict[str, FittedLayer]:
