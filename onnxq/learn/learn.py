@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,6 +24,10 @@ from onnxq.rewrite.quantizers import moving_inputs, student_feeds
 
 NO_GAIN = "learning did not beat its starting point on the held-back samples, which is kept"
 TOO_FAST = f"{NO_GAIN}; it made the error much larger: try a smaller --lr"
+BEFORE_ROUNDING = frozenset({"thresholds"})
+"""What is learned before rounding: ranges that move afterwards undo what was fitted to them."""
+FIRST_SHARE = 0.5
+"""Share of the time that it may take."""
 MUCH = 1.1
 """Ratio to the error at the start above which the learning rate is to blame."""
 
@@ -54,7 +59,7 @@ def learn(
         The best numbers; the variant's own where nothing is trained or nothing helped.
     """
     if "rounding" in learns:
-        return _after_rounding(
+        return _in_turn(
             variant, train, learns, budget, progress=progress, checkpoint=checkpoint, resume=resume
         )
     plan, start = variant.student.plan, variant.quantizers
@@ -90,7 +95,7 @@ def learn(
     return learned
 
 
-def _after_rounding(
+def _in_turn(
     variant: Variant,
     train: TeacherOutputs,
     learns: Collection[str],
@@ -100,19 +105,23 @@ def _after_rounding(
     checkpoint: Checkpoint | None,
     resume: bool,
 ) -> Learned:
-    """Rounding first; what else is learned goes on from its result, in the time that is left."""
+    """Thresholds, then rounding, which fits codes to their ranges, then whatever else there is."""
     budget = budget or Budget()
-    part = None if checkpoint is None else checkpoint.part("rounding")
-    rounded = reconstruct(variant, train, budget, progress=progress, checkpoint=part, resume=resume)
-    others = set(learns) - {"rounding"}
-    if not others:
-        return rounded
-    found = replace(variant, quantizers=rounded.quantizers, score=rounded.score)
-    left = replace(budget, max_seconds=max(0.0, budget.max_seconds - rounded.seconds))
-    learned = learn(
-        found, train, others, left, progress=progress, checkpoint=checkpoint, resume=resume
-    )
-    return learned.after(rounded)
+    first, rest = set(learns) & BEFORE_ROUNDING, set(learns) - BEFORE_ROUNDING - {"rounding"}
+    found = Learned(variant.quantizers, variant.score, variant.score)
+    for stage in (first, {"rounding"}, rest):
+        if not stage:
+            continue
+        share = FIRST_SHARE if stage is first else 1.0
+        left = replace(budget, max_seconds=share * max(0.0, budget.max_seconds - found.seconds))
+        kept = checkpoint
+        if checkpoint is not None and stage is not rest:
+            kept = checkpoint.part("-".join(sorted(stage)))
+        work = reconstruct if stage == {"rounding"} else partial(learn, learns=stage)
+        now = replace(variant, quantizers=found.quantizers, score=found.score)
+        done = work(now, train, budget=left, progress=progress, checkpoint=kept, resume=resume)
+        found = done.after(found)
+    return found
 
 
 def _sized(loss_model: ir.Model, train: TeacherOutputs) -> ir.Model:

@@ -36,7 +36,6 @@ def cut_blocks(
     model: ir.Model,
     layers: Collection[str],
     sources: Collection[str],
-    least: int = 1,
     most: int = 8,
     refused: Collection[str] = (),
 ) -> list[Block]:
@@ -46,13 +45,12 @@ def cut_blocks(
         model: a sorted graph.
         layers: names of the nodes that blocks are made for.
         sources: names of the graph inputs that samples are fed to; the others are parameters.
-        least: layers in a block at least, where there are as many.
         most: layers in a block from which on a cut of several tensors will do.
         refused: names of tensors that must not cross a cut.
     """
     nodes = list(model.graph)
     crossing = _crossing(model.graph, nodes, sources)
-    ends = _ends(nodes, crossing, set(layers), least, most, set(refused))
+    ends = _ends(nodes, crossing, set(layers), most, set(refused))
     blocks = []
     for start, end in zip([0, *ends], [*ends, len(nodes)], strict=True):
         blocks.append(_block(nodes[start:end], set(layers), sources, crossing[end], model.graph))
@@ -81,7 +79,6 @@ def _ends(
     nodes: list[ir.Node],
     crossing: list[dict[str, ir.Value]],
     layers: set[str],
-    least: int,
     most: int,
     refused: set[str],
 ) -> list[int]:
@@ -94,7 +91,7 @@ def _ends(
         # Every node that reads no layer of the block may come before the cut.
         fitting = [i for i in allowed if begin < i <= place and _holds(nodes[i:place], layers)]
         single = [i for i in fitting if len(crossing[i]) == 1]
-        if count >= least and single:
+        if single:
             ends.append(single[-1])
         elif count >= most and fitting:
             ends.append(min(fitting, key=lambda i: (len(crossing[i]), -i)))

@@ -20,6 +20,7 @@ from onnxq.learn.rounding import cuts
 from onnxq.learn.rounding import reconstruct as module
 from onnxq.learn.rounding.reconstruct import NO_GAIN, reconstruct
 from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.threshold_scales import WEIGHT, ThresholdScales
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.numerics.qparams import fake_quant_weight
@@ -155,16 +156,45 @@ def test_layers_that_share_a_weight_and_transposed_ones_are_left_alone(tmp_path)
         )
 
 
-def test_thresholds_go_on_from_learned_rounding(ready, fitted):
-    both = learn(ready.variant, ready.train, ("thresholds", "rounding"), Budget(epochs=2))
-    assert both.start_score == fitted.start_score
-    assert both.score <= fitted.score == both.history[0]
-    assert len(both.history) == 3
+def test_thresholds_come_first_and_other_methods_go_on(tmp_path, ready, fitted):
+    budget = Budget(epochs=2)
+    thresholds = learn(ready.variant, ready.train, ("thresholds",), budget)
+    moved = replace(ready.variant, quantizers=thresholds.quantizers, score=thresholds.score)
+    rounded = reconstruct(moved, ready.train)
+    both = learn(ready.variant, ready.train, ("rounding", "thresholds"), budget)
+    assert both.start_score == ready.variant.score
+    assert both.history == [*thresholds.history, *rounded.history]
+    assert both.score == rounded.score and both.epoch == 3
+    assert both.quantizers.ranges == thresholds.quantizers.ranges
+    more = learn(ready.variant, ready.train, ("rounding", "biases"), budget)
+    assert more.history[0] == fitted.score and len(more.history) == 3
+    assert more.score <= fitted.score
     for weight, found in fitted.quantizers.weights.items():
-        np.testing.assert_array_equal(both.quantizers.weights[weight], found)
-        np.testing.assert_array_equal(
-            both.quantizers.thresholds[weight], fitted.quantizers.thresholds[weight]
-        )
+        np.testing.assert_array_equal(more.quantizers.weights[weight], found)
+
+
+def test_thresholds_of_weights_on_their_grid_stay(ready, fitted):
+    numbers = replace(ready.variant, quantizers=fitted.quantizers, score=fitted.score)
+    scales = ThresholdScales(ready.variant.student.plan, fitted.quantizers, numbers.extremes())
+    assert not [key for key in scales.values if key.startswith(WEIGHT)]
+    start = ready.variant.quantizers
+    scales = ThresholdScales(ready.variant.student.plan, start, numbers.extremes())
+    assert [key for key in scales.values if key.startswith(WEIGHT)]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_resuming_both_gives_the_same_bytes(tmp_path, ready, monkeypatch, count):
+    both, budget = ("rounding", "thresholds"), Budget(epochs=2)
+    whole = learn(ready.variant, ready.train, both, budget)
+    checkpoint = Checkpoint(tmp_path / "kept", {"model": "a"})
+    more = {"checkpoint": checkpoint}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, count)
+        learn(ready.variant, ready.train, both, budget, **more)
+    resumed = learn(ready.variant, ready.train, both, budget, resume=True, **more)
+    assert serialised(ready.exported(resumed)) == serialised(ready.exported(whole))
+    checkpoint.discard()
+    assert not checkpoint.folder.exists()
 
 
 def test_the_start_is_kept_where_it_is_better(tmp_path, monkeypatch):

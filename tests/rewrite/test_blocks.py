@@ -22,7 +22,7 @@ def test_block_after_block_gives_what_the_whole_gives(name):
     quantized = quantize(small_graph(name))
     model, feeds = quantized.baked, {"x": images(4)}
     layers = list(quantized.plan.layers)
-    for options in ({}, {"least": 2}, {"most": 1}):
+    for options in ({}, {"most": 1}):
         blocks = cut_blocks(model, layers, ["x"], **options)
         assert [layer for block in blocks for layer in block.layers] == [
             node.name for node in model.graph if node.name in layers
@@ -51,11 +51,6 @@ def test_a_residual_block_comes_out_whole():
     model = image_graph(body.replace("w6", "v6"))
     found = [block.layers for block in blocks_of(model)]
     assert found == [("Conv_a",), ("Conv_c", "Conv_e"), ("Gemm_y",)]
-
-
-def test_least_merges_neighbours():
-    found = [block.layers for block in blocks_of(small_graph("leaky"), least=2)]
-    assert found == [("Conv_a", "Conv_z"), ("Gemm_y",)]
 
 
 def test_a_long_skip_is_cut_where_the_fewest_tensors_cross():
