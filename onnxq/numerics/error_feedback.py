@@ -71,6 +71,7 @@ def quadratic(hessian: Floats, cross: Floats, weights: Floats, samples: float) -
         weights: W, (G, R, K).
         samples: how many independent rows H is the mean of.
     """
+    hessian = (hessian + hessian.transpose(0, 2, 1)) / 2
     size = hessian.shape[-1]
     mean = np.trace(hessian, axis1=1, axis2=2) / size
     # An input that is always zero leaves nothing to divide by.

@@ -50,6 +50,18 @@ def test_moments_are_covariances_or_second_moments(data):
     np.testing.assert_allclose(cross[0], (t - bias).T @ x / len(x), rtol=1e-4, atol=1e-4)
 
 
+def test_inputs_that_hardly_vary_about_a_large_mean(data):
+    x, weight, t = data
+    hessian, _ = moments_of((x / 100 + 100).astype(np.float32), t).second(None)
+    np.testing.assert_allclose(hessian[0], np.cov(x.T, bias=True) / 1e4, rtol=0.01, atol=1e-5)
+    constant = np.full_like(x, 1000)
+    found = fit(constant, weight, t, None)
+    assert np.isfinite(found.weight).all() and np.isfinite(found.bias).all()
+    np.testing.assert_allclose(
+        (constant @ found.weight.T + found.bias - t).mean(axis=0), 0, atol=0.01
+    )
+
+
 def test_rows_are_drawn_where_they_are_many(data):
     x, _, t = data
     few, again = moments_of(x, t, 20), moments_of(x, t, 20)
