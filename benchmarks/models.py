@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,13 +59,15 @@ def subjects(assets: Path = ASSETS) -> dict[str, Subject]:
     }
 
 
-def measured(subject: Subject, recipe: Recipe) -> tuple[Result, Evaluation, float]:
+def measured(
+    subject: Subject, recipe: Recipe, clock: Callable[[], float] = time.monotonic
+) -> tuple[Result, Evaluation, float]:
     """A subject compressed, then evaluated on its labels; the seconds that compressing took."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
         preprocess = subject.preprocess
-        began = time.monotonic()
+        began = clock()
         result = compress(subject.model, subject.unlabelled, recipe, out=out, preprocess=preprocess)
-        seconds = time.monotonic() - began
+        seconds = clock() - began
         found = evaluate(out, subject.labelled, subject.model, preprocess=preprocess)
     return result, found, seconds

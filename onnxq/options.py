@@ -12,7 +12,15 @@ from onnxq.errors import RecipeError
 Granularity = Literal["per-channel", "per-tensor"]
 Calibration = Literal["max", "mse", "aciq", "kl", "percentile"]
 Learn = Literal[
-    "none", "thresholds", "steps", "weights", "codebooks", "float-layers", "biases", "auto"
+    "none",
+    "thresholds",
+    "rounding",
+    "steps",
+    "weights",
+    "codebooks",
+    "float-layers",
+    "biases",
+    "auto",
 ]
 Target = Literal["cpu", "cpu-avx2", "int4"]
 Loss = Literal["outputs", "distillation"]

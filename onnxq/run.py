@@ -19,7 +19,7 @@ from onnxq.export.save import add_metadata, model_bytes
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Learned
+from onnxq.learn.learned import Learned
 from onnxq.learn.logits import find_logits
 from onnxq.learn.memory import shard_size
 from onnxq.learn.teacher import TeacherOutputs

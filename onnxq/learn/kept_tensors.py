@@ -42,7 +42,7 @@ class Prefix:
         pair = np.arange(2)
         alone = list(self.run(source, pair, 1))
         both = next(self.run(source, pair, 2))
-        return next((n for n in self.cut if not _stacks([a[n] for a in alone], both[n])), "")
+        return next((n for n in self.cut if not stacks([a[n] for a in alone], both[n])), "")
 
     def nbytes(self, source: TeacherOutputs) -> int:
         """Bytes of the tensors at one position."""
@@ -50,7 +50,7 @@ class Prefix:
         return sum(array.nbytes for array in tensors.values())
 
 
-def _stacks(alone: list[np.ndarray], both: np.ndarray) -> bool:
+def stacks(alone: list[np.ndarray], both: np.ndarray) -> bool:
     """Whether a tensor of two samples is those of each, one after the other."""
     if not both.ndim or any(each.shape[1:] != both.shape[1:] for each in alone):
         return False

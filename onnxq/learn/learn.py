@@ -1,31 +1,22 @@
-"""Learn the numbers of a variant: what is trained is chosen, the rest frozen, the loop run."""
+"""Learn the numbers of a variant: one method after the other, each kept where it helps."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
-
-import onnx_ir as ir
+from dataclasses import replace
 
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
-from onnxq.learn.engine.ungradable import ungradable_nodes
-from onnxq.learn.frozen import freeze
-from onnxq.learn.learning import Learned, Learning
-from onnxq.learn.objective import choose_objective
-from onnxq.learn.sizes import fix_sizes
+from onnxq.learn.learned import Learned
+from onnxq.learn.rounding.reconstruct import reconstruct
+from onnxq.learn.stages import ROUNDING, in_order, spelt_out
 from onnxq.learn.teacher import TeacherOutputs
-from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.train import train_numbers
 from onnxq.learn.variants import Variant
-from onnxq.plan import Plan
 from onnxq.progress import Progress, Silent
-from onnxq.rewrite.quantizers import moving_inputs, student_feeds
 
-NO_GAIN = "learning did not beat its starting point on the held-back samples, which is kept"
-TOO_FAST = f"{NO_GAIN}; it made the error much larger: try a smaller --lr"
-MUCH = 1.1
-"""Ratio to the error at the start above which the learning rate is to blame."""
+FIRST_SHARE = 0.5
+"""Share of the time that is left which a stage may take, unless it is the last."""
 
 
 def learn(
@@ -54,57 +45,21 @@ def learn(
     Returns:
         The best numbers; the variant's own where nothing is trained or nothing helped.
     """
-    budget = budget or Budget()
-    plan, sources = variant.student.plan, variant.student.sources
-    wanted = what_to_learn(learns, plan)
-    start = variant.quantizers
-    kept = Learned(start, variant.score, variant.score)
-    if "weights" in wanted:
-        start = start.with_corrections_kept(plan, sources)
-    parts = make_parts(wanted, plan, start, variant.extremes(), variant.elements())
-    if not parts:
-        return kept
-    trained = Trained(parts, plan, start)
-    objective = choose_objective(train, distil=budget.distils())
-    loss_model = _sized(objective.attach(variant.student.model), train)
-    refused = ungradable_nodes(loss_model, trained.names)
-    if refused:
-        node, op_type, reason = refused[0]
-        kept.notes.append(
-            f"the student was calibrated but not learned: '{node}' ({op_type}) has no gradient "
-            f"({reason})"
+    budget, progress = budget or Budget(), progress or Silent()
+    stages = in_order(spelt_out(learns, variant.student.plan))
+    found = Learned(variant.quantizers, variant.score, variant.score)
+    for stage in stages:
+        last = stage is stages[-1]
+        seconds = max(0.0, budget.max_seconds - found.seconds)
+        left = replace(budget, max_seconds=seconds if last else FIRST_SHARE * seconds)
+        # The last one has the run's own checkpoint; what went before is done when it begins.
+        kept = checkpoint.part("-".join(sorted(stage))) if checkpoint and not last else checkpoint
+        now = replace(
+            variant, quantizers=found.quantizers, score=variant.score_of(found.quantizers)
         )
-        return kept
-    with tempfile.TemporaryDirectory(prefix="learn-", dir=train.folder) as folder:
-        moving = moving_inputs(plan, sources, trained.names)
-        feeds = student_feeds(plan, start, sources)
-        fixed = {name: value for name, value in feeds.items() if name not in moving}
-        slices = (train, variant.held_back_outputs)
-        progress = progress or Silent()
-        remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress)
-        learning = Learning(
-            variant.student, remainder, objective, start, trained, budget, checkpoint
-        )
-        learned = learning.run(progress, resume)
-    learned.notes += [note for note in (remainder.note,) if note]
-    if not learned.improved:
-        learned.quantizers = variant.quantizers
-        lowest = min(learned.history, default=0.0)
-        learned.notes.append(TOO_FAST if lowest > MUCH * learned.start_score else NO_GAIN)
-    elif "weights" in wanted:
-        learned.quantizers = learned.quantizers.with_weights_on_codes(plan, sources)
-    return learned
-
-
-def what_to_learn(learns: Collection[str], plan: Plan) -> frozenset[str]:
-    """The options with `auto` spelt out."""
-    if "auto" not in learns:
-        return frozenset(learns) - {"none"}
-    return frozenset({"thresholds", "codebooks"})
-
-
-def _sized(loss_model: ir.Model, train: TeacherOutputs) -> ir.Model:
-    """The graph with the sizes of the samples: those that are stacked have one shape."""
-    if train.samples.batch is not None:
-        return loss_model
-    return fix_sizes(loss_model, next(train.samples.batches(1)))
+        if stage == ROUNDING:
+            done = reconstruct(now, train, left, progress=progress, checkpoint=kept, resume=resume)
+        else:
+            done = train_numbers(now, train, stage, left, progress, kept, resume)
+        found = done if stage is stages[0] else done.after(found)
+    return found

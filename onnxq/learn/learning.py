@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine import Engine
 from onnxq.learn.frozen import Remainder
 from onnxq.learn.held_back import HeldBack, Judgement
+from onnxq.learn.learned import Learned
 from onnxq.learn.loss import LOSS
 from onnxq.learn.objective import Objective
 from onnxq.learn.schedule import CosineRestarts
@@ -38,38 +38,6 @@ MUCH_WORSE = 1.1
 """Ratio to the score at the start from which, with nothing won yet, the rate is too high."""
 SLOWER = 0.25
 """Factor of the rate after that."""
-
-
-@dataclass
-class Learned:
-    """What came out.
-
-    Attributes:
-        quantizers: the best numbers found, by the held-back score.
-        start_score: the objective's held-back score before.
-        score: the held-back score of `quantizers`.
-        epoch: the epoch that gave them; 0 means that the start was kept.
-        history: the held-back score after each epoch.
-        unit: what the scores are.
-        seconds: time spent in epochs.
-        images: samples seen in training steps.
-        notes: sentences for the user.
-    """
-
-    quantizers: Quantizers
-    start_score: float
-    score: float
-    epoch: int = 0
-    history: list[float] = field(default_factory=list)
-    unit: str = "error"
-    seconds: float = 0.0
-    images: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def improved(self) -> bool:
-        """Whether learning beat its starting point."""
-        return self.epoch > 0
 
 
 class Learning:

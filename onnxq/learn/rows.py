@@ -59,6 +59,12 @@ class Rows:
         found = {name: np.asarray(self._rows[name][positions]) for name in self._names}
         return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in found.items()}
 
+    def remove(self) -> None:
+        """Delete the files; the tensors can't be read any more."""
+        self._rows.clear()
+        for path in self._folder.iterdir():
+            path.unlink()
+
     def _memmap(self, name: str, rows: np.ndarray) -> np.memmap:
         if name not in self._rows:
             shape = (self._count, *rows.shape[1:])

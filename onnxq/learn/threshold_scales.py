@@ -23,9 +23,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxq.numerics.qparams import FloatArray, weight_threshold_gradient, weight_threshold_max
+from onnxq.numerics.qparams import (
+    FloatArray,
+    fake_quant_weight,
+    weight_scale,
+    weight_threshold_gradient,
+    weight_threshold_max,
+)
 from onnxq.numerics.weight_clip import alpha_min
-from onnxq.plan.spec import Plan, TensorSpec
+from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.rewrite.quantizers import (
     SMALLEST_WIDTH,
     Quantizers,
@@ -61,7 +67,11 @@ class ThresholdScales:
         extremes: Mapping[str, tuple[float, float]],
     ) -> None:
         self._tensors = plan.tensors
-        self._layers = {s.weight: s for s in plan.layers.values() if s.codebook is None}
+        self._layers = {
+            s.weight: s
+            for s in plan.layers.values()
+            if s.codebook is None and not _on_grid(s, start)
+        }
         self._bounds = {n: _full_range(s, *extremes[n]) for n, s in self._tensors.items()}
         self._largest = {
             w: weight_threshold_max(start.weights[w], s.axis) for w, s in self._layers.items()
@@ -148,6 +158,16 @@ class ThresholdScales:
             )
             result[WEIGHT + weight] = gradient * self._largest[weight]
         return result
+
+
+def _on_grid(spec: LayerSpec, start: Quantizers) -> bool:
+    """Whether the weights are those that their codes stand for, as learned rounding leaves them.
+
+    Their threshold has no gradient then, and moving it would undo the rounding.
+    """
+    weight = start.weights[spec.weight]
+    scale = weight_scale(start.thresholds[spec.weight], spec.num_bits)
+    return np.array_equal(fake_quant_weight(weight, scale, spec.num_bits, spec.axis), weight)
 
 
 def _full_range(spec: TensorSpec, minimum: float, maximum: float) -> tuple[float, float]:

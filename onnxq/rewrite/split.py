@@ -6,7 +6,7 @@ and is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -40,30 +40,53 @@ def split(model: ir.Model, seeds: Collection[str]) -> Split:
     return Split(_prefix(model, names) if names else None, _suffix(model, reached, names), names)
 
 
+def between(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> ir.Model:
+    """The part of a graph from some of its tensors to some others.
+
+    Args:
+        model: a graph without sub-graphs that read its values; it isn't changed.
+        inputs: names of tensors that become inputs, or are.
+        outputs: names of the tensors wanted; none of them among the inputs.
+    """
+    copy = model.clone(deep_copy=False)
+    graph = copy.graph
+    values = {v.name: v for node in graph for v in node.outputs}
+    graph.outputs[:] = [values[name] for name in outputs]
+    for name in inputs:
+        if name in values:
+            _as_input(graph, values[name])
+    needed = _ancestors(graph.outputs)
+    for node in reversed(list(graph)):
+        if node not in needed:
+            _remove(node)
+    _drop_unused(graph)
+    return copy
+
+
 def reach(graph: ir.Graph, seeds: Collection[str]) -> set[str]:
     """Names of the seed nodes, of the readers of seed inputs, and of all that depends on them."""
     wanted = set(seeds)
     changed = {value for value in graph.inputs if value.name in wanted}
     found: set[str] = set()
     for node in graph:
-        if node.name in wanted or any(value in changed for value in _reads(node)):
+        if node.name in wanted or any(value in changed for value in reads(node)):
             found.add(str(node.name))
             changed.update(node.outputs)
     return found
 
 
-def _reads(node: ir.Node) -> Iterable[ir.Value]:
+def reads(node: ir.Node) -> Iterable[ir.Value]:
     """The values that a node reads, its sub-graphs included."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             for inner in attribute.as_graph():
-                yield from _reads(inner)
+                yield from reads(inner)
 
 
 def _cut(graph: ir.Graph, reached: Collection[str]) -> list[ir.Value]:
     """The values that nodes of the suffix, or its outputs, take from nodes of the prefix."""
-    wanted = {v for node in graph if node.name in reached for v in _reads(node)}
+    wanted = {v for node in graph if node.name in reached for v in reads(node)}
     wanted.update(value for value in graph.outputs)
     before = [node for node in graph if node.name not in reached]
     return [value for node in before for value in node.outputs if value in wanted]
@@ -89,7 +112,7 @@ def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            producers = (value.producer() for value in _reads(node))
+            producers = (value.producer() for value in reads(node))
             waiting.extend(each for each in producers if each is not None)
     return found
 
@@ -132,7 +155,7 @@ def _remove(node: ir.Node) -> None:
 
 def _drop_unused(graph: ir.Graph) -> None:
     """Remove the initializers and inputs that nothing reads any more."""
-    used = {v for node in graph for v in _reads(node)} | set(graph.outputs)
+    used = {v for node in graph for v in reads(node)} | set(graph.outputs)
     for name, value in list(graph.initializers.items()):
         if value not in used:
             del graph.initializers[name]

@@ -16,7 +16,7 @@ from onnxq.learn import learning
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.frozen import Remainder
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Budget, Learned, Learning
+from onnxq.learn.learning import Learning
 from onnxq.learn.optimizer import Adam
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.threshold_scales import SHIFT, ThresholdScales

@@ -1,0 +1,57 @@
+"""What learning gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from onnxq.rewrite.quantizers import Quantizers
+
+
+@dataclass
+class Learned:
+    """What came out.
+
+    Attributes:
+        quantizers: the best numbers found, by the held-back score.
+        start_score: the objective's held-back score before.
+        score: the held-back score of `quantizers`.
+        epoch: the epoch that gave them; 0 means that the start was kept.
+        history: the held-back score after each epoch.
+        unit: what the scores are.
+        seconds: time spent in epochs.
+        images: samples seen in training steps.
+        notes: sentences for the user.
+    """
+
+    quantizers: Quantizers
+    start_score: float
+    score: float
+    epoch: int = 0
+    history: list[float] = field(default_factory=list)
+    unit: str = "error"
+    seconds: float = 0.0
+    images: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def improved(self) -> bool:
+        """Whether learning beat its starting point."""
+        return self.epoch > 0
+
+    def after(self, first: Learned) -> Learned:
+        """What came out of two methods, one after the other; epochs are counted through.
+
+        Where the two have different scores, those of the first are let go.
+        """
+        same = self.unit == first.unit
+        before = len(first.history) if same else 0
+        earlier = first.epoch if same else int(first.improved)
+        return replace(
+            self,
+            start_score=first.start_score if same else self.start_score,
+            epoch=before + self.epoch if self.improved else earlier,
+            history=[*first.history, *self.history] if same else self.history,
+            seconds=first.seconds + self.seconds,
+            images=first.images + self.images,
+            notes=[*first.notes, *self.notes],
+        )

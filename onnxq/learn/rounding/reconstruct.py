@@ -1,0 +1,259 @@
+"""Learned rounding: block after block, layer after layer, against the float model's tensors."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from onnxq.learn.budget import Budget
+from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.learned import Learned
+from onnxq.learn.rounding.cuts import find_cuts
+from onnxq.learn.rounding.layer import FittedLayer, fit_layer
+from onnxq.learn.rounding.moments import Moments
+from onnxq.learn.rounding.tensors import Tensors
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.variants import Variant
+from onnxq.plan.spec import LayerSpec, Plan
+from onnxq.progress import Progress, Silent
+from onnxq.rewrite.blocks import Block
+from onnxq.rewrite.geometry import LINEAR, MATRIX_RANK, layer_geometry
+from onnxq.rewrite.quantizers import Quantizers, needs_bias, weight_scales
+from onnxq.rewrite.student import bake
+
+ROWS = 2**16
+"""Rows of a layer's input that its moments are taken from, about."""
+LEAST_ROWS = 512
+"""Rows of each micro-batch at least."""
+MOST_INPUTS = 8192
+"""Inputs of a row at most: the moments are as many numbers squared."""
+
+SAVE_SECONDS = 20.0
+"""Between two checkpoints at least: each holds all that was fitted so far."""
+
+NOTHING = "no layer has a rounding that can be learned"
+NO_GAIN = "learned rounding did not beat rounding to nearest on the held-back samples"
+
+
+def reconstruct(
+    variant: Variant,
+    train: TeacherOutputs,
+    budget: Budget | None = None,
+    *,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
+) -> Learned:
+    """The numbers of a variant with scales, codes and biases fitted layer by layer.
+
+    Args:
+        variant: the student and the numbers to start from.
+        train: the original's outputs on the training slice.
+        budget: how long at most; its epochs and rate have no meaning here.
+        progress: told how far it is.
+        checkpoint: where to keep what was fitted; None keeps nothing.
+        resume: whether to go on from there.
+
+    Returns:
+        The fitted numbers: weights lie on their grid, biases are as they will be written. Or
+        the variant's own, where those are better on the held-back samples.
+    """
+    began = time.monotonic()
+    layers = fitted_layers(variant.student.plan, variant.quantizers)
+    learned = Learned(variant.quantizers, variant.score, variant.score)
+    learned.notes += _notes(variant.student.plan, layers)
+    if not layers:
+        learned.notes.append(NOTHING)
+        return learned
+    with (
+        tempfile.TemporaryDirectory(prefix="rounding-", dir=train.folder) as folder,
+        # One thread, so that sums come out the same on any number of cores.
+        threadpool_limits(1, "blas"),
+    ):
+        work = Reconstruction(variant, layers, train, budget or Budget(), Path(folder), checkpoint)
+        quantizers = work.run(progress or Silent(), resume)
+    learned.notes += work.notes
+    score = variant.score_of(quantizers)
+    learned.history = [score]
+    if score < variant.score:
+        learned.quantizers, learned.score, learned.epoch = quantizers, score, 1
+    else:
+        learned.notes.append(NO_GAIN)
+    learned.seconds = time.monotonic() - began
+    learned.images = work.samples
+    return learned
+
+
+def fitted_layers(plan: Plan, quantizers: Quantizers) -> list[LayerSpec]:
+    """The layers whose rounding is learned: of one linear node each, with codes of their own."""
+    readers = Counter(s.weight for s in (*plan.layers.values(), *plan.float_layers.values()))
+    return [
+        spec
+        for spec in plan.layers.values()
+        if spec.op_type in LINEAR
+        and spec.codebook is None
+        and readers[spec.weight] == 1
+        and _inputs(spec, quantizers) <= MOST_INPUTS
+    ]
+
+
+def _inputs(spec: LayerSpec, quantizers: Quantizers) -> int:
+    """Inputs of a row; too many where the weight is no matrix for each group."""
+    shape = quantizers.weights[spec.weight].shape
+    if spec.op_type != "Conv" and len(shape) != MATRIX_RANK:
+        return MOST_INPUTS + 1
+    return int(spec.parameters // max(1, shape[spec.channel_axis]))
+
+
+def _notes(plan: Plan, layers: Sequence[LayerSpec]) -> list[str]:
+    others = [s.name for s in plan.layers.values() if s not in layers and s.codebook is None]
+    if not others:
+        return []
+    return [
+        f"{len(others)} of {len(plan.layers)} layers keep nearest rounding, the first is "
+        f"'{others[0]}': rounding is learned for Conv, Gemm and MatMul with a weight of their own "
+        f"and at most {MOST_INPUTS} inputs to an output"
+    ]
+
+
+class Reconstruction:
+    """One pass over the blocks.
+
+    Args:
+        variant: the student and the numbers to start from.
+        layers: to fit.
+        train: the training slice.
+        budget: how long at most.
+        folder: an empty folder for the tensors between blocks.
+        checkpoint: where to keep what was fitted.
+
+    Attributes:
+        notes: sentences for the user.
+        samples: how many were used.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        layers: Sequence[LayerSpec],
+        train: TeacherOutputs,
+        budget: Budget,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._variant, self._budget = variant, budget
+        self._teacher, self._student = variant.model, variant.student
+        self._layers = {spec.name: spec for spec in layers}
+        self._nodes = {str(node.name): node for node in variant.student.model.graph}
+        self._start = self._quantizers = variant.quantizers
+        self._checkpoint = checkpoint
+        self._fitted: dict[str, FittedLayer] = {}
+        self._cuts = find_cuts(variant, list(self._layers), train, folder)
+        self.notes = [note for note in (self._cuts.note,) if note]
+        self.samples = len(self._cuts.positions)
+        self._inputs: dict[str, Tensors] = {}
+        for name in ("original", "student"):
+            (folder / name).mkdir()
+            what = f"the {name}'s tensors between blocks"
+            self._inputs[name] = Tensors(train, self._cuts.positions, folder / name, what)
+
+    def run(self, progress: Progress, resume: bool) -> Quantizers:
+        """Fit all layers, or as many as the time allows."""
+        try:
+            return self._run(progress, resume)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+
+    def _run(self, progress: Progress, resume: bool) -> Quantizers:
+        began = self._saved = time.monotonic()
+        if resume and self._checkpoint is not None:
+            self._fitted = _restored(self._checkpoint.load() or {})
+        blocks = self._cuts.blocks
+        progress.start("learn rounding", len(self._layers))
+        done = 0
+        for i, block in enumerate(blocks):
+            names = [name for name in block.layers if name in self._layers]
+            for name in names:
+                if name not in self._fitted:
+                    if time.monotonic() - began > self._budget.max_seconds:
+                        self.notes.append(f"time ran out: {done} of {len(self._layers)} layers")
+                        return self._quantizers
+                    self._fitted[name] = self._fit(self._layers[name], block)
+                    if time.monotonic() - self._saved > SAVE_SECONDS:
+                        self._save()
+                self._quantizers = self._fitted[name].put_into(self._quantizers, self._layers[name])
+                done += 1
+                progress.at(done, self._text(i, names))
+            if i + 1 < len(blocks):
+                self._advance(i)
+        progress.finish()
+        return self._quantizers
+
+    def _text(self, block: int, names: Sequence[str]) -> str:
+        found = [self._fitted[name] for name in names if name in self._fitted]
+        before, after = sum(f.start_error for f in found), sum(f.error for f in found)
+        count = len(self._cuts.blocks)
+        return f"block {block + 1} of {count}, error {before:.3g} at the start, now {after:.3g}"
+
+    def _fit(self, spec: LayerSpec, block: Block) -> FittedLayer:
+        weight = self._start.weights[spec.weight]
+        geometry = layer_geometry(self._nodes[spec.name], spec, weight.shape)
+        chunks = len(self._inputs["student"].chunks())
+        seed = [self._budget.seed, list(self._layers).index(spec.name)]
+        moments = Moments(geometry, seed, max(LEAST_ROWS, ROWS // chunks))
+        value = self._nodes[spec.name].inputs[0]
+        assert value is not None
+        read = str(value.name)
+        baked = bake(self._student, self._quantizers)
+        found = self._inputs["student"].run(baked, block.inputs, [read])
+        cuts = self._cuts
+        wanted = self._inputs["original"].run(
+            self._teacher, cuts.originals(block.inputs), [spec.output]
+        )
+        for x, t in zip(found, wanted, strict=True):
+            moments.add(x[read], t[spec.output])
+        scale = weight_scales(self._student.plan, self._start, self._student.sources)[spec.weight]
+        bias = self._fixed_bias(spec, geometry.shape[geometry.axis])
+        return fit_layer(spec, geometry, moments, self.samples, weight, scale, bias)
+
+    def _fixed_bias(self, spec: LayerSpec, channels: int) -> np.ndarray | None:
+        """The bias of a layer that keeps its own: without any, or sharing centroids."""
+        if not needs_bias(spec):
+            return np.zeros(channels, np.float32)
+        if self._variant.recipe.bias_centroids is not None:
+            return self._start.biases[spec.name]
+        return None
+
+    def _advance(self, index: int) -> None:
+        block, later = self._cuts.blocks[index], self._cuts.later(index)
+        originals = self._cuts.originals
+        baked = bake(self._student, self._quantizers)
+        self._inputs["student"].advance(baked, block.inputs, block.outputs, later)
+        self._inputs["original"].advance(
+            self._teacher, originals(block.inputs), originals(block.outputs), originals(later)
+        )
+
+    def _save(self) -> None:
+        if self._checkpoint is not None:
+            named = {
+                f"{key}/{layer}": array
+                for layer, fitted in self._fitted.items()
+                for key, array in fitted.arrays().items()
+            }
+            self._checkpoint.save(named)
+            self._saved = time.monotonic()
+
+
+def _restored(arrays: dict[str, np.ndarray]) -> dict[str, FittedLayer]:
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        key, _, layer = name.partition("/")
+        layers.setdefault(layer, {})[key] = array
+    return {layer: FittedLayer.from_arrays(found) for layer, found in layers.items()}
