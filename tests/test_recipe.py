@@ -103,7 +103,7 @@ def test_defaults_and_hand_written_toml(tmp_path):
         ({"calibration": "minmax"}, "expected 'max' or 'mse'"),
         ({"symmetric": "yes"}, "expected 'false' or 'true'"),
         ({"symmetric": 1}, "'symmetric' is '1'"),
-        ({"learn": "weights"}, "'learn' is 'weights'; expected one or more of 'none'"),
+        ({"learn": "scales"}, "'learn' is 'scales'; expected one or more of 'none'"),
         ({"learn": []}, "'learn' is"),
         ({"learn": 3}, "'learn' is '3'"),
         ({"learn": ["none", "thresholds"]}, "'none' stands alone"),

@@ -27,6 +27,10 @@ class Targeted(Protocol):
     def positions(self) -> int:
         """The number of positions."""
 
+    @property
+    def batch(self) -> int | None:
+        """Samples at a position that is one whole feed; None where a position is a sample."""
+
     def batches(self, positions: np.ndarray, size: int) -> Iterator[Arrays]:
         """Feeds for these positions, in this order, `size` at a time."""
 
@@ -81,6 +85,11 @@ class TeacherOutputs:
         """The number of positions."""
         return self._rows.stored
 
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that the model takes; None where it is free."""
+        return self._group
+
     def _check_finite(self) -> None:
         for name, squares in self._squares.items():
             if not np.isfinite(squares):
@@ -104,7 +113,7 @@ class TeacherOutputs:
         The loss of one sample is then its squared error relative to the teacher's mean
         square, averaged over the tensors.
         """
-        count = max(self.positions, 1)
+        count = max(self.positions * (self._group or 1), 1)
         return {
             name: count / (len(self.logits) * max(self._squares[name], 1e-12))
             for name in self.logits

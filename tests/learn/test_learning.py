@@ -12,12 +12,17 @@ from small_graphs import serialised, small_graph
 
 from onnxq.data.samples import open_samples
 from onnxq.export.lower import Lowering
+from onnxq.learn import budget as budgets
 from onnxq.learn import learning
+from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.frozen import Remainder
+from onnxq.learn.held_back import Judgement
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Budget, Learned, Learning
+from onnxq.learn.learning import Learned, Learning
+from onnxq.learn.objective import choose_objective
 from onnxq.learn.optimizer import Adam
+from onnxq.learn.state import State
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.threshold_scales import SHIFT, ThresholdScales
 from onnxq.learn.trained import Trained
@@ -50,9 +55,12 @@ class Ready:
         budget = Budget(**({"epochs": EPOCHS, "lr": 0.02, "shard_size": 4} | options))
         plan = variant.student.plan
         scales = ThresholdScales(plan, self.start, variant.extremes())
+        objective = choose_objective(self.train, distil=False)
+        model = objective.attach(variant.student.model)
         return Learning(
             variant.student,
-            Remainder(variant.loss_model, self.train, variant.held_back_outputs),
+            Remainder(model, self.train, variant.held_back_outputs),
+            objective,
             self.start,
             Trained([scales], plan, self.start),
             budget,
@@ -126,7 +134,7 @@ def test_the_number_of_cores_does_not_change_a_byte(tmp_path, monkeypatch, cores
 
 def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
     learning = ready.learning()
-    monkeypatch.setattr(learning._held_back, "score", lambda _: 1e9)
+    monkeypatch.setattr(learning._held_back, "judge", lambda _: Judgement(1e9))
     start = learning._result.quantizers
     found = learning.run(Silent())
     assert not found.improved
@@ -137,7 +145,8 @@ def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
 
 def test_an_equal_score_is_no_improvement(ready, monkeypatch):
     learning = ready.learning(epochs=1)
-    monkeypatch.setattr(learning._held_back, "score", lambda _: learning._result.start_score)
+    equal = Judgement(learning._result.start_score)
+    monkeypatch.setattr(learning._held_back, "judge", lambda _: equal)
     assert not learning.run(Silent()).improved
 
 
@@ -147,6 +156,12 @@ def test_without_time_nothing_is_learned(ready):
     found = learning.run(Silent())
     assert found.history == []
     assert found.quantizers is start
+
+
+def state_of(arrays: dict[str, np.ndarray]) -> State:
+    state = State(0)
+    state.load({name: arrays[f"state/{name}"] for name in ("numbers", "history")})
+    return state
 
 
 class Stop(Silent):
@@ -172,7 +187,7 @@ def test_a_resumed_run_gives_the_bytes_of_one_that_was_not_stopped(
         ready.learning(checkpoint).run(Stop(1 + epochs_done * steps + 2))
     state = checkpoint.load()
     assert state is not None
-    assert int(state["epoch"]) == epochs_done
+    assert state_of(state).epoch == epochs_done
     found = ready.learning(checkpoint).run(Silent(), resume=True)
     assert found.history == learned.history
     assert (found.score, found.epoch) == (learned.score, learned.epoch)
@@ -228,10 +243,11 @@ def test_the_optimizer_forgets_and_the_rate_rises_at_every_restart(ready, monkey
             super().reset()
 
         def step(self, parameters, gradients) -> None:
-            events.append(self.lr)
+            assert set(self.rates.values()) == {0.02}
+            events.append(0.02 * self.lr)
             super().step(parameters, gradients)
 
-    monkeypatch.setattr(learning, "Adam", Noted)
+    monkeypatch.setattr(budgets, "Adam", Noted)
     ready.learning(epochs=3).run(Silent())
     steps = -(-ready.train.positions // 8)
     rates = [event for event in events if event != "reset"]
@@ -261,4 +277,4 @@ def test_a_rate_that_is_too_high_is_lowered_and_learning_begins_again(ready, tmp
     assert found.history[0] > learning.MUCH_WORSE * found.start_score
     assert found.improved
     arrays = checkpoint.load()
-    assert arrays is not None and arrays["rate"][0] < 1
+    assert arrays is not None and state_of(arrays).rate < 1
