@@ -177,8 +177,10 @@ class Learning:
         self._state.add_loss(self._objective.score(loss, count))
         slope = np.float32(self._objective.slope(loss, count))
         gradients = {k: g * slope for k, g in self._trained.gradients(found, now).items()}
-        self._optimizer.step(self._trained.values, gradients)
-        self._trained.project()
+        # Where a rate is so high that numbers overflow, the next judgement begins again.
+        if all(np.isfinite(gradient).all() for gradient in gradients.values()):
+            self._optimizer.step(self._trained.values, gradients)
+            self._trained.project()
 
     def _rate(self) -> float:
         """The learning rate of this step, relative to that of every group."""

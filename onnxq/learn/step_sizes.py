@@ -33,6 +33,9 @@ from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, limit_na
 
 STEP, LEFT, WEIGHT_STEP = "step:", "left:", "weight-step:"
 
+FURTHEST = float(np.log(16))
+"""Of v: integer kernels hold no ratio of steps above 256, and float32 not every exp(v)."""
+
 
 class StepSizes:
     """The trained step sizes of a plan, and their chain rule.
@@ -77,7 +80,10 @@ class StepSizes:
         self.damping[key] = float(1 / np.sqrt(max(shared, 1) * largest))
 
     def project(self) -> None:
-        """Keep zero inside every asymmetric range, in place."""
+        """Keep zero inside every asymmetric range and every step a positive number, in place."""
+        for key, value in self.values.items():
+            if not key.startswith(LEFT):
+                np.clip(value, -FURTHEST, FURTHEST, out=value)
         for name, spec in self._tensors.items():
             if spec.kind == "asymmetric":
                 left, full = self._ranges[name]
