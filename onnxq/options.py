@@ -17,6 +17,7 @@ Learn = Literal[
 Target = Literal["cpu", "cpu-avx2"]
 Loss = Literal["auto", "outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
+Augment = Literal["flip", "shift"]
 
 AUTO = "auto"
 """A count of centroids for each layer, found by a search."""
@@ -114,6 +115,10 @@ def _expected(name: str, value: Any) -> str | None:
         allowed = get_args(Learn)
         fits = isinstance(value, tuple) and bool(value) and all(e in allowed for e in value)
         return None if fits else f"one or more of {listed(allowed)}"
+    if name == "augment":
+        allowed = get_args(Augment)
+        fits = isinstance(value, tuple) and all(each in allowed for each in value)
+        return None if fits else f"some of {listed(allowed)}"
     if name == "exclude":
         fits = isinstance(value, tuple) and all(isinstance(e, str) and e for e in value)
         return None if fits else "a list of globs on node names or op types"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine.ungradable import ungradable_nodes
@@ -23,6 +24,9 @@ from onnxq.progress import Progress, Silent
 from onnxq.rewrite.quantizers import moving_inputs, student_feeds
 
 NO_GAIN = "learning did not beat its starting point on the held-back samples, which is kept"
+NO_CLASSIFIER = (
+    "the outputs were matched and not distilled, since they are not the logits of one classifier"
+)
 TOO_FAST = f"{NO_GAIN}; it made the error much larger: try a smaller --lr"
 MUCH = 1.1
 """Ratio to the error at the start above which the learning rate is to blame."""
@@ -37,6 +41,7 @@ def learn(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
+    augmentation: Augmentation | None = None,
 ) -> Learned:
     """The numbers of a variant, trained to match the original's outputs.
 
@@ -50,6 +55,7 @@ def learn(
         progress: told how far it is.
         checkpoint: where to keep the state; None keeps none.
         resume: whether to go on from that state.
+        augmentation: how the training samples are changed in each epoch; None leaves them.
 
     Returns:
         The best numbers; the variant's own where nothing is trained or nothing helped.
@@ -81,12 +87,15 @@ def learn(
         fixed = {name: value for name, value in feeds.items() if name not in moving}
         slices = (train, variant.held_back_outputs)
         progress = progress or Silent()
-        remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress)
+        keep = augmentation is None
+        remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress, keep=keep)
         learning = Learning(
-            variant.student, remainder, objective, start, trained, budget, checkpoint
+            variant.student, remainder, objective, start, trained, budget, checkpoint, augmentation
         )
         learned = learning.run(progress, resume)
     learned.notes += [note for note in (remainder.note,) if note]
+    if budget.loss == "distillation" and train.decision is None:
+        learned.notes.append(NO_CLASSIFIER)
     if not learned.improved:
         learned.quantizers = variant.quantizers
         lowest = min(learned.history, default=0.0)

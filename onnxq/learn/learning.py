@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import LONG, Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine import Engine
@@ -82,6 +83,7 @@ class Learning:
         trained: what is trained, from those numbers on.
         budget: how long and how fast.
         checkpoint: where to keep the state; None keeps none.
+        augmentation: how the training samples are changed in each epoch; None leaves them.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class Learning:
         trained: Trained,
         budget: Budget,
         checkpoint: Checkpoint | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
+        self._augmentation = augmentation
         self._student, self._trained = student, trained
         self._train, self._constants = remainder.train, remainder.constants
         self._held_back = HeldBack(remainder.model, remainder.held_back, objective)
@@ -165,6 +169,8 @@ class Learning:
         rng = np.random.default_rng((self._budget.seed, state.epoch))
         order = rng.permutation(self._train.positions)[state.step * self._size :]
         stream = self._train.batches(order, self._budget.shard_size)
+        if self._augmentation is not None:
+            stream = self._augmentation.changed(stream, order, state.epoch)
         while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
             yield shards
 

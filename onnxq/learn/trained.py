@@ -69,7 +69,8 @@ def make_parts(
     parts: list[Part] = []
     if "weights" in learns:
         parts.append(LatentWeights(layers, start))
-        parts.append(FreeValues(start, [], _biased(layers), "weights"))
+        group = "biases" if "biases" in learns else "weights"
+        parts.append(FreeValues(start, [], _biased(layers), group))
     if "thresholds" in learns:
         parts.append(ThresholdScales(plan, start, extremes))
     if "steps" in learns:

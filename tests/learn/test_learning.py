@@ -13,7 +13,8 @@ from small_graphs import serialised, small_graph
 from onnxq.data.samples import open_samples
 from onnxq.export.lower import Lowering
 from onnxq.learn import budget as budgets
-from onnxq.learn import learning
+from onnxq.learn import frozen, learning
+from onnxq.learn.augment import Augmentation, ImageLayout
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.frozen import Remainder
@@ -55,8 +56,10 @@ class Ready:
         self,
         checkpoint: Checkpoint | None = None,
         learns: tuple[str, ...] = ("thresholds",),
+        augment: tuple[str, ...] = (),
         **options,
     ) -> Learning:
+        changes = Augmentation(self.train, augment, ImageLayout("x", 2, 3), seed=0)
         variant = self.variant
         budget = Budget(**({"epochs": EPOCHS, "lr": 0.02, "shard_size": 4} | options))
         plan = variant.student.plan
@@ -71,6 +74,7 @@ class Ready:
             Trained(parts, plan, self.start),
             budget,
             checkpoint,
+            changes if augment else None,
         )
 
     def exported(self, learned: Learned) -> bytes:
@@ -401,3 +405,32 @@ def test_a_model_of_fixed_batch_takes_every_feed_once_in_an_epoch(tmp_path):
     assert taken == [8] * 16
     assert found.images == 2 * 64
     assert found.improved
+
+
+def test_an_augmented_run_goes_on_to_the_same_bytes(tmp_path, ready, monkeypatch):
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
+    options = {"learns": LONG, "epochs": 2, "lr": 0.005, "augment": ("flip", "shift")}
+    expected = ready.learning(**options).run(Silent())
+    plain = ready.learning(**{**options, "augment": ()}).run(Silent())
+    assert expected.history != plain.history
+    assert expected.improved
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    with pytest.raises(KeyboardInterrupt):
+        ready.learning(checkpoint, **options).run(Stop(1 + 11))
+    found = ready.learning(checkpoint, **options).run(Silent(), resume=True)
+    assert found.history == expected.history
+    assert ready.exported(found) == ready.exported(expected)
+
+
+def test_an_augmented_run_keeps_no_tensors_of_samples(ready, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("nothing of a changed sample may be kept")
+
+    monkeypatch.setattr(frozen, "KeptTensors", refuse)
+    changes = Augmentation(ready.train, ("flip",), ImageLayout("x", 2, 3), 0)
+    budget = Budget(epochs=1, shard_size=4)
+    # What is before the first bias is kept where samples stay as they are.
+    with pytest.raises(AssertionError, match="may be kept"):
+        learn(ready.variant, ready.train, {"biases"}, budget)
+    found = learn(ready.variant, ready.train, {"biases"}, budget, augmentation=changes)
+    assert len(found.history) == 1
