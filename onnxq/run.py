@@ -259,6 +259,7 @@ class Run:
         exported = Exported(self._path, self._normalised.model, student, model, plan)
         figures = verify(exported, self.held_back, self._shard, self._progress)
         figures.learning = {
+            "unit": learned.unit,
             "start_score": learned.start_score,
             "learned_score": learned.score,
             "score": variant.score,

@@ -27,6 +27,7 @@ def compressed(request, sample_models, tmp_path_factory):
 
 def test_learning_lowers_the_divergence_of_held_back_samples(compressed):
     learning = compressed.figures.learning
+    assert learning["unit"] == "KL divergence"
     assert learning["learned_score"] < 0.6 * learning["start_score"]
     assert learning["learned_score"] == min(learning["scores"])
     assert compressed.figures.agreement >= 0.98
