@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import ASSETS, Subject, subjects
 
 from onnxq import Recipe, compress, evaluate
+from onnxq.learn.budget import Budget
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Budget
 from onnxq.pipeline import plan_model
 from onnxq.progress import Silent
 from onnxq.recipe import LayerOverride

@@ -26,9 +26,10 @@ from onnx_ir import tape
 
 from onnxq import Recipe
 from onnxq.data.samples import Samples, open_samples
+from onnxq.learn.budget import EPOCHS, Budget
 from onnxq.learn.frozen import freeze
-from onnxq.learn.learning import Budget, Learned, Learning
-from onnxq.learn.loss import LOSS, target_name
+from onnxq.learn.learning import Learned, Learning
+from onnxq.learn.loss import finished, target_name
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.variants import Variant
@@ -68,29 +69,31 @@ class LabelledOutputs(TeacherOutputs):
         return {target_name(self._logits): chosen}
 
 
-def attach_cross_entropy(student: ir.Model, logits: str) -> ir.Model:
-    """A copy of the student with -sum target log softmax(logits) as its only output."""
-    model = student.clone(deep_copy=False)
-    graph, body = model.graph, tape.Tape()
-    value = next(v for node in graph for v in node.outputs if v.name == logits)
-    target = ir.val(target_name(logits), ir.DataType.FLOAT, [None, None])
-    graph.inputs.append(target)
-    terms = body.op("Mul", [target, body.op("LogSoftmax", [value], {"axis": 1})])
-    loss = body.op("Neg", [body.op("ReduceSum", [terms], {"keepdims": 0})])
-    loss.name, loss.type, loss.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-    graph.extend(body.nodes)
-    graph.outputs[:] = [loss]
-    for number, node in enumerate(body.nodes):
-        node.name = f"{LOSS}.{number}"
-        node.outputs[0].name = node.outputs[0].name or f"{LOSS}.{number}.value"
-    return model
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The mean cross-entropy with true labels; epochs are judged by it too."""
 
+    logits: str
+    unit: str = "cross-entropy"
 
-class LabelledLearning(Learning):
-    """The same loop on the mean cross-entropy of a batch; epochs are judged by its root."""
+    def attach(self, student: ir.Model) -> ir.Model:
+        """A copy of the student with -sum target log softmax(logits) as its loss."""
+        model = student.clone(deep_copy=False)
+        graph, body = model.graph, tape.Tape()
+        value = next(v for node in graph for v in node.outputs if v.name == self.logits)
+        target = ir.val(target_name(self.logits), ir.DataType.FLOAT, [None, None])
+        graph.inputs.append(target)
+        terms = body.op("Mul", [target, body.op("LogSoftmax", [value], {"axis": 1})])
+        loss = body.op("Neg", [body.op("ReduceSum", [terms], {"keepdims": 0})])
+        return finished(model, body, loss, (value, target))
 
-    def _factor(self, loss: float, count: int) -> np.float32:
-        return np.float32(1 / count)
+    def score(self, loss: float, samples: int) -> float:
+        """The mean over samples."""
+        return loss / samples
+
+    def slope(self, loss: float, samples: int) -> float:
+        """1 / samples."""
+        return 1.0 / samples
 
 
 def learn_labelled(
@@ -105,10 +108,11 @@ def learn_labelled(
     feeds = student_feeds(student.plan, start, student.sources)
     fixed = {name: value for name, value in feeds.items() if name not in moving}
     slices = (LabelledOutputs(train, labels), LabelledOutputs(variant.held_back_outputs, labels))
-    model = attach_cross_entropy(student.model, train.logits[0])
+    objective = CrossEntropy(train.logits[0])
+    model = objective.attach(student.model)
     with tempfile.TemporaryDirectory() as folder:
         remainder = freeze(model, fixed, moving, slices, Path(folder), Silent())
-        learning = LabelledLearning(student, remainder, start, trained, budget)
+        learning = Learning(student, remainder, objective, start, trained, budget)
         return learning.run(Silent())
 
 
@@ -166,7 +170,7 @@ def outcome(
         report(f"label-free, seed {seed}", free)
         labelled = {}
         budget = Budget(
-            epochs=recipe.epochs or Budget().epochs,
+            epochs=recipe.epochs or EPOCHS,
             shard_size=recipe.batch_size or Budget().shard_size,
             max_seconds=recipe.max_minutes * 60,
             seed=seed,

@@ -23,6 +23,7 @@ from models import ASSETS, subjects
 from onnxq import Recipe
 from onnxq.learn.engine import Engine
 from onnxq.learn.loss import LOSS
+from onnxq.learn.objective import choose_objective
 from onnxq.learn.threshold_scales import ThresholdScales
 from onnxq.progress import Silent
 from onnxq.rewrite.quantizers import student_feeds
@@ -46,7 +47,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         variant = run.prepare(Path(folder))
         scales = ThresholdScales(variant.student.plan, variant.quantizers, variant.extremes())
-        engine = Engine(variant.loss_model, scales.parameter_names(), LOSS)
+        objective = choose_objective(run.train_outputs, distil=False)
+        loss_model = objective.attach(variant.student.model)
+        engine = Engine(loss_model, scales.parameter_names(), LOSS)
         feeds = student_feeds(variant.student.plan, variant.quantizers, variant.student.sources)
         rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
         size = options.batch // SHARDS

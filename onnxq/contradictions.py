@@ -10,6 +10,9 @@ from onnxq.options import AUTO, listed
 if TYPE_CHECKING:
     from onnxq.recipe import Recipe
 
+HOW_TO_LEARN = {"epochs": None, "lr": None, "optimizer": "adam", "loss": "outputs", "augment": ()}
+"""Options that say nothing where nothing is learned, and their defaults."""
+
 
 def check_contradictions(recipe: Recipe) -> None:
     """Raises RecipeError where two options can't go together."""
@@ -51,13 +54,29 @@ def check_contradictions(recipe: Recipe) -> None:
             "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
             "float activations have no range; remove one of them."
         )
+    _check_learning(recipe)
+
+
+def _check_learning(recipe: Recipe) -> None:
+    """Raises RecipeError where an option says how to learn what is not learned."""
+    learns = recipe.learn
     if learns == ("none",):
-        for name in ("epochs", "lr"):
-            if getattr(recipe, name) is not None:
+        for name, default in HOW_TO_LEARN.items():
+            value = getattr(recipe, name)
+            if value != default:
+                found = listed(value) if isinstance(value, tuple) else f"'{value}'"
                 raise RecipeError(
-                    f"The options 'learn' = 'none' and '{name}' = '{getattr(recipe, name)}' "
-                    "contradict each other; remove one of them."
+                    f"The options 'learn' = 'none' and '{name}' = {found} contradict each other; "
+                    "remove one of them."
                 )
+    if isinstance(recipe.lr, dict) and "auto" not in learns:
+        learned = {*learns, "biases"} if "weights" in learns else {*learns}
+        kinds = [kind for kind in recipe.lr if kind not in learned]
+        if kinds:
+            raise RecipeError(
+                f"The option 'lr' has a rate for {listed(kinds)}, and 'learn' is {listed(learns)}; "
+                "remove the rate, or learn that too."
+            )
 
 
 def _check_search(recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ Learn = Literal[
 Target = Literal["cpu", "cpu-avx2", "int4"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
+Augment = Literal["flip", "shift"]
 
 INT4_BITS = 4
 """Codes of so many bits at most fit a tensor of type INT4."""
@@ -36,7 +37,9 @@ OFF = "off"
 NONE = "none"
 """How `activation_bits = None` is spelt in TOML, which has no null."""
 
-RATES: tuple[str, ...] = tuple(each for each in get_args(Learn) if each not in ("none", AUTO))
+RATES: tuple[str, ...] = tuple(
+    each for each in get_args(Learn) if each not in ("none", "rounding", AUTO)
+)
 """What has a learning rate of its own."""
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -125,6 +128,10 @@ def _expected(name: str, value: Any) -> str | None:
         allowed = get_args(Learn)
         fits = isinstance(value, tuple) and bool(value) and all(e in allowed for e in value)
         return None if fits else f"one or more of {listed(allowed)}"
+    if name == "augment":
+        allowed = get_args(Augment)
+        fits = isinstance(value, tuple) and all(each in allowed for each in value)
+        return None if fits else f"some of {listed(allowed)}"
     if name == "exclude":
         fits = isinstance(value, tuple) and all(isinstance(e, str) and e for e in value)
         return None if fits else "a list of globs on node names or op types"

@@ -18,6 +18,7 @@ from onnxq.options import (
     AUTO,
     NONE,
     OFF,
+    Augment,
     Calibration,
     Granularity,
     Learn,
@@ -131,6 +132,8 @@ class Recipe:
         optimizer: Adam, or gradient descent with momentum.
         loss: what is brought closer: the outputs, or a classifier's probabilities
             (distillation).
+        augment: how images are changed in each pass of learning: 'flip' mirrors half of them,
+            'shift' moves them by up to an eighth of their sides.
         exclude: globs of node names or op types that stay float.
         target: what the export is for.
         max_drop: search settings per layer for the smallest model whose estimated drop is at
@@ -163,6 +166,7 @@ class Recipe:
     lr: float | dict[str, float] | None = None
     optimizer: OptimizerName = "adam"
     loss: Loss = "outputs"
+    augment: tuple[Augment, ...] = ()
     exclude: tuple[str, ...] = ()
     target: Target = "cpu"
     max_drop: float | None = None
@@ -193,7 +197,7 @@ class Recipe:
         )
         return dataclasses.replace(
             self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), epochs=None,
-            lr=None, layers=layers,
+            lr=None, optimizer="adam", loss="outputs", augment=(), layers=layers,
         )  # fmt: skip
 
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:
@@ -301,7 +305,7 @@ def recipe_from_fields(fields: Mapping[str, Any], where: str) -> Recipe:
         raise RecipeError(f"Expected 'layers' in {where} to be tables '[[layers]]'.")
     if "layers" in options:
         options["layers"] = tuple(_layer(each, where) for each in layers)
-    for name in ("learn", "exclude"):
+    for name in ("learn", "augment", "exclude"):
         value = options.get(name)
         if isinstance(value, (str, list)):
             options[name] = (value,) if isinstance(value, str) else tuple(value)
@@ -343,6 +347,7 @@ def _to_fields(recipe: Recipe) -> dict[str, Any]:
         {key: value for key, value in layer.items() if value is not None}
         for layer in fields["layers"]
     ]
-    fields["learn"], fields["exclude"] = list(recipe.learn), list(recipe.exclude)
+    for name in ("learn", "augment", "exclude"):
+        fields[name] = list(fields[name])
     fields["activation_bits"] = recipe.activation_bits or NONE
     return fields

@@ -16,6 +16,7 @@ from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.compact import export
 from onnxq.export.save import add_metadata, model_bytes
+from onnxq.learn.augment import Augmentation, image_layout
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.learn import learn
@@ -95,6 +96,8 @@ class Run:
         self._normalised = normalise(original, [next(samples.batches(CHECK_SAMPLES))])
         self.notes += self._normalised.notes
         self._check_plan(make_plan(self._normalised.model, recipe))
+        if recipe.augment:
+            image_layout(input_specs(self._normalised.model), self._preprocess)
         if self._normalised.batch_free:
             samples = self._open(self._normalised.model, data)
         if samples.skipped:
@@ -194,7 +197,10 @@ class Run:
         epochs = min(TRIAL_EPOCHS, budget.epochs or TRIAL_EPOCHS)
         budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
         train, learns = self.train_outputs, self.recipe.learn
-        learned = learn(variant, train, learns, budget, progress=self._progress)
+        augmentation = self._augmentation()
+        learned = learn(
+            variant, train, learns, budget, progress=self._progress, augmentation=augmentation
+        )
         self._spent += time.monotonic() - began
         return self.finish(variant, learned)
 
@@ -220,7 +226,15 @@ class Run:
             progress=self._progress,
             checkpoint=checkpoint,
             resume=resume,
+            augmentation=self._augmentation(),
         )
+
+    def _augmentation(self) -> Augmentation | None:
+        recipe = self.recipe
+        if not recipe.augment:
+            return None
+        layout = image_layout(input_specs(self._normalised.model), self._preprocess)
+        return Augmentation(self.train_outputs, recipe.augment, layout, recipe.seed)
 
     def _budget(self) -> Budget:
         recipe = self.recipe
@@ -249,6 +263,7 @@ class Run:
         exported = Exported(self._path, self._normalised.model, student, model, plan)
         figures = verify(exported, self.held_back, self._shard, self._progress)
         figures.learning = {
+            "unit": learned.unit,
             "start_score": learned.start_score,
             "learned_score": learned.score,
             "score": variant.score,

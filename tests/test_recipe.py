@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import OutputError, RecipeError
+from onnxq.options import RATES
 from onnxq.recipe import (
     LayerOverride,
     Recipe,
@@ -27,6 +28,7 @@ LAYERS = st.builds(
     symmetric=st.none() | st.booleans(),
     calibration=st.none() | CALIBRATION,
 ) | st.builds(LayerOverride, pattern=st.text(min_size=1, max_size=8), keep_float=st.booleans())
+RATE = st.floats(1e-9, 10)
 RECIPES = st.builds(
     Recipe,
     samples=st.integers(1, 10**6),
@@ -44,7 +46,10 @@ RECIPES = st.builds(
     spare=st.booleans(),
     epochs=st.none() | st.integers(1, 99),
     max_minutes=st.floats(0.01, 1e4),
-    lr=st.none() | st.floats(1e-9, 10),
+    lr=st.none() | RATE | st.dictionaries(st.sampled_from(RATES), RATE, min_size=1),
+    optimizer=st.sampled_from(["adam", "sgd"]),
+    loss=st.sampled_from(["auto", "outputs", "distillation"]),
+    augment=st.lists(st.sampled_from(["flip", "shift"]), max_size=2).map(tuple),
     exclude=st.lists(st.text(min_size=1, max_size=8), max_size=3).map(tuple),
     target=st.sampled_from(["cpu", "cpu-avx2", "int4"]),
     seed=st.integers(0, 2**31),
@@ -79,6 +84,26 @@ def test_defaults_and_hand_written_toml(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text", ["lr = {weights = 0.001, steps = 2}", "seed = 0\n[lr]\nweights = 0.001\nsteps = 2"]
+)
+def test_rates_by_kind_in_toml(tmp_path, text):
+    path = tmp_path / "r.toml"
+    path.write_text(f'learn = ["weights", "steps"]\naugment = "flip"\n{text}\n')
+    expected = Recipe(
+        learn=("weights", "steps"), augment=("flip",), lr={"weights": 0.001, "steps": 2}
+    )
+    assert load_recipe(path) == expected
+    save_recipe(expected, path)
+    assert load_recipe(path) == expected
+    assert Recipe.from_json(expected.to_json()) == expected
+
+
+def test_a_sweep_keeps_nothing_of_how_to_learn():
+    recipe = Recipe(optimizer="sgd", loss="outputs", lr={"weights": 0.1}, augment=("flip",))
+    assert recipe.for_sweep() == Recipe(codebook="auto", learn=("none",))
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"calibraton": "mse"}, "'calibraton' in 'r.toml'; the nearest known one is 'calibration'"),
@@ -103,7 +128,7 @@ def test_defaults_and_hand_written_toml(tmp_path):
         ({"calibration": "minmax"}, "expected 'max' or 'mse'"),
         ({"symmetric": "yes"}, "expected 'false' or 'true'"),
         ({"symmetric": 1}, "'symmetric' is '1'"),
-        ({"learn": "weights"}, "'learn' is 'weights'; expected one or more of 'none'"),
+        ({"learn": "scales"}, "'learn' is 'scales'; expected one or more of 'none'"),
         ({"learn": []}, "'learn' is"),
         ({"learn": 3}, "'learn' is '3'"),
         ({"learn": ["none", "thresholds"]}, "'none' stands alone"),
@@ -130,6 +155,22 @@ def test_defaults_and_hand_written_toml(tmp_path):
         ({"activation_bits": "none", "symmetric": True}, "'symmetric' and 'activation_bits'"),
         ({"learn": "none", "epochs": 3}, "'learn' = 'none' and 'epochs' = '3'"),
         ({"learn": "none", "lr": 0.1}, "'learn' = 'none' and 'lr' = '0.1'"),
+        ({"learn": "none", "optimizer": "sgd"}, "'learn' = 'none' and 'optimizer' = 'sgd'"),
+        ({"learn": "none", "loss": "outputs"}, "'learn' = 'none' and 'loss' = 'outputs'"),
+        ({"learn": "none", "augment": ["flip"]}, "'learn' = 'none' and 'augment' = 'flip' contr"),
+        ({"learn": ["thresholds", "steps"]}, "since both learn the same ranges; remove one"),
+        ({"learn": "weights", "bias_centroids": 4}, "'learn' = 'weights' and 'bias_centroids'"),
+        (
+            {"learn": "weights", "lr": {"steps": 0.1}},
+            "a rate for 'steps', and 'learn' is 'weights'",
+        ),
+        ({"lr": {"scales": 0.1}}, "or such numbers of some of 'thresholds', 'steps', 'weights'"),
+        ({"lr": {"weights": 0}}, "'lr' is .* expected a number above 0"),
+        ({"lr": {}}, "'lr' is .* expected a number above 0"),
+        ({"lr": "fast"}, "'lr' is 'fast'; expected a number above 0"),
+        ({"optimizer": "lion"}, "'optimizer' is 'lion'; expected 'adam' or 'sgd'"),
+        ({"loss": "mse"}, "'loss' is 'mse'; expected 'auto' or 'outputs' or 'distillation'"),
+        ({"augment": "rotate"}, "'augment' is 'rotate'; expected some of 'flip', 'shift'"),
     ],
 )
 def test_bad_options_are_one_sentence(fields, message):

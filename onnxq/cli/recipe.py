@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from onnxq.cli.options import PATH, apply_all
 from onnxq.errors import RecipeError
-from onnxq.options import AUTO, CHOICES, NONE, OFF, Learn
+from onnxq.options import AUTO, CHOICES, NONE, OFF, Augment, Learn
 from onnxq.recipe import Recipe, load_recipe
 
 _DEFAULT = Recipe()
@@ -230,6 +230,13 @@ recipe_options = apply_all(
         default=_DEFAULT.loss,
         type=_choice("loss"),
     ),
+    _option(
+        "--augment",
+        text="Change images in each pass of learning: mirror half of them, or move them by up to "
+        "an eighth of their sides; may be given more than once.",
+        multiple=True,
+        type=click.Choice(get_args(Augment)),
+    ),
     _exclude,
     _target,
     _samples,
@@ -277,19 +284,19 @@ def _rates(given: Sequence[str]) -> float | dict[str, float]:
     """One learning rate for all, or one for each kind that is named.
 
     Raises:
-        RecipeError: a rate is not a number, or one for all stands beside others.
+        RecipeError: a rate is not a number or given twice, or one for all stands beside others.
     """
     rates: dict[str, float] = {}
     for each in given:
         kind, _, number = each.rpartition("=")
+        if kind in rates:
+            raise RecipeError(f"--lr is given twice for {kind or 'all'}; give it once.")
         try:
             rates[kind] = float(number)
         except ValueError:
             raise RecipeError(
                 f"--lr is '{each}'; expected a number, or a kind and a number as in weights=0.001."
             ) from None
-    if "" not in rates:
-        return rates
-    if len(given) > 1:
+    if "" in rates and len(rates) > 1:
         raise RecipeError("--lr is given for all and for single kinds; give one or the other.")
-    return rates[""]
+    return rates.get("", rates)

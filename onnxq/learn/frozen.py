@@ -60,6 +60,8 @@ def freeze(
     slices: Slices,
     folder: Path,
     progress: Progress,
+    *,
+    keep: bool = True,
 ) -> Remainder:
     """The part of a loss graph that changes while its moving inputs do.
 
@@ -70,6 +72,7 @@ def freeze(
         slices: the samples to train on and those held back.
         folder: an existing folder for the kept tensors.
         progress: told how far the prefix is.
+        keep: whether the samples stay as they are, so that tensors of theirs may be kept.
 
     Raises:
         OutputError: the folder ran full.
@@ -77,6 +80,8 @@ def freeze(
     baked = _small(fixed)
     constants = {name: value for name, value in fixed.items() if name not in baked}
     whole = with_constants(model, baked)
+    if not keep:
+        return Remainder(whole, *slices, constants)
     # What the loss makes of the targets alone is not worth keeping.
     parts = split(whole, moving | {target_name(name) for name in slices[0].logits})
     if parts.prefix is None:

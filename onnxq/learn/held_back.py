@@ -65,7 +65,7 @@ class HeldBack:
         batches = self._outputs.batches(positions, batch_size)
         if self._pool is None:
             self._pool = SessionPool(self._student)
-        loss, agrees, count = 0.0, 0.0, len(positions)
+        loss, agrees, count = 0.0, 0.0, len(positions) * (self._outputs.batch or 1)
         for found in self._pool.map({**parameters, **feeds} for feeds in batches):
             loss += float(found[LOSS])
             agrees += float(found.get(AGREES, 0.0))

@@ -104,6 +104,11 @@ class KeptTensors:
         """The number of positions."""
         return self._rows.stored
 
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that the model takes; None where it is free."""
+        return self._source.batch
+
     def batches(self, positions: np.ndarray, size: int) -> Iterator[Arrays]:
         """Feeds for these positions; the samples are read only where the suffix takes them."""
         chunks = self._source.chunks(positions, size)

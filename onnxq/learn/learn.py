@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.learned import Learned
@@ -28,6 +29,7 @@ def learn(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
+    augmentation: Augmentation | None = None,
 ) -> Learned:
     """The numbers of a variant, trained to match the original's outputs.
 
@@ -41,6 +43,7 @@ def learn(
         progress: told how far it is.
         checkpoint: where to keep the state; None keeps none.
         resume: whether to go on from that state.
+        augmentation: how the training samples are changed in each epoch; None leaves them.
 
     Returns:
         The best numbers; the variant's own where nothing is trained or nothing helped.
@@ -60,6 +63,6 @@ def learn(
         if stage == ROUNDING:
             done = reconstruct(now, train, left, progress=progress, checkpoint=kept, resume=resume)
         else:
-            done = train_numbers(now, train, stage, left, progress, kept, resume)
+            done = train_numbers(now, train, stage, left, progress, kept, resume, augmentation)
         found = done if stage is stages[0] else done.after(found)
     return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import LONG, Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine import Engine
@@ -51,6 +52,7 @@ class Learning:
         trained: what is trained, from those numbers on.
         budget: how long and how fast.
         checkpoint: where to keep the state; None keeps none.
+        augmentation: how the training samples are changed in each epoch; None leaves them.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Learning:
         trained: Trained,
         budget: Budget,
         checkpoint: Checkpoint | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
+        self._augmentation = augmentation
         self._student, self._trained = student, trained
         self._train, self._constants = remainder.train, remainder.constants
         self._held_back = HeldBack(remainder.model, remainder.held_back, objective)
@@ -70,7 +74,9 @@ class Learning:
         self._moving = moving_inputs(student.plan, student.sources, trained.names)
         self._engine = Engine(remainder.model, trained.names, LOSS)
         self._optimizer = budget.make_optimizer(trained)
-        self._steps = -(-self._train.positions // (SHARDS * budget.shard_size))
+        # A position of a model of fixed batch is a whole feed, which nothing is stacked with.
+        self._size = SHARDS * (budget.shard_size if self._train.batch is None else 1)
+        self._steps = -(-self._train.positions // self._size)
         groups = frozenset(trained.groups.values())
         self._state = State(budget.passes(groups, self._steps))
         self._restarts = not groups & LONG
@@ -114,13 +120,13 @@ class Learning:
 
     def _epoch(self, progress: Progress) -> None:
         state, positions = self._state, self._train.positions
-        size = SHARDS * self._budget.shard_size
         for shards in self._batches():
-            done = min(positions, (state.step + 1) * size)
-            if not self._step(shards, done - state.step * size):
+            done = min(positions, (state.step + 1) * self._size)
+            count = (done - state.step * self._size) * (self._train.batch or 1)
+            if not self._step(shards, count):
                 break
             state.step += 1
-            self._result.images += done - (state.step - 1) * size
+            self._result.images += count
             if self._late():
                 break
             progress.at(state.epoch * positions + done, self._text())
@@ -129,10 +135,12 @@ class Learning:
 
     def _batches(self) -> Iterator[list[Arrays]]:
         """The shards of each batch of this epoch, from the state's step on."""
-        state, size = self._state, self._budget.shard_size
+        state = self._state
         rng = np.random.default_rng((self._budget.seed, state.epoch))
-        order = rng.permutation(self._train.positions)[state.step * SHARDS * size :]
-        stream = self._train.batches(order, size)
+        order = rng.permutation(self._train.positions)[state.step * self._size :]
+        stream = self._train.batches(order, self._budget.shard_size)
+        if self._augmentation is not None:
+            stream = self._augmentation.changed(stream, order, state.epoch)
         while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
             yield shards
 
@@ -148,6 +156,8 @@ class Learning:
             return False
         slope = np.float32(self._objective.slope(loss, count))
         gradients = {k: g * slope for k, g in self._trained.gradients(found, now).items()}
+        if not all(np.isfinite(gradient).all() for gradient in gradients.values()):
+            return False
         self._optimizer.step(self._trained.values, gradients)
         self._trained.project()
         return True
@@ -191,7 +201,8 @@ class Learning:
         """After the first epoch, no more epochs than the clock allows: the rate falls in time."""
         state, spent = self._state, time.monotonic() - self._began
         if state.epoch == 1:
-            epoch = spent * self._train.positions / max(self._result.images, 1)
+            samples = self._train.positions * (self._train.batch or 1)
+            epoch = spent * samples / max(self._result.images, 1)
             possible = max(1, int(self._budget.max_seconds / max(epoch, 1e-3)))
             state.epochs = min(state.epochs, possible)
 

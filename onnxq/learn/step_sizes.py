@@ -31,10 +31,10 @@ from onnxq.numerics.qparams import (
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, limit_names
 
-FURTHEST = 4.0
-"""A step changes by a factor of exp(4) at most: far more than any quantizer needs."""
-
 STEP, LEFT, WEIGHT_STEP = "step:", "left:", "weight-step:"
+
+FURTHEST = float(np.log(16))
+"""Of v: integer kernels hold no ratio of steps above 256, and float32 not every exp(v)."""
 
 
 class StepSizes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,10 @@ class Targeted(Protocol):
     @property
     def positions(self) -> int:
         """The number of positions."""
+
+    @property
+    def batch(self) -> int | None:
+        """Samples at a position that is one whole feed; None where a position is a sample."""
 
     def batches(self, positions: np.ndarray, size: int) -> Iterator[Arrays]:
         """Feeds for these positions, in this order, `size` at a time."""
@@ -69,8 +73,8 @@ class TeacherOutputs:
         self._group = samples.batch
         self._rows = Rows(folder, len(samples), self._group is not None, "the original's outputs")
         self._squares = dict.fromkeys(self.logits, 0.0)
-        pool = SessionPool(expose(teacher, self.logits), self.logits)
-        for outputs in pool.map(samples.batches(MICRO_BATCH)):
+        self._teacher = expose(teacher, self.logits)
+        for outputs in SessionPool(self._teacher, self.logits).map(samples.batches(MICRO_BATCH)):
             self._store(outputs)
             if on_batch is not None:
                 on_batch(min(self.positions * (self._group or 1), len(samples)))
@@ -80,6 +84,11 @@ class TeacherOutputs:
     def positions(self) -> int:
         """The number of positions."""
         return self._rows.stored
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that the model takes; None where it is free."""
+        return self._group
 
     def _check_finite(self) -> None:
         for name, squares in self._squares.items():
@@ -91,12 +100,15 @@ class TeacherOutputs:
 
     def _store(self, outputs: Arrays) -> None:
         count = 1 if self._group else min(MICRO_BATCH, len(self.samples) - self.positions)
-        found = {name: outputs[name].astype(np.float32, copy=False) for name in self.logits}
+        found = self._floats(outputs)
         if not self.positions:
             self.decision = _decision(found, self._group or count)
         for name, array in found.items():
             self._squares[name] += float(np.square(array, dtype=np.float64).sum())
         self._rows.append(found, count)
+
+    def _floats(self, outputs: Arrays) -> Arrays:
+        return {name: outputs[name].astype(np.float32, copy=False) for name in self.logits}
 
     def weights(self) -> dict[str, float]:
         """The factor of each tensor in the loss: 1 / (tensors * sum of squares per sample).
@@ -104,7 +116,7 @@ class TeacherOutputs:
         The loss of one sample is then its squared error relative to the teacher's mean
         square, averaged over the tensors.
         """
-        count = max(self.positions, 1)
+        count = max(self.positions * (self._group or 1), 1)
         return {
             name: count / (len(self.logits) * max(self._squares[name], 1e-12))
             for name in self.logits
@@ -127,6 +139,11 @@ class TeacherOutputs:
     def targets(self, positions: np.ndarray) -> Arrays:
         """The values to match at the positions of one batch, by the loss graph's inputs."""
         return {target_name(name): rows for name, rows in self._rows.at(positions).items()}
+
+    def targets_of(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
+        """The values to match for other feeds, which the teacher computes, a few ahead."""
+        for outputs in SessionPool(self._teacher, self.logits).map(batches):
+            yield {target_name(name): rows for name, rows in self._floats(outputs).items()}
 
 
 def _decision(outputs: Arrays, samples: int) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine.ungradable import ungradable_nodes
@@ -22,6 +23,9 @@ from onnxq.progress import Progress
 from onnxq.rewrite.quantizers import moving_inputs, student_feeds
 
 NO_GAIN = "learning did not beat its starting point on the held-back samples, which is kept"
+NO_CLASSIFIER = (
+    "the outputs were matched and not distilled, since they are not the logits of one classifier"
+)
 TOO_FAST = f"{NO_GAIN}; it made the error much larger: try a smaller --lr"
 MUCH = 1.1
 """Ratio to the error at the start above which the learning rate is to blame."""
@@ -35,6 +39,7 @@ def train_numbers(
     progress: Progress,
     checkpoint: Checkpoint | None,
     resume: bool,
+    augmentation: Augmentation | None,
 ) -> Learned:
     """The numbers of a variant with some of them trained together; arguments as of `learn`."""
     plan, sources = variant.student.plan, variant.student.sources
@@ -61,12 +66,15 @@ def train_numbers(
         feeds = student_feeds(plan, start, sources)
         fixed = {name: value for name, value in feeds.items() if name not in moving}
         slices = (train, variant.held_back_outputs)
-        remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress)
+        keep = augmentation is None
+        remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress, keep=keep)
         learning = Learning(
-            variant.student, remainder, objective, start, trained, budget, checkpoint
+            variant.student, remainder, objective, start, trained, budget, checkpoint, augmentation
         )
         learned = learning.run(progress, resume)
     learned.notes += [note for note in (remainder.note,) if note]
+    if budget.loss == "distillation" and train.decision is None:
+        learned.notes.append(NO_CLASSIFIER)
     if not learned.improved:
         learned.quantizers = variant.quantizers
         lowest = min(learned.history, default=0.0)

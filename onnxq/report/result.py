@@ -95,7 +95,7 @@ def _learning_rows(figures: Figures) -> list[Row]:
         epochs = "1 epoch" if run == 1 else f"{run} epochs"
         kept = f"epoch {epoch} of {run}" if epoch else f"start kept, {epochs}"
         before, after = number_text(start), number_text(end)
-        rows.append(("held-back error", before, after, kept))
+        rows.append((f"held-back {learning.get('unit', 'error')}", before, after, kept))
     if figures.equalization:
         rows.append(("equalization", "", "", figures.equalization))
     rows.append(("bias correction", "", "", "yes" if figures.bias_correction else "no"))
@@ -110,7 +110,7 @@ def _learning_rows(figures: Figures) -> list[Row]:
 
 
 def score_history(figures: Figures) -> list[float]:
-    """The held-back error at the start of learning and after each epoch."""
+    """The held-back score at the start of learning and after each epoch."""
     learning = figures.learning
     start = [learning["start_score"]] if "start_score" in learning else []
     return [*start, *learning.get("scores", [])] if learning.get("scores") else []

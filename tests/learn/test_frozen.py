@@ -11,11 +11,13 @@ from small_graphs import BODIES, CONV, image_graph, images, quantize, run, small
 
 from onnxq.data.samples import open_samples
 from onnxq.learn import frozen
+from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.frozen import AGAIN, Remainder, freeze
 from onnxq.learn.kept_tensors import KeptTensors, Prefix
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Budget, Learned, Learning
+from onnxq.learn.learning import Learned, Learning
+from onnxq.learn.objective import Objective, choose_objective
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.variants import PLAIN, Variant, Variants
@@ -48,6 +50,10 @@ def prepared(
     return Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0]
 
 
+def objective_of(train: TeacherOutputs) -> Objective:
+    return choose_objective(train, distil=False)
+
+
 def without_freezing(variant: Variant, train: TeacherOutputs, recipe: Recipe) -> Learned:
     """The same run on the whole graph, with every parameter fed."""
     plan, start = variant.student.plan, variant.quantizers
@@ -55,8 +61,25 @@ def without_freezing(variant: Variant, train: TeacherOutputs, recipe: Recipe) ->
     moving = moving_inputs(plan, variant.student.sources, trained.names)
     feeds = student_feeds(plan, start, variant.student.sources)
     constants = {k: v for k, v in feeds.items() if k not in moving}
-    remainder = Remainder(variant.loss_model, train, variant.held_back_outputs, constants)
-    return Learning(variant.student, remainder, start, trained, QUICK).run(Silent())
+    objective = objective_of(train)
+    model = objective.attach(variant.student.model)
+    remainder = Remainder(model, train, variant.held_back_outputs, constants)
+    learning = Learning(variant.student, remainder, objective, start, trained, QUICK)
+    return learning.run(Silent())
+
+
+class Stop(Silent):
+    """Stops learning after so many samples, as Ctrl-C does."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples, self.learning = samples, False
+
+    def start(self, stage: str, total: int) -> None:
+        self.learning = stage == "learn"
+
+    def at(self, done: int, text: str = "") -> None:
+        if self.learning and done > self.samples:
+            raise KeyboardInterrupt
 
 
 LAST = {"learn": ("float-layers",), "exclude": ("Gemm",)}
@@ -94,7 +117,8 @@ def remainder_of(
     fixed = {k: v for k, v in feeds.items() if k not in moving}
     folder.mkdir()
     slices = (train, variant.held_back_outputs)
-    return freeze(variant.loss_model, fixed, moving, slices, folder, Silent())
+    model = objective_of(train).attach(variant.student.model)
+    return freeze(model, fixed, moving, slices, folder, Silent())
 
 
 def test_only_what_follows_the_trained_layer_is_run(tmp_path):
@@ -217,8 +241,10 @@ def test_every_part_goes_on_from_a_checkpoint(tmp_path, learns):
     variant, train = prepared(tmp_path, small_graph("residual"), recipe)
     expected = learn(variant, train, learns, Budget(epochs=3, lr=0.02, shard_size=4))
     checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
-    learn(variant, train, learns, QUICK, checkpoint=checkpoint)
     budget = Budget(epochs=3, lr=0.02, shard_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        stop = Stop(2 * train.positions)
+        learn(variant, train, learns, budget, checkpoint=checkpoint, progress=stop)
     found = learn(variant, train, learns, budget, checkpoint=checkpoint, resume=True)
     assert (found.history, found.epoch) == (expected.history, expected.epoch)
     sources = variant.student.sources

@@ -12,15 +12,22 @@ from small_graphs import serialised, small_graph
 
 from onnxq.data.samples import open_samples
 from onnxq.export.lower import Lowering
-from onnxq.learn import learning
+from onnxq.learn import budget as budgets
+from onnxq.learn import frozen, learning
+from onnxq.learn.augment import Augmentation, ImageLayout
+from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.frozen import Remainder
+from onnxq.learn.held_back import Judgement
 from onnxq.learn.learn import learn
+from onnxq.learn.learned import Learned
 from onnxq.learn.learning import Learning
+from onnxq.learn.objective import choose_objective
 from onnxq.learn.optimizer import Adam
+from onnxq.learn.state import State
 from onnxq.learn.teacher import TeacherOutputs
-from onnxq.learn.threshold_scales import SHIFT, ThresholdScales
-from onnxq.learn.trained import Trained
+from onnxq.learn.threshold_scales import SHIFT
+from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.progress import Silent
@@ -28,6 +35,7 @@ from onnxq.recipe import Recipe
 from onnxq.rewrite.quantizers import Quantizers
 
 EPOCHS = 4
+LONG = ("steps", "weights")
 
 
 @dataclass(frozen=True)
@@ -45,18 +53,29 @@ class Ready:
             {name: (left / 2, width / 2) for name, (left, width) in ranges.items()}
         )
 
-    def learning(self, checkpoint: Checkpoint | None = None, **options) -> Learning:
+    def learning(
+        self,
+        checkpoint: Checkpoint | None = None,
+        learns: tuple[str, ...] = ("thresholds",),
+        augment: tuple[str, ...] = (),
+        **options,
+    ) -> Learning:
+        changes = Augmentation(self.train, augment, ImageLayout("x", 2, 3), seed=0)
         variant = self.variant
         budget = Budget(**({"epochs": EPOCHS, "lr": 0.02, "shard_size": 4} | options))
         plan = variant.student.plan
-        scales = ThresholdScales(plan, self.start, variant.extremes())
+        parts = make_parts(set(learns), plan, self.start, variant.extremes(), variant.elements())
+        objective = choose_objective(self.train, distil=False)
+        model = objective.attach(variant.student.model)
         return Learning(
             variant.student,
-            Remainder(variant.loss_model, self.train, variant.held_back_outputs),
+            Remainder(model, self.train, variant.held_back_outputs),
+            objective,
             self.start,
-            Trained([scales], plan, self.start),
+            Trained(parts, plan, self.start),
             budget,
             checkpoint,
+            changes if augment else None,
         )
 
     def exported(self, learned: Learned) -> bytes:
@@ -126,7 +145,7 @@ def test_the_number_of_cores_does_not_change_a_byte(tmp_path, monkeypatch, cores
 
 def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
     learning = ready.learning()
-    monkeypatch.setattr(learning._held_back, "score", lambda _: 1e9)
+    monkeypatch.setattr(learning._held_back, "judge", lambda _: Judgement(1e9))
     start = learning._result.quantizers
     found = learning.run(Silent())
     assert not found.improved
@@ -137,7 +156,8 @@ def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
 
 def test_an_equal_score_is_no_improvement(ready, monkeypatch):
     learning = ready.learning(epochs=1)
-    monkeypatch.setattr(learning._held_back, "score", lambda _: learning._result.start_score)
+    equal = Judgement(learning._result.start_score)
+    monkeypatch.setattr(learning._held_back, "judge", lambda _: equal)
     assert not learning.run(Silent()).improved
 
 
@@ -147,6 +167,12 @@ def test_without_time_nothing_is_learned(ready):
     found = learning.run(Silent())
     assert found.history == []
     assert found.quantizers is start
+
+
+def state_of(arrays: dict[str, np.ndarray]) -> State:
+    state = State(0)
+    state.load({name: arrays[f"state/{name}"] for name in ("numbers", "history")})
+    return state
 
 
 class Stop(Silent):
@@ -172,7 +198,7 @@ def test_a_resumed_run_gives_the_bytes_of_one_that_was_not_stopped(
         ready.learning(checkpoint).run(Stop(1 + epochs_done * steps + 2))
     state = checkpoint.load()
     assert state is not None
-    assert int(state["epoch"]) == epochs_done
+    assert state_of(state).epoch == epochs_done
     found = ready.learning(checkpoint).run(Silent(), resume=True)
     assert found.history == learned.history
     assert (found.score, found.epoch) == (learned.score, learned.epoch)
@@ -228,10 +254,11 @@ def test_the_optimizer_forgets_and_the_rate_rises_at_every_restart(ready, monkey
             super().reset()
 
         def step(self, parameters, gradients) -> None:
-            events.append(self.lr)
+            assert set(self.rates.values()) == {0.02}
+            events.append(0.02 * self.lr)
             super().step(parameters, gradients)
 
-    monkeypatch.setattr(learning, "Adam", Noted)
+    monkeypatch.setattr(budgets, "Adam", Noted)
     ready.learning(epochs=3).run(Silent())
     steps = -(-ready.train.positions // 8)
     rates = [event for event in events if event != "reset"]
@@ -249,6 +276,13 @@ def test_a_symmetric_start_is_improved_too(tmp_path):
     assert found.improved
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_no_rate_is_high_enough_to_end_the_run(ready, optimizer):
+    found = ready.learning(learns=LONG, lr=1e6, optimizer=optimizer, epochs=3).run(Silent())
+    assert len(found.history) == 3
+    assert not found.improved
+
+
 def test_a_rate_that_is_too_high_is_lowered_and_learning_begins_again(ready, tmp_path):
     """Biases have no bounds that would hold them."""
     off = {name: 1.5 * bias for name, bias in ready.variant.quantizers.biases.items()}
@@ -261,4 +295,143 @@ def test_a_rate_that_is_too_high_is_lowered_and_learning_begins_again(ready, tmp
     assert found.history[0] > learning.MUCH_WORSE * found.start_score
     assert found.improved
     arrays = checkpoint.load()
-    assert arrays is not None and arrays["rate"][0] < 1
+    assert arrays is not None and state_of(arrays).rate < 1
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("learns", [LONG, ("thresholds",)])
+@pytest.mark.parametrize("steps_done", [3, 13])
+def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_bytes(
+    tmp_path, ready, monkeypatch, learns, optimizer, steps_done
+):
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
+    lr = 0.005 if optimizer == "adam" else 0.0005
+    options = {"learns": learns, "epochs": 3, "lr": lr, "optimizer": optimizer}
+    expected = ready.learning(**options).run(Silent())
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    with pytest.raises(KeyboardInterrupt):
+        ready.learning(checkpoint, **options).run(Stop(1 + steps_done))
+    arrays = checkpoint.load()
+    assert arrays is not None
+    # The step in which it stopped was not saved any more.
+    state, steps = state_of(arrays), -(-ready.train.positions // 8)
+    assert (state.epoch, state.step) == divmod(steps_done, steps)
+    assert state.step > 0
+    found = ready.learning(checkpoint, **options).run(Silent(), resume=True)
+    assert found.history == expected.history
+    assert (found.score, found.epoch) == (expected.score, expected.epoch)
+    assert ready.exported(found) == ready.exported(expected)
+
+
+def test_steps_and_weights_lower_the_held_back_score(ready):
+    found = ready.learning(learns=LONG, lr=0.005).run(Silent())
+    assert found.score < 0.5 * found.start_score
+    assert found.unit == "error"
+
+
+def test_a_run_without_a_better_score_stops_early(ready, monkeypatch):
+    run = ready.learning(epochs=30)
+    equal = Judgement(run._result.start_score)
+    monkeypatch.setattr(run._held_back, "judge", lambda _: equal)
+    # Half of the epochs may pass without one, and one more shows that they did.
+    assert len(run.run(Silent()).history) == 16
+
+
+class Clock(Silent):
+    """A clock that a step moves by a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def at(self, done: int, text: str = "") -> None:
+        self.now += 1.0
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(25.0, 2), (40.0, 4), (1e9, 6)])
+def test_the_rate_falls_within_the_epochs_that_the_clock_allows(
+    ready, monkeypatch, seconds, epochs
+):
+    clock, rates = Clock(), list[float]()
+    monkeypatch.setattr(learning, "time", clock)
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 1e9)
+    run = ready.learning(learns=LONG, epochs=6, max_seconds=seconds)
+    rate = run._rate
+    monkeypatch.setattr(run, "_rate", lambda: rates.append(rate()) or rates[-1])
+    found = run.run(clock)
+    # 9 seconds for the first epoch: 8 steps, and one that starts.
+    assert len(found.history) == epochs
+    assert rates[-1] < 0.05
+
+
+def test_weights_and_steps_learn_under_one_cosine(ready, monkeypatch):
+    rates, resets = list[float](), list[int]()
+
+    class Noted(Adam):
+        def reset(self) -> None:
+            resets.append(len(rates))
+            super().reset()
+
+        def step(self, parameters, gradients) -> None:
+            rates.append(self.lr)
+            super().step(parameters, gradients)
+
+    monkeypatch.setattr(budgets, "Adam", Noted)
+    ready.learning(learns=LONG, epochs=6, lr=0.005).run(Silent())
+    assert len(rates) == 6 * 8
+    assert rates[0] == 1.0 and rates[-1] < 0.01
+    assert rates == sorted(rates, reverse=True)
+    # The constructor's alone.
+    assert resets == [0]
+
+
+def test_a_model_of_fixed_batch_takes_every_feed_once_in_an_epoch(tmp_path):
+    model = small_graph("residual")
+    model.graph.inputs[0].shape = ir.Shape([4, 3, 8, 8])
+    recipe = Recipe(calibration="max", bias_correction=False, granularity="per-tensor")
+    ready = make_ready(tmp_path, model, recipe)
+    assert ready.train.positions == 16
+    run = ready.learning(epochs=2)
+    taken, step = list[int](), run._step
+
+    def noted(shards, count):
+        assert sum(len(shard["x"]) for shard in shards) == count
+        taken.append(count)
+        step(shards, count)
+
+    run._step = noted
+    found = run.run(Silent())
+    assert taken == [8] * 16
+    assert found.images == 2 * 64
+    assert found.improved
+
+
+def test_an_augmented_run_goes_on_to_the_same_bytes(tmp_path, ready, monkeypatch):
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
+    options = {"learns": LONG, "epochs": 2, "lr": 0.005, "augment": ("flip", "shift")}
+    expected = ready.learning(**options).run(Silent())
+    plain = ready.learning(**{**options, "augment": ()}).run(Silent())
+    assert expected.history != plain.history
+    assert expected.improved
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    with pytest.raises(KeyboardInterrupt):
+        ready.learning(checkpoint, **options).run(Stop(1 + 11))
+    found = ready.learning(checkpoint, **options).run(Silent(), resume=True)
+    assert found.history == expected.history
+    assert ready.exported(found) == ready.exported(expected)
+
+
+def test_an_augmented_run_keeps_no_tensors_of_samples(ready, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("nothing of a changed sample may be kept")
+
+    monkeypatch.setattr(frozen, "KeptTensors", refuse)
+    changes = Augmentation(ready.train, ("flip",), ImageLayout("x", 2, 3), 0)
+    budget = Budget(epochs=1, shard_size=4)
+    # What is before the first bias is kept where samples stay as they are.
+    with pytest.raises(AssertionError, match="may be kept"):
+        learn(ready.variant, ready.train, {"biases"}, budget)
+    found = learn(ready.variant, ready.train, {"biases"}, budget, augmentation=changes)
+    assert len(found.history) == 1

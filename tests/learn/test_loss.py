@@ -10,8 +10,9 @@ from small_graphs import build, quantize, run, serialised, small_graph
 from onnxq.data.samples import Samples, open_samples
 from onnxq.learn.held_back import HeldBack
 from onnxq.learn.logits import find_logits
-from onnxq.learn.loss import LOSS, attach_loss, relative_rmse, target_name
+from onnxq.learn.loss import LOSS, attach_loss, target_name
 from onnxq.learn.memory import SHARD_SIZE, shard_size
+from onnxq.learn.objective import OutputMatching, choose_objective
 from onnxq.learn.teacher import MICRO_BATCH, TeacherOutputs, expose
 from onnxq.load.inputs import input_specs
 from onnxq.rewrite.quantizers import student_feeds
@@ -103,7 +104,7 @@ def test_a_zero_student_has_a_relative_error_of_one(tmp_path):
     loss = 0.0
     for batch in cached.batches(np.arange(37), MICRO_BATCH):
         loss += sum(weights[n] * np.square(batch[target_name(n)]).sum() for n in weights)
-    assert relative_rmse(loss, 37) == pytest.approx(1.0, rel=1e-5)
+    assert OutputMatching(weights).score(loss, 37) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_a_model_of_fixed_batch_is_read_feed_by_feed(tmp_path):
@@ -125,7 +126,8 @@ def test_the_judge_scores_the_relative_error_of_the_logits(tmp_path):
     made = quantize(small_graph("residual"))
     samples = samples_of(made.teacher, tmp_path)
     cached = TeacherOutputs(made.teacher, ["y"], samples, tmp_path)
-    judge = HeldBack(attach_loss(made.student.model, cached.weights()), cached)
+    objective = choose_objective(cached, distil=False)
+    judge = HeldBack(objective.attach(made.student.model), cached, objective)
     found = judge.score(student_feeds(made.plan, made.quantizers, made.student.sources))
     x = np.concatenate([batch["x"] for batch in samples.batches(8)])
     expected, student = run(made.teacher, {"x": x})["y"], run(made.baked, {"x": x})["y"]

@@ -10,6 +10,7 @@ import pytest
 
 from onnxq.calibrate.calibrator import calibrate
 from onnxq.data.samples import Samples, open_samples
+from onnxq.learn.objective import choose_objective
 from onnxq.learn.sensitivity import (
     DECISION_LIMIT,
     ERROR_LIMIT,
@@ -77,7 +78,8 @@ def calibrated(model: ir.Model, train: Samples) -> Quantizers:
 def sensitivity(folder: Path, model: ir.Model) -> Sensitivity:
     train, outputs, held_back = measured(folder, model)
     plan = make_plan(model, Recipe())
-    return Sensitivity(model, plan, calibrated(model, train), outputs.weights(), held_back)
+    objective = choose_objective(outputs, distil=False)
+    return Sensitivity(model, plan, calibrated(model, train), objective, held_back)
 
 
 def test_no_tensor_quantized_is_the_float_model(tmp_path):

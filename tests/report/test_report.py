@@ -59,6 +59,12 @@ def test_rows_say_what_changed() -> None:
     assert rows["held-back error"] == ("0.04", "0.02", "epoch 2 of 3")
 
 
+def test_a_distilled_models_score_has_its_name() -> None:
+    learning = {"unit": "KL divergence", "start_score": 0.4, "learned_score": 0.1, "epochs_run": 1}
+    rows = {row[0]: row[1:] for row in figure_rows(result_of(learning=learning).figures)}
+    assert rows["held-back KL divergence"][:2] == ("0.4", "0.1")
+
+
 def test_many_outputs_are_summed_up() -> None:
     figures = Figures(1, 1, sqnr_db={f"y{i}": 20.0 + i for i in range(9)})
     names = [row[0] for row in figure_rows(figures) if row[0].startswith("SQNR")]

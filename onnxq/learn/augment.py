@@ -1,0 +1,136 @@
+"""Light augmentation of images: mirrored and moved, anew in every epoch, for the teacher too.
+
+A label need not survive it: the teacher says what it makes of the changed image, and that is what
+the student learns. Nothing is kept of an epoch, so memory and disk do not grow with epochs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.data.inputs import InputSpec
+from onnxq.data.preprocess import Preprocess
+from onnxq.errors import RecipeError
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.session import Arrays
+
+LARGEST_SHIFT = 8
+"""An image moves by at most this part of its side."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """Where an image is in a feed.
+
+    Attributes:
+        name: the model's input.
+        height: the axis of rows.
+        width: the axis of columns.
+    """
+
+    name: str
+    height: int
+    width: int
+
+
+def image_layout(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ImageLayout:
+    """The layout of the model's only input, if that takes images.
+
+    The preprocessing says which axis holds the channels; without one, it is that of size 1 or 3.
+
+    Raises:
+        RecipeError: the model does not take one image.
+    """
+    spec = inputs[0]
+    if len(inputs) == 1 and len(spec.shape) == 4:
+        if preprocess is not None:
+            return _layout(spec, 1 if preprocess.layout == "nchw" else 3)
+        for axis in (1, 3):
+            if spec.shape[axis] in (1, 3):
+                return _layout(spec, axis)
+    listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
+    raise RecipeError(
+        f"The option 'augment' changes images and the model takes {listed}; expected one input of "
+        "4 dimensions with 1 or 3 channels: leave the option out."
+    )
+
+
+def _layout(spec: InputSpec, channel_axis: int) -> ImageLayout:
+    height, width = (axis for axis in (1, 2, 3) if axis != channel_axis)
+    return ImageLayout(spec.name, height, width)
+
+
+class Augmentation:
+    """Changes training samples, and gives the teacher's outputs for what they became.
+
+    Args:
+        outputs: the teacher's outputs on the samples as they are.
+        kinds: 'flip' mirrors left and right with probability 1/2; 'shift' moves an image by up to
+            an eighth of each side, the pixels of its edges repeated.
+        layout: where the image is.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self, outputs: TeacherOutputs, kinds: Collection[str], layout: ImageLayout, seed: int
+    ) -> None:
+        self._outputs, self._kinds = outputs, frozenset(kinds)
+        self._layout, self._seed = layout, seed
+
+    def changed(
+        self, batches: Iterator[Arrays], positions: np.ndarray, epoch: int
+    ) -> Iterator[Arrays]:
+        """The feeds of some positions with other images and the targets of those.
+
+        What is drawn depends on the seed, the epoch and the position alone.
+
+        Args:
+            batches: feeds of these positions, in this order, images among them.
+            positions: the positions, `(n,)`.
+            epoch: which pass over the samples it is.
+        """
+        name, waiting = self._layout.name, deque[Arrays]()
+        samples = self._samples(positions)
+
+        def drawn() -> Iterator[Arrays]:
+            for feeds in batches:
+                images = feeds[name]
+                rows = [self._image(image, next(samples), epoch) for image in images]
+                waiting.append({**feeds, name: np.stack(rows)})
+                yield {name: waiting[-1][name]}
+
+        for targets in self._outputs.targets_of(drawn()):
+            yield {**waiting.popleft(), **targets}
+
+    def _samples(self, positions: np.ndarray) -> Iterator[int]:
+        group = self._outputs.batch or 1
+        return (int(p) * group + i for p in positions for i in range(group))
+
+    def _image(self, image: np.ndarray, sample: int, epoch: int) -> np.ndarray:
+        """One image, without its batch axis, as this epoch has it."""
+        rng = np.random.default_rng((self._seed, epoch, sample))
+        height, width = self._layout.height - 1, self._layout.width - 1
+        # Drawn in any case: what one kind does, does not depend on the other.
+        mirrored = rng.random() < 0.5
+        if "flip" in self._kinds and mirrored:
+            image = flip(image, width)
+        if "shift" in self._kinds:
+            for axis in (height, width):
+                most = image.shape[axis] // LARGEST_SHIFT
+                image = shift(image, int(rng.integers(-most, most + 1)), axis)
+        return image
+
+
+def flip(image: np.ndarray, axis: int) -> np.ndarray:
+    """The image in reverse along an axis: y_i = x_(n-1-i)."""
+    return np.flip(image, axis)
+
+
+def shift(image: np.ndarray, pixels: int, axis: int) -> np.ndarray:
+    """The image moved along an axis, its edge repeated: y_i = x_clip(i - pixels, 0, n-1)."""
+    size = image.shape[axis]
+    return np.take(image, np.clip(np.arange(size) - pixels, 0, size - 1), axis)

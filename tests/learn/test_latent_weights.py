@@ -1,0 +1,138 @@
+"""Weights trained behind their codes: the straight-through gradient, and what is exported."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_graphs import Feeds, Quantized, images, quantize, run, serialised, small_graph
+
+from onnxq.export.lower import Lowering
+from onnxq.learn.bias_correction import correct_biases
+from onnxq.learn.engine import Engine
+from onnxq.learn.free_values import VALUE
+from onnxq.learn.latent_weights import LatentWeights
+from onnxq.learn.loss import LOSS, attach_loss, target_name
+from onnxq.learn.trained import Trained, make_parts
+from onnxq.numerics.qparams import per_channel, weight_quant_max
+from onnxq.plan import planner
+from onnxq.recipe import LayerOverride, Recipe
+from onnxq.rewrite.quantizers import Quantizers, student_feeds
+
+
+def clipped(num_bits: int, granularity: str) -> tuple[Quantized, Quantizers]:
+    """A graph whose thresholds clip some weights."""
+    recipe = Recipe(weight_bits=num_bits, first_last_bits=num_bits, granularity=granularity)
+    made = quantize(small_graph("residual"), recipe=recipe)
+    thresholds = {name: value / 2 for name, value in made.quantizers.thresholds.items()}
+    return made, made.quantizers.with_thresholds(thresholds)
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 8), st.sampled_from(["per-channel", "per-tensor"]), st.integers(0, 2**31))
+def test_the_gradient_passes_straight_through_where_nothing_is_clipped(num_bits, granularity, seed):
+    made, start = clipped(num_bits, granularity)
+    layers = list(made.plan.layers.values())
+    part = LatentWeights(layers, start)
+    rng = np.random.default_rng(seed)
+    for value in part.values.values():
+        value += rng.normal(0, 0.5, value.shape).astype(np.float32)
+    now = part.quantizers(start)
+    slopes = {s.weight: rng.normal(size=start.weights[s.weight].shape) for s in layers}
+    found = part.gradients({k: v.astype(np.float32) for k, v in slopes.items()}, now)
+    assert found.keys() == part.values.keys()
+    for spec in layers:
+        weight, largest = now.weights[spec.weight], weight_quant_max(spec.num_bits)
+        step = per_channel(start.thresholds[spec.weight], weight.ndim, spec.axis) / largest
+        outside = np.abs(np.rint(weight / step)) > largest
+        assert outside.any() and not outside.all()
+        unit = np.sqrt(np.square(start.weights[spec.weight]).mean())
+        expected = np.where(outside, 0, slopes[spec.weight] * unit)
+        np.testing.assert_allclose(found[VALUE + spec.weight], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_value_is_a_share_of_the_size_of_its_layer():
+    made, start = clipped(4, "per-channel")
+    part = LatentWeights(list(made.plan.layers.values()), start)
+    for key, value in part.values.items():
+        value += 1
+        weight = start.weights[key.removeprefix(VALUE)]
+        moved = part.quantizers(start).weights[key.removeprefix(VALUE)] - weight
+        np.testing.assert_allclose(moved, np.sqrt(np.square(weight).mean()), rtol=1e-4)
+
+
+def test_layers_with_a_codebook_are_left_out(monkeypatch):
+    monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
+    recipe = Recipe(layers=(LayerOverride("Conv_c", codebook=4),))
+    made = quantize(small_graph("residual"), recipe=recipe)
+    parts = make_parts({"weights"}, made.plan, made.quantizers, {})
+    assert set(parts[0].values) == {"value:wx", "value:wh"}
+    assert parts[0].parameter_names() == ["wx", "wh"]
+    # Biases are learned with the weights, at their rate.
+    assert set(parts[1].values) == {"bias:Conv_a", "bias:Conv_c", "bias:Gemm_y"}
+    assert {part.group for part in parts} == {"weights"}
+
+
+def test_gradients_follow_the_engines_loss():
+    """With 8 bits the steps are small, and differences see through them."""
+    made = quantize(small_graph("residual"), recipe=Recipe(activation_bits=None, calibration="max"))
+    x = images(16, seed=3)
+    target = run(made.teacher, {"x": x})["y"]
+    model = attach_loss(made.student.model, {"y": 1.0 / float(np.square(target).sum())})
+    trained = Trained(
+        make_parts({"weights"}, made.plan, made.quantizers, {}), made.plan, made.quantizers
+    )
+    rng = np.random.default_rng(1)
+    for value in trained.values.values():
+        value += rng.normal(0, 0.2, value.shape).astype(np.float32)
+    engine = Engine(model, trained.names, LOSS, workers=1)
+
+    def measure() -> tuple[float, dict[str, np.ndarray]]:
+        feeds = student_feeds(made.plan, trained.quantizers(), made.student.sources)
+        rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
+        return engine.gradients(feeds, [{"x": x, target_name("y"): target, **rest}])
+
+    gradients = trained.gradients(measure()[1])
+    for key, value in trained.values.items():
+        direction = rng.normal(size=value.shape).astype(np.float32)
+        # A weight at the threshold is clipped on one side of a difference.
+        direction[gradients[key] == 0] = 0
+        direction += np.sign(gradients[key])
+        kept, losses = value.copy(), []
+        for sign in (1, -1):
+            value[...] = kept + np.float32(sign * 0.05) * direction
+            losses.append(measure()[0])
+        value[...] = kept
+        slope = (losses[0] - losses[1]) / 0.1
+        assert float((gradients[key] * direction).sum()) == pytest.approx(slope, rel=0.1), key
+
+
+@pytest.mark.parametrize("num_bits", [2, 4, 8])
+def test_weights_on_their_codes_are_exported_as_the_same_bytes(num_bits):
+    made, start = clipped(num_bits, "per-channel")
+    plan, sources = made.plan, made.student.sources
+    found = start.with_weights_on_codes(plan, sources)
+    before, after = (serialised(Lowering(made.student, q).run()) for q in (start, found))
+    assert before == after
+    feeds = student_feeds(plan, found, sources)
+    for spec in plan.layers.values():
+        np.testing.assert_array_equal(found.weights[spec.weight], feeds[spec.weight])
+        assert not np.array_equal(found.weights[spec.weight], start.weights[spec.weight])
+    again = found.with_weights_on_codes(plan, sources)
+    for name, weight in found.weights.items():
+        np.testing.assert_array_equal(again.weights[name], weight)
+
+
+@pytest.mark.parametrize("activation_bits", [4, 8, None])
+def test_kept_corrections_give_the_student_the_same_bits(activation_bits):
+    recipe = Recipe(weight_bits=4, activation_bits=activation_bits)
+    made = quantize(small_graph("residual"), recipe=recipe)
+    samples = Feeds([{"x": images(32, seed=2) + np.float32(1)}])
+    start = correct_biases(made.student, made.quantizers, samples, 16)
+    found = start.with_corrections_kept(made.plan, made.student.sources)
+    assert start.means and not found.means
+    assert any(not np.array_equal(found.biases[n], b) for n, b in start.biases.items())
+    before, after = (student_feeds(made.plan, q, made.student.sources) for q in (start, found))
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
