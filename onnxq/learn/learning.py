@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from onnxq.learn.trained import Trained
 from onnxq.progress import Progress
 from onnxq.rewrite.quantizers import Quantizers, moving_inputs, student_feeds
 from onnxq.rewrite.student import Student
-from onnxq.session import Arrays
+from onnxq.session import Arrays, ScaleError
 
 SHARDS = 2
 """Parts of a batch; fixed, so that sums come out the same on any number of cores."""
@@ -203,7 +204,11 @@ class Learning:
 
     def _judge(self) -> None:
         quantizers, state = self._trained.quantizers(), self._state
-        self._judged = self._judge_now(quantizers)
+        try:
+            self._judged = self._judge_now(quantizers)
+        except ScaleError:
+            # No file could run with these numbers.
+            self._judged = Judgement(math.inf)
         state.history.append(self._judged.score)
         if self._judged.score < self._result.score:
             self._result.quantizers, self._result.score = quantizers, self._judged.score
@@ -214,6 +219,7 @@ class Learning:
     def _slow_down(self) -> None:
         """Begin again at a lower rate where nothing was won yet and much was lost."""
         result, state = self._result, self._state
+        # No number at all is worse too.
         if result.improved or state.history[-1] <= MUCH_WORSE * result.start_score:
             return
         self._trained.load(self._first)
