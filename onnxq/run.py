@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -269,7 +270,8 @@ class Run:
             "score": variant.score,
             "epoch": learned.epoch,
             "epochs_run": len(learned.history),
-            "scores": learned.history,
+            # JSON has no word for what is not finite.
+            "scores": [score if math.isfinite(score) else None for score in learned.history],
         }
         if self.found is not None:
             figures.search = self.found.to_fields()

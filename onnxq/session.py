@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from onnxq.weight_files import WeightFiles, is_large
 
@@ -26,7 +27,14 @@ Arrays = dict[str, np.ndarray]
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes above which a model can't be one protobuf message."""
 
+REFUSAL = "parameter out of computation range"
+"""How ONNX Runtime's integer kernels name scales whose ratio they can't hold."""
+
 _WEIGHT_FILES = WeightFiles()
+
+
+class ScaleError(Exception):
+    """An integer kernel refuses the ratio of its scales."""
 
 
 def available_cores() -> int:
@@ -107,9 +115,18 @@ class SessionPool:
         self.outputs = list(outputs or (o.name for o in self._session.get_outputs()))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
-        """The outputs for one batch, or some of them, by name; several threads may call it."""
+        """The outputs for one batch, or some of them, by name; several threads may call it.
+
+        Raises:
+            ScaleError: scales among the feeds are too far apart for an integer kernel.
+        """
         names = self.outputs if outputs is None else outputs
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except RuntimeException as error:
+            if REFUSAL in str(error):
+                raise ScaleError(str(error)) from error
+            raise
 
     def map(self, batches: Iterable[Feeds]) -> Iterator[Arrays]:
         """The outputs of each batch, in the order of the batches, a few batches ahead."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +82,18 @@ def test_other_ways_learn_and_repeat_to_the_byte(files, options):
     feeds = {"x": np.random.default_rng(5).normal(size=(8, 3, 8, 8)).astype(np.float32)}
     plain = run(ir.load(found[0].path), feeds)["y"]
     np.testing.assert_allclose(plain, run(found[0].model, feeds)["y"])
+
+
+def test_a_rate_beyond_all_measure_keeps_the_start_and_is_said(sample_models):
+    """Steps end so far apart that an integer kernel refuses them, and numbers overflow."""
+    recipe = replace(FEW, samples=200, epochs=3, optimizer="sgd", lr=1e6)
+    model = sample_models / "digits_resnet.onnx"
+    result = compress(model, sample_models / "digits" / "unlabelled", recipe)
+    assert any(note.endswith("try a smaller --lr") for note in result.notes)
+    learning = result.figures.learning
+    assert (learning["epoch"], learning["epochs_run"]) == (0, 3)
+    assert None in learning["scores"]
+    assert json.loads(json.dumps(learning, allow_nan=False)) == learning
 
 
 def test_a_loss_that_the_model_does_not_have_is_said(files):

@@ -23,7 +23,7 @@ from onnxq.learn.trained import Trained
 from onnxq.progress import Progress
 from onnxq.rewrite.quantizers import Quantizers, moving_inputs, student_feeds
 from onnxq.rewrite.student import Student
-from onnxq.session import Arrays
+from onnxq.session import Arrays, ScaleError
 
 SHARDS = 2
 """Parts of a batch; fixed, so that sums come out the same on any number of cores."""
@@ -177,7 +177,11 @@ class Learning:
 
     def _judge(self) -> None:
         quantizers, state = self._trained.quantizers(), self._state
-        self._judged = self._judge_now(quantizers)
+        try:
+            self._judged = self._judge_now(quantizers)
+        except ScaleError:
+            # No file could run with these numbers.
+            self._judged = Judgement(math.inf)
         state.history.append(self._judged.score)
         if self._judged.score < self._result.score:
             self._result.quantizers, self._result.score = quantizers, self._judged.score

@@ -146,18 +146,19 @@ def size_bars(rows: list[LayerRow]) -> list[Bar]:
     ]
 
 
-def score_bars(scores: list[float], kept: int | None = None) -> list[Bar]:
+def score_bars(scores: list[float | None], kept: int | None = None) -> list[Bar]:
     """The held-back error after each epoch; the first one is where learning started.
 
     Args:
-        scores: lower is better.
+        scores: lower is better; None is worse than any number.
         kept: which of them belongs to the exported numbers; it is drawn dark.
     """
-    top = max(scores, default=0.0) or 1.0
+    top = max((score for score in scores if score is not None), default=0.0) or 1.0
     bars = []
     for i, score in enumerate(scores):
         name = "start" if i == 0 else f"epoch {i}"
         name += " (kept)" if i == kept else ""
-        share = score / top
-        bars.append(Bar(name, f"{score:.4f}", share, share if i == kept else 0.0))
+        share = 1.0 if score is None else score / top
+        text = "not finite" if score is None else f"{score:.4f}"
+        bars.append(Bar(name, text, share, share if i == kept else 0.0))
     return bars

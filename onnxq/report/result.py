@@ -109,8 +109,8 @@ def _learning_rows(figures: Figures) -> list[Row]:
     return rows
 
 
-def score_history(figures: Figures) -> list[float]:
-    """The held-back score at the start of learning and after each epoch."""
+def score_history(figures: Figures) -> list[float | None]:
+    """The held-back score at the start of learning and after each epoch; None: not finite."""
     learning = figures.learning
     start = [learning["start_score"]] if "start_score" in learning else []
     return [*start, *learning.get("scores", [])] if learning.get("scores") else []

@@ -57,8 +57,8 @@ class Figures:
             without VNNI.
         float_nodes: names of nodes that stayed float between integer ones.
         learning: held-back scores in `unit`, lower is better: `start_score`, `learned_score`,
-            `scores` by epoch; `epoch` that was kept, of `epochs_run`; `score`, the relative RMSE
-            of the outputs after all else.
+            `scores` by epoch (None: no finite one); `epoch` that was kept, of `epochs_run`;
+            `score`, the relative RMSE of the outputs after all else.
         search: what a search found: `goal`, `met`, `settings` by layer, `trials`, `frontier`, and
             the `sweep` behind them.
         equalization: what equalization did, in words.

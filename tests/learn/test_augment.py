@@ -118,3 +118,13 @@ def test_a_model_without_images_is_refused_in_one_sentence(inputs):
     with pytest.raises(RecipeError, match="'augment' changes images and the model takes 'x'") as e:
         image_layout(inputs, None)
     assert str(e.value).endswith(".") and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_number_of_cores_does_not_change_a_bit(tmp_path, monkeypatch, cores):
+    outputs = outputs_of(tmp_path)
+    expected = changed(outputs, ("flip", "shift"), np.arange(24))
+    monkeypatch.setattr("onnxq.session.available_cores", lambda: cores)
+    found = changed(outputs, ("flip", "shift"), np.arange(24))
+    for name, rows in expected.items():
+        np.testing.assert_array_equal(found[name], rows)

@@ -183,3 +183,9 @@ def test_a_search_is_shown_with_its_target_and_its_trials(tmp_path: Path) -> Non
     sized = result_of(search={**search, "max_drop": None, "max_size": 2000, "met": False})
     rows = {row[0]: row[1:] for row in figure_rows(sized.figures)}
     assert rows["target of the search"] == ("", "2 kB", "not met, 2 trials")
+
+
+def test_an_epoch_without_a_finite_score_is_worse_than_all() -> None:
+    bars = score_bars([0.5, None, 0.25], kept=2)
+    assert [bar.text for bar in bars] == ["0.5000", "not finite", "0.2500"]
+    assert [bar.share for bar in bars] == [1.0, 1.0, 0.5]
