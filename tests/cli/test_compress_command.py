@@ -223,6 +223,24 @@ def test_errors_are_one_sentence(onnxq, mlp, rows, tmp_path, arguments, code, se
     assert not Path(tmp_path / "o.onnx").exists()
 
 
+def test_learned_rounding_from_the_command_line(onnxq_process, mlp, unlabelled, tmp_path):
+    def run(name: str, *learn: str) -> tuple[dict, bytes]:
+        out = tmp_path / name
+        options = ("-o", out, "--weight-bits", 4, "--samples", 128, "--epochs", 2, "--json")
+        done = onnxq_process("compress", mlp, "--data", unlabelled, *options, *learn)
+        assert done.code == 0, done.err
+        return json.loads(done.out)["figures"]["learning"], out.read_bytes()
+
+    rounding = ("--learn", "rounding", "--learn", "thresholds")
+    found, data = run("a.onnx", *rounding)
+    thresholds, _ = run("b.onnx", "--learn", "thresholds")
+    assert len(found["scores"]) == 3 and found["epoch"] == 3
+    assert found["scores"][:2] == thresholds["scores"]
+    assert found["score"] < thresholds["score"]
+    again, same = run("c.onnx", *rounding)
+    assert again == found and same == data
+
+
 def test_the_recipe_goes_over_neither_model_nor_output(onnxq, mlp, rows, tmp_path):
     model, out = tmp_path / "net.onnx", tmp_path / "o.onnx"
     model.write_bytes(mlp.read_bytes())

@@ -205,6 +205,13 @@ def test_the_start_is_kept_where_it_is_better(tmp_path, monkeypatch):
     assert NO_GAIN in learned.notes
 
 
+def test_a_layer_that_sees_no_finite_numbers_is_left_alone(ready, monkeypatch):
+    monkeypatch.setattr(module.Moments, "finite", property(lambda self: self.geometry.axis > 0))
+    learned = ready.fitted()
+    assert not learned.improved
+    assert len([note for note in learned.notes if module.INFINITE in note]) == 3
+
+
 def test_no_time_leaves_the_start_and_says_so(ready):
     learned = ready.fitted(budget=Budget(max_seconds=-1.0))
     assert not learned.improved

@@ -34,7 +34,7 @@ def moments_of(x: np.ndarray, t: np.ndarray, rows: int = ALL) -> Moments:
 
 def fit(x: np.ndarray, weight: np.ndarray, t: np.ndarray, bias: np.ndarray | None) -> FittedLayer:
     scale = np.abs(weight).max(axis=1) / np.float32(3)
-    return fit_layer(SPEC, GEOMETRY, moments_of(x, t), ALL, weight, scale, bias)
+    return fit_layer(SPEC, moments_of(x, t), ALL, weight, scale, bias)
 
 
 def test_moments_are_covariances_or_second_moments(data):
@@ -60,6 +60,13 @@ def test_inputs_that_hardly_vary_about_a_large_mean(data):
     np.testing.assert_allclose(
         (constant @ found.weight.T + found.bias - t).mean(axis=0), 0, atol=0.01
     )
+
+
+def test_what_is_not_finite_is_seen(data):
+    x, _, t = data
+    assert moments_of(x, t).finite
+    x[7, 1] = np.inf
+    assert not moments_of(x, t).finite
 
 
 def test_rows_are_drawn_where_they_are_many(data):

@@ -10,7 +10,6 @@ import numpy as np
 from onnxq.learn.rounding.moments import Moments
 from onnxq.numerics.error_feedback import Floats, quadratic
 from onnxq.numerics.layer_rounding import round_layer
-from onnxq.numerics.patches import Geometry
 from onnxq.numerics.qparams import FloatArray, per_channel, weight_quant_max, weight_scale
 from onnxq.plan.spec import LayerSpec
 from onnxq.rewrite.quantizers import Quantizers
@@ -62,7 +61,6 @@ class FittedLayer:
 
 def fit_layer(
     spec: LayerSpec,
-    geometry: Geometry,
     moments: Moments,
     samples: int,
     weight: FloatArray,
@@ -73,7 +71,6 @@ def fit_layer(
 
     Args:
         spec: the layer.
-        geometry: how it reads its input.
         moments: of its inputs and wanted outputs.
         samples: that the moments were taken from.
         weight: the float weight.
@@ -81,6 +78,7 @@ def fit_layer(
         bias: what the layer adds and goes on to add, (channels,); None where it is free to
             become E[t] - W~ E[x].
     """
+    geometry = moments.geometry
     rows = geometry.to_rows(weight.astype(np.float64))
     fixed = None if bias is None else bias.astype(np.float64).reshape(rows.shape[:2])
     form = quadratic(*moments.second(fixed), rows, ROWS_OF_A_SAMPLE * samples)

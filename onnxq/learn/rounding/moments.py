@@ -21,32 +21,42 @@ class Moments:
         geometry: how the layer reads its input.
         seed: of the choice of rows.
         rows: in each micro-batch at most; of more, as many are drawn.
+
+    Attributes:
+        geometry: how the layer reads its input.
     """
 
     def __init__(self, geometry: Geometry, seed: Sequence[int], rows: int) -> None:
-        self._geometry, self._most = geometry, rows
+        self.geometry, self._most = geometry, rows
         self._random = np.random.default_rng(seed)
         self._sums: list[Floats] = []
         self._count = 0
 
     def add(self, x: FloatArray, t: FloatArray) -> None:
         """One micro-batch: the layer's input and the output wanted of it."""
-        places = self._geometry.places(t.shape)
+        places = self.geometry.places(t.shape)
         chosen = np.arange(places)
         if places > self._most:
             chosen = np.sort(self._random.choice(places, self._most, replace=False))
-        inputs = self._geometry.inputs(x, chosen).transpose(1, 2, 0)
-        wanted = self._geometry.outputs(t, chosen).transpose(1, 2, 0)
+        inputs = self.geometry.inputs(x, chosen).transpose(1, 2, 0)
+        wanted = self.geometry.outputs(t, chosen).transpose(1, 2, 0)
         if not self._sums:
             self._x, self._t = (each.mean(axis=2, keepdims=True) for each in (inputs, wanted))
-        inputs, wanted = inputs - self._x, wanted - self._t
-        rows = inputs.transpose(0, 2, 1)
-        sums = (inputs @ rows, wanted @ rows, inputs.sum(axis=2), wanted.sum(axis=2))
+        # What is not finite is told by `finite`.
+        with np.errstate(invalid="ignore", over="ignore"):
+            inputs, wanted = inputs - self._x, wanted - self._t
+            rows = inputs.transpose(0, 2, 1)
+            sums = (inputs @ rows, wanted @ rows, inputs.sum(axis=2), wanted.sum(axis=2))
         if not self._sums:
             self._sums = [np.zeros(each.shape) for each in sums]
         for total, each in zip(self._sums, sums, strict=True):
             total += each
         self._count += len(chosen)
+
+    @property
+    def finite(self) -> bool:
+        """Whether no input and no output was infinite or NaN."""
+        return all(bool(np.isfinite(each).all()) for each in self._sums)
 
     def means(self) -> tuple[Floats, Floats]:
         """E[x], (G, K), and E[t], (G, R)."""

@@ -38,6 +38,7 @@ SAVE_SECONDS = 20.0
 """Between two checkpoints at least: each holds all that was fitted so far."""
 
 NOTHING = "no layer has a rounding that can be learned"
+INFINITE = "an input or output is NaN or infinite of"
 NO_GAIN = "learned rounding did not beat rounding to nearest on the held-back samples"
 
 
@@ -183,9 +184,17 @@ class Reconstruction:
             for name in names:
                 if name not in self._fitted:
                     if time.monotonic() - began > self._budget.max_seconds:
-                        self.notes.append(f"time ran out: {done} of {len(self._layers)} layers")
+                        self.notes.append(
+                            f"time ran out: rounding is learned for {done} of {len(self._layers)} "
+                            "layers; --max-minutes gives more"
+                        )
+                        progress.finish()
                         return self._quantizers
-                    self._fitted[name] = self._fit(self._layers[name], block)
+                    moments = self._moments(self._layers[name], block)
+                    if not moments.finite:
+                        self.notes.append(f"{INFINITE} '{name}', which keeps its rounding")
+                        continue
+                    self._fitted[name] = self._fit(self._layers[name], moments)
                     if time.monotonic() - self._saved > SAVE_SECONDS:
                         self._save()
                 self._quantizers = self._fitted[name].put_into(self._quantizers, self._layers[name])
@@ -202,9 +211,9 @@ class Reconstruction:
         count = len(self._cuts.blocks)
         return f"block {block + 1} of {count}, error {before:.3g} at the start, now {after:.3g}"
 
-    def _fit(self, spec: LayerSpec, block: Block) -> FittedLayer:
-        weight = self._start.weights[spec.weight]
-        geometry = layer_geometry(self._nodes[spec.name], spec, weight.shape)
+    def _moments(self, spec: LayerSpec, block: Block) -> Moments:
+        shape = self._start.weights[spec.weight].shape
+        geometry = layer_geometry(self._nodes[spec.name], spec, shape)
         chunks = len(self._inputs["student"].chunks())
         seed = [self._budget.seed, list(self._layers).index(spec.name)]
         moments = Moments(geometry, seed, max(LEAST_ROWS, ROWS // chunks))
@@ -219,9 +228,13 @@ class Reconstruction:
         )
         for x, t in zip(found, wanted, strict=True):
             moments.add(x[read], t[spec.output])
+        return moments
+
+    def _fit(self, spec: LayerSpec, moments: Moments) -> FittedLayer:
+        weight = self._start.weights[spec.weight]
         scale = weight_scales(self._student.plan, self._start, self._student.sources)[spec.weight]
-        bias = self._fixed_bias(spec, geometry.shape[geometry.axis])
-        return fit_layer(spec, geometry, moments, self.samples, weight, scale, bias)
+        bias = self._fixed_bias(spec, weight.shape[spec.channel_axis])
+        return fit_layer(spec, moments, self.samples, weight, scale, bias)
 
     def _fixed_bias(self, spec: LayerSpec, channels: int) -> np.ndarray | None:
         """The bias of a layer that keeps its own: without any, or sharing centroids."""
