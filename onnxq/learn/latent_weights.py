@@ -3,7 +3,8 @@
     W~ = fake_quant(w),   dL/dw = dL/dW~ where |w| is within the codes, 0 where it is clipped
 
 Trained is d in w = w_0 + step_0 d: what matters is how far a weight is from the next code, so that
-one learning rate serves all layers and all widths.
+one learning rate serves all layers and all widths. Weights that lie on their grid at the start go
+along with a step that is learned beside them: w = (w_0 + step_0 d) step / step_0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from onnxq.learn.free_values import VALUE
 from onnxq.numerics.qparams import FloatArray, inside_codes, per_channel, weight_scale
 from onnxq.plan.spec import LayerSpec
-from onnxq.rewrite.quantizers import Quantizers
+from onnxq.rewrite.quantizers import Quantizers, on_grid
 
 
 class LatentWeights:
@@ -35,6 +36,9 @@ class LatentWeights:
     def __init__(self, layers: Sequence[LayerSpec], start: Quantizers) -> None:
         self._layers = {s.weight: s for s in layers if s.codebook is None}
         self._start = {weight: start.weights[weight] for weight in self._layers}
+        self._coded = {
+            w: start.thresholds[w] for w, spec in self._layers.items() if on_grid(spec, start)
+        }
         self.values = {VALUE + w: np.zeros_like(array) for w, array in self._start.items()}
         self.units: dict[str, FloatArray | np.float32] = {
             VALUE + weight: _step(spec, start) for weight, spec in self._layers.items()
@@ -48,11 +52,20 @@ class LatentWeights:
         return base.with_weights(
             {
                 weight: np.asarray(
-                    start + self.units[VALUE + weight] * self.values[VALUE + weight], np.float32
+                    (start + self.units[VALUE + weight] * self.values[VALUE + weight])
+                    * self._factor(weight, base),
+                    np.float32,
                 )
                 for weight, start in self._start.items()
             }
         )
+
+    def _factor(self, weight: str, now: Quantizers) -> FloatArray | np.float32:
+        """Step / step_0, of a shape that broadcasts to the weight's."""
+        if weight not in self._coded:
+            return np.float32(1)
+        spec, first = self._layers[weight], self._coded[weight]
+        return per_channel(now.thresholds[weight] / first, self._start[weight].ndim, spec.axis)
 
     def parameter_names(self) -> list[str]:
         """The student's inputs whose gradients are wanted."""
@@ -66,7 +79,8 @@ class LatentWeights:
                 now.weights[weight], now.thresholds[weight], spec.num_bits, spec.axis
             )
             slope = np.where(inside, found[weight], np.float32(0))
-            result[VALUE + weight] = np.asarray(slope * self.units[VALUE + weight], np.float32)
+            unit = self.units[VALUE + weight] * self._factor(weight, now)
+            result[VALUE + weight] = np.asarray(slope * unit, np.float32)
         return result
 
 

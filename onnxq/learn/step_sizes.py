@@ -11,6 +11,10 @@ Esser et al., "Learned Step Size Quantization", 2020 (LSQ), and Li et al., DFQF,
 | unsigned or symmetric tensor | v | width = width_0 exp(v) |
 | asymmetric tensor | v, u | width likewise, left = left_0 + u width_0, left <= 0 <= left + width |
 
+Weights that lie on their grid, as learned rounding leaves them, keep their codes and go along:
+
+    w = w_0 exp(v),   dL/dv = sum of W~ dL/dW~
+
 LSQ divides the gradient of a step by sqrt(N Q_max), N the weights that share it, or the elements
 of one sample: a step then moves as fast as the weights do, in relation to its size. Plain gradient
 descent needs that factor (`damping`); Adam would take it out again.
@@ -24,12 +28,15 @@ import numpy as np
 
 from onnxq.numerics.qparams import (
     FloatArray,
+    fake_quant_weight,
+    per_channel,
     quant_max,
     weight_quant_max,
+    weight_scale,
     weight_threshold_gradient,
 )
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
-from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, limit_names
+from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, limit_names, on_grid
 
 STEP, LEFT, WEIGHT_STEP = "step:", "left:", "weight-step:"
 
@@ -59,6 +66,9 @@ class StepSizes:
         widths = {n: max(start.ranges[n][1], SMALLEST_WIDTH) for n in self._tensors}
         self._ranges = {n: (start.ranges[n][0], width) for n, width in widths.items()}
         self._thresholds = {w: start.thresholds[w] for w in self._layers}
+        self._coded = {
+            w: start.weights[w] for w, layer in self._layers.items() if on_grid(layer, start)
+        }
         self.damping: dict[str, float] = {}
         self.values: dict[str, np.ndarray] = {}
         self.units: dict[str, FloatArray | np.float32] = {}
@@ -98,7 +108,11 @@ class StepSizes:
             weight: np.asarray(start * np.exp(self.values[WEIGHT_STEP + weight]), np.float32)
             for weight, start in self._thresholds.items()
         }
-        return base.with_ranges(ranges).with_thresholds(thresholds)
+        weights = {
+            weight: scaled(coded, np.exp(self.values[WEIGHT_STEP + weight]), self._layers[weight])
+            for weight, coded in self._coded.items()
+        }
+        return base.with_ranges(ranges).with_thresholds(thresholds).with_weights(weights)
 
     def _range(self, spec: TensorSpec) -> Range:
         left, full = self._ranges[spec.name]
@@ -128,9 +142,26 @@ class StepSizes:
             if spec.kind == "asymmetric":
                 result[LEFT + name] = found[names[0]] * self._ranges[name][1]
         for weight, layer in self._layers.items():
+            if weight in self._coded:
+                result[WEIGHT_STEP + weight] = _moving_all(found[weight], layer, now)
+                continue
             threshold = now.thresholds[weight]
             slope = weight_threshold_gradient(
                 found[weight], now.weights[weight], threshold, layer.num_bits, layer.axis
             )
             result[WEIGHT_STEP + weight] = slope * threshold
         return {key: np.asarray(slope, np.float32) for key, slope in result.items()}
+
+
+def scaled(weight: FloatArray, factor: FloatArray, spec: LayerSpec) -> FloatArray:
+    """A weight times a factor, one or one per channel."""
+    return np.asarray(weight * per_channel(factor, weight.ndim, spec.axis), np.float32)
+
+
+def _moving_all(slope: FloatArray, spec: LayerSpec, now: Quantizers) -> FloatArray:
+    """dL/dv where the codes stay: sum of W~ dL/dW~, of each channel or of all."""
+    weight = now.weights[spec.weight]
+    scale = weight_scale(now.thresholds[spec.weight], spec.num_bits)
+    fake = fake_quant_weight(weight, scale, spec.num_bits, spec.axis)
+    others = tuple(i for i in range(weight.ndim) if i != spec.axis)
+    return np.asarray((slope * fake).sum(axis=others, dtype=np.float64), np.float32)

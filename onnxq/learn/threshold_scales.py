@@ -25,18 +25,17 @@ import numpy as np
 
 from onnxq.numerics.qparams import (
     FloatArray,
-    fake_quant_weight,
-    weight_scale,
     weight_threshold_gradient,
     weight_threshold_max,
 )
 from onnxq.numerics.weight_clip import alpha_min
-from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
+from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.rewrite.quantizers import (
     SMALLEST_WIDTH,
     Quantizers,
     Range,
     limit_names,
+    on_grid,
 )
 
 ALPHA_MAX = 1.0
@@ -70,7 +69,7 @@ class ThresholdScales:
         self._layers = {
             s.weight: s
             for s in plan.layers.values()
-            if s.codebook is None and not _on_grid(s, start)
+            if s.codebook is None and not on_grid(s, start)
         }
         self._bounds = {n: _full_range(s, *extremes[n]) for n, s in self._tensors.items()}
         self._largest = {
@@ -158,16 +157,6 @@ class ThresholdScales:
             )
             result[WEIGHT + weight] = gradient * self._largest[weight]
         return result
-
-
-def _on_grid(spec: LayerSpec, start: Quantizers) -> bool:
-    """Whether the weights are those that their codes stand for, as learned rounding leaves them.
-
-    Their threshold has no gradient then, and moving it would undo the rounding.
-    """
-    weight = start.weights[spec.weight]
-    scale = weight_scale(start.thresholds[spec.weight], spec.num_bits)
-    return np.array_equal(fake_quant_weight(weight, scale, spec.num_bits, spec.axis), weight)
 
 
 def _full_range(spec: TensorSpec, minimum: float, maximum: float) -> tuple[float, float]:

@@ -67,12 +67,13 @@ def make_parts(
     """
     layers, floats = list(plan.layers.values()), list(plan.float_layers.values())
     parts: list[Part] = []
-    if "weights" in learns:
-        parts.append(LatentWeights(layers, start))
     if "thresholds" in learns:
         parts.append(ThresholdScales(plan, start, extremes))
     if "steps" in learns:
         parts.append(StepSizes(plan, start, elements))
+    if "weights" in learns:
+        # After the steps, which weights on their grid go along with.
+        parts.append(LatentWeights(layers, start))
     if "codebooks" in learns:
         parts.append(CodebookTables(plan, start))
     if "float-layers" in learns:

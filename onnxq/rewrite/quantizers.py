@@ -201,6 +201,17 @@ def fake_weight(spec: LayerSpec, quantizers: Quantizers, scale: FloatArray) -> F
     return fake_quant_weight(quantizers.weights[spec.weight], scale, spec.num_bits, spec.axis)
 
 
+def on_grid(spec: LayerSpec, quantizers: Quantizers) -> bool:
+    """Whether a layer's weights are those that their codes stand for, as after rounding.
+
+    Their threshold has no straight-through gradient then, and moving it alone would undo the
+    rounding.
+    """
+    weight = quantizers.weights[spec.weight]
+    scale = weight_scale(quantizers.thresholds[spec.weight], spec.num_bits)
+    return np.array_equal(fake_quant_weight(weight, scale, spec.num_bits, spec.axis), weight)
+
+
 def student_feeds(
     plan: Plan,
     quantizers: Quantizers,
