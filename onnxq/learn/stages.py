@@ -11,25 +11,32 @@ ROUNDING = frozenset({"rounding"})
 WITH_THRESHOLDS = frozenset({"thresholds", "codebooks"})
 """What is learned before rounding: ranges that move afterwards undo what was fitted to them."""
 
-FEW_BITS = 6
-"""Width from which down straight-through training gains more than its noise costs."""
+FEW_BITS, FEWEST_WEIGHT_BITS = 6, 3
+"""Widths of tensors and of weights from which down straight-through training gains, after rounding,
+more than its noise costs."""
 
 
 def spelt_out(learns: Collection[str], plan: Plan) -> frozenset[str]:
     """The options with `auto` in words.
 
-    - Codebooks are learned wherever there are some.
-    - At 7 and 8 bits thresholds (FAT), then rounding: the ranges matter most.
-    - At 6 bits and less rounding, then steps, weights and biases together.
+    - Codebooks are learned wherever there are some, codes rounded layer by layer.
+    - Tensors of 6 bits and less, and weights of 3, are trained too: steps, weights and biases.
+    - Where all have 7 or 8, thresholds come first (FAT): the ranges matter most.
     """
     if "auto" not in learns:
         return frozenset(learns) - {"none"}
-    coded = [spec for spec in plan.layers.values() if spec.codebook is None]
-    rounding = ROUNDING if coded else frozenset[str]()
-    widths = [spec.num_bits for spec in coded] + [spec.num_bits for spec in plan.tensors.values()]
-    few = min(widths, default=CODE_BITS) <= FEW_BITS
-    gradients = {"steps", "weights"} if few else {"thresholds"}
-    return rounding | gradients | {"codebooks"}
+    weights = [spec.num_bits for spec in plan.layers.values() if spec.codebook is None]
+    tensors = [spec.num_bits for spec in plan.tensors.values()]
+    found = {"codebooks", "rounding"} if weights else {"codebooks", "thresholds"}
+    if min(tensors, default=CODE_BITS) <= FEW_BITS or _are_fewest(weights):
+        found |= {"steps", "weights"}
+    elif min(weights, default=CODE_BITS) > FEW_BITS:
+        found.add("thresholds")
+    return frozenset(found)
+
+
+def _are_fewest(weights: list[int]) -> bool:
+    return min(weights, default=CODE_BITS) <= FEWEST_WEIGHT_BITS
 
 
 def in_order(wanted: frozenset[str]) -> list[frozenset[str]]:
