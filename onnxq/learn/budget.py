@@ -23,8 +23,8 @@ SGD_RATE = 0.001
 
 EPOCHS = 8
 """Passes over the samples for thresholds, tables and float layers (FAT: 6 to 8)."""
-LONG_STEPS = 1500
-"""Steps that weights and step sizes take at least, however few the samples are."""
+LONG_EPOCHS, LONG_STEPS = 16, 1500
+"""Passes of weights and step sizes, and steps at least, however few the samples are."""
 LONG = frozenset({"weights", "steps"})
 """What takes more than a few steps."""
 
@@ -55,7 +55,7 @@ class Budget:
         """Epochs to run, of so many steps each."""
         if self.epochs is not None:
             return self.epochs
-        return max(EPOCHS, -(-LONG_STEPS // steps)) if groups & LONG else EPOCHS
+        return max(LONG_EPOCHS, -(-LONG_STEPS // steps)) if groups & LONG else EPOCHS
 
     def distils(self) -> bool:
         """Whether a classifier's probabilities are matched, not its logits.
