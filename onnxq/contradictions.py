@@ -54,6 +54,12 @@ def check_contradictions(recipe: Recipe) -> None:
             "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
             "float activations have no range; remove one of them."
         )
+    stated = [each.pattern for each in recipe.layers if each.activation_bits is not None]
+    if recipe.activation_bits is None and stated:
+        raise RecipeError(
+            f"The options 'activation_bits' = 'none' and 'activation_bits' of the layers "
+            f"'{stated[0]}' contradict each other; remove one of them."
+        )
     _check_learning(recipe)
 
 

@@ -53,6 +53,7 @@ class LayerOverride:
     Attributes:
         pattern: a glob on the node's name or its op type.
         weight_bits: as in `Recipe`.
+        activation_bits: as in `Recipe`, 2 to 8, for the layer's output.
         granularity: as in `Recipe`.
         keep_float: whether the layer is not quantized at all.
         symmetric: as in `Recipe`, for the layer's output.
@@ -62,6 +63,7 @@ class LayerOverride:
 
     pattern: str
     weight_bits: int | None = None
+    activation_bits: int | None = None
     granularity: Granularity | None = None
     keep_float: bool | None = None
     symmetric: bool | None = None
@@ -209,6 +211,7 @@ class Recipe:
         """
         merged: dict[str, Any] = {
             "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
             "granularity": self.granularity,
             "symmetric": self.symmetric,
             "calibration": self.calibration,

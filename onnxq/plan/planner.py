@@ -206,18 +206,27 @@ def _tensor_specs(
     return specs
 
 
-def _tensor_spec(site: Site, recipe: Recipe) -> TensorSpec:
-    assert recipe.activation_bits is not None
+def _layer_before(site: Site) -> ir.Node | None:
+    """The node that writes a tensor, or the one before the activation that its range stands for."""
     writer = site.value.producer()
+    if site.folded is None or writer is None or writer.inputs[0] is None:
+        return writer
+    return writer.inputs[0].producer()
+
+
+def _tensor_spec(site: Site, recipe: Recipe) -> TensorSpec:
+    writer = _layer_before(site)
     override = recipe.override_for(
         str(writer.name) if writer else str(site.value.name), writer.op_type if writer else ""
     )
+    num_bits = override.activation_bits or recipe.activation_bits
+    assert num_bits is not None
     symmetric = recipe.symmetric if override.symmetric is None else override.symmetric
     return TensorSpec(
         name=str(site.value.name),
         signed=not never_negative(site.value),
         symmetric=symmetric,
-        num_bits=recipe.activation_bits,
+        num_bits=num_bits,
         calibration=override.calibration or recipe.calibration,
         folded=None if site.folded is None else str(site.folded.name),
         integer=site.integer,
