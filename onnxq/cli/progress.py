@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,9 @@ from rich.progress import (
 
 from onnxq.progress import Progress as Listener
 from onnxq.progress import Silent
+
+SECONDS = 2.0
+"""Between two lines of a stage at least."""
 
 
 @contextmanager
@@ -72,19 +76,21 @@ class Bar:
 
 
 class Lines:
-    """A line when a stage begins, and one for each step that has something to say."""
+    """A line when a stage begins, and one every few seconds where steps have something to say."""
 
     def __init__(self) -> None:
-        self._stage, self._total = "", 0
+        self._stage, self._total, self._said = "", 0, 0.0
 
     def start(self, stage: str, total: int) -> None:
         """A stage of `total` steps begins."""
-        self._stage, self._total = stage, total
+        self._stage, self._total, self._said = stage, total, 0.0
         click.echo(stage, err=True)
 
     def at(self, done: int, text: str = "") -> None:
         """`done` steps of the stage are over."""
-        if text:
+        now = time.monotonic()
+        if text and now - self._said >= SECONDS:
+            self._said = now
             click.echo(f"{self._stage}: {done}/{self._total} {text}", err=True)
 
     def finish(self) -> None:
