@@ -49,7 +49,8 @@ def learn(
         The best numbers; the variant's own where nothing is trained or nothing helped.
     """
     budget, progress = budget or Budget(), progress or Silent()
-    stages = in_order(spelt_out(learns, variant.student.plan))
+    shared = variant.recipe.bias_centroids is not None
+    stages = in_order(spelt_out(learns, variant.student.plan, shared_biases=shared))
     found = Learned(variant.quantizers, variant.score, variant.score)
     for stage in stages:
         last = stage is stages[-1]

@@ -15,12 +15,20 @@ FEW_BITS = 6
 """Width from which down straight-through training gains more than its noise costs."""
 
 
-def spelt_out(learns: Collection[str], plan: Plan) -> frozenset[str]:
+def spelt_out(
+    learns: Collection[str], plan: Plan, *, shared_biases: bool = False
+) -> frozenset[str]:
     """The options with `auto` in words.
 
     - Codebooks are learned wherever there are some.
     - At 7 and 8 bits thresholds (FAT), then rounding: the ranges matter most.
     - At 6 bits and less rounding, then steps, weights and biases together.
+
+    Args:
+        learns: as in a recipe.
+        plan: whose widths decide.
+        shared_biases: whether biases share centroids; they would not after they were learned
+            with the weights, which stay then.
     """
     if "auto" not in learns:
         return frozenset(learns) - {"none"}
@@ -28,7 +36,8 @@ def spelt_out(learns: Collection[str], plan: Plan) -> frozenset[str]:
     rounding = ROUNDING if coded else frozenset[str]()
     widths = [spec.num_bits for spec in coded] + [spec.num_bits for spec in plan.tensors.values()]
     few = min(widths, default=CODE_BITS) <= FEW_BITS
-    gradients = {"steps", "weights"} if few else {"thresholds"}
+    together = {"steps"} if shared_biases else {"steps", "weights"}
+    gradients = together if few else {"thresholds"}
     return rounding | gradients | {"codebooks"}
 
 
