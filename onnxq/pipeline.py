@@ -103,6 +103,9 @@ def compress(
     checkpoint = run.checkpoint(out_path, data_path)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         variant = run.prepare(Path(folder))
+        if checkpoint is not None and not resume:
+            # Stages that begin later would go on from what another run has left.
+            checkpoint.discard()
         with _no_trace(None if resume else checkpoint):
             variant = run.search(variant, checkpoint, resume)
             learned = run.learn(variant, checkpoint, resume)

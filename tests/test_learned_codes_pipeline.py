@@ -11,7 +11,7 @@ import pytest
 from small_graphs import run, small_graph
 
 from onnxq import Recipe, compress
-from onnxq.learn.learn import NO_CLASSIFIER
+from onnxq.learn.train import NO_CLASSIFIER
 from onnxq.session import SessionPool
 
 FEW = Recipe(
@@ -19,17 +19,27 @@ FEW = Recipe(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["digits_mlp", "digits_resnet"])
+# Measured: 0.64 of the error, whose square is 0.41.
+UNITS = {"outputs": ("error", 0.75), "distillation": ("KL divergence", 0.6)}
+WAYS = [(n, "distillation") for n in ("digits_mlp", "digits_resnet")] + [
+    ("digits_resnet", "outputs")
+]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def compressed(request, sample_models, tmp_path_factory):
     out = tmp_path_factory.mktemp("few") / "out.onnx"
-    model = sample_models / f"{request.param}.onnx"
-    return compress(model, sample_models / "digits" / "unlabelled", FEW, out=out)
+    name, loss = request.param
+    recipe = replace(FEW, loss=loss)
+    data = sample_models / "digits" / "unlabelled"
+    return compress(sample_models / f"{name}.onnx", data, recipe, out=out)
 
 
-def test_learning_lowers_the_divergence_of_held_back_samples(compressed):
+def test_learning_lowers_the_error_of_held_back_samples(compressed):
     learning = compressed.figures.learning
-    assert learning["unit"] == "KL divergence"
-    assert learning["learned_score"] < 0.6 * learning["start_score"]
+    unit, share = UNITS[compressed.recipe.loss]
+    assert learning["unit"] == unit
+    assert learning["learned_score"] < share * learning["start_score"]
     assert learning["learned_score"] == min(learning["scores"])
     assert compressed.figures.agreement >= 0.98
 
@@ -64,7 +74,8 @@ def files(tmp_path):
     [
         {"optimizer": "sgd", "lr": {"weights": 0.01, "steps": 0.01}},
         {"augment": ("flip", "shift")},
-        {"loss": "outputs"},
+        {"loss": "distillation"},
+        {"learn": ("auto",)},
         {"learn": ("steps",), "granularity": "per-tensor", "symmetric": True},
         {"learn": ("weights", "thresholds", "biases"), "lr": {"biases": 0.001}},
         {"activation_bits": None},
@@ -86,7 +97,7 @@ def test_other_ways_learn_and_repeat_to_the_byte(files, options):
 
 def test_a_rate_beyond_all_measure_keeps_the_start_and_is_said(sample_models):
     """Steps end so far apart that an integer kernel refuses them, and numbers overflow."""
-    recipe = replace(FEW, samples=200, epochs=3, optimizer="sgd", lr=1e6)
+    recipe = replace(FEW, samples=200, epochs=3, optimizer="sgd", lr=1e20)
     model = sample_models / "digits_resnet.onnx"
     result = compress(model, sample_models / "digits" / "unlabelled", recipe)
     assert any(note.endswith("try a smaller --lr") for note in result.notes)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from onnxq.learn import train as train_stage
 from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.learned import Learned
+from onnxq.learn.rounding import reconstruct as rounding
 from onnxq.learn.rounding.reconstruct import reconstruct
 from onnxq.learn.stages import ROUNDING, in_order, spelt_out
 from onnxq.learn.teacher import TeacherOutputs
@@ -18,6 +20,8 @@ from onnxq.progress import Progress, Silent
 
 FIRST_SHARE = 0.5
 """Share of the time that is left which a stage may take, unless it is the last."""
+
+NOTHING_WON = (rounding.NO_GAIN, train_stage.NO_GAIN)
 
 
 def learn(
@@ -49,7 +53,8 @@ def learn(
         The best numbers; the variant's own where nothing is trained or nothing helped.
     """
     budget, progress = budget or Budget(), progress or Silent()
-    stages = in_order(spelt_out(learns, variant.student.plan))
+    shared = variant.recipe.bias_centroids is not None
+    stages = in_order(spelt_out(learns, variant.student.plan, shared_biases=shared))
     found = Learned(variant.quantizers, variant.score, variant.score)
     for stage in stages:
         last = stage is stages[-1]
@@ -65,4 +70,7 @@ def learn(
         else:
             done = train_numbers(now, train, stage, left, progress, kept, resume, augmentation)
         found = done if stage is stages[0] else done.after(found)
+    if "auto" in learns and found.improved:
+        # That one of several methods added nothing is no news to who asked for none of them.
+        found.notes = [note for note in found.notes if note not in NOTHING_WON]
     return found

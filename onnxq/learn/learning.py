@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -105,6 +105,9 @@ class Learning:
             self._slow_down()
             self._plan_by_clock()
             self._save()
+        # A run that goes on after this stage must not go on with it.
+        state.epochs = state.epoch
+        self._save()
         self._result.history = list(state.history)
         self._result.seconds += time.monotonic() - self._began
         progress.finish()
@@ -145,21 +148,24 @@ class Learning:
             yield shards
 
     def _step(self, shards: list[Arrays], count: int) -> bool:
-        """Move the values by one batch, unless its loss is not finite."""
+        """Move the values by one batch; False where something is not finite then."""
         now = self._trained.quantizers()
         self._optimizer.lr = self._rate()
         parameters = self._feeds(now)
         others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
         loss, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
-        self._state.add_loss(self._objective.score(loss, count))
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) or not _finite(found):
+            self._state.loss = math.inf
             return False
         slope = np.float32(self._objective.slope(loss, count))
         gradients = {k: g * slope for k, g in self._trained.gradients(found, now).items()}
-        if not all(np.isfinite(gradient).all() for gradient in gradients.values()):
-            return False
+        self._state.add_loss(self._objective.score(loss, count))
         self._optimizer.step(self._trained.values, gradients)
         self._trained.project()
+        if not _finite(self._trained.values):
+            self._trained.load(self._first)
+            self._state.loss = math.inf
+            return False
         return True
 
     def _rate(self) -> float:
@@ -190,7 +196,7 @@ class Learning:
                 self._best = {k: v.copy() for k, v in self._trained.values.items()}
 
     def _slow_down(self) -> None:
-        """Begin again at a lower rate where nothing was won yet and much was lost."""
+        """Begin again at a lower rate where much was lost and nothing won, or all bounds left."""
         result, state = self._result, self._state
         much_worse = state.history[-1] > MUCH_WORSE * result.start_score and not result.improved
         if math.isfinite(state.loss) and math.isfinite(state.history[-1]) and not much_worse:
@@ -250,6 +256,10 @@ class Learning:
             self._result.quantizers = self._trained.quantizers()
         self._trained.load(parts["value"])
         self._optimizer.load_state(parts.get("optimizer", {}))
+
+
+def _finite(arrays: Mapping[str, np.ndarray]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays.values())
 
 
 def _by_prefix(arrays: Arrays) -> dict[str, Arrays]:

@@ -11,32 +11,39 @@ ROUNDING = frozenset({"rounding"})
 WITH_THRESHOLDS = frozenset({"thresholds", "codebooks"})
 """What is learned before rounding: ranges that move afterwards undo what was fitted to them."""
 
-FEW_BITS, FEWEST_WEIGHT_BITS = 6, 3
+FEW_BITS, FEWEST_WEIGHT_BITS = 5, 3
 """Widths of tensors and of weights from which down straight-through training gains, after rounding,
 more than its noise costs."""
+MANY_BITS = 7
+"""Width from which up learned thresholds gain what rounding does not."""
 
 
-def spelt_out(learns: Collection[str], plan: Plan) -> frozenset[str]:
+def spelt_out(
+    learns: Collection[str], plan: Plan, *, shared_biases: bool = False
+) -> frozenset[str]:
     """The options with `auto` in words.
 
     - Codebooks are learned wherever there are some, codes rounded layer by layer.
-    - Tensors of 6 bits and less, and weights of 3, are trained too: steps, weights and biases.
+    - Tensors of 5 bits and less, and weights of 3, are trained too: steps, weights and biases.
     - Where all have 7 or 8, thresholds come first (FAT): the ranges matter most.
+
+    Args:
+        learns: as in a recipe.
+        plan: whose widths decide.
+        shared_biases: whether biases share centroids; they would not after they were learned
+            with the weights, which stay then.
     """
     if "auto" not in learns:
         return frozenset(learns) - {"none"}
     weights = [spec.num_bits for spec in plan.layers.values() if spec.codebook is None]
     tensors = [spec.num_bits for spec in plan.tensors.values()]
+    narrowest, fewest = min(tensors, default=CODE_BITS), min(weights, default=CODE_BITS)
     found = {"codebooks", "rounding"} if weights else {"codebooks", "thresholds"}
-    if min(tensors, default=CODE_BITS) <= FEW_BITS or _are_fewest(weights):
-        found |= {"steps", "weights"}
-    elif min(weights, default=CODE_BITS) > FEW_BITS:
+    if narrowest <= FEW_BITS or fewest <= FEWEST_WEIGHT_BITS:
+        found |= {"steps"} if shared_biases else {"steps", "weights"}
+    elif min(narrowest, fewest) >= MANY_BITS:
         found.add("thresholds")
     return frozenset(found)
-
-
-def _are_fewest(weights: list[int]) -> bool:
-    return min(weights, default=CODE_BITS) <= FEWEST_WEIGHT_BITS
 
 
 def in_order(wanted: frozenset[str]) -> list[frozenset[str]]:

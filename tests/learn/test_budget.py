@@ -105,7 +105,8 @@ def test_each_kind_has_a_rate_of_its_own(optimizer):
     for key, group in values.groups.items():
         expected = 0.5 if group == "weights" else 1.0
         np.testing.assert_allclose(other.rates[key], expected * np.asarray(plain.rates[key]))
-    assert {values.groups[k] for k in values.values if k.startswith((VALUE, BIAS))} == {"weights"}
+    for start, group in ((VALUE, "weights"), (BIAS, "biases")):
+        assert {values.groups[key] for key in values.values if key.startswith(start)} == {group}
 
 
 def test_one_rate_serves_all_and_every_kind_has_a_default():

@@ -20,6 +20,9 @@ from onnxq.plan import planner
 from onnxq.recipe import LayerOverride, Recipe
 from onnxq.rewrite.quantizers import Quantizers, student_feeds
 
+SPREAD = {True: 10.0, False: 0.2}
+"""Of weights, in steps, and of biases, in their root mean square."""
+
 
 def clipped(num_bits: int, granularity: str) -> tuple[Quantized, Quantizers]:
     """A graph whose thresholds clip some weights."""
@@ -47,19 +50,28 @@ def test_the_gradient_passes_straight_through_where_nothing_is_clipped(num_bits,
         step = per_channel(start.thresholds[spec.weight], weight.ndim, spec.axis) / largest
         outside = np.abs(np.rint(weight / step)) > largest
         assert outside.any() and not outside.all()
-        unit = np.sqrt(np.square(start.weights[spec.weight]).mean())
-        expected = np.where(outside, 0, slopes[spec.weight] * unit)
+        expected = np.where(outside, 0, slopes[spec.weight] * step)
         np.testing.assert_allclose(found[VALUE + spec.weight], expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_value_is_a_share_of_the_size_of_its_layer():
-    made, start = clipped(4, "per-channel")
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+def test_a_value_counts_steps_of_its_channel(granularity):
+    made, start = clipped(4, granularity)
     part = LatentWeights(list(made.plan.layers.values()), start)
-    for key, value in part.values.items():
-        value += 1
-        weight = start.weights[key.removeprefix(VALUE)]
-        moved = part.quantizers(start).weights[key.removeprefix(VALUE)] - weight
-        np.testing.assert_allclose(moved, np.sqrt(np.square(weight).mean()), rtol=1e-4)
+    before = student_feeds(made.plan, start, made.student.sources)
+    for value in part.values.values():
+        value -= 1
+    after = student_feeds(made.plan, part.quantizers(start), made.student.sources)
+    for spec in made.plan.layers.values():
+        threshold, weight = start.thresholds[spec.weight], start.weights[spec.weight]
+        step = per_channel(threshold, weight.ndim, spec.axis) / weight_quant_max(spec.num_bits)
+        moved = part.quantizers(start).weights[spec.weight] - weight
+        np.testing.assert_allclose(moved, np.broadcast_to(-step, weight.shape), rtol=1e-4)
+        # One step takes a weight to the next code.
+        inside = np.abs(weight / step) < weight_quant_max(spec.num_bits) - 1
+        assert inside.any()
+        codes = [np.rint(each[spec.weight] / step) for each in (before, after)]
+        np.testing.assert_array_equal((codes[1] - codes[0])[inside], -1)
 
 
 def test_layers_with_a_codebook_are_left_out(monkeypatch):
@@ -69,9 +81,9 @@ def test_layers_with_a_codebook_are_left_out(monkeypatch):
     parts = make_parts({"weights"}, made.plan, made.quantizers, {})
     assert set(parts[0].values) == {"value:wx", "value:wh"}
     assert parts[0].parameter_names() == ["wx", "wh"]
-    # Biases are learned with the weights, at their rate.
+    # Biases are learned with the weights, at a rate of their own.
     assert set(parts[1].values) == {"bias:Conv_a", "bias:Conv_c", "bias:Gemm_y"}
-    assert {part.group for part in parts} == {"weights"}
+    assert [part.group for part in parts] == ["weights", "biases"]
 
 
 def test_gradients_follow_the_engines_loss():
@@ -85,7 +97,7 @@ def test_gradients_follow_the_engines_loss():
     )
     rng = np.random.default_rng(1)
     for value in trained.values.values():
-        value += rng.normal(0, 0.2, value.shape).astype(np.float32)
+        value += rng.normal(0, SPREAD[value.ndim > 1], value.shape).astype(np.float32)
     engine = Engine(model, trained.names, LOSS, workers=1)
 
     def measure() -> tuple[float, dict[str, np.ndarray]]:
@@ -99,12 +111,12 @@ def test_gradients_follow_the_engines_loss():
         # A weight at the threshold is clipped on one side of a difference.
         direction[gradients[key] == 0] = 0
         direction += np.sign(gradients[key])
-        kept, losses = value.copy(), []
+        kept, losses, change = value.copy(), [], SPREAD[value.ndim > 1] / 4
         for sign in (1, -1):
-            value[...] = kept + np.float32(sign * 0.05) * direction
+            value[...] = kept + np.float32(sign * change) * direction
             losses.append(measure()[0])
         value[...] = kept
-        slope = (losses[0] - losses[1]) / 0.1
+        slope = (losses[0] - losses[1]) / (2 * change)
         assert float((gradients[key] * direction).sum()) == pytest.approx(slope, rel=0.1), key
 
 

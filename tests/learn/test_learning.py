@@ -276,11 +276,42 @@ def test_a_symmetric_start_is_improved_too(tmp_path):
     assert found.improved
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("rate", [1e6, 1e38])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_no_rate_is_high_enough_to_end_the_run(ready, optimizer):
-    found = ready.learning(learns=LONG, lr=1e6, optimizer=optimizer, epochs=3).run(Silent())
+def test_no_rate_is_high_enough_to_end_the_run(ready, optimizer, rate):
+    found = ready.learning(learns=LONG, lr=rate, optimizer=optimizer, epochs=3).run(Silent())
     assert len(found.history) == 3
     assert not found.improved
+
+
+@pytest.mark.parametrize("what", ["loss", "gradients"])
+@pytest.mark.parametrize("step", [0, 3, 11])
+def test_what_is_not_finite_ends_the_epoch_and_learning_begins_again_more_slowly(
+    ready, monkeypatch, what, step
+):
+    run = ready.learning(epochs=3)
+    first = {key: value.copy() for key, value in run._trained.values.items()}
+    real, seen = run._engine.gradients, list[tuple[float, bool]]()
+
+    def gradients(parameters, shards):
+        anew = all(np.array_equal(value, first[key]) for key, value in run._trained.values.items())
+        seen.append((run._state.rate, anew))
+        loss, found = real(parameters, shards)
+        if len(seen) != step + 1:
+            return loss, found
+        if what == "loss":
+            return float("nan"), found
+        return loss, {name: np.full_like(value, np.inf) for name, value in found.items()}
+
+    monkeypatch.setattr(run._engine, "gradients", gradients)
+    found = run.run(Silent())
+    assert found.improved and len(found.history) == 3
+    assert seen[: step + 1] == [(1.0, i == 0) for i in range(step + 1)]
+    assert seen[step + 1] == (learning.SLOWER, True)
+    # The epoch lacks its remaining steps.
+    assert len(seen) == 3 * 8 - (7 - step % 8)
 
 
 def test_a_rate_that_is_too_high_is_lowered_and_learning_begins_again(ready, tmp_path):
@@ -324,7 +355,9 @@ def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_bytes(
 
 
 def test_steps_and_weights_lower_the_held_back_score(ready):
-    found = ready.learning(learns=LONG, lr=0.005).run(Silent())
+    # A weight's unit is its step, of which 8 bits have many.
+    rates = {"steps": 0.005, "weights": 0.25, "biases": 0.005}
+    found = ready.learning(learns=LONG, lr=rates).run(Silent())
     assert found.score < 0.5 * found.start_score
     assert found.unit == "error"
 
@@ -399,7 +432,7 @@ def test_a_model_of_fixed_batch_takes_every_feed_once_in_an_epoch(tmp_path):
     def noted(shards, count):
         assert sum(len(shard["x"]) for shard in shards) == count
         taken.append(count)
-        step(shards, count)
+        return step(shards, count)
 
     run._step = noted
     found = run.run(Silent())

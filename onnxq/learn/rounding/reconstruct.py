@@ -37,6 +37,9 @@ MOST_INPUTS = 8192
 SAVE_SECONDS = 20.0
 """Between two checkpoints at least: each holds all that was fitted so far."""
 
+OVER = "over"
+"""Of a checkpoint: this stage is done, with these notes."""
+
 NOTHING = "no layer has a rounding that can be learned"
 INFINITE = "an input or output is NaN or infinite of"
 NO_GAIN = "learned rounding did not beat rounding to nearest on the held-back samples"
@@ -166,16 +169,30 @@ class Reconstruction:
 
     def run(self, progress: Progress, resume: bool) -> Quantizers:
         """Fit all layers, or as many as the time allows."""
+        self._saved = time.monotonic()
+        if resume and self._checkpoint is not None and self._restore(self._checkpoint.load() or {}):
+            return self._quantizers
         try:
-            return self._run(progress, resume)
+            self._run(progress)
         except KeyboardInterrupt:
             self._save()
             raise
+        self._save(over=True)
+        return self._quantizers
 
-    def _run(self, progress: Progress, resume: bool) -> Quantizers:
-        began = self._saved = time.monotonic()
-        if resume and self._checkpoint is not None:
-            self._fitted = _restored(self._checkpoint.load() or {})
+    def _restore(self, arrays: dict[str, np.ndarray]) -> bool:
+        """Put back what was fitted; whether that was all of it."""
+        notes = arrays.pop(OVER, None)
+        self._fitted = _restored(arrays)
+        if notes is None:
+            return False
+        self.notes = notes.tolist()
+        for name, fitted in self._fitted.items():
+            self._quantizers = fitted.put_into(self._quantizers, self._layers[name])
+        return True
+
+    def _run(self, progress: Progress) -> None:
+        began = time.monotonic()
         blocks = self._cuts.blocks
         progress.start("learn rounding", len(self._layers))
         done = 0
@@ -189,7 +206,7 @@ class Reconstruction:
                             "layers; --max-minutes gives more"
                         )
                         progress.finish()
-                        return self._quantizers
+                        return
                     moments = self._moments(self._layers[name], block)
                     if not moments.finite:
                         self.notes.append(f"{INFINITE} '{name}', which keeps its rounding")
@@ -203,7 +220,6 @@ class Reconstruction:
             if i + 1 < len(blocks):
                 self._advance(i)
         progress.finish()
-        return self._quantizers
 
     def _text(self, block: int, names: Sequence[str]) -> str:
         found = [self._fitted[name] for name in names if name in self._fitted]
@@ -253,13 +269,15 @@ class Reconstruction:
             self._teacher, originals(block.inputs), originals(block.outputs), originals(later)
         )
 
-    def _save(self) -> None:
+    def _save(self, *, over: bool = False) -> None:
         if self._checkpoint is not None:
             named = {
                 f"{key}/{layer}": array
                 for layer, fitted in self._fitted.items()
                 for key, array in fitted.arrays().items()
             }
+            if over:
+                named[OVER] = np.array(self.notes, np.str_)
             self._checkpoint.save(named)
             self._saved = time.monotonic()
 
