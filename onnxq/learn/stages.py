@@ -11,7 +11,7 @@ ROUNDING = frozenset({"rounding"})
 WITH_THRESHOLDS = frozenset({"thresholds", "codebooks"})
 """What is learned before rounding: ranges that move afterwards undo what was fitted to them."""
 
-FEW_BITS, FEWEST_WEIGHT_BITS = 5, 3
+FEW_BITS, FEWEST_WEIGHT_BITS = 5, 2
 """Widths of tensors and of weights from which down straight-through training gains, after rounding,
 more than its noise costs."""
 MANY_BITS = 7
@@ -24,7 +24,7 @@ def spelt_out(
     """The options with `auto` in words.
 
     - Codebooks are learned wherever there are some, codes rounded layer by layer.
-    - Tensors of 5 bits and less, and weights of 3, are trained too: steps, weights and biases.
+    - Tensors of 5 bits and less, and weights of 2, are trained too: steps, weights and biases.
     - Where all have 7 or 8, thresholds come first (FAT): the ranges matter most.
 
     Args:
@@ -38,7 +38,9 @@ def spelt_out(
     weights = [spec.num_bits for spec in plan.layers.values() if spec.codebook is None]
     tensors = [spec.num_bits for spec in plan.tensors.values()]
     narrowest, fewest = min(tensors, default=CODE_BITS), min(weights, default=CODE_BITS)
-    found = {"codebooks", "rounding"} if weights else {"codebooks", "thresholds"}
+    found = {"rounding"} if weights else {"thresholds"}
+    if len(weights) < len(plan.layers):
+        found.add("codebooks")
     if narrowest <= FEW_BITS or fewest <= FEWEST_WEIGHT_BITS:
         found |= {"steps"} if shared_biases else {"steps", "weights"}
     elif min(narrowest, fewest) >= MANY_BITS:

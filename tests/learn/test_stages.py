@@ -30,8 +30,8 @@ from onnxq.rewrite.quantizers import Quantizers
 
 FEW = Recipe(weight_bits=4, first_last_bits=4, activation_bits=4)
 CODED = tuple(LayerOverride(name, codebook=4) for name in ("Conv", "Gemm"))
-WIDE_STAGES = [{"thresholds", "codebooks"}, {"rounding"}]
-FEW_STAGES = [{"rounding"}, {"steps", "weights", "codebooks"}]
+WIDE_STAGES = [{"thresholds"}, {"rounding"}]
+FEW_STAGES = [{"rounding"}, {"steps", "weights"}]
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,16 @@ FEW_STAGES = [{"rounding"}, {"steps", "weights", "codebooks"}]
         ({}, WIDE_STAGES),
         ({"weight_bits": 7}, WIDE_STAGES),
         ({"activation_bits": 7}, WIDE_STAGES),
-        ({"weight_bits": 6}, FEW_STAGES),
-        ({"activation_bits": 6}, FEW_STAGES),
+        ({"weight_bits": 6}, [{"rounding"}]),
+        ({"activation_bits": 6}, [{"rounding"}]),
+        ({"weight_bits": 3}, [{"rounding"}]),
+        ({"activation_bits": 5}, FEW_STAGES),
         ({"weight_bits": 2, "activation_bits": None}, FEW_STAGES),
         ({"activation_bits": None}, WIDE_STAGES),
-        ({"layers": (LayerOverride("Gemm", weight_bits=3),)}, FEW_STAGES),
+        ({"layers": (LayerOverride("Gemm", weight_bits=2),)}, FEW_STAGES),
         # One layer keeps its codes, of 8 bits.
-        ({"layers": CODED[:1]}, WIDE_STAGES),
+        ({"layers": CODED[:1]}, [{"thresholds", "codebooks"}, {"rounding"}]),
+        ({"layers": CODED[:1], "weight_bits": 4}, [{"rounding"}, {"codebooks"}]),
         ({"layers": CODED}, [{"thresholds", "codebooks"}]),
         ({"layers": CODED, "activation_bits": 4}, [{"steps", "weights", "codebooks"}]),
         ({"layers": CODED, "weight_bits": 3}, [{"thresholds", "codebooks"}]),
@@ -60,7 +63,7 @@ def test_auto_follows_the_widths(monkeypatch, options, stages):
 
 def test_biases_that_share_centroids_are_not_learned_by_auto():
     plan = quantize(small_graph("residual"), recipe=FEW).plan
-    assert spelt_out(("auto",), plan, shared_biases=True) == {"rounding", "steps", "codebooks"}
+    assert spelt_out(("auto",), plan, shared_biases=True) == {"rounding", "steps"}
 
 
 def test_other_options_mean_themselves():
