@@ -38,12 +38,12 @@ def spelt_out(
     weights = [spec.num_bits for spec in plan.layers.values() if spec.codebook is None]
     tensors = [spec.num_bits for spec in plan.tensors.values()]
     narrowest, fewest = min(tensors, default=CODE_BITS), min(weights, default=CODE_BITS)
-    found = {"rounding"} if weights else {"thresholds"}
+    found = {"rounding"} if weights else set[str]()
     if len(weights) < len(plan.layers):
         found.add("codebooks")
     if narrowest <= FEW_BITS or fewest <= FEWEST_WEIGHT_BITS:
         found |= {"steps"} if shared_biases else {"steps", "weights"}
-    elif min(narrowest, fewest) >= MANY_BITS:
+    elif min(narrowest, fewest) >= MANY_BITS or not weights:
         found.add("thresholds")
     return frozenset(found)
 

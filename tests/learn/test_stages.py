@@ -49,7 +49,10 @@ FEW_STAGES = [{"rounding"}, {"steps", "weights"}]
         ({"layers": (LayerOverride("Gemm", weight_bits=2),)}, FEW_STAGES),
         # One layer keeps its codes, of 8 bits.
         ({"layers": CODED[:1]}, [{"thresholds", "codebooks"}, {"rounding"}]),
-        ({"layers": CODED[:1], "weight_bits": 4}, [{"rounding"}, {"codebooks"}]),
+        (
+            {"layers": CODED[:1], "weight_bits": 4, "first_last_bits": 4},
+            [{"rounding"}, {"codebooks"}],
+        ),
         ({"layers": CODED}, [{"thresholds", "codebooks"}]),
         ({"layers": CODED, "activation_bits": 4}, [{"steps", "weights", "codebooks"}]),
         ({"layers": CODED, "weight_bits": 3}, [{"thresholds", "codebooks"}]),
