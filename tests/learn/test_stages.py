@@ -29,6 +29,7 @@ from onnxq.recipe import LayerOverride, Recipe
 from onnxq.rewrite.quantizers import Quantizers
 
 FEW = Recipe(weight_bits=4, first_last_bits=4, activation_bits=4)
+FOUR = {"weight_bits": 4, "first_last_bits": 4}
 CODED = tuple(LayerOverride(name, codebook=4) for name in ("Conv", "Gemm"))
 WIDE_STAGES = [{"thresholds"}, {"rounding"}]
 FEW_STAGES = [{"rounding"}, {"steps", "weights"}]
