@@ -36,31 +36,29 @@ def test_quiet_leaves_the_last_line_alone(onnxq, mlp, unlabelled, tmp_path):
     assert done.out.count("\n") == 1
 
 
-def test_biases_as_centroids(onnxq_process, mlp, unlabelled, tmp_path):
+def test_biases_as_centroids(onnxq_process, onnxq, mlp, unlabelled, tmp_path):
     paths = ("compress", mlp, "--data", unlabelled, "-o", tmp_path / "o.onnx")
     done = onnxq_process(*paths, "--bias-centroids", 1, *SHORT)
     assert done.code == 0, done.err
     assert re.search(r"held-back error of shared biases .* 1 centroid for each layer", done.out)
-    refused = onnxq_process(*paths, "--bias-centroids", 1, "--learn", "biases", "--force")
+    refused = onnxq(*paths, "--bias-centroids", 1, "--learn", "biases", "--force")
     assert refused.code == 1
     assert "contradict" in refused.err
 
 
-def test_low_bits_from_the_command_line(onnxq_process, mlp, unlabelled, tmp_path):
+def test_low_bits_from_the_command_line(onnxq_process, onnxq, mlp, unlabelled, tmp_path):
     out = tmp_path / "o.onnx"
     bits = ("--weight-bits", 4, "--activation-bits", 4, "--first-last-bits", 6)
     done = onnxq_process("compress", mlp, "--data", unlabelled, "-o", out, *bits, *SHORT)
     assert done.code == 0, done.err
-    found = [
-        row["num_bits"] for row in json.loads(onnxq_process("inspect", out, "--json").out)["layers"]
-    ]
-    planned = json.loads(onnxq_process("compress", mlp, "--dry-run", "--json", *bits).out)["layers"]
+    found = [row["num_bits"] for row in json.loads(onnxq("inspect", out, "--json").out)["layers"]]
+    planned = json.loads(onnxq("compress", mlp, "--dry-run", "--json", *bits).out)["layers"]
     assert [row["num_bits"] for row in planned] == [6, *[4] * (len(planned) - 2), 6]
     assert found[0] == 6
-    refused = onnxq_process("compress", mlp, "--data", unlabelled, "--first-last-bits", 1)
+    refused = onnxq("compress", mlp, "--data", unlabelled, "--first-last-bits", 1)
     assert refused.code == 1
     assert "'first_last_bits' is '1'; expected a whole number from 2 to 8" in refused.err
-    assert onnxq_process("compress", mlp, "--dry-run", "--activation-bits", 1).code == 1
+    assert onnxq("compress", mlp, "--dry-run", "--activation-bits", 1).code == 1
 
 
 def test_json_is_all_there_is_on_stdout(onnxq, mlp, unlabelled, tmp_path):
@@ -223,11 +221,11 @@ def test_errors_are_one_sentence(onnxq, mlp, rows, tmp_path, arguments, code, se
     assert not Path(tmp_path / "o.onnx").exists()
 
 
-def test_learned_rounding_from_the_command_line(onnxq_process, mlp, unlabelled, tmp_path):
-    def run(name: str, *learn: str) -> tuple[dict, bytes]:
+def test_learned_rounding_from_the_command_line(onnxq_process, onnxq, mlp, unlabelled, tmp_path):
+    def run(name: str, *learn: str, onnxq=onnxq) -> tuple[dict, bytes]:
         out = tmp_path / name
         options = ("-o", out, "--weight-bits", 4, "--samples", 128, "--epochs", 2, "--json")
-        done = onnxq_process("compress", mlp, "--data", unlabelled, *options, *learn)
+        done = onnxq("compress", mlp, "--data", unlabelled, *options, *learn)
         assert done.code == 0, done.err
         return json.loads(done.out)["figures"]["learning"], out.read_bytes()
 
@@ -237,7 +235,7 @@ def test_learned_rounding_from_the_command_line(onnxq_process, mlp, unlabelled, 
     assert len(found["scores"]) == 3 and found["epoch"] == 3
     assert found["scores"][:2] == thresholds["scores"]
     assert found["score"] < thresholds["score"]
-    again, same = run("c.onnx", *rounding)
+    again, same = run("c.onnx", *rounding, onnxq=onnxq_process)
     assert again == found and same == data
 
 
@@ -293,14 +291,12 @@ def test_a_model_of_a_newer_format_is_compressed(onnxq, mlp, rows, tmp_path):
     assert onnxq("evaluate", out, "--data", rows, "--reference", model).code == 0
 
 
-def test_float_layers_are_retrained(onnxq_process, mlp, unlabelled, tmp_path):
+def test_float_layers_are_retrained(onnxq_process, onnxq, mlp, unlabelled, tmp_path):
     out = tmp_path / "o.onnx"
     learn = ("--learn", "float-layers", "--epochs", 1, "--samples", 128)
-    done = onnxq_process("compress", mlp, "--data", unlabelled, "-o", out, *learn)
+    done = onnxq("compress", mlp, "--data", unlabelled, "-o", out, *learn)
     assert done.code == 1 and "--exclude" in done.err
-    names = [
-        row.split()[0] for row in onnxq_process("inspect", mlp).out.splitlines() if "Gemm" in row
-    ]
+    names = [row.split()[0] for row in onnxq("inspect", mlp).out.splitlines() if "Gemm" in row]
     done = onnxq_process(
         "compress", mlp, "--data", unlabelled, "-o", out, *learn, "--exclude", names[-1]
     )

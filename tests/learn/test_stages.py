@@ -70,6 +70,13 @@ def test_biases_that_share_centroids_are_not_learned_by_auto():
     assert spelt_out(("auto",), plan, shared_biases=True) == {"rounding", "steps"}
 
 
+def test_shared_biases_stay_shared_at_few_bits(tmp_path):
+    variant, train = make_variant(tmp_path, replace(FEW, bias_centroids=2))
+    found = learn(variant, train, ("auto",), BUDGET)
+    assert found.improved
+    assert all(np.unique(bias).size <= 2 for bias in found.quantizers.biases.values())
+
+
 def test_other_options_mean_themselves():
     plan = quantize(small_graph("residual"), recipe=FEW).plan
     assert spelt_out(("none",), plan) == frozenset()
