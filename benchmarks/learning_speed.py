@@ -1,9 +1,10 @@
 """How long learning takes: seconds for a run, and a training step against the forward pass.
 
-    python benchmarks/learning_speed.py [SUBJECT] [--epochs N]
+    python benchmarks/learning_speed.py [SUBJECT] [--epochs N] [--bits 4] [--learn steps,weights]
 
 The step and the float forward pass take the same batch on the same cores, in turns; the
-ratio is that of the medians.
+ratio is that of the medians. A step is all that training does for a batch: numbers, gradients,
+chain rule, optimizer.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import numpy as np
 from models import ASSETS, subjects
 
 from onnxq import Recipe
+from onnxq.learn.budget import Budget
 from onnxq.learn.engine import Engine
 from onnxq.learn.loss import LOSS
 from onnxq.learn.objective import choose_objective
-from onnxq.learn.threshold_scales import ThresholdScales
+from onnxq.learn.trained import Trained, make_parts
 from onnxq.progress import Silent
 from onnxq.rewrite.quantizers import student_feeds
 from onnxq.run import Run
-from onnxq.session import SessionPool
+from onnxq.session import Arrays, SessionPool
 
 BATCH, SHARDS, ROUNDS = 128, 2, 9
 
@@ -40,18 +42,38 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=ASSETS)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--learn", default="thresholds")
     options = parser.parse_args()
     subject = subjects(options.assets)[options.name]
-    run = Run(subject.model, Recipe(epochs=options.epochs, equalize=False), Silent())
+    learns = tuple(options.learn.split(","))
+    recipe = Recipe(
+        epochs=options.epochs,
+        equalize=False,
+        weight_bits=options.bits,
+        activation_bits=options.bits,
+        learn=learns,
+    )
+    run = Run(subject.model, recipe, Silent())
     run.load(subject.unlabelled, subject.preprocess)
     with tempfile.TemporaryDirectory() as folder:
         variant = run.prepare(Path(folder))
-        scales = ThresholdScales(variant.student.plan, variant.quantizers, variant.extremes())
+        student, start = variant.student, variant.quantizers
+        extremes, elements = variant.extremes(), variant.elements()
+        parts = make_parts(set(learns), student.plan, start, extremes, elements)
+        trained = Trained(parts, student.plan, start)
+        optimizer = Budget().make_optimizer(trained)
         objective = choose_objective(run.train_outputs, distil=False)
-        loss_model = objective.attach(variant.student.model)
-        engine = Engine(loss_model, scales.parameter_names(), LOSS)
-        feeds = student_feeds(variant.student.plan, variant.quantizers, variant.student.sources)
-        rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
+        engine = Engine(objective.attach(student.model), trained.names, LOSS)
+
+        def step(shards: list[Arrays]) -> None:
+            now = trained.quantizers()
+            feeds = student_feeds(student.plan, now, student.sources)
+            rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
+            _, found = engine.gradients(feeds, [{**shard, **rest} for shard in shards])
+            optimizer.step(trained.values, trained.gradients(found, now))
+            trained.project()
+
         size = options.batch // SHARDS
         positions = np.arange(options.batch)
         shards = list(run.train_outputs.batches(positions, size))
@@ -63,13 +85,13 @@ def main() -> None:
             start = time.perf_counter()
             list(forward.map(plain))
             middle = time.perf_counter()
-            engine.gradients(feeds, [{**shard, **rest} for shard in shards])
+            step(shards)
             times["forward"].append(middle - start)
             times["step"].append(time.perf_counter() - middle)
-        step, plain_pass = (statistics.median(times[k]) for k in ("step", "forward"))
+        whole, plain_pass = (statistics.median(times[k]) for k in ("step", "forward"))
         print(
-            f"{subject.title}: step of {options.batch} images {1000 * step:.0f} ms, forward "
-            f"{1000 * plain_pass:.0f} ms, ratio {step / plain_pass:.2f}"
+            f"{subject.title}: step of {options.batch} images {1000 * whole:.0f} ms, forward "
+            f"{1000 * plain_pass:.0f} ms, ratio {whole / plain_pass:.2f}"
         )
         learned = run.learn(variant, None, False)
     print(
