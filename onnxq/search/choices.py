@@ -12,8 +12,9 @@ from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.recipe import Recipe
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
 
-CODEBOOK_GAIN, CODE_GAIN = 3.0, 1.4
-"""Error before over after learning: measured 2.4 to 3.4 with codebooks, 1.0 to 1.7 with codes."""
+CODEBOOK_GAIN, CODE_GAIN, ROUNDING_GAIN = 3.0, 1.4, 7.0
+"""Error before over after learning: measured 2.4 to 3.4 with codebooks, with codes 1.0 to 1.7 by
+thresholds, 7 by rounding at 4 bits and 15 at 3."""
 
 
 def choices(table: SweepTable, plan: Plan, recipe: Recipe, *, floats: bool) -> list[Row]:
@@ -21,7 +22,7 @@ def choices(table: SweepTable, plan: Plan, recipe: Recipe, *, floats: bool) -> l
 
     Settings that lie between two that were tried have interpolated errors: counts of three
     times a power of two, and 7 bits. Errors are those that learning is expected to leave, which
-    mends more of a codebook's: centroids are trained one by one, of codes the thresholds alone.
+    mends more of a codebook's, and of codes where rounding is learned, than thresholds alone do.
 
     Args:
         table: of the sweep.
@@ -48,7 +49,9 @@ def _gain(setting: Setting, recipe: Recipe) -> float:
     """Error of a setting before over after learning what the recipe wants learned."""
     if setting.codebook is not None:
         return CODEBOOK_GAIN if {"auto", "codebooks"} & {*recipe.learn} else 1.0
-    return CODE_GAIN if {"auto", "thresholds"} & {*recipe.learn} else 1.0
+    if {"auto", "rounding"} & {*recipe.learn}:
+        return ROUNDING_GAIN
+    return CODE_GAIN if "thresholds" in recipe.learn else 1.0
 
 
 def is_free(specs: Sequence[LayerSpec], plan: Plan, recipe: Recipe) -> bool:

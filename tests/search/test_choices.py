@@ -12,7 +12,7 @@ from small_graphs import HEAD, image_graph
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.codebooks import weight_bytes
 from onnxq.recipe import LayerOverride, Recipe
-from onnxq.search.choices import CODE_GAIN, CODEBOOK_GAIN, choices, is_free
+from onnxq.search.choices import CODE_GAIN, CODEBOOK_GAIN, ROUNDING_GAIN, choices, is_free
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
 
 FIRST, MIDDLE, LAST = "Conv_a", "Conv_z", "Gemm_y"
@@ -62,7 +62,8 @@ def test_what_lies_between_is_interpolated(model):
     ("learn", "book", "code"),
     [
         (("none",), 1, 1),
-        (("auto",), CODEBOOK_GAIN, CODE_GAIN),
+        (("auto",), CODEBOOK_GAIN, ROUNDING_GAIN),
+        (("rounding", "thresholds"), 1, ROUNDING_GAIN),
         (("codebooks",), CODEBOOK_GAIN, 1),
         (("thresholds", "biases"), 1, CODE_GAIN),
     ],
