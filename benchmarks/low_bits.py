@@ -34,6 +34,8 @@ STAGES: dict[str, dict[str, object]] = {
     "steps + weights": {"learn": ("steps", "weights")},
     "weights": {"learn": ("weights",)},
     "steps": {"learn": ("steps",)},
+    "distillation": {"learn": ("rounding", "steps", "weights"), "loss": "distillation"},
+    "sgd": {"learn": ("rounding", "steps", "weights"), "optimizer": "sgd"},
     "auto": {},
 }
 """What each stage changes in the recipe of a case."""
@@ -54,6 +56,7 @@ CASES = {
     "resnet20-w3a8": Case("resnet20", (3, 8), 512),
     "resnet20-w2a8": Case("resnet20", (2, 8), 10_000),
     "resnet20-w4a4": Case("resnet20", (4, 4), 10_000),
+    "resnet20-w4a4-short": Case("resnet20", (4, 4), 2_500),
     "resnet20-w3a3": Case("resnet20", (3, 3), 10_000),
     "shufflenet-w4a8": Case("shufflenet", (4, 8), 2_048),
     "shufflenet-w6a6": Case("shufflenet", (6, 6), 2_048),
