@@ -11,7 +11,7 @@ from onnxq.options import Loss, OptimizerName
 
 ADAM_RATES: Mapping[str, float] = {
     "thresholds": 0.002,
-    "steps": 0.002,
+    "steps": 0.006,
     "weights": 0.01,
     "codebooks": 0.002,
     "float-layers": 0.002,
