@@ -45,6 +45,11 @@ def check_contradictions(recipe: Recipe) -> None:
             "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
             "recipe or of some of its 'layers'."
         )
+    if recipe.synthesis_losses is not None and not recipe.data_free:
+        raise RecipeError(
+            "The option 'synthesis_losses' says how samples are made, and none are; set "
+            "'data_free', or leave it out."
+        )
     _check_search(recipe)
     if recipe.activation_bits is None and recipe.symmetric:
         raise RecipeError(

@@ -17,6 +17,7 @@ Learn = Literal[
 Target = Literal["cpu", "cpu-avx2"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
+SynthesisLoss = Literal["inception", "bn", "bn-moments", "variation"]
 
 AUTO = "auto"
 """A count of centroids for each layer, found by a search."""
@@ -38,6 +39,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "equalize": (False, True),
     "bias_correction": (False, True),
     "spare": (False, True),
+    "data_free": (False, True),
     "keep_float": (False, True),
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
@@ -107,6 +109,8 @@ def _expected(name: str, value: Any) -> str | None:
         return None if _is_positive(value) else "a number above 0"
     if name == "lr":
         return _expected_rates(value)
+    if name == "synthesis_losses":
+        return _expected_weights(value)
     if name == "max_size":
         fits = (type(value) is float and 0 < value < 1) or (type(value) is int and value > 1)
         return None if fits else "a ratio between 0 and 1, or a whole number of bytes"
@@ -125,6 +129,15 @@ def _expected_rates(value: Any) -> str | None:
     rates = value if isinstance(value, dict) else {"weights": value}
     fits = bool(rates) and all(k in RATES and _is_positive(v) for k, v in rates.items())
     return None if fits else f"a number above 0, or such numbers of some of {listed(RATES)}"
+
+
+def _expected_weights(value: Any) -> str | None:
+    """What the weights of losses should have been."""
+    kinds = get_args(SynthesisLoss)
+    fits = isinstance(value, dict) and all(
+        k in kinds and (v == 0 or _is_positive(v)) for k, v in value.items()
+    )
+    return None if fits else f"numbers of at least 0 of some of {listed(kinds)}"
 
 
 def _is_positive(value: Any) -> bool:

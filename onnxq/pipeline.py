@@ -1,6 +1,8 @@
 """The main job, stage by stage.
 
 load -> normalise -> plan -> calibrate -> rewrite -> learn -> export -> verify -> report
+
+Where there are no data, samples are made between normalise and plan.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, RecipeError
 from onnxq.export.save import check_output, save_model
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
@@ -25,6 +27,7 @@ from onnxq.progress import Progress, Silent
 from onnxq.recipe import Recipe
 from onnxq.run import Run
 from onnxq.search.table import SweepTable
+from onnxq.synthesise.made import Synthesis
 from onnxq.verify.figures import Figures
 
 
@@ -39,6 +42,7 @@ class Result:
         recipe: the options that were used.
         plan: what was done to each layer and tensor.
         notes: sentences for the user.
+        synthesis: how samples were made, where there were none.
     """
 
     model: ir.Model
@@ -47,6 +51,7 @@ class Result:
     recipe: Recipe
     plan: Plan
     notes: list[str] = field(default_factory=list)
+    synthesis: Synthesis | None = None
 
 
 @dataclass
@@ -69,7 +74,7 @@ def plan_model(model: str | Path, recipe: Recipe | None = None) -> PlanReport:
 
 def compress(
     model: str | Path,
-    data: str | Path,
+    data: str | Path | None = None,
     recipe: Recipe | None = None,
     *,
     out: str | Path | None = None,
@@ -78,11 +83,11 @@ def compress(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Result:
-    """Quantize a float ONNX model with unlabelled samples.
+    """Quantize a float ONNX model with unlabelled samples, or with samples made from it alone.
 
     Args:
         model: the ONNX file.
-        data: the samples: a folder or a file.
+        data: the samples: a folder or a file; None where the recipe is data-free.
         recipe: the options; None means the defaults.
         out: the file to write; None writes none.
         preprocess: how an image becomes an input; None looks beside and inside the model.
@@ -93,16 +98,19 @@ def compress(
     Raises:
         OnnxqError: something that the user can mend, in one sentence.
     """
-    model_path, data_path = Path(model), Path(data)
+    model_path, recipe = Path(model), recipe or Recipe()
+    data_path = _data_path(data, recipe)
     out_path = None if out is None else Path(out)
     if out_path is not None:
         check_output(out_path, model_path, force)
-    run = Run(model_path, recipe or Recipe(), progress or Silent())
+    run = Run(model_path, recipe, progress or Silent())
     run.load(data_path, preprocess)
     checkpoint = run.checkpoint(out_path, data_path)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        variant = run.prepare(Path(folder))
         with _no_trace(None if resume else checkpoint):
+            if data_path is None:
+                run.synthesise(Path(folder), checkpoint, resume)
+            variant = run.prepare(Path(folder))
             variant = run.search(variant, checkpoint, resume)
             learned = run.learn(variant, checkpoint, resume)
             final = run.finish(variant, learned)
@@ -112,7 +120,7 @@ def compress(
     if checkpoint is not None:
         checkpoint.discard()
     plan = final.student.plan
-    return Result(exported, out_path, figures, run.recipe, plan, run.notes)
+    return Result(exported, out_path, figures, run.recipe, plan, run.notes, run.synthesis)
 
 
 def sensitivity(
@@ -139,6 +147,21 @@ def sensitivity(
     run.load(Path(data), preprocess)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         return run.sweep(run.prepare(Path(folder)))
+
+
+def _data_path(data: str | Path | None, recipe: Recipe) -> Path | None:
+    """The path of the samples; None where they are to be made.
+
+    Raises:
+        RecipeError: there is a path and the recipe is data-free, or neither.
+    """
+    if data is None and not recipe.data_free:
+        raise RecipeError("there are no samples; name a folder or a file, or set 'data_free'")
+    if data is not None and recipe.data_free:
+        raise RecipeError(
+            f"'data_free' makes samples, and '{data}' holds some; leave out --data or --data-free"
+        )
+    return None if data is None else Path(data)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from onnxq.report.text import size_text
     type=PATH,
     metavar="PATH",
     help="Unlabelled samples: a folder of images, a folder of .npy, .npz or .pb files, or one "
-    ".npz or .npy.  [required unless --dry-run]",
+    ".npz or .npy.  [required unless --data-free or --dry-run]",
 )
 @click.option(
     "-o",
@@ -84,7 +84,7 @@ def compress_command(
     threads: int | None,
     **flags: Any,
 ) -> None:
-    """Compress MODEL with unlabelled samples and print how it changed."""
+    """Compress MODEL with unlabelled samples, or with none, and print how it changed."""
     start_log(verbose)
     use_cores(ctx, threads)
     recipe = recipe_from_flags(ctx)
@@ -92,8 +92,10 @@ def compress_command(
     if dry_run:
         _print_plan(model, recipe, flags["as_json"])
         return
-    if data is None:
-        raise click.UsageError("Missing option '--data'; only --dry-run goes without samples.", ctx)
+    if data is None and not recipe.data_free:
+        raise click.UsageError(
+            "Missing option '--data'; only --data-free and --dry-run go without samples.", ctx
+        )
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
     if flags["save_recipe"] is not None:
         _check_recipe_path(flags["save_recipe"], model, out, flags["force"])
