@@ -28,6 +28,7 @@ class ImageSpace:
         low: the least value, as `centre`; None where nothing is known.
         high: the largest value, likewise.
         axes: of height and width in a batch; None where samples are no images.
+        bgr: whether channels are blue, green, red.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ImageSpace:
     low: np.ndarray | None
     high: np.ndarray | None
     axes: tuple[int, int] | None
+    bgr: bool = False
 
     def noise(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Normally distributed samples within the range, float32 `(count, *shape)`."""
@@ -51,7 +53,7 @@ class ImageSpace:
         return images
 
     def pixels(self, images: np.ndarray) -> np.ndarray:
-        """Images to look at: uint8 `(samples, height, width, channels)`.
+        """Images to look at: uint8 `(samples, height, width, channels)`, RGB or grey.
 
         Where the range is not known, each image has its own from black to white.
         """
@@ -64,7 +66,8 @@ class ImageSpace:
             )
             scaled = (images - low) / np.maximum(high - low, 1e-12)
         found: np.ndarray = np.round(255 * scaled).astype(np.uint8)
-        return found if self.axes == (1, 2) else np.moveaxis(found, 1, -1)
+        found = found if self.axes == (1, 2) else np.moveaxis(found, 1, -1)
+        return found[..., ::-1] if self.bgr else found
 
 
 def image_space(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ImageSpace:
@@ -86,7 +89,9 @@ def image_space(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> I
     axes = ((2, 3) if channel_axis == 1 else (1, 2)) if is_image else None
     known = preprocess if is_image else None
     centre, spread, low, high = _range(known, shape[channel_axis - 1] if is_image else 1)
-    return ImageSpace(spec.name, shape, spec.shape[0], centre, spread, low, high, axes)
+    bgr = known is not None and known.bgr
+    batch = spec.shape[0]
+    return ImageSpace(spec.name, shape, batch, centre, spread, low, high, axes, bgr)
 
 
 def _sample_shape(spec: InputSpec, preprocess: Preprocess | None) -> tuple[int, ...]:

@@ -124,10 +124,12 @@ class Making:
         objective = subject.objective(weights)
         self._distilled = Distilled(subject.model, space, objective)
         self._size = space.batch or max(2, shard_size(subject.model, BATCH))
-        self._rows = Rows(folder, task.count, False, "the made images")
+        # What fills no batch of a fixed size could not be used.
+        self._count = task.count if space.batch is None else _whole(task.count, space.batch)
+        self._rows = Rows(folder, self._count, False, "the made images")
         self._name, self._task, self._progress = space.name, task, progress
         self._checkpoint, self._resume = checkpoint, resume
-        self._groups = -(-task.count // (TOGETHER * self._size))
+        self._groups = -(-self._count // (TOGETHER * self._size))
         self._history: list[Terms] = []
         self._planned = False
         self.source = MadeImages(self._rows, space.batch)
@@ -143,7 +145,7 @@ class Making:
             images = self._kept(group) if self._resume else None
             if images is None:
                 images = self._make(group)
-            count = min(len(images), self._task.count - self._rows.stored)
+            count = min(len(images), self._count - self._rows.stored)
             self._rows.append({self._name: images[:count]}, count)
             group += 1
         self._progress.finish()
@@ -167,7 +169,7 @@ class Making:
         return images
 
     def _begin(self, group: int) -> Descent:
-        left = self._task.count - self._rows.stored
+        left = self._count - self._rows.stored
         batches = min(TOGETHER, -(-left // self._size))
         seeds = [(self._task.seed, group * TOGETHER + i) for i in range(batches)]
         return self._distilled.begin(seeds, self._size, self.synthesis.steps)
@@ -186,10 +188,10 @@ class Making:
 
     def _say_what_the_clock_did(self) -> None:
         stored, steps = self._rows.stored, self.synthesis.steps
-        if steps < STEPS or stored < self._task.count:
+        if steps < STEPS or stored < self._count:
             self.synthesis.notes.append(
                 f"--max-minutes allowed {steps} of {STEPS} steps for each of {stored} of "
-                f"{self._task.count} images"
+                f"{self._count} images"
             )
 
     def _remember(self, group: int, found: list[Terms]) -> None:
@@ -219,6 +221,11 @@ class Making:
         rows = np.stack([state[f"losses/{kind}"] for kind in kinds], axis=1)
         self._history = [dict(zip(kinds, row.tolist(), strict=True)) for row in rows]
         return state["images"]
+
+
+def _whole(count: int, batch: int) -> int:
+    """The multiple of the batch that is next below, or the batch."""
+    return max(1, count // batch) * batch
 
 
 def _by_kind(history: list[Terms]) -> dict[str, list[float]]:
