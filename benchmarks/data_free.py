@@ -89,8 +89,8 @@ def row(case: Case, subject: Subject, source: str, recipe: Recipe) -> str:
             f"{subject.title} W{weight_bits}A{activation_bits}, {source}: {note}", file=sys.stderr
         )
     return (
-        f"| {subject.title} | W{weight_bits}A{activation_bits} | {result.figures.samples} | {source} "
-        f"| {recipe.seed} | {found.top1:.2f} | {found.drop:.2f} ± {found.drop_error:.2f} | "
+        f"| {subject.title} | W{weight_bits}A{activation_bits} | {result.figures.samples} | "
+        f"{source} | {recipe.seed} | {found.top1:.2f} | {found.drop:.2f} ± {found.drop_error:.2f} | "
         f"{found.agreement:.2f} | {found.kl:.4f} | {next(iter(found.sqnr_db.values())):.1f} | "
         f"{minutes:.1f} |"
     )
