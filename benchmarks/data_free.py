@@ -34,13 +34,16 @@ HEADER = (
 )
 
 
+DEFAULT = Recipe()
+
+
 @dataclass(frozen=True)
 class Case:
     """A model at some widths."""
 
     subject: str
     bits: tuple[int, int]
-    recipe: Recipe = Recipe()
+    recipe: Recipe = DEFAULT
 
 
 LEARNED = Recipe(learn=("steps", "weights"), spare=False, first_last_bits=8, epochs=4)
@@ -88,12 +91,21 @@ def row(case: Case, subject: Subject, source: str, recipe: Recipe) -> str:
         print(
             f"{subject.title} W{weight_bits}A{activation_bits}, {source}: {note}", file=sys.stderr
         )
-    return (
-        f"| {subject.title} | W{weight_bits}A{activation_bits} | {result.figures.samples} | "
-        f"{source} | {recipe.seed} | {found.top1:.2f} | {found.drop:.2f} ± {found.drop_error:.2f} | "
-        f"{found.agreement:.2f} | {found.kl:.4f} | {next(iter(found.sqnr_db.values())):.1f} | "
-        f"{minutes:.1f} |"
-    )
+    drop, sqnr = f"{found.drop:.2f} ± {found.drop_error:.2f}", next(iter(found.sqnr_db.values()))
+    cells = [
+        subject.title,
+        f"W{weight_bits}A{activation_bits}",
+        result.figures.samples,
+        source,
+        recipe.seed,
+        f"{found.top1:.2f}",
+        drop,
+        f"{found.agreement:.2f}",
+        f"{found.kl:.4f}",
+        f"{sqnr:.1f}",
+        f"{minutes:.1f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ Learn = Literal[
 Target = Literal["cpu", "cpu-avx2"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
+SynthesisMethod = Literal["auto", "distilled", "generator"]
 SynthesisLoss = Literal["inception", "bn", "bn-moments", "variation"]
 
 AUTO = "auto"
@@ -40,6 +41,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "bias_correction": (False, True),
     "spare": (False, True),
     "data_free": (False, True),
+    "synthesis": get_args(SynthesisMethod),
     "keep_float": (False, True),
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}

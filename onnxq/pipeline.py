@@ -15,9 +15,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.contradictions import check_data, check_generator_files
 from onnxq.data.preprocess import Preprocess
-from onnxq.errors import OnnxqError, RecipeError
-from onnxq.export.save import check_output, save_model
+from onnxq.errors import OnnxqError
+from onnxq.export.save import check_file, check_output, save_model
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
@@ -82,6 +83,8 @@ def compress(
     force: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    generator: str | Path | None = None,
+    save_generator: str | Path | None = None,
 ) -> Result:
     """Quantize a float ONNX model with unlabelled samples, or with samples made from it alone.
 
@@ -94,29 +97,39 @@ def compress(
         force: overwrite `out`.
         resume: go on from the checkpoint of a stopped run.
         progress: told where the work stands.
+        generator: of a data-free recipe: the file of a saved generator, which makes the samples.
+        save_generator: the file to write the generator to that was trained.
 
     Raises:
         OnnxqError: something that the user can mend, in one sentence.
     """
     model_path, recipe = Path(model), recipe or Recipe()
-    data_path = _data_path(data, recipe)
+    check_data(recipe, data)
+    data_path = None if data is None else Path(data)
     out_path = None if out is None else Path(out)
     if out_path is not None:
         check_output(out_path, model_path, force)
+    check_generator_files(recipe, generator, save_generator)
+    if save_generator is not None:
+        check_file(Path(save_generator), model_path, force, "generator", "--save-generator")
     run = Run(model_path, recipe, progress or Silent())
     run.load(data_path, preprocess)
     checkpoint = run.checkpoint(out_path, data_path)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        with _no_trace(None if resume else checkpoint):
-            if data_path is None:
-                run.synthesise(Path(folder), checkpoint, resume)
-            variant = run.prepare(Path(folder))
-            variant = run.search(variant, checkpoint, resume)
-            learned = run.learn(variant, checkpoint, resume)
-            final = run.finish(variant, learned)
-            exported, figures = run.export(final, learned)
-            if out_path is not None:
-                save_model(exported, out_path)
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxq-") as folder,
+        _no_trace(None if resume else checkpoint),
+    ):
+        if data_path is None:
+            run.synthesise(Path(folder), checkpoint, resume, generator)
+            if save_generator is not None:
+                run.save_generator(Path(save_generator))
+        variant = run.prepare(Path(folder))
+        variant = run.search(variant, checkpoint, resume)
+        learned = run.learn(variant, checkpoint, resume)
+        final = run.finish(variant, learned)
+        exported, figures = run.export(final, learned)
+        if out_path is not None:
+            save_model(exported, out_path)
     if checkpoint is not None:
         checkpoint.discard()
     plan = final.student.plan
@@ -147,21 +160,6 @@ def sensitivity(
     run.load(Path(data), preprocess)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         return run.sweep(run.prepare(Path(folder)))
-
-
-def _data_path(data: str | Path | None, recipe: Recipe) -> Path | None:
-    """The path of the samples; None where they are to be made.
-
-    Raises:
-        RecipeError: there is a path and the recipe is data-free, or neither.
-    """
-    if data is None and not recipe.data_free:
-        raise RecipeError("there are no samples; name a folder or a file, or set 'data_free'")
-    if data is not None and recipe.data_free:
-        raise RecipeError(
-            f"'data_free' makes samples, and '{data}' holds some; leave out --data or --data-free"
-        )
-    return None if data is None else Path(data)
 
 
 @contextmanager

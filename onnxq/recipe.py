@@ -23,6 +23,7 @@ from onnxq.options import (
     Learn,
     Loss,
     OptimizerName,
+    SynthesisMethod,
     Target,
     check_option,
     listed,
@@ -140,6 +141,7 @@ class Recipe:
         seed: of every random choice.
         layers: settings of single layers; where several match, later ones win.
         data_free: whether samples are made from the float network alone.
+        synthesis: whether images themselves are learned, or a generator of images.
         synthesis_losses: weights of the losses that they are made with, by kind: 0 switches one
             off, and what is not named has the method's own; None means that of all.
 
@@ -173,6 +175,7 @@ class Recipe:
     seed: int = 0
     layers: tuple[LayerOverride, ...] = ()
     data_free: bool = False
+    synthesis: SynthesisMethod = "auto"
     synthesis_losses: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -199,7 +202,7 @@ class Recipe:
         return dataclasses.replace(
             self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), epochs=None,
             lr=None, layers=layers, data_free=False,
-            synthesis_losses=None,
+            synthesis="auto", synthesis_losses=None,
         )  # fmt: skip
 
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:

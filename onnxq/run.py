@@ -16,7 +16,7 @@ from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.compact import export
-from onnxq.export.save import add_metadata, model_bytes
+from onnxq.export.save import add_metadata, model_bytes, save_model
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.learn import learn
@@ -46,7 +46,8 @@ from onnxq.search.table import SweepTable
 from onnxq.session import Feeds
 from onnxq.synthesise.made import Synthesis
 from onnxq.synthesise.space import image_space
-from onnxq.synthesise.synthesise import Task, synthesise
+from onnxq.synthesise.synthesise import synthesise
+from onnxq.synthesise.task import Task
 from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
 from onnxq.verify.figures import Figures
 from onnxq.verify.shipped import shipped_model
@@ -122,26 +123,41 @@ class Run:
         noise = space.noise(np.random.default_rng(self.recipe.seed), space.batch or CHECK_SAMPLES)
         return {space.name: noise}
 
-    def synthesise(self, folder: Path, checkpoint: Checkpoint | None, resume: bool) -> None:
+    def synthesise(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+        resume: bool,
+        generator: str | Path | None = None,
+    ) -> None:
         """Make samples from the float network alone.
 
         Args:
             folder: an existing one, for the images.
             checkpoint: where finished images are kept; None keeps none.
             resume: whether to go on from those.
+            generator: the file of a saved generator, which makes them.
         """
         began, recipe = time.monotonic(), self.recipe
         seconds = SYNTHESIS_SHARE * 60 * recipe.max_minutes
-        task = Task(recipe.samples, recipe.synthesis_losses or {}, recipe.seed, seconds)
+        losses, method = recipe.synthesis_losses or {}, recipe.synthesis
+        task = Task(recipe.samples, losses, recipe.seed, seconds, method)
+        saved = None if generator is None else load_model(generator)
         place = folder / "made"
         place.mkdir()
         model, preprocess = self._normalised.unfolded, self._preprocess
         samples, self.synthesis = synthesise(
-            model, preprocess, task, place, self._progress, checkpoint, resume
+            model, preprocess, task, place, self._progress, checkpoint, resume, saved
         )
         self.notes += self.synthesis.notes
         self._spent += time.monotonic() - began
         self._use(samples)
+
+    def save_generator(self, path: Path) -> None:
+        """Write the generator that samples were made with."""
+        made = None if self.synthesis is None else self.synthesis.generator
+        assert made is not None
+        save_model(made, path)
 
     def _use(self, samples: Samples) -> None:
         """Split the samples."""

@@ -56,6 +56,18 @@ from onnxq.report.text import size_text
     metavar="FILE",
     help="Write the options that were used as TOML.",
 )
+@click.option(
+    "--generator",
+    type=PATH,
+    metavar="FILE",
+    help="With --data-free: images of a generator that --save-generator wrote for this model.",
+)
+@click.option(
+    "--save-generator",
+    type=PATH,
+    metavar="FILE",
+    help="With --synthesis generator: keep the generator, which serves any other recipe.",
+)
 @preprocess_options
 @click.option("--dry-run", is_flag=True, help="Print the plan; nothing is run or written.")
 @click.option(
@@ -114,6 +126,8 @@ def compress_command(
             force=flags["force"],
             resume=flags["resume"],
             progress=progress,
+            generator=flags["generator"],
+            save_generator=flags["save_generator"],
         )
     if flags["save_recipe"] is not None:
         save_recipe(result.recipe, flags["save_recipe"])

@@ -150,6 +150,12 @@ recipe_options = apply_all(
         is_flag=True,
     ),
     _option(
+        "--synthesis",
+        text="Learn the images themselves, or a generator of images.",
+        default=_DEFAULT.synthesis,
+        type=_choice("synthesis"),
+    ),
+    _option(
         "--synthesis-loss",
         "synthesis_losses",
         text="Weight of a loss that images are made with, of "

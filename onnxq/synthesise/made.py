@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxq.learn.rows import Rows
 from onnxq.session import Arrays
@@ -46,6 +47,7 @@ class Synthesis:
         pictures: some of the images, uint8 `(pictures, height, width, channels)`.
         decisions: the class of each of them; empty where there are none.
         notes: sentences for the user.
+        generator: the model that made them, noise in and images out; None where there is none.
     """
 
     method: str
@@ -57,6 +59,7 @@ class Synthesis:
     pictures: np.ndarray | None = None
     decisions: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    generator: ir.Model | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """All but the pictures and the notes, as JSON takes it."""
@@ -68,6 +71,16 @@ class Synthesis:
             "losses": self.losses,
             "classes": self.classes,
         }
+
+
+def by_kind(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The losses of each step as one list for each kind."""
+    return {kind: [float(step[kind]) for step in history] for kind in (history or [{}])[0]}
+
+
+def loss_text(losses: Mapping[str, float]) -> str:
+    """The losses of one step, for progress."""
+    return ", ".join(f"{kind} {value:.3f}" for kind, value in losses.items())
 
 
 def collapse_note(classes: Sequence[int]) -> str | None:

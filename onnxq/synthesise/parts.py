@@ -27,7 +27,7 @@ class Parts:
         self._constants = 0
 
     def op(
-        self, op_type: str, *inputs: ir.Value, **attributes: int | float | Sequence[int]
+        self, op_type: str, *inputs: ir.Value, **attributes: int | float | str | Sequence[int]
     ) -> ir.Value:
         """The output of a new node."""
         return self._tape.op(op_type, list(inputs), dict(attributes))
@@ -70,9 +70,13 @@ class Parts:
         for name, value in outputs.items():
             value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
             value.shape = ir.Shape([])
+        self.extend()
+        self._graph.outputs[:] = list(outputs.values())
+
+    def extend(self) -> None:
+        """Put the nodes at the end of the graph."""
         for i, node in enumerate(self._tape.nodes):
             node.name = f"{self._prefix}.{i}"
             for output in node.outputs:
                 output.name = output.name or f"{self._prefix}.{i}.value"
         self._graph.extend(self._tape.nodes)
-        self._graph.outputs[:] = list(outputs.values())

@@ -34,6 +34,7 @@ class Subject:
         space: of its input.
         batch_norms: whose statistics images can match.
         logits: the tensor of a classifier's logits; None for other models.
+        classes: how many it tells apart; 0 for other models.
         notes: sentences for the user.
     """
 
@@ -41,6 +42,7 @@ class Subject:
     space: ImageSpace
     batch_norms: list[BatchNorm]
     logits: str | None
+    classes: int
     notes: list[str]
 
     def objective(self, weights: Mapping[str, float]) -> SynthesisObjective:
@@ -79,7 +81,8 @@ def find_subject(model: ir.Model, preprocess: Preprocess | None) -> Subject:
     space = image_space(input_specs(model), preprocess)
     noise = space.noise(np.random.default_rng(0), space.batch or PROBE)
     model = fix_sizes(model, {space.name: noise})
-    norms, logits = find_batch_norms(model), _find_classifier(model, space.name, noise)
+    norms = find_batch_norms(model)
+    logits, classes = _find_classifier(model, space.name, noise)
     if not norms and logits is None:
         raise ModelError(
             "--data-free has nothing to go by, since the model is no classifier (one output of "
@@ -91,15 +94,16 @@ def find_subject(model: ir.Model, preprocess: Preprocess | None) -> Subject:
             "nothing says how an image becomes the model's input, so that made samples have no "
             "range: give --mean and --std where it takes images"
         )
-    return Subject(model, space, norms, logits, notes)
+    return Subject(model, space, norms, logits, classes, notes)
 
 
-def _find_classifier(model: ir.Model, name: str, noise: np.ndarray) -> str | None:
-    """The tensor of the logits, as it is told from outputs on noise."""
+def _find_classifier(model: ir.Model, name: str, noise: np.ndarray) -> tuple[str | None, int]:
+    """The tensor of the logits and their number, as it is told from outputs on noise."""
     names = find_logits(model)
     if len(names) != 1:
-        return None
+        return None, 0
     (rows,) = open_session(expose(model, names)).run(None, {name: noise})
-    if not holds_decisions(rows.shape, len(noise)):
-        return None
-    return None if look_like_probabilities(rows.reshape(len(noise), -1)) else names[0]
+    decides = holds_decisions(rows.shape, len(noise))
+    if not decides or look_like_probabilities(rows.reshape(len(noise), -1)):
+        return None, 0
+    return names[0], rows.shape[1]

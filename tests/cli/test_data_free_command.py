@@ -48,6 +48,25 @@ def test_a_model_is_compressed_with_no_data(onnxq_process, mlp, labelled, tmp_pa
     assert json.loads(found.out)["agreement"] > 97
 
 
+def test_a_generator_is_kept_and_used_again(onnxq_process, mlp, tmp_path):
+    kept, out = tmp_path / "generator.onnx", tmp_path / "o.onnx"
+    first = onnxq_process(
+        "compress", mlp, "--data-free", "--synthesis", "generator", "--save-generator", kept,
+        "-o", out, "--max-minutes", 0.02, "--report", tmp_path / "report", *SHORT,
+    )  # fmt: skip
+    assert first.code == 0, first.err
+    assert "20 of 600 steps of the generator" in first.out
+    assert "by a generator in 20 steps" in (tmp_path / "report" / "report.html").read_text()
+    again = ("compress", mlp, "--data-free", "--generator", kept, "-o", tmp_path / "p.onnx", *SHORT)
+    second = onnxq_process(*again, "--weight-bits", 4)
+    assert second.code == 0, second.err
+    assert "64 made from the model alone" in second.out
+    assert "steps of the generator" not in second.out
+    refused = onnxq_process(*again[:4], mlp, *again[5:], "--force")
+    assert refused.code == 1
+    assert "give one that --save-generator wrote" in refused.err
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "sentence"),
     [
@@ -58,6 +77,12 @@ def test_a_model_is_compressed_with_no_data(onnxq_process, mlp, labelled, tmp_pa
         (("--data-free", "--synthesis-loss", "bn=-1"), 1, "numbers of at least 0"),
         (("--data-free", "--synthesis-loss", "bn"), 1, "expected a kind and a number"),
         (("--data-free", "--synthesis-loss", "inception=0"), 1, "switches off all"),
+        (("--data", "x", "--synthesis", "generator"), 1, "'synthesis' says how samples are made"),
+        (("--data", "x", "--generator", "g"), 1, "add --data-free"),
+        (("--data-free", "--save-generator", "g"), 1, "add --synthesis generator"),
+        (("--data-free", "--generator", "g", "--save-generator", "h"), 1, "is not changed"),
+        (("--data-free", "--generator", "g", "--synthesis-loss", "bn=2"), 1, "as it was trained"),
+        (("--data-free", "--generator", "g"), 1, '"g" can\'t be read'),
     ],
 )
 def test_what_can_not_go_together_is_said(onnxq, mlp, tmp_path, flags, code, sentence):

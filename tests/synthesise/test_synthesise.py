@@ -15,11 +15,12 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Silent
-from onnxq.synthesise import synthesise as stage
+from onnxq.synthesise import making
 from onnxq.synthesise.made import Synthesis, collapse_note
 from onnxq.synthesise.space import image_space
 from onnxq.synthesise.subject import find_subject
-from onnxq.synthesise.synthesise import Task, synthesise
+from onnxq.synthesise.synthesise import synthesise
+from onnxq.synthesise.task import WEIGHTS, Task
 from tests.small_graphs import build, image_graph, run, small_graph
 
 GREY = Preprocess((0.3053,), (0.376,))
@@ -33,9 +34,9 @@ def unfolded(sample_models: Path) -> ir.Model:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "STEPS", 30)
-    monkeypatch.setattr(stage, "LEAST_STEPS", 10)
-    monkeypatch.setattr(stage, "BATCH", 16)
+    monkeypatch.setattr(making, "STEPS", 30)
+    monkeypatch.setattr(making, "LEAST_STEPS", 10)
+    monkeypatch.setattr(making, "BATCH", 16)
 
 
 def make(
@@ -95,7 +96,7 @@ def test_a_stopped_run_goes_on_to_the_same_images(unfolded, tmp_path):
 
 def test_the_clock_takes_steps_first_and_images_then(unfolded, tmp_path, monkeypatch):
     now = iter(range(10_000))
-    monkeypatch.setattr(stage.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(making.time, "monotonic", lambda: float(next(now)))
     # Five steps are said to take one second: 0.2 each. Three groups of 32 images are wanted.
     _, found = make(unfolded, tmp_path / "a", 80, seconds=0.2 * 3 * 20)
     assert (found.steps, found.count) == (20, 80)
@@ -115,7 +116,7 @@ def test_a_fixed_batch_is_kept(unfolded, tmp_path):
 
 def test_losses_can_be_switched_off(unfolded, tmp_path):
     _, found = make(unfolded, tmp_path / "a", 8, weights={"bn": 0.0, "variation": 2.0})
-    assert found.weights == {"inception": stage.WEIGHTS["inception"], "variation": 2.0}
+    assert found.weights == {"inception": WEIGHTS["inception"], "variation": 2.0}
     assert set(found.losses) == set(found.weights)
     with pytest.raises(RecipeError, match="switches off"):
         make(unfolded, tmp_path / "b", 8, weights={"bn": 0.0, "inception": 0.0, "variation": 1.0})
