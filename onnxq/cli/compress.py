@@ -60,7 +60,7 @@ from onnxq.report.text import size_text
     "--generator",
     type=PATH,
     metavar="FILE",
-    help="With --data-free: images of a generator that --save-generator wrote for this model.",
+    help="With --data-free: images of a generator that an earlier run has kept.",
 )
 @click.option(
     "--save-generator",
