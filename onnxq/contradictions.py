@@ -51,6 +51,11 @@ def check_contradictions(recipe: Recipe) -> None:
                 f"The option '{name}' says how samples are made, and none are; set 'data_free', or "
                 "leave it out."
             )
+    if (recipe.synthesis_losses or {}).get("adversarial") and recipe.synthesis != "generator":
+        raise RecipeError(
+            "The loss 'adversarial' of 'synthesis_losses' is a generator's; set 'synthesis' to "
+            "'generator', or leave it out."
+        )
     _check_search(recipe)
     if recipe.activation_bits is None and recipe.symmetric:
         raise RecipeError(

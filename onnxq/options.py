@@ -18,7 +18,7 @@ Target = Literal["cpu", "cpu-avx2"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
 SynthesisMethod = Literal["auto", "distilled", "generator"]
-SynthesisLoss = Literal["inception", "bn", "bn-moments", "variation"]
+SynthesisLoss = Literal["inception", "bn", "bn-moments", "variation", "adversarial"]
 
 AUTO = "auto"
 """A count of centroids for each layer, found by a search."""

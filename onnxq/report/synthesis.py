@@ -30,6 +30,7 @@ TITLES = {
     "bn": "BatchNorm statistics, KL divergence in nats",
     "bn-moments": "BatchNorm statistics, moments",
     "variation": "total variation",
+    "adversarial": "adversarial loss, minus the student's cross-entropy",
 }
 """What each loss is called."""
 

@@ -35,6 +35,24 @@ def inception_score(parts: Parts, logits: ir.Value, alpha: float) -> ir.Value:
     return parts.op("Sub", parts.op("Mul", varied, parts.scalar(alpha)), clear)
 
 
+def cross_entropy(parts: Parts, student: ir.Value, teacher: ir.Value) -> ir.Value:
+    """-(1/N) sum_i p_T log p_S, summed over classes: a student's loss (DFQF, equation 2).
+
+    The generator's adversarial loss (equation 8) is the same with the other sign.
+
+    Args:
+        parts: takes the nodes.
+        student: logits, (samples, classes), with dimensions of 1 behind.
+        teacher: likewise.
+    """
+    logs, others = (
+        parts.op("LogSoftmax", parts.op("Flatten", each, axis=1), axis=-1)
+        for each in (student, teacher)
+    )
+    products = parts.op("Mul", parts.op("Exp", others), logs)
+    return parts.op("Neg", parts.mean(parts.sum(products, [1]), None))
+
+
 def batch_norm_moments(parts: Parts, tensor: ir.Value, norm: BatchNorm) -> ir.Value:
     """Mean over channels of v' - v log v' + (m' - m)^2, less its least value, v - v log v.
 

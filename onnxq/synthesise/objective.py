@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.synthesise.batch_norms import BatchNorm
+from onnxq.synthesise.float_student import FloatStudent
 from onnxq.synthesise.losses import (
     batch_norm_divergence,
     batch_norm_moments,
+    cross_entropy,
     inception_score,
     total_variation,
 )
@@ -32,12 +34,14 @@ class SynthesisObjective:
         batch_norms: the layers whose statistics are to be met.
         logits: the tensor of a classifier's logits, or None.
         image_axes: of height and width, or None where inputs are no images.
+        student: what images are to be hard for, or None.
     """
 
     weights: Mapping[str, float]
     batch_norms: Sequence[BatchNorm]
     logits: str | None
     image_axes: tuple[int, int] | None = None
+    student: FloatStudent | None = None
 
     @property
     def kinds(self) -> list[str]:
@@ -47,6 +51,7 @@ class SynthesisObjective:
             "bn": bool(self.batch_norms),
             "bn-moments": bool(self.batch_norms),
             "variation": self.image_axes is not None,
+            "adversarial": self.student is not None,
         }
         return [kind for kind, there in possible.items() if there and self.weights.get(kind, 0)]
 
@@ -66,6 +71,11 @@ class SynthesisObjective:
             if kind == "inception":
                 alpha = self.weights[kind]
                 terms[kind] = inception_score(parts, values[self.logits], alpha)
+            elif kind == "adversarial" and self.student is not None:
+                inputs = self.student.inputs()
+                copy.graph.inputs.extend(inputs.values())
+                student = self.student.attach(parts, copy, inputs)
+                terms[kind] = parts.op("Neg", cross_entropy(parts, student, values[self.logits]))
             elif kind == "variation" and self.image_axes is not None:
                 terms[kind] = total_variation(parts, values[images], self.image_axes)
             else:

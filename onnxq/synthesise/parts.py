@@ -32,6 +32,16 @@ class Parts:
         """The output of a new node."""
         return self._tape.op(op_type, list(inputs), dict(attributes))
 
+    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
+        """The outputs of a node like another one that reads these inputs."""
+        return self._tape.op_multi_out(
+            node.op_type,
+            list(inputs),
+            dict(node.attributes),
+            domain=node.domain,
+            num_outputs=len(node.outputs),
+        )
+
     def constant(self, array: np.ndarray) -> ir.Value:
         """An initializer: a Constant node would look like a tensor that is computed."""
         name = f"{self._prefix}.constant.{self._constants}"

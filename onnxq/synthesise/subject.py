@@ -18,6 +18,7 @@ from onnxq.load.inputs import input_specs
 from onnxq.numerics.distributions import holds_decisions, look_like_probabilities
 from onnxq.session import open_session
 from onnxq.synthesise.batch_norms import FOLDED, BatchNorm, find_batch_norms
+from onnxq.synthesise.float_student import find_float_student
 from onnxq.synthesise.objective import LOSS, SynthesisObjective
 from onnxq.synthesise.space import ImageSpace, image_space
 
@@ -52,8 +53,11 @@ class Subject:
             ModelError: no gradient leads from them to the images.
             RecipeError: all of them are switched off.
         """
-        found = SynthesisObjective(weights, self.batch_norms, self.logits, self.space.axes)
-        if not {"inception", "bn", "bn-moments"}.intersection(found.kinds):
+        student = None
+        if weights.get("adversarial") and self.logits is not None:
+            student = find_float_student(self.model, self.space.name, self.logits)
+        found = SynthesisObjective(weights, self.batch_norms, self.logits, self.space.axes, student)
+        if not {"inception", "bn", "bn-moments", "adversarial"}.intersection(found.kinds):
             raise RecipeError(
                 "The option 'synthesis_losses' switches off all that could make images of the "
                 "network's own data; leave 'inception' or 'bn' above 0."
