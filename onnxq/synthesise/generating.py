@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.learn.checkpoint import Checkpoint
-from onnxq.learn.memory import shard_size
 from onnxq.learn.rows import Rows
 from onnxq.progress import Progress
 from onnxq.synthesise.distilled import Terms
@@ -19,7 +18,7 @@ from onnxq.synthesise.generated import GeneratorTraining, draw
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, size_generator, stand_alone
 from onnxq.synthesise.made import MadeImages, Synthesis, by_kind, loss_text
 from onnxq.synthesise.subject import Subject
-from onnxq.synthesise.task import BATCH, TIMED_STEPS, TOGETHER, WEIGHTS, Task
+from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, WEIGHTS, Task, batch_size
 from onnxq.version import VERSION
 
 STEPS = 600
@@ -71,7 +70,7 @@ class Generating:
         self._subject, self._task, self._progress = subject, task, progress
         part = None if checkpoint is None else checkpoint.part("generator")
         self._checkpoint, self._resume = part, resume
-        self._size = space.batch or max(2, shard_size(subject.model, BATCH))
+        self._size = space.batch or batch_size(subject.model)
         self._rows = Rows(folder, task.count, False, "the made images")
         self.source = MadeImages(self._rows, space.batch)
         self.synthesis = Synthesis("generator", generator=generator)

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.learn.checkpoint import Checkpoint
-from onnxq.learn.memory import shard_size
 from onnxq.learn.rows import Rows
 from onnxq.progress import Progress
 from onnxq.synthesise.distilled import Descent, Distilled, Terms
 from onnxq.synthesise.made import MadeImages, Synthesis, by_kind, loss_text
 from onnxq.synthesise.subject import Subject
-from onnxq.synthesise.task import BATCH, TIMED_STEPS, TOGETHER, WEIGHTS, Task
+from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, WEIGHTS, Task, batch_size
 
 STEPS = 200
 """Of gradient descent for each batch, where the clock allows."""
@@ -51,7 +50,7 @@ class Making:
         weights = {**WEIGHTS, **task.weights}
         objective = subject.objective(weights)
         self._distilled = Distilled(subject.model, space, objective)
-        self._size = space.batch or max(2, shard_size(subject.model, BATCH))
+        self._size = space.batch or batch_size(subject.model)
         # What fills no batch of a fixed size could not be used.
         self._count = task.count if space.batch is None else _whole(task.count, space.batch)
         self._rows = Rows(folder, self._count, False, "the made images")

@@ -17,7 +17,7 @@ from onnxq.learn.engine import Engine
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Silent
-from onnxq.synthesise import generating
+from onnxq.synthesise import generating, task
 from onnxq.synthesise.generated import GeneratorTraining
 from onnxq.synthesise.generator import (
     LATENT,
@@ -46,7 +46,7 @@ def unfolded(sample_models: Path) -> ir.Model:
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "STEPS", 12)
-    monkeypatch.setattr(generating, "BATCH", 16)
+    monkeypatch.setattr(task, "BATCH", 16)
 
 
 def space_of(shape: tuple[int, ...], layout: str = "nchw", std: float = 0.25) -> ImageSpace:
@@ -149,8 +149,8 @@ def make(
     model: ir.Model, folder: Path, count: int = 20, **more: object
 ) -> tuple[np.ndarray, Synthesis]:
     folder.mkdir()
-    task = Task(count, {}, 0, 600, "generator")
-    samples, found = synthesise(model, GREY, task, folder, Silent(), **more)
+    wanted = Task(count, {}, 0, 600, "generator")
+    samples, found = synthesise(model, GREY, wanted, folder, Silent(), **more)
     return np.concatenate([batch["input"] for batch in samples.batches(7)]), found
 
 
@@ -194,8 +194,8 @@ def test_the_clock_bounds_the_steps(unfolded, tmp_path, monkeypatch):
     folder = tmp_path / "a"
     folder.mkdir()
     # One step is said to take a second.
-    task = Task(8, {}, 0, 9.0, "generator")
-    _, found = synthesise(unfolded, GREY, task, folder, Silent())
+    wanted = Task(8, {}, 0, 9.0, "generator")
+    _, found = synthesise(unfolded, GREY, wanted, folder, Silent())
     assert (found.steps, found.count) == (9, 8)
     assert found.notes == ["--max-minutes allowed 9 of 12 steps of the generator"]
 

@@ -15,7 +15,7 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Silent
-from onnxq.synthesise import making
+from onnxq.synthesise import making, task
 from onnxq.synthesise.made import Synthesis, collapse_note
 from onnxq.synthesise.space import image_space
 from onnxq.synthesise.subject import find_subject
@@ -36,7 +36,7 @@ def unfolded(sample_models: Path) -> ir.Model:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(making, "STEPS", 30)
     monkeypatch.setattr(making, "LEAST_STEPS", 10)
-    monkeypatch.setattr(making, "BATCH", 16)
+    monkeypatch.setattr(task, "BATCH", 16)
 
 
 def make(
@@ -45,8 +45,8 @@ def make(
     folder.mkdir()
     weights = more.pop("weights", {})
     preprocess = more.pop("preprocess", GREY)
-    task = Task(count, weights, seed, seconds)
-    samples, found = synthesise(model, preprocess, task, folder, Silent(), **more)
+    wanted = Task(count, weights, seed, seconds)
+    samples, found = synthesise(model, preprocess, wanted, folder, Silent(), **more)
     assert found.count == len(samples)
     name = str(model.graph.inputs[0].name)
     return np.concatenate([batch[name] for batch in samples.batches(7)]), found
@@ -213,3 +213,13 @@ def test_free_sides_are_those_of_the_preprocessing():
     assert image_space([spec], cropped).shape == (3, 32, 32)
     resized = Preprocess((0.5,), (0.5,), resize=(24, 40))
     assert image_space([spec], resized).shape == (3, 24, 40)
+
+
+def test_batches_are_smaller_where_images_are_large():
+    small, large = small_graph("relu"), small_graph("relu").clone()
+    for node in large.graph:
+        for value in node.outputs:
+            if len(value.shape) == 4:
+                value.shape = ir.Shape(["N", 64, 320, 320])
+    assert task.batch_size(small) == task.BATCH == 16
+    assert task.LEAST_BATCH <= task.batch_size(large) < 16
