@@ -48,6 +48,17 @@ def check_contradictions(recipe: Recipe) -> None:
             "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
             "recipe or of some of its 'layers'."
         )
+    for name, unset in (("synthesis", AUTO), ("synthesis_losses", None)):
+        if getattr(recipe, name) != unset and not recipe.data_free:
+            raise RecipeError(
+                f"The option '{name}' says how samples are made, and none are; set 'data_free', or "
+                "leave it out."
+            )
+    if (recipe.synthesis_losses or {}).get("adversarial") and recipe.synthesis != "generator":
+        raise RecipeError(
+            "The loss 'adversarial' of 'synthesis_losses' is a generator's; set 'synthesis' to "
+            "'generator', or leave it out."
+        )
     _check_search(recipe)
     if recipe.activation_bits is None and recipe.symmetric:
         raise RecipeError(
@@ -83,6 +94,37 @@ def _check_learning(recipe: Recipe) -> None:
                 f"The option 'lr' has a rate for {listed(kinds)}, and 'learn' is {listed(learns)}; "
                 "remove the rate, or learn that too."
             )
+
+
+def check_data(recipe: Recipe, data: object) -> None:
+    """Raises RecipeError where there is a path of samples and they are to be made, or neither."""
+    if data is None and not recipe.data_free:
+        raise RecipeError("There are no samples; name a folder or a file, or set 'data_free'.")
+    if data is not None and recipe.data_free:
+        raise RecipeError(
+            f"The option 'data_free' makes samples, and '{data}' holds some; leave out --data or "
+            "--data-free."
+        )
+
+
+def check_generator_files(recipe: Recipe, load: object, save: object) -> None:
+    """Raises RecipeError where a generator is read or written that there is none of."""
+    option = "--generator" if load is not None else "--save-generator"
+    if load is not None and save is not None:
+        raise RecipeError(f"The generator of '{load}' is not changed; leave out --save-generator.")
+    if (load is not None or save is not None) and not recipe.data_free:
+        raise RecipeError(f"{option} is given, but samples are not made; add --data-free.")
+    if load is not None and (
+        recipe.synthesis == "distilled" or recipe.synthesis_losses is not None
+    ):
+        raise RecipeError(
+            f"The generator of '{load}' makes the samples as it was trained to; leave out "
+            "--synthesis distilled and --synthesis-loss."
+        )
+    if save is not None and recipe.synthesis != "generator":
+        raise RecipeError(
+            "--save-generator is given, but no generator is trained; add --synthesis generator."
+        )
 
 
 def _check_search(recipe: Recipe) -> None:

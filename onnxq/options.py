@@ -26,6 +26,8 @@ Target = Literal["cpu", "cpu-avx2", "int4"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
 Augment = Literal["flip", "shift"]
+SynthesisMethod = Literal["auto", "distilled", "generator"]
+SynthesisLoss = Literal["inception", "bn", "bn-moments", "variation", "adversarial"]
 
 INT4_BITS = 4
 """Codes of so many bits at most fit a tensor of type INT4."""
@@ -52,6 +54,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "equalize": (False, True),
     "bias_correction": (False, True),
     "spare": (False, True),
+    "data_free": (False, True),
+    "synthesis": get_args(SynthesisMethod),
     "keep_float": (False, True),
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
@@ -121,6 +125,8 @@ def _expected(name: str, value: Any) -> str | None:
         return None if _is_positive(value) else "a number above 0"
     if name == "lr":
         return _expected_rates(value)
+    if name == "synthesis_losses":
+        return _expected_weights(value)
     if name == "max_size":
         fits = (type(value) is float and 0 < value < 1) or (type(value) is int and value > 1)
         return None if fits else "a ratio between 0 and 1, or a whole number of bytes"
@@ -143,6 +149,15 @@ def _expected_rates(value: Any) -> str | None:
     rates = value if isinstance(value, dict) else {"weights": value}
     fits = bool(rates) and all(k in RATES and _is_positive(v) for k, v in rates.items())
     return None if fits else f"a number above 0, or such numbers of some of {listed(RATES)}"
+
+
+def _expected_weights(value: Any) -> str | None:
+    """What the weights of losses should have been."""
+    kinds = get_args(SynthesisLoss)
+    fits = isinstance(value, dict) and all(
+        k in kinds and (v == 0 or _is_positive(v)) for k, v in value.items()
+    )
+    return None if fits else f"numbers of at least 0 of some of {listed(kinds)}"
 
 
 def _is_positive(value: Any) -> bool:

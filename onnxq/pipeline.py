@@ -1,6 +1,8 @@
 """The main job, stage by stage.
 
 load -> normalise -> plan -> calibrate -> rewrite -> learn -> export -> verify -> report
+
+Where there are no data, samples are made between normalise and plan.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.contradictions import check_data, check_generator_files
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import OnnxqError
-from onnxq.export.save import check_output, save_model
+from onnxq.export.save import check_file, check_output, save_model
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
 from onnxq.load.version import least_opset
@@ -26,6 +29,7 @@ from onnxq.progress import Progress, Silent
 from onnxq.recipe import Recipe
 from onnxq.run import Run
 from onnxq.search.table import SweepTable
+from onnxq.synthesise.made import Synthesis
 from onnxq.verify.figures import Figures
 
 
@@ -40,6 +44,7 @@ class Result:
         recipe: the options that were used.
         plan: what was done to each layer and tensor.
         notes: sentences for the user.
+        synthesis: how samples were made, where there were none.
     """
 
     model: ir.Model
@@ -48,6 +53,7 @@ class Result:
     recipe: Recipe
     plan: Plan
     notes: list[str] = field(default_factory=list)
+    synthesis: Synthesis | None = None
 
 
 @dataclass
@@ -70,7 +76,7 @@ def plan_model(model: str | Path, recipe: Recipe | None = None) -> PlanReport:
 
 def compress(
     model: str | Path,
-    data: str | Path,
+    data: str | Path | None = None,
     recipe: Recipe | None = None,
     *,
     out: str | Path | None = None,
@@ -78,45 +84,60 @@ def compress(
     force: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    generator: str | Path | None = None,
+    save_generator: str | Path | None = None,
 ) -> Result:
-    """Quantize a float ONNX model with unlabelled samples.
+    """Quantize a float ONNX model with unlabelled samples, or with samples made from it alone.
 
     Args:
         model: the ONNX file.
-        data: the samples: a folder or a file.
+        data: the samples: a folder or a file; None where the recipe is data-free.
         recipe: the options; None means the defaults.
         out: the file to write; None writes none.
         preprocess: how an image becomes an input; None looks beside and inside the model.
         force: overwrite `out`.
         resume: go on from the checkpoint of a stopped run.
         progress: told where the work stands.
+        generator: of a data-free recipe: the file of a saved generator, which makes the samples.
+        save_generator: the file to write the generator to that was trained.
 
     Raises:
         OnnxqError: something that the user can mend, in one sentence.
     """
-    model_path, data_path = Path(model), Path(data)
+    model_path, recipe = Path(model), recipe or Recipe()
+    check_data(recipe, data)
+    data_path = None if data is None else Path(data)
     out_path = None if out is None else Path(out)
     if out_path is not None:
         check_output(out_path, model_path, force)
-    run = Run(model_path, recipe or Recipe(), progress or Silent())
+    check_generator_files(recipe, generator, save_generator)
+    if save_generator is not None:
+        check_file(Path(save_generator), model_path, force, "generator", "--save-generator")
+    run = Run(model_path, recipe, progress or Silent())
     run.load(data_path, preprocess)
     checkpoint = run.checkpoint(out_path, data_path)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+    if checkpoint is not None and not resume:
+        # Stages that begin later would go on from what another run has left.
+        checkpoint.discard()
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxq-") as folder,
+        _no_trace(None if resume else checkpoint),
+    ):
+        if data_path is None:
+            run.synthesise(Path(folder), checkpoint, resume, generator)
+            if save_generator is not None:
+                run.save_generator(Path(save_generator))
         variant = run.prepare(Path(folder))
-        if checkpoint is not None and not resume:
-            # Stages that begin later would go on from what another run has left.
-            checkpoint.discard()
-        with _no_trace(None if resume else checkpoint):
-            variant = run.search(variant, checkpoint, resume)
-            learned = run.learn(variant, checkpoint, resume)
-            final = run.finish(variant, learned)
-            exported, figures = run.export(final, learned)
-            if out_path is not None:
-                save_model(exported, out_path)
+        variant = run.search(variant, checkpoint, resume)
+        learned = run.learn(variant, checkpoint, resume)
+        final = run.finish(variant, learned)
+        exported, figures = run.export(final, learned)
+        if out_path is not None:
+            save_model(exported, out_path)
     if checkpoint is not None:
         checkpoint.discard()
     plan = final.student.plan
-    return Result(exported, out_path, figures, run.recipe, plan, run.notes)
+    return Result(exported, out_path, figures, run.recipe, plan, run.notes, run.synthesis)
 
 
 def sensitivity(

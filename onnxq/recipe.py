@@ -24,6 +24,7 @@ from onnxq.options import (
     Learn,
     Loss,
     OptimizerName,
+    SynthesisMethod,
     Target,
     check_option,
     listed,
@@ -108,7 +109,7 @@ class Recipe:
     """All options of a run; the defaults are those of the command line.
 
     Attributes:
-        samples: how many samples are used at most.
+        samples: how many samples are used, or made, at most.
         batch_size: samples per batch; None fits it to the memory.
         weight_bits: 2 to 8; 7 keeps sums from saturating on x86 without VNNI. Where settings are
             searched for, the widest codes that are tried.
@@ -144,6 +145,10 @@ class Recipe:
             this ratio of the original's.
         seed: of every random choice.
         layers: settings of single layers; where several match, later ones win.
+        data_free: whether samples are made from the float network alone.
+        synthesis: whether images themselves are learned, or a generator of images.
+        synthesis_losses: weights of the losses that they are made with, by kind: 0 switches one
+            off, and what is not named has the method's own; None means that of all.
 
     Raises:
         RecipeError: an option is out of range, or contradicts another.
@@ -175,6 +180,9 @@ class Recipe:
     max_size: float | int | None = None
     seed: int = 0
     layers: tuple[LayerOverride, ...] = ()
+    data_free: bool = False
+    synthesis: SynthesisMethod = "auto"
+    synthesis_losses: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -199,7 +207,8 @@ class Recipe:
         )
         return dataclasses.replace(
             self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), epochs=None,
-            lr=None, optimizer="adam", loss="outputs", augment=(), layers=layers,
+            lr=None, optimizer="adam", loss="outputs", augment=(), layers=layers, data_free=False,
+            synthesis="auto", synthesis_losses=None,
         )  # fmt: skip
 
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:

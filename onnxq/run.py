@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
@@ -16,7 +17,7 @@ from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.compact import export
-from onnxq.export.save import add_metadata, model_bytes
+from onnxq.export.save import add_metadata, model_bytes, save_model
 from onnxq.learn.augment import Augmentation, image_layout
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
@@ -45,6 +46,11 @@ from onnxq.search.memo import Memo
 from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep
 from onnxq.search.table import SweepTable
+from onnxq.session import Feeds
+from onnxq.synthesise.made import Synthesis
+from onnxq.synthesise.space import image_space
+from onnxq.synthesise.synthesise import synthesise
+from onnxq.synthesise.task import Task
 from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
 from onnxq.verify.figures import Figures
 from onnxq.verify.shipped import shipped_model
@@ -63,6 +69,9 @@ TRIALS_SHARE = 0.5
 HELD_BACK_OF_SEARCH = 512
 """Samples held back at least where a search looks at the drop, as far as that leaves half."""
 
+SYNTHESIS_SHARE = 0.5
+"""Share of the time that samples may be made in."""
+
 CHECK_SAMPLES = 2
 """Samples on which every pass of normalisation is checked."""
 
@@ -80,25 +89,28 @@ class Run:
         held_back: the samples that nothing is learned on, once loaded.
         train_outputs: the original's outputs on the training slice, once prepared.
         found: what a search found, where the recipe wanted one.
+        synthesis: how samples were made, where there were none.
     """
 
     def __init__(self, model_path: Path, recipe: Recipe, progress: Progress) -> None:
         self._path, self.recipe, self._progress = model_path, recipe, progress
         self.notes: list[str] = []
         self.found: Found | None = None
+        self.synthesis: Synthesis | None = None
         self._spent = 0.0
 
-    def load(self, data: Path, preprocess: Preprocess | None) -> None:
-        """Read the model and the samples, normalise the model, split the samples."""
+    def load(self, data: Path | None, preprocess: Preprocess | None) -> None:
+        """Read the model and the samples, if any, normalise the model, split the samples."""
         original = load_model(self._path, least_opset(self.recipe.target))
         self._preprocess = preprocess or find_preprocess(self._path, original.metadata_props)
-        recipe = self.recipe
-        samples = self._open(original, data)
-        self._normalised = normalise(original, [next(samples.batches(CHECK_SAMPLES))])
+        samples = None if data is None else self._open(original, data)
+        self._normalised = normalise(original, [self._check_feeds(original, samples)])
         self.notes += self._normalised.notes
-        self._check_plan(make_plan(self._normalised.model, recipe))
-        if recipe.augment:
+        self._check_plan(make_plan(self._normalised.model, self.recipe))
+        if self.recipe.augment:
             image_layout(input_specs(self._normalised.model), self._preprocess)
+        if data is None or samples is None:
+            return
         if self._normalised.batch_free:
             samples = self._open(self._normalised.model, data)
         if samples.skipped:
@@ -106,6 +118,55 @@ class Run:
                 f"{len(samples.skipped)} unreadable files were left out, "
                 f"the first is '{samples.skipped[0]}'"
             )
+        self._use(samples)
+
+    def _check_feeds(self, original: ir.Model, samples: Samples | None) -> Feeds:
+        """What normalisation is checked on: samples, or noise where there are none."""
+        if samples is not None:
+            return next(samples.batches(CHECK_SAMPLES))
+        space = image_space(input_specs(original), self._preprocess)
+        noise = space.noise(np.random.default_rng(self.recipe.seed), space.batch or CHECK_SAMPLES)
+        return {space.name: noise}
+
+    def synthesise(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+        resume: bool,
+        generator: str | Path | None = None,
+    ) -> None:
+        """Make samples from the float network alone.
+
+        Args:
+            folder: an existing one, for the images.
+            checkpoint: where finished images are kept; None keeps none.
+            resume: whether to go on from those.
+            generator: the file of a saved generator, which makes them.
+        """
+        began, recipe = time.monotonic(), self.recipe
+        seconds = SYNTHESIS_SHARE * 60 * recipe.max_minutes
+        losses, method = recipe.synthesis_losses or {}, recipe.synthesis
+        task = Task(recipe.samples, losses, recipe.seed, seconds, method)
+        saved = None if generator is None else load_model(generator)
+        place = folder / "made"
+        place.mkdir()
+        model, preprocess = self._normalised.unfolded, self._preprocess
+        samples, self.synthesis = synthesise(
+            model, preprocess, task, place, self._progress, checkpoint, resume, saved
+        )
+        self.notes += self.synthesis.notes
+        self._spent += time.monotonic() - began
+        self._use(samples)
+
+    def save_generator(self, path: Path) -> None:
+        """Write the generator that samples were made with."""
+        made = None if self.synthesis is None else self.synthesis.generator
+        assert made is not None
+        save_model(made, path)
+
+    def _use(self, samples: Samples) -> None:
+        """Split the samples."""
+        recipe = self.recipe
         self._samples = samples
         more = {"least": HELD_BACK_OF_SEARCH} if recipe.searches else {}
         self._train, self.held_back = samples.split(seed=recipe.seed, **more)
@@ -124,13 +185,13 @@ class Run:
             f"with constant float weights" + (f" ({reasons})" if reasons else "")
         )
 
-    def checkpoint(self, out: Path | None, data: Path) -> Checkpoint | None:
+    def checkpoint(self, out: Path | None, data: Path | None) -> Checkpoint | None:
         """Where learning keeps its state: beside the output."""
         if out is None:
             return None
         identity = {
             "model": _digest(self._path),
-            "data": f"{data.absolute()} {len(self._samples)}",
+            "data": "none" if data is None else f"{data.absolute()} {len(self._samples)}",
             "recipe": self.recipe.to_json(),
             "version": VERSION,
         }
@@ -275,6 +336,8 @@ class Run:
         }
         if self.found is not None:
             figures.search = self.found.to_fields()
+        if self.synthesis is not None:
+            figures.synthesis = self.synthesis.to_fields()
         figures.equalization = "none" if variant.name == PLAIN else variant.name
         figures.bias_correction = variant.corrected
         if variant.bias_cost is not None and self.recipe.bias_centroids is not None:

@@ -21,8 +21,8 @@ INTRODUCTION = """\
 This file is made by `python -m tools.make_cli_docs`.
 
 Exit codes: 0 done; 1 an error that the user can mend, in one sentence on stderr; 2 wrong
-usage; 130 stopped by Ctrl-C (a checkpoint is kept while thresholds are learned, and the
-sentence says how to go on).
+usage; 130 stopped by Ctrl-C (a checkpoint is kept while images are made and thresholds learned,
+and the sentence says how to go on).
 
 Figures and tables go to stdout, progress and notes on errors to stderr. Where stderr is not a
 terminal, progress is shown with `-v` only. The last line on stdout of a successful `compress`
@@ -36,6 +36,7 @@ EXAMPLES = {
     "compress": """\
 onnxq compress sample_models/digits_resnet.onnx --data sample_models/digits/unlabelled
 onnxq compress model.onnx --data images --mean .485,.456,.406 --std .229,.224,.225 --report out
+onnxq compress model.onnx --data-free --mean .485,.456,.406 --std .229,.224,.225 --report out
 onnxq compress model.onnx --dry-run --exclude Gemm""",
     "inspect": """\
 onnxq inspect model.onnx

@@ -40,7 +40,7 @@ from onnxq.report.text import size_text
     type=PATH,
     metavar="PATH",
     help="Unlabelled samples: a folder of images, a folder of .npy, .npz or .pb files, or one "
-    ".npz or .npy.  [required unless --dry-run]",
+    ".npz or .npy.  [required unless --data-free or --dry-run]",
 )
 @click.option(
     "-o",
@@ -55,6 +55,18 @@ from onnxq.report.text import size_text
     type=PATH,
     metavar="FILE",
     help="Write the options that were used as TOML.",
+)
+@click.option(
+    "--generator",
+    type=PATH,
+    metavar="FILE",
+    help="With --data-free: images of a generator that an earlier run has kept.",
+)
+@click.option(
+    "--save-generator",
+    type=PATH,
+    metavar="FILE",
+    help="With --synthesis generator: keep the generator, which serves any other recipe.",
 )
 @preprocess_options
 @click.option("--dry-run", is_flag=True, help="Print the plan; nothing is run or written.")
@@ -84,7 +96,7 @@ def compress_command(
     threads: int | None,
     **flags: Any,
 ) -> None:
-    """Compress MODEL with unlabelled samples and print how it changed."""
+    """Compress MODEL with unlabelled samples, or with none, and print how it changed."""
     start_log(verbose)
     use_cores(ctx, threads)
     recipe = recipe_from_flags(ctx)
@@ -92,8 +104,10 @@ def compress_command(
     if dry_run:
         _print_plan(model, recipe, flags["as_json"])
         return
-    if data is None:
-        raise click.UsageError("Missing option '--data'; only --dry-run goes without samples.", ctx)
+    if data is None and not recipe.data_free:
+        raise click.UsageError(
+            "Missing option '--data'; only --data-free and --dry-run go without samples.", ctx
+        )
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
     if flags["save_recipe"] is not None:
         _check_recipe_path(flags["save_recipe"], model, out, flags["force"])
@@ -112,6 +126,8 @@ def compress_command(
             force=flags["force"],
             resume=flags["resume"],
             progress=progress,
+            generator=flags["generator"],
+            save_generator=flags["save_generator"],
         )
     if flags["save_recipe"] is not None:
         save_recipe(result.recipe, flags["save_recipe"])

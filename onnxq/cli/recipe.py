@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from onnxq.cli.options import PATH, apply_all
 from onnxq.errors import RecipeError
-from onnxq.options import AUTO, CHOICES, NONE, OFF, Augment, Learn
+from onnxq.options import AUTO, CHOICES, NONE, OFF, Augment, Learn, SynthesisLoss
 from onnxq.recipe import Recipe, load_recipe
 
 _DEFAULT = Recipe()
@@ -124,7 +124,11 @@ _target = _option(
     type=_choice("target"),
 )
 _samples = _option(
-    "--samples", text="Samples used at most.", default=_DEFAULT.samples, type=int, metavar="N"
+    "--samples",
+    text="Samples used, or made, at most.",
+    default=_DEFAULT.samples,
+    type=int,
+    metavar="N",
 )
 _batch_size = _option(
     "--batch-size", text="Samples per batch.", default="fitted to memory", type=int, metavar="N"
@@ -141,6 +145,25 @@ _recipe_file = _option(
 )
 
 recipe_options = apply_all(
+    _option(
+        "--data-free",
+        text="No samples: images are made from the float network alone, and used like any others.",
+        is_flag=True,
+    ),
+    _option(
+        "--synthesis",
+        text="Learn the images themselves, or a generator of images.",
+        default=_DEFAULT.synthesis,
+        type=_choice("synthesis"),
+    ),
+    _option(
+        "--synthesis-loss",
+        "synthesis_losses",
+        text="Weight of a loss that images are made with, of "
+        f"{', '.join(get_args(SynthesisLoss))}; 0 switches it off; may be given more than once.",
+        multiple=True,
+        metavar="KIND=X",
+    ),
     _weight_bits,
     _first_last_bits,
     _activation_bits,
@@ -277,6 +300,8 @@ def recipe_from_flags(ctx: click.Context) -> Recipe:
     }
     if "lr" in given:
         given["lr"] = _rates(given["lr"])
+    if "synthesis_losses" in given:
+        given["synthesis_losses"] = _weights(given["synthesis_losses"])
     return dataclasses.replace(base, **given)
 
 
@@ -300,3 +325,17 @@ def _rates(given: Sequence[str]) -> float | dict[str, float]:
     if "" in rates and len(rates) > 1:
         raise RecipeError("--lr is given for all and for single kinds; give one or the other.")
     return rates.get("", rates)
+
+
+def _weights(given: Sequence[str]) -> dict[str, float]:
+    """The weight of each loss that is named.
+
+    Raises:
+        RecipeError: one is not a name and a number.
+    """
+    try:
+        return {kind: float(number) for kind, _, number in (e.rpartition("=") for e in given)}
+    except ValueError:
+        raise RecipeError(
+            f"--synthesis-loss is {', '.join(given)}; expected a kind and a number as in bn=1."
+        ) from None

@@ -12,16 +12,20 @@ COPIES = 8
 SESSIONS = 2
 
 
-def shard_size(model: ir.Model) -> int:
+def shard_size(model: ir.Model, most: int = SHARD_SIZE, copies: int = COPIES) -> int:
     """The number of samples in one run of a training session.
 
-    It is 16 unless half the free memory wouldn't hold two sessions of that size. Dimensions
+    It is `most` unless half the free memory wouldn't hold two sessions of that size. Dimensions
     of unknown size count as 1.
     """
-    elements = sum(_elements(v) for node in model.graph for v in node.outputs)
     free = psutil.virtual_memory().available // 2
-    fits = free // max(elements * 4 * COPIES * SESSIONS, 1)
-    return int(max(1, min(SHARD_SIZE, fits)))
+    fits = free // max(sample_bytes(model) * copies * SESSIONS, 1)
+    return int(max(1, min(most, fits)))
+
+
+def sample_bytes(model: ir.Model) -> int:
+    """The size of one sample's activations in float32; unknown dimensions count as 1."""
+    return 4 * sum(_elements(v) for node in model.graph for v in node.outputs)
 
 
 def _elements(value: ir.Value) -> int:

@@ -1,10 +1,11 @@
-"""Line charts on logarithmic axes, in the pixels that a template draws."""
+"""Line charts, in the pixels that a template draws."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from onnxq.report.text import size_text
 
@@ -15,7 +16,10 @@ MOST_TICKS = 9
 """Ticks of an axis; of more, whole decades alone are kept."""
 
 MARGIN = 1.15
-"""Factor by which an axis goes beyond the points."""
+"""Factor by which a logarithmic axis goes beyond the points."""
+
+LEAST_SPAN = 1e-9
+"""Of a linear axis, where all points are one."""
 
 Point = tuple[float, float]
 
@@ -26,7 +30,7 @@ class Line:
 
     Attributes:
         name: what it stands for.
-        points: (bytes, error), both above zero.
+        points: (x, y), both above zero where axes are logarithmic.
         colour: as CSS has it.
         dots: what each dot says; empty for a bare line.
         dashed: whether the line is.
@@ -67,8 +71,37 @@ class Chart:
     height: int = HEIGHT
 
 
+class _Axis(Protocol):
+    """Where a value lies, and what is written along."""
+
+    def at(self, value: float) -> float:
+        """Pixels from the lower end."""
+
+    def ticks(self) -> list[float]:
+        """The values that are written."""
+
+
 @dataclass(frozen=True)
-class _Axis:
+class _Linear:
+    """A linear axis: `pixels` from `low` to `high`."""
+
+    low: float
+    high: float
+    pixels: int
+
+    def at(self, value: float) -> float:
+        return round((value - self.low) / (self.high - self.low) * self.pixels, 1)
+
+    def ticks(self) -> list[float]:
+        span = self.high - self.low
+        power = 10.0 ** math.floor(math.log10(span))
+        step = next(s for s in (power / 5, power / 2, power, 2 * power) if span / s <= MOST_TICKS)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [round(step * i, 12) for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class _Logarithmic:
     """A logarithmic axis: `pixels` from `low` to `high`."""
 
     low: float
@@ -90,7 +123,7 @@ class _Axis:
 
 
 def make_chart(lines: Sequence[Line]) -> Chart:
-    """The chart of some lines, at least one of them with a point."""
+    """The chart of some lines of bytes and errors, at least one of them with a point."""
     points = [point for line in lines for point in line.points]
     x, y = _axis([each[0] for each in points], WIDTH), _axis([each[1] for each in points], HEIGHT)
     return Chart(
@@ -100,8 +133,22 @@ def make_chart(lines: Sequence[Line]) -> Chart:
     )
 
 
+def make_curve(line: Line, height: int) -> Chart:
+    """The chart of one line, against steps from the left, on linear axes."""
+    x, y = (
+        _Linear(min(values), max(*values, min(values) + LEAST_SPAN), pixels)
+        for values, pixels in zip(zip(*line.points, strict=True), (WIDTH, height), strict=True)
+    )
+    return Chart(
+        lines=[_drawn(line, x, y, height)],
+        x_ticks=_labelled(x, lambda tick: f"{tick:g}", x.at),
+        y_ticks=_labelled(y, lambda tick: f"{tick:g}", lambda tick: height - y.at(tick)),
+        height=height,
+    )
+
+
 def _axis(values: Sequence[float], pixels: int) -> _Axis:
-    return _Axis(min(values) / MARGIN, max(values) * MARGIN, pixels)
+    return _Logarithmic(min(values) / MARGIN, max(values) * MARGIN, pixels)
 
 
 def _labelled(
@@ -110,8 +157,8 @@ def _labelled(
     return [(place(tick), label(tick)) for tick in axis.ticks()]
 
 
-def _drawn(line: Line, x: _Axis, y: _Axis) -> Drawn:
-    places = [(x.at(size), round(HEIGHT - y.at(error), 1)) for size, error in line.points]
+def _drawn(line: Line, x: _Axis, y: _Axis, height: int = HEIGHT) -> Drawn:
+    places = [(x.at(left), round(height - y.at(up), 1)) for left, up in line.points]
     path = " ".join(f"{left},{top}" for left, top in places)
     dots = [(*place, text) for place, text in zip(places, line.dots, strict=False)]
     return Drawn(line.name, path, line.colour, dots, line.dashed)

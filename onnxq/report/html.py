@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, Template
@@ -12,35 +12,19 @@ from jinja2 import Environment, PackageLoader, Template
 from onnxq.errors import OutputError
 from onnxq.pipeline import Result
 from onnxq.recipe import recipe_toml
+from onnxq.report.bars import MOST_BARS, Bar
 from onnxq.report.inspection import LayerRow, plan_rows
 from onnxq.report.result import figure_rows, result_fields, result_notes, score_history
 from onnxq.report.search import search_chart, search_title
+from onnxq.report.synthesis import class_bars, contact_sheet, loss_curves
 from onnxq.report.text import size_text
 from onnxq.version import VERSION
-
-MOST_BARS = 60
-"""Bars of one picture; of more layers the largest are shown."""
-
 
 PAGE = "report.html"
 """The page's file in the folder of a report."""
 
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar of a picture.
-
-    Attributes:
-        name: what it stands for.
-        text: its value as a reader takes it.
-        share: its length, as a share of the longest.
-        inner: length of its dark part, as a share of the longest.
-    """
-
-    name: str
-    text: str
-    share: float
-    inner: float = 0.0
+SHEET = "images.png"
+"""The file of made images, where there are any."""
 
 
 def make_folder(folder: Path) -> None:
@@ -74,6 +58,8 @@ def check_folder(folder: Path) -> None:
 def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
     """Write `report.html` and `report.json` into a folder, which is made if need be.
 
+    Where samples were made, `images.png` shows some of them.
+
     Args:
         folder: where.
         model: the original.
@@ -88,6 +74,8 @@ def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
     try:
         (folder / PAGE).write_text(render(model, out, result), encoding="utf-8")
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        if result.synthesis is not None and (sheet := contact_sheet(result.synthesis)) is not None:
+            (folder / SHEET).write_bytes(sheet)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
@@ -103,6 +91,8 @@ def cannot_write(folder: Path, error: OSError) -> OutputError:
 def render(model: Path, out: Path, result: Result) -> str:
     """The HTML text; nothing in it is fetched from elsewhere."""
     rows = plan_rows(result.model, result.plan)
+    made = result.synthesis
+    sheet = None if made is None else contact_sheet(made)
     return template("report.html.j2").render(
         version=VERSION,
         model=model.name,
@@ -112,6 +102,10 @@ def render(model: Path, out: Path, result: Result) -> str:
         search=search_chart(result.figures),
         search_title=search_title(result.figures),
         search_settings=list(result.figures.search.get("settings", {}).items()),
+        made=made,
+        made_sheet=None if sheet is None else base64.b64encode(sheet).decode(),
+        made_curves=[] if made is None else loss_curves(made),
+        made_bars=[] if made is None else class_bars(made.classes),
         layers=rows,
         kernels=result.figures.kernels,
         size_bars=size_bars(rows),

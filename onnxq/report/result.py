@@ -104,7 +104,8 @@ def _learning_rows(figures: Figures) -> list[Row]:
         before, after = number_text(shared["own"]), number_text(shared["shared"])
         rows.append(("held-back error of shared biases", before, after, f"{count} for each layer"))
     if figures.samples:
-        held_back = f"{figures.samples}, {figures.held_back} held back"
+        made = " made from the model alone" if figures.synthesis else ""
+        held_back = f"{figures.samples}{made}, {figures.held_back} held back"
         rows.append(("samples", "", "", held_back))
     return rows
 

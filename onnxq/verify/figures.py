@@ -15,6 +15,7 @@ METADATA_KEY = "onnxq.figures"
 
 OUTSIDE_FIELDS = (
     "search",
+    "synthesis",
     "shipped_before",
     "shipped_after",
     "latency_before_ms",
@@ -61,6 +62,8 @@ class Figures:
             `score`, the relative RMSE of the outputs after all else.
         search: what a search found: `goal`, `met`, `settings` by layer, `trials`, `frontier`, and
             the `sweep` behind them.
+        synthesis: where samples were made, `method`, `count`, `steps`, `weights` and `losses` by
+            kind, and the number of images by class in `classes`.
         equalization: what equalization did, in words.
         bias_correction: whether biases were corrected.
         bias_centroids: where biases are centroids their `count`, and the held-back errors
@@ -95,6 +98,7 @@ class Figures:
     float_nodes: list[str] = field(default_factory=list)
     learning: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
+    synthesis: dict[str, Any] = field(default_factory=dict)
     equalization: str = ""
     bias_correction: bool = False
     bias_centroids: dict[str, float] = field(default_factory=dict)

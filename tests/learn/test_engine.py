@@ -107,6 +107,20 @@ def test_extra_outputs_come_per_shard(parameters, shards):
     assert loss == pytest.approx(sum(errors), rel=1e-4)
 
 
+def test_shards_with_parameters_of_their_own_stand_alone(parameters, shards):
+    student = engine(trainable=("W", "unused"), extra_outputs=["logits"], workers=2)
+    other = {**parameters, "W": 2 * parameters["W"]}
+    full = [{**shard, **own} for shard, own in zip(shards, (parameters, other), strict=False)]
+    found = student.each(full)
+    assert len(found) == 2
+    for shard, (outputs, gradients) in zip(full, found, strict=True):
+        loss, alone = student.gradients(shard, [shard])
+        assert float(outputs["loss"]) == loss
+        assert outputs["logits"].shape == (8, 4)
+        assert list(gradients) == ["W"]
+        np.testing.assert_array_equal(gradients["W"], alone["W"])
+
+
 def test_the_model_is_not_changed(parameters):
     model = ir.from_onnx_text(STUDENT)
     before = ir.to_proto(model).SerializeToString()

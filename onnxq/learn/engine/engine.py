@@ -86,6 +86,22 @@ class Engine:
         zeros = {name: np.zeros_like(values[name]) for name in self.trainable if name not in found}
         return loss, {**zeros, **found}
 
+    def each(self, shards: Sequence[Feeds]) -> list[tuple[Arrays, Arrays]]:
+        """Loss and gradients of each shard by itself, where shards hold trainable inputs too.
+
+        Returns:
+            For each shard the loss and the extra outputs by name, and the gradients of the
+            trainable inputs that the loss depends on.
+        """
+        count = len(self._outputs) - len(self._reached)
+        return [
+            (
+                dict(zip(self._outputs[:count], result[:count], strict=True)),
+                dict(zip(self._reached, result[count:], strict=True)),
+            )
+            for result in self._run_all({}, shards)
+        ]
+
     def _run_all(self, parameters: Arrays, shards: Sequence[Feeds]) -> list[list[np.ndarray]]:
         """Results by shard."""
         shared = {k: _ort_value(v) for k, v in parameters.items() if k in self._inputs}

@@ -1,0 +1,1 @@
+"""Samples made from the float network alone, where there are no data."""

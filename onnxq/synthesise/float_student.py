@@ -1,0 +1,213 @@
+"""The student that a generator is warmed up against: the network again, with random weights.
+
+Li et al., DFQF, 2020, algorithm 1. Its BatchNormalization is in training mode, written as means and
+differences. It is never run in any other mode, so that it keeps no running statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import ModelError
+from onnxq.learn.engine import Engine
+from onnxq.learn.engine.path import has_subgraph, read_values
+from onnxq.learn.loss import target_name
+from onnxq.learn.optimizer import Adam
+from onnxq.normalise.facts import constant, float_attribute, input_at, is_op
+from onnxq.session import Arrays, Feeds
+from onnxq.synthesise.losses import cross_entropy
+from onnxq.synthesise.parts import Parts
+
+PREFIX = "onnxq.student"
+"""What the names of parameters and nodes begin with."""
+LOSS = f"{PREFIX}.loss"
+
+RATE = 1e-3
+"""Adam's step."""
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class FloatStudent:
+    """Which values of the network are parameters of the student.
+
+    Attributes:
+        images: the tensor that the network takes.
+        logits: the tensor that it gives.
+        parameters: shape and start of each parameter, by the name of its graph input: 'scale' is 1,
+            'bias' 0, and 'weight' drawn for its number of inputs.
+    """
+
+    images: str
+    logits: str
+    parameters: Mapping[str, tuple[tuple[int, ...], str]]
+
+    def draw(self, rng: np.random.Generator) -> Arrays:
+        """Values to start from: He et al. 2015 for weights."""
+        found: Arrays = {}
+        for name, (shape, kind) in self.parameters.items():
+            if kind == "weight":
+                fan_in = math.prod(shape[1:]) if len(shape) > 2 else max(shape)
+                size = np.float32(math.sqrt(2 / fan_in))
+                found[name] = rng.standard_normal(shape, np.float32) * size
+            else:
+                found[name] = np.full(shape, float(kind == "scale"), np.float32)
+        return found
+
+    def inputs(self) -> dict[str, ir.Value]:
+        """The graph inputs of the parameters."""
+        kind = ir.DataType.FLOAT
+        return {
+            name: ir.val(name, kind, ir.Shape(list(shape)))
+            for name, (shape, _) in self.parameters.items()
+        }
+
+    def attach(self, parts: Parts, model: ir.Model, inputs: Mapping[str, ir.Value]) -> ir.Value:
+        """The nodes from images to logits once more, in the same graph.
+
+        Args:
+            parts: takes the nodes.
+            model: the network, with anything before its images.
+            inputs: of the parameters.
+
+        Returns:
+            The student's logits.
+        """
+        values = {v.name: v for node in model.graph for v in node.outputs}
+        values |= {v.name: v for v in model.graph.inputs}
+        copies: dict[ir.Value, ir.Value] = {values[self.images]: values[self.images]}
+        for node in between(model, self.images, self.logits):
+            if is_op(node, "BatchNormalization"):
+                copies[node.outputs[0]] = _training_norm(parts, node, copies, inputs)
+                continue
+            read = [_read(value, copies, inputs) for value in node.inputs]
+            made = parts.copy(node, read)
+            copies |= dict(zip(node.outputs, made, strict=True))
+        return copies[values[self.logits]]
+
+
+def find_float_student(model: ir.Model, images: str, logits: str) -> FloatStudent:
+    """The parameters of a student of the network's own architecture.
+
+    Raises:
+        ModelError: nodes between images and logits hold graphs of their own.
+    """
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for node in between(model, images, logits):
+        norm = is_op(node, "BatchNormalization")
+        if not norm and node.op_type not in WEIGHTED:
+            continue
+        for index, kind in ((1, "scale" if norm else "weight"), (2, "bias")):
+            value = input_at(node, index)
+            array = constant(value)
+            if value is not None and array is not None:
+                found[f"{PREFIX}.{value.name}"] = array.shape, kind
+    return FloatStudent(images, logits, found)
+
+
+def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
+    """The nodes on the way from one tensor to another, in graph order.
+
+    Raises:
+        ModelError: one of them holds a graph of its own.
+    """
+    reached = {v for v in model.graph.inputs if v.name == images}
+    nodes = []
+    for node in model.graph:
+        if reached.intersection(read_values(node)):
+            nodes.append(node)
+            reached.update(node.outputs)
+        reached.update(v for v in node.outputs if v.name == images)
+    wanted = {v for node in nodes for v in node.outputs if v.name == logits}
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            kept.append(node)
+            wanted.update(read_values(node))
+    for node in kept:
+        if has_subgraph(node):
+            raise ModelError(
+                f"The node '{node.name}' ({node.op_type}) holds a graph, and no student can be "
+                "made of it; leave out --synthesis-loss adversarial."
+            )
+    return kept[::-1]
+
+
+class StudentTraining:
+    """Moves the student towards the teacher's probabilities (equation 2).
+
+    Args:
+        model: the network, unfolded.
+        student: its parameters.
+        seed: of the weights.
+    """
+
+    def __init__(self, model: ir.Model, student: FloatStudent, seed: int) -> None:
+        copy = model.clone(deep_copy=False)
+        inputs, parts = student.inputs(), Parts(copy, PREFIX)
+        copy.graph.inputs.extend(inputs.values())
+        logits = student.attach(parts, copy, inputs)
+        target = ir.val(target_name(student.logits), ir.DataType.FLOAT)
+        copy.graph.inputs.append(target)
+        parts.finish({LOSS: cross_entropy(parts, logits, target)})
+        self._engine = Engine(copy, list(inputs), LOSS)
+        self.parameters = student.draw(np.random.default_rng(seed))
+        self.optimizer = Adam(RATE)
+
+    def step(self, shards: list[Feeds]) -> float:
+        """Move the parameters by one batch of images with their targets; the loss before."""
+        loss, gradients = self._engine.gradients(self.parameters, shards)
+        share = np.float32(1 / len(shards))
+        self.optimizer.step(self.parameters, {k: share * g for k, g in gradients.items()})
+        return loss / len(shards)
+
+    def state(self) -> Arrays:
+        """All that a later step depends on."""
+        values = {f"student/{name}": array for name, array in self.parameters.items()}
+        optimizer = self.optimizer.state().items()
+        return {**values, **{f"student-optimizer/{name}": array for name, array in optimizer}}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        self.parameters = part_of(state, "student/")
+        self.optimizer.load_state(part_of(state, "student-optimizer/"))
+
+
+def part_of(state: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _read(
+    value: ir.Value | None, copies: Mapping[ir.Value, ir.Value], inputs: Mapping[str, ir.Value]
+) -> ir.Value | None:
+    if value is None:
+        return None
+    return inputs.get(f"{PREFIX}.{value.name}") or copies.get(value, value)
+
+
+def _training_norm(
+    parts: Parts,
+    node: ir.Node,
+    copies: Mapping[ir.Value, ir.Value],
+    inputs: Mapping[str, ir.Value],
+) -> ir.Value:
+    """BatchNormalization by the statistics of the batch."""
+    source = node.inputs[0]
+    assert source is not None and source.shape is not None
+    x, rank = copies[source], len(source.shape)
+    scale, bias = (_read(value, copies, inputs) for value in node.inputs[1:3])
+    assert scale is not None and bias is not None
+    others = [axis for axis in range(rank) if axis != 1]
+    shape = parts.integers([1, -1, *[1] * (rank - 2)])
+    shifted = parts.op("Sub", x, parts.mean(x, others, keep=True))
+    variance = parts.mean(parts.square(shifted), others, keep=True)
+    epsilon = parts.scalar(float_attribute(node, "epsilon", 1e-5))
+    normal = parts.op("Div", shifted, parts.op("Sqrt", parts.op("Add", variance, epsilon)))
+    scaled = parts.op("Mul", normal, parts.op("Reshape", scale, shape))
+    return parts.op("Add", scaled, parts.op("Reshape", bias, shape))

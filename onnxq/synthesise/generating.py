@@ -1,0 +1,178 @@
+"""A generator trained as long as the clock allows, or one that was saved, and what it makes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import ModelError
+from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.rows import Rows
+from onnxq.progress import Progress
+from onnxq.synthesise.distilled import Terms
+from onnxq.synthesise.generated import GeneratorTraining, draw
+from onnxq.synthesise.generator import LATENT, NOISE, Generator, size_generator, stand_alone
+from onnxq.synthesise.made import MadeImages, Synthesis, by_kind, loss_text
+from onnxq.synthesise.subject import Subject
+from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, WEIGHTS, Task, batch_size
+from onnxq.version import VERSION
+
+STEPS = 600
+"""Of the generator, where the clock allows."""
+LEAST_STEPS = 20
+"""However little time there is."""
+SAVE_SECONDS = 30.0
+"""Between checkpoints, at least."""
+
+METADATA_KEY = "onnxq.generator"
+"""The key of a generator's metadata: how it was made, and the batch that shares statistics."""
+DRAWS = 1
+"""Tells the seeds of what is drawn in the end from those of training."""
+
+
+class Generating:
+    """Trains a generator, unless there is one, and draws from it.
+
+    Args:
+        subject: the network.
+        task: how many, and how.
+        folder: where images lie.
+        progress: told how far it is.
+        checkpoint: where the state of training is kept; None keeps none.
+        resume: whether to go on from that.
+        generator: a saved one, as a model.
+
+    Attributes:
+        source: the images.
+        synthesis: how they were made.
+
+    Raises:
+        ModelError: the generator is none of onnxq's, or makes other images than the network takes.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        task: Task,
+        folder: Path,
+        progress: Progress,
+        checkpoint: Checkpoint | None,
+        resume: bool,
+        generator: ir.Model | None = None,
+    ) -> None:
+        space = subject.space
+        if generator is not None:
+            check_generator(generator, subject)
+        self._subject, self._task, self._progress = subject, task, progress
+        part = None if checkpoint is None else checkpoint.part("generator")
+        self._checkpoint, self._resume = part, resume
+        self._size = space.batch or batch_size(subject.model)
+        self._rows = Rows(folder, task.count, False, "the made images")
+        self.source = MadeImages(self._rows, space.batch)
+        self.synthesis = Synthesis("generator", generator=generator)
+
+    def run(self) -> None:
+        """Train, where there is no generator yet; then draw."""
+        if self.synthesis.generator is None:
+            self.synthesis.generator = self._train()
+        self._draw(self.synthesis.generator)
+
+    def _train(self) -> ir.Model:
+        subject, task, synthesis = self._subject, self._task, self.synthesis
+        weights = {**WEIGHTS, **task.weights}
+        objective = subject.objective(weights)
+        generator = size_generator(subject.space, subject.classes)
+        training = GeneratorTraining(subject.model, generator, objective, STEPS, task.seed)
+        history = self._load(training)
+        began = saved = time.monotonic()
+        self._progress.start("generator", training.steps)
+        while training.done < training.steps:
+            history.append(training.step(self._size, TOGETHER))
+            if training.done == TIMED_STEPS:
+                self._plan(training, (time.monotonic() - began) / TIMED_STEPS)
+            self._progress.at(training.done, loss_text(history[-1]))
+            if time.monotonic() - saved > SAVE_SECONDS or training.done == training.steps:
+                saved = time.monotonic()
+                self._save(training, history)
+        self._progress.finish()
+        synthesis.steps, synthesis.losses = training.steps, by_kind(history)
+        synthesis.weights = {kind: weights[kind] for kind in objective.kinds}
+        return self._finished(generator, training)
+
+    def _plan(self, training: GeneratorTraining, each: float) -> None:
+        """As many steps as the clock allows."""
+        possible = int(self._task.max_seconds / max(each, 1e-6))
+        if possible < training.steps:
+            training.steps = max(LEAST_STEPS, possible)
+            self.synthesis.notes.append(
+                f"--max-minutes allowed {training.steps} of {STEPS} steps of the generator"
+            )
+            self._progress.start("generator", training.steps)
+
+    def _finished(self, generator: Generator, training: GeneratorTraining) -> ir.Model:
+        opset = self._subject.model.opset_imports[""]
+        model = stand_alone(generator, training.parameters, opset)
+        made = {
+            "version": VERSION,
+            "batch": self._size,
+            "steps": training.steps,
+            "weights": self.synthesis.weights,
+            "seed": self._task.seed,
+        }
+        model.metadata_props[METADATA_KEY] = json.dumps(made, sort_keys=True)
+        return model
+
+    def _draw(self, model: ir.Model) -> None:
+        size = self._subject.space.batch or json.loads(model.metadata_props[METADATA_KEY])["batch"]
+        name = self._subject.space.name
+        output = str(model.graph.outputs[0].name)
+        count, seed = self._task.count, (self._task.seed, DRAWS)
+        whole = count // size * size if self._subject.space.batch else count
+        count = max(whole, size) if self._subject.space.batch else whole
+        self._progress.start("images", count)
+        for images in draw(model, output, -(-count // size), size, seed):
+            kept = min(len(images), count - self._rows.stored)
+            self._rows.append({name: images[:kept]}, kept)
+            self._progress.at(self._rows.stored)
+        self._progress.finish()
+
+    def _save(self, training: GeneratorTraining, history: list[Terms]) -> None:
+        if self._checkpoint is not None:
+            losses = {f"losses/{k}": np.array(v) for k, v in by_kind(history).items()}
+            self._checkpoint.save({**training.state(), **losses})
+
+    def _load(self, training: GeneratorTraining) -> list[Terms]:
+        """Go on from an earlier run, where there was one; its losses."""
+        state = self._checkpoint.load() if self._checkpoint and self._resume else None
+        if state is None:
+            return []
+        training.load_state(state)
+        kinds = [k.removeprefix("losses/") for k in state if k.startswith("losses/")]
+        rows = np.stack([state[f"losses/{kind}"] for kind in kinds], axis=1)
+        return [dict(zip(kinds, row.tolist(), strict=True)) for row in rows]
+
+
+def check_generator(model: ir.Model, subject: Subject) -> None:
+    """Whether a model is a generator of images that the network takes.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if METADATA_KEY not in model.metadata_props or NOISE not in {
+        value.name for value in model.graph.inputs
+    }:
+        raise ModelError(
+            f"The file of --generator is no generator: it has no metadata '{METADATA_KEY}' or no "
+            f"input '{NOISE}' of {LATENT} numbers; give one that --save-generator wrote."
+        )
+    shape = model.graph.outputs[0].shape
+    made = tuple(shape.dims[1:]) if shape is not None else ()
+    if made != subject.space.shape:
+        raise ModelError(
+            f"The generator of --generator makes images of shape {made}; the model's input "
+            f"'{subject.space.name}' takes {subject.space.shape}: train one for this model."
+        )

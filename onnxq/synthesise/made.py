@@ -1,0 +1,103 @@
+"""Made images as samples like any others, and what is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.learn.rows import Rows
+from onnxq.session import Arrays
+
+FEW_CLASSES = 0.5
+"""Share of the classes that could occur below which variety has collapsed."""
+
+
+class MadeImages:
+    """A source of images that lie on disk."""
+
+    def __init__(self, rows: Rows, batch: int | None) -> None:
+        self.skipped: list[str] = []
+        self.batch = batch
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows.stored
+
+    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
+        """Feeds of `size` images each, in the order of the indices."""
+        for start in range(0, len(indices), size):
+            yield self._rows.at(np.asarray(indices[start : start + size]))
+
+
+@dataclass
+class Synthesis:
+    """How images were made, and what they are.
+
+    Attributes:
+        method: how.
+        count: how many.
+        steps: of gradient descent, for each image.
+        weights: of the losses, by kind.
+        losses: the terms before each step, unweighted, means over all images, by kind.
+        classes: how many images the float model gives to each class; empty where it gives none.
+        pictures: some of the images, uint8 `(pictures, height, width, channels)`.
+        decisions: the class of each of them; empty where there are none.
+        notes: sentences for the user.
+        generator: the model that made them, noise in and images out; None where there is none.
+    """
+
+    method: str
+    count: int = 0
+    steps: int = 0
+    weights: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    classes: list[int] = field(default_factory=list)
+    pictures: np.ndarray | None = None
+    decisions: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    generator: ir.Model | None = None
+
+    def to_fields(self) -> dict[str, Any]:
+        """All but the pictures and the notes, as JSON takes it."""
+        return {
+            "method": self.method,
+            "count": self.count,
+            "steps": self.steps,
+            "weights": self.weights,
+            "losses": self.losses,
+            "classes": self.classes,
+        }
+
+
+def by_kind(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The losses of each step as one list for each kind."""
+    return {kind: [float(step[kind]) for step in history] for kind in (history or [{}])[0]}
+
+
+def loss_text(losses: Mapping[str, float]) -> str:
+    """The losses of one step, for progress."""
+    return ", ".join(f"{kind} {value:.3f}" for kind, value in losses.items())
+
+
+def collapse_note(classes: Sequence[int]) -> str | None:
+    """A sentence where the classes of made images are few; None where they are not.
+
+    exp(-sum_c f_c log f_c), the number of classes that f would be spread over evenly, is held
+    against the number that could occur.
+    """
+    counts = np.asarray(classes, np.float64)
+    possible = min(len(counts), int(counts.sum()))
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    effective = float(np.exp(-(shares * np.log(shares)).sum()))
+    if possible < 2 or effective >= FEW_CLASSES * possible:
+        return None
+    largest = int(counts.argmax())
+    return (
+        f"the made images are of {effective:.1f} classes in effect where {possible} could occur "
+        f"({100 * shares.max():.0f} % are of class {largest}): give --synthesis-loss inception a "
+        "larger weight"
+    )

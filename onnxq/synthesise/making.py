@@ -1,0 +1,155 @@
+"""Distilled images, batch after batch, as many and as good as the clock allows."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.rows import Rows
+from onnxq.progress import Progress
+from onnxq.synthesise.distilled import Descent, Distilled, Terms
+from onnxq.synthesise.made import MadeImages, Synthesis, by_kind, loss_text
+from onnxq.synthesise.subject import Subject
+from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, WEIGHTS, Task, batch_size
+
+STEPS = 200
+"""Of gradient descent for each batch, where the clock allows."""
+LEAST_STEPS = 50
+"""Below that there are rather fewer images."""
+
+
+class Making:
+    """Batch after batch of images, as many and as good as the clock allows.
+
+    Args:
+        subject: the network.
+        task: how many, and how.
+        folder: where images lie.
+        progress: told how far it is.
+        checkpoint: where finished images are kept too; None keeps none.
+        resume: whether to go on from those.
+
+    Attributes:
+        source: the images.
+        synthesis: how they were made.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        task: Task,
+        folder: Path,
+        progress: Progress,
+        checkpoint: Checkpoint | None,
+        resume: bool,
+    ) -> None:
+        space = subject.space
+        weights = {**WEIGHTS, **task.weights}
+        objective = subject.objective(weights)
+        self._distilled = Distilled(subject.model, space, objective)
+        self._size = space.batch or batch_size(subject.model)
+        # What fills no batch of a fixed size could not be used.
+        self._count = task.count if space.batch is None else _whole(task.count, space.batch)
+        self._rows = Rows(folder, self._count, False, "the made images")
+        self._name, self._task, self._progress = space.name, task, progress
+        self._checkpoint, self._resume = checkpoint, resume
+        self._groups = -(-self._count // (TOGETHER * self._size))
+        self._history: list[Terms] = []
+        self._planned = False
+        self.source = MadeImages(self._rows, space.batch)
+        used = {kind: weights[kind] for kind in objective.kinds}
+        self.synthesis = Synthesis("distilled", steps=STEPS, weights=used)
+
+    def run(self) -> None:
+        """Make them all."""
+        self._began = time.monotonic()
+        self._progress.start("images", self._groups * self.synthesis.steps)
+        group = 0
+        while group < self._groups:
+            images = self._kept(group) if self._resume else None
+            if images is None:
+                images = self._make(group)
+            count = min(len(images), self._count - self._rows.stored)
+            self._rows.append({self._name: images[:count]}, count)
+            group += 1
+        self._progress.finish()
+        self.synthesis.losses = by_kind(self._history)
+        self._say_what_the_clock_did()
+
+    def _make(self, group: int) -> np.ndarray:
+        """The images of one group."""
+        descent = self._begin(group)
+        found: list[Terms] = []
+        while descent.done < descent.steps:
+            found.append(descent.step())
+            if not self._planned and descent.done == TIMED_STEPS:
+                self._plan(descent)
+            steps = self.synthesis.steps
+            done = group * steps + min(descent.done, steps)
+            self._progress.at(done, loss_text(found[-1]))
+        self._remember(group, found)
+        images: np.ndarray = np.concatenate(descent.batches)
+        self._keep(group, images)
+        return images
+
+    def _begin(self, group: int) -> Descent:
+        left = self._count - self._rows.stored
+        batches = min(TOGETHER, -(-left // self._size))
+        seeds = [(self._task.seed, group * TOGETHER + i) for i in range(batches)]
+        return self._distilled.begin(seeds, self._size, self.synthesis.steps)
+
+    def _plan(self, descent: Descent) -> None:
+        """As many steps, then as many images, as the clock allows."""
+        self._planned = True
+        each = (time.monotonic() - self._began) / TIMED_STEPS
+        possible = int(self._task.max_seconds / max(each, 1e-6))
+        if possible >= STEPS * self._groups:
+            return
+        steps = min(STEPS, max(LEAST_STEPS, possible // self._groups))
+        self._groups = max(1, min(self._groups, possible // steps))
+        self.synthesis.steps = descent.steps = steps
+        self._progress.start("images", self._groups * steps)
+
+    def _say_what_the_clock_did(self) -> None:
+        stored, steps = self._rows.stored, self.synthesis.steps
+        if steps < STEPS or stored < self._count:
+            self.synthesis.notes.append(
+                f"--max-minutes allowed {steps} of {STEPS} steps for each of {stored} of "
+                f"{self._count} images"
+            )
+
+    def _remember(self, group: int, found: list[Terms]) -> None:
+        """The mean over groups of each step's losses."""
+        if not self._history:
+            self._history = found
+            return
+        self._history = [
+            {kind: (group * old[kind] + new[kind]) / (group + 1) for kind in new}
+            for old, new in zip(self._history, found, strict=False)
+        ]
+
+    def _keep(self, group: int, images: np.ndarray) -> None:
+        if self._checkpoint is not None:
+            state = {"images": images, "plan": np.array([self.synthesis.steps, self._groups])}
+            history = {f"losses/{k}": np.array(v) for k, v in by_kind(self._history).items()}
+            self._checkpoint.part(f"images-{group}").save({**state, **history})
+
+    def _kept(self, group: int) -> np.ndarray | None:
+        """The images of a group that an earlier run has finished."""
+        state = self._checkpoint.part(f"images-{group}").load() if self._checkpoint else None
+        if state is None:
+            return None
+        self.synthesis.steps, self._groups = (int(each) for each in state["plan"])
+        self._planned = True
+        kinds = [k.removeprefix("losses/") for k in state if k.startswith("losses/")]
+        rows = np.stack([state[f"losses/{kind}"] for kind in kinds], axis=1)
+        self._history = [dict(zip(kinds, row.tolist(), strict=True)) for row in rows]
+        return state["images"]
+
+
+def _whole(count: int, batch: int) -> int:
+    """The multiple of the batch that is next below, or the batch."""
+    return max(1, count // batch) * batch

@@ -1,0 +1,103 @@
+"""The weighted losses of made images, attached to the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.synthesise.batch_norms import BatchNorm
+from onnxq.synthesise.float_student import FloatStudent
+from onnxq.synthesise.losses import (
+    batch_norm_divergence,
+    batch_norm_moments,
+    cross_entropy,
+    inception_score,
+    total_variation,
+)
+from onnxq.synthesise.parts import Parts
+
+LOSS = "onnxq.synthesis"
+"""Name of the loss output, a mean over the batch; its terms, unweighted, have their kind behind."""
+
+BATCH_NORM_FORMS = {"bn": batch_norm_divergence, "bn-moments": batch_norm_moments}
+"""How the statistics of a layer are compared, by kind of loss."""
+
+
+@dataclass(frozen=True)
+class SynthesisObjective:
+    """Weighted losses of a batch of images; those of weight 0 are left out.
+
+    Attributes:
+        weights: by kind; that of 'inception' is its alpha.
+        batch_norms: the layers whose statistics are to be met.
+        logits: the tensor of a classifier's logits, or None.
+        image_axes: of height and width, or None where inputs are no images.
+        student: what images are to be hard for, or None.
+    """
+
+    weights: Mapping[str, float]
+    batch_norms: Sequence[BatchNorm]
+    logits: str | None
+    image_axes: tuple[int, int] | None = None
+    student: FloatStudent | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """The losses that are there, in the order of their outputs."""
+        possible = {
+            "inception": self.logits is not None,
+            "bn": bool(self.batch_norms),
+            "bn-moments": bool(self.batch_norms),
+            "variation": self.image_axes is not None,
+            "adversarial": self.student is not None,
+        }
+        return [kind for kind, there in possible.items() if there and self.weights.get(kind, 0)]
+
+    def attach(self, model: ir.Model, images: str) -> ir.Model:
+        """A copy of the model whose outputs are the loss and its terms.
+
+        Args:
+            model: the float network, unfolded; it isn't changed.
+            images: the tensor that is made: its input, or what is before it.
+        """
+        copy = model.clone(deep_copy=False)
+        values = {v.name: v for node in copy.graph for v in node.outputs}
+        values |= {v.name: v for v in copy.graph.inputs}
+        parts = Parts(copy, LOSS)
+        terms: dict[str, ir.Value] = {}
+        for kind in self.kinds:
+            if kind == "inception":
+                alpha = self.weights[kind]
+                terms[kind] = inception_score(parts, values[self.logits], alpha)
+            elif kind == "adversarial" and self.student is not None:
+                inputs = self.student.inputs()
+                copy.graph.inputs.extend(inputs.values())
+                student = self.student.attach(parts, copy, inputs)
+                terms[kind] = parts.op("Neg", cross_entropy(parts, student, values[self.logits]))
+            elif kind == "variation" and self.image_axes is not None:
+                terms[kind] = total_variation(parts, values[images], self.image_axes)
+            else:
+                form = BATCH_NORM_FORMS[kind]
+                found = [form(parts, values[n.tensor], n) for n in self.batch_norms]
+                terms[kind] = _total(parts, found)
+        loss = _total(parts, [self._weighted(parts, kind, term) for kind, term in terms.items()])
+        parts.finish({LOSS: loss, **{term_name(kind): term for kind, term in terms.items()}})
+        return copy
+
+    def _weighted(self, parts: Parts, kind: str, term: ir.Value) -> ir.Value:
+        weight = 1.0 if kind == "inception" else self.weights[kind]
+        return parts.op("Mul", term, parts.scalar(weight))
+
+
+def term_name(kind: str) -> str:
+    """The output of one term."""
+    return f"{LOSS}.{kind}"
+
+
+def _total(parts: Parts, terms: Sequence[ir.Value]) -> ir.Value:
+    total = terms[0]
+    for term in terms[1:]:
+        total = parts.op("Add", total, term)
+    return total

@@ -1,0 +1,92 @@
+"""Nodes and constants that are added to a graph piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import tape
+
+AXES_AS_INPUT = 18
+"""The opset from which on ReduceMean takes its axes as an input."""
+
+
+class Parts:
+    """What is added to one graph, under names that begin alike.
+
+    Args:
+        model: whose graph it is; nodes are added to it by `finish`, constants at once.
+        prefix: what all new names begin with.
+    """
+
+    def __init__(self, model: ir.Model, prefix: str) -> None:
+        self._graph, self._prefix = model.graph, prefix
+        self._opset = model.opset_imports.get("", 0)
+        self._tape = tape.Tape()
+        self._constants = 0
+
+    def op(
+        self, op_type: str, *inputs: ir.Value, **attributes: int | float | str | Sequence[int]
+    ) -> ir.Value:
+        """The output of a new node."""
+        return self._tape.op(op_type, list(inputs), dict(attributes))
+
+    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
+        """The outputs of a node like another one that reads these inputs."""
+        return self._tape.op_multi_out(
+            node.op_type,
+            list(inputs),
+            dict(node.attributes),
+            domain=node.domain,
+            num_outputs=len(node.outputs),
+        )
+
+    def constant(self, array: np.ndarray) -> ir.Value:
+        """An initializer: a Constant node would look like a tensor that is computed."""
+        name = f"{self._prefix}.constant.{self._constants}"
+        self._constants += 1
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        self._graph.register_initializer(value)
+        return value
+
+    def scalar(self, number: float) -> ir.Value:
+        """A float32 constant without dimensions."""
+        return self.constant(np.array(number, np.float32))
+
+    def integers(self, numbers: Sequence[int]) -> ir.Value:
+        """An int64 constant of one dimension."""
+        return self.constant(np.array(numbers, np.int64))
+
+    def mean(self, value: ir.Value, axes: Sequence[int] | None, *, keep: bool = False) -> ir.Value:
+        """The mean over some axes, or over all."""
+        if axes is None:
+            return self.op("ReduceMean", value, keepdims=0)
+        if self._opset >= AXES_AS_INPUT:
+            return self.op("ReduceMean", value, self.integers(axes), keepdims=int(keep))
+        return self.op("ReduceMean", value, axes=list(axes), keepdims=int(keep))
+
+    def sum(self, value: ir.Value, axes: Sequence[int] | None, *, keep: bool = False) -> ir.Value:
+        """The sum over some axes, or over all."""
+        given = [] if axes is None else [self.integers(axes)]
+        return self.op("ReduceSum", value, *given, keepdims=int(keep))
+
+    def square(self, value: ir.Value) -> ir.Value:
+        """The square of each element; Pow and its gradient would take as long as the network."""
+        return self.op("Mul", value, value)
+
+    def finish(self, outputs: dict[str, ir.Value]) -> None:
+        """Put the nodes at the end of the graph; these float scalars become its outputs."""
+        for name, value in outputs.items():
+            value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
+            value.shape = ir.Shape([])
+        self.extend()
+        self._graph.outputs[:] = list(outputs.values())
+
+    def extend(self) -> None:
+        """Put the nodes at the end of the graph."""
+        for i, node in enumerate(self._tape.nodes):
+            node.name = f"{self._prefix}.{i}"
+            for output in node.outputs:
+                output.name = output.name or f"{self._prefix}.{i}.value"
+        self._graph.extend(self._tape.nodes)

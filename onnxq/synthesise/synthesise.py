@@ -1,0 +1,87 @@
+"""The stage between normalise and plan where there are no data: images from the network alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.data.preprocess import Preprocess
+from onnxq.data.samples import Samples
+from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.teacher import expose
+from onnxq.progress import Progress
+from onnxq.session import Arrays, SessionPool
+from onnxq.synthesise.generating import Generating
+from onnxq.synthesise.made import Synthesis, collapse_note
+from onnxq.synthesise.making import Making
+from onnxq.synthesise.subject import Subject, find_subject
+from onnxq.synthesise.task import BATCH, Task
+
+PICTURES = 64
+"""Images of a contact sheet at most."""
+
+
+def synthesise(
+    unfolded: ir.Model,
+    preprocess: Preprocess | None,
+    task: Task,
+    folder: Path,
+    progress: Progress,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
+    generator: ir.Model | None = None,
+) -> tuple[Samples, Synthesis]:
+    """Images that the network takes for its own data, as samples in a folder.
+
+    Args:
+        unfolded: the float network, normalised, with its BatchNormalization.
+        preprocess: how an image becomes its input.
+        task: how many, and how.
+        folder: an existing one.
+        progress: told how far it is.
+        checkpoint: where finished images are kept; None keeps none.
+        resume: whether to go on from those.
+        generator: a saved one that makes them.
+
+    Raises:
+        ModelError: the network's input can't be made, or there is nothing to go by.
+        OutputError: there is no room in the folder.
+    """
+    subject = find_subject(unfolded, preprocess)
+    making: Making | Generating
+    if generator is not None or task.method == "generator":
+        making = Generating(subject, task, folder, progress, checkpoint, resume, generator)
+    else:
+        making = Making(subject, task, folder, progress, checkpoint, resume)
+    making.run()
+    samples, found = Samples(making.source), making.synthesis
+    found.count = len(samples)
+    found.notes[:0] = subject.notes
+    _look(subject, samples, found)
+    if (note := collapse_note(found.classes)) is not None:
+        found.notes.append(note)
+    return samples, found
+
+
+def _look(subject: Subject, samples: Samples, found: Synthesis) -> None:
+    """The classes of all images, and pictures of the first."""
+    space = subject.space
+    shown = samples.take(PICTURES)
+    if subject.logits is not None:
+        rows = _logits(subject, samples)
+        decisions = rows.argmax(axis=1)
+        found.classes = np.bincount(decisions, minlength=rows.shape[1]).tolist()
+        found.decisions = decisions[shown.indices].tolist()
+    if space.axes is not None:
+        images = np.concatenate([batch[space.name] for batch in shown.batches(BATCH)])
+        found.pictures = space.pixels(images)
+
+
+def _logits(subject: Subject, samples: Samples) -> np.ndarray:
+    names = [str(subject.logits)]
+    pool = SessionPool(expose(subject.model, names), names)
+    outputs: list[Arrays] = list(pool.map(samples.batches(BATCH)))
+    rows: np.ndarray = np.concatenate([each[names[0]] for each in outputs])
+    return rows.reshape(len(rows), -1)

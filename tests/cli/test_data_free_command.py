@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from PIL import Image
+
+from onnxq.recipe import load_recipe
+from tests.cli.conftest import command, environment
+
+SHORT = ("--samples", 64, "--learn", "none")
+
+
+def test_a_model_is_compressed_with_no_data(onnxq_process, mlp, labelled, tmp_path):
+    out, report, recipe = tmp_path / "o.onnx", tmp_path / "report", tmp_path / "r.toml"
+    done = onnxq_process(
+        "compress", mlp, "--data-free", "-o", out, *SHORT, "--report", report, "-v",
+        "--synthesis-loss", "inception=5", "--save-recipe", recipe,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.last.startswith(f"wrote {out}: ")
+    assert re.search(r"samples +64 made from the model alone, 32 held back", done.out)
+    assert "note: the model has no BatchNormalization" in done.out
+    assert re.search(r"images: \d+/\d+ inception -", done.err)
+    # The report shows the images, their classes and the loss.
+    with Image.open(report / "images.png") as sheet:
+        assert sheet.width > 8 * 64
+    page = (report / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "Inception score loss, by step" in page
+    assert "class 9: " in page
+    synthesis = json.loads((report / "report.json").read_text())["figures"]["synthesis"]
+    assert sum(synthesis["classes"]) == synthesis["count"] == 64
+    assert synthesis["weights"] == {"inception": 5.0}
+    assert len(synthesis["losses"]["inception"]) == synthesis["steps"]
+    # The recipe that was used makes the same bytes.
+    assert load_recipe(recipe).data_free
+    again = tmp_path / "again.onnx"
+    done = onnxq_process("compress", mlp, "--recipe", recipe, "-o", again, "-q", *SHORT)
+    assert done.code == 0, done.err
+    assert again.read_bytes() == out.read_bytes()
+    # It decides as the original does on real images.
+    found = onnxq_process("evaluate", out, "--data", labelled, "--reference", mlp, "--json")
+    assert json.loads(found.out)["agreement"] > 97
+
+
+def test_a_generator_is_kept_and_used_again(onnxq_process, mlp, tmp_path):
+    kept, out = tmp_path / "generator.onnx", tmp_path / "o.onnx"
+    first = onnxq_process(
+        "compress", mlp, "--data-free", "--synthesis", "generator", "--save-generator", kept,
+        "-o", out, "--max-minutes", 0.02, "--report", tmp_path / "report", *SHORT,
+    )  # fmt: skip
+    assert first.code == 0, first.err
+    assert "20 of 600 steps of the generator" in first.out
+    assert "by a generator in 20 steps" in (tmp_path / "report" / "report.html").read_text()
+    again = ("compress", mlp, "--data-free", "--generator", kept, "-o", tmp_path / "p.onnx", *SHORT)
+    second = onnxq_process(*again, "--weight-bits", 4)
+    assert second.code == 0, second.err
+    assert "64 made from the model alone" in second.out
+    assert "steps of the generator" not in second.out
+    refused = onnxq_process(*again[:4], mlp, *again[5:], "--force")
+    assert refused.code == 1
+    assert "give one that --save-generator wrote" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "sentence"),
+    [
+        ((), 2, "only --data-free and --dry-run go without samples"),
+        (("--data-free", "--data", "x"), 1, "leave out --data or --data-free"),
+        (("--data", "x", "--synthesis-loss", "bn=1"), 1, "set 'data_free', or leave it out"),
+        (("--data-free", "--synthesis-loss", "bm=1"), 1, "'inception', 'bn', 'bn-moments'"),
+        (("--data-free", "--synthesis-loss", "bn=-1"), 1, "numbers of at least 0"),
+        (("--data-free", "--synthesis-loss", "bn"), 1, "expected a kind and a number"),
+        (("--data-free", "--synthesis-loss", "inception=0"), 1, "switches off all"),
+        (("--data", "x", "--synthesis", "generator"), 1, "'synthesis' says how samples are made"),
+        (("--data", "x", "--generator", "g"), 1, "add --data-free"),
+        (("--data-free", "--save-generator", "g"), 1, "add --synthesis generator"),
+        (("--data-free", "--generator", "g", "--save-generator", "h"), 1, "is not changed"),
+        (("--data-free", "--generator", "g", "--synthesis-loss", "bn=2"), 1, "as it was trained"),
+        (("--data-free", "--generator", "g"), 1, '"g" can\'t be read'),
+    ],
+)
+def test_what_can_not_go_together_is_said(onnxq, mlp, tmp_path, flags, code, sentence):
+    done = onnxq("compress", mlp, "-o", tmp_path / "o.onnx", *flags, *SHORT)
+    assert done.code == code
+    assert sentence in " ".join(done.err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_are_finished_outlive_ctrl_c(sample_models, tmp_path):
+    out = tmp_path / "o.onnx"
+    resnet = sample_models / "digits_resnet.onnx"
+    arguments = command("compress", resnet, "--data-free", "-o", out, "--samples", 4096, "-v")
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    folder = tmp_path / "o.onnx.onnxq-checkpoint"
+    try:
+        for _ in range(900):
+            if (folder / "images-0.npz").exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "--resume" in err
+    assert not out.exists()
+    assert (folder / "images-0.npz").exists()
