@@ -54,22 +54,22 @@ class LayerOverride:
     Attributes:
         pattern: a glob on the node's name or its op type.
         weight_bits: as in `Recipe`.
-        activation_bits: as in `Recipe`, 2 to 8, for the layer's output.
         granularity: as in `Recipe`.
         keep_float: whether the layer is not quantized at all.
         symmetric: as in `Recipe`, for the layer's output.
         calibration: as in `Recipe`, for the layer's output.
         codebook: number of centroids, or 'off' for codes.
+        activation_bits: as in `Recipe`, 2 to 8, for the layer's output.
     """
 
     pattern: str
     weight_bits: int | None = None
-    activation_bits: int | None = None
     granularity: Granularity | None = None
     keep_float: bool | None = None
     symmetric: bool | None = None
     calibration: Calibration | None = None
     codebook: int | str | None = None
+    activation_bits: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str) or not self.pattern:

@@ -211,10 +211,10 @@ def test_overrides_are_merged_and_the_later_one_wins():
         ),
     )
     assert recipe.override_for("/block1/conv", "Conv") == LayerOverride(
-        "/block1/conv", 8, "per-tensor", False, False, "max"
+        "/block1/conv", 8, "per-tensor", False, False, "max", activation_bits=8
     )
     assert recipe.override_for("fc", "Gemm") == LayerOverride(
-        "fc", 8, "per-channel", False, True, "mse"
+        "fc", 8, "per-channel", False, True, "mse", activation_bits=8
     )
 
 
