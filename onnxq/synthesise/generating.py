@@ -25,6 +25,8 @@ STEPS = 600
 """Of the generator, where the clock allows."""
 LEAST_STEPS = 20
 """However little time there is."""
+PLANNED_STEPS = 50
+"""Between looks at the clock."""
 SAVE_SECONDS = 30.0
 """Between checkpoints, at least."""
 
@@ -88,29 +90,33 @@ class Generating:
         generator = size_generator(subject.space, subject.classes)
         training = GeneratorTraining(subject.model, generator, objective, STEPS, task.seed)
         history = self._load(training)
-        began = saved = time.monotonic()
+        began, done = time.monotonic(), 0
+        saved = began
         self._progress.start("generator", training.steps)
         while training.done < training.steps:
             history.append(training.step(self._size, TOGETHER))
-            if training.done == TIMED_STEPS:
-                self._plan(training, (time.monotonic() - began) / TIMED_STEPS)
+            done += 1
+            if done == TIMED_STEPS or done % PLANNED_STEPS == 0:
+                self._plan(training, done, time.monotonic() - began)
             self._progress.at(training.done, loss_text(history[-1]))
             if time.monotonic() - saved > SAVE_SECONDS or training.done == training.steps:
                 saved = time.monotonic()
                 self._save(training, history)
         self._progress.finish()
+        if training.steps < STEPS:
+            synthesis.notes.append(
+                f"--max-minutes allowed {training.steps} of {STEPS} steps of the generator"
+            )
         synthesis.steps, synthesis.losses = training.steps, by_kind(history)
         synthesis.weights = {kind: weights[kind] for kind in objective.kinds}
         return self._finished(generator, training)
 
-    def _plan(self, training: GeneratorTraining, each: float) -> None:
-        """As many steps as the clock allows."""
-        possible = int(self._task.max_seconds / max(each, 1e-6))
+    def _plan(self, training: GeneratorTraining, done: int, spent: float) -> None:
+        """As many steps as the clock still allows."""
+        left = max(0.0, self._task.max_seconds - spent) / max(spent / done, 1e-6)
+        possible = training.done + int(left)
         if possible < training.steps:
-            training.steps = max(LEAST_STEPS, possible)
-            self.synthesis.notes.append(
-                f"--max-minutes allowed {training.steps} of {STEPS} steps of the generator"
-            )
+            training.steps = max(LEAST_STEPS, training.done, possible)
             self._progress.start("generator", training.steps)
 
     def _finished(self, generator: Generator, training: GeneratorTraining) -> ir.Model:

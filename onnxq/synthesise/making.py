@@ -58,7 +58,7 @@ class Making:
         self._checkpoint, self._resume = checkpoint, resume
         self._groups = -(-self._count // (TOGETHER * self._size))
         self._history: list[Terms] = []
-        self._planned = False
+        self._steps_done = 0
         self.source = MadeImages(self._rows, space.batch)
         used = {kind: weights[kind] for kind in objective.kinds}
         self.synthesis = Synthesis("distilled", steps=STEPS, weights=used)
@@ -85,8 +85,9 @@ class Making:
         found: list[Terms] = []
         while descent.done < descent.steps:
             found.append(descent.step())
-            if not self._planned and descent.done == TIMED_STEPS:
-                self._plan(descent)
+            self._steps_done += 1
+            if descent.done == TIMED_STEPS:
+                self._plan(group, descent)
             steps = self.synthesis.steps
             done = group * steps + min(descent.done, steps)
             self._progress.at(done, loss_text(found[-1]))
@@ -101,15 +102,16 @@ class Making:
         seeds = [(self._task.seed, group * TOGETHER + i) for i in range(batches)]
         return self._distilled.begin(seeds, self._size, self.synthesis.steps)
 
-    def _plan(self, descent: Descent) -> None:
-        """As many steps, then as many images, as the clock allows."""
-        self._planned = True
-        each = (time.monotonic() - self._began) / TIMED_STEPS
-        possible = int(self._task.max_seconds / max(each, 1e-6))
-        if possible >= STEPS * self._groups:
+    def _plan(self, group: int, descent: Descent) -> None:
+        """As many steps, then as many images, as the clock still allows."""
+        spent = time.monotonic() - self._began
+        each = spent / self._steps_done
+        possible = descent.done + int(max(0.0, self._task.max_seconds - spent) / max(each, 1e-6))
+        groups, steps = self._groups - group, self.synthesis.steps
+        if possible >= steps * groups:
             return
-        steps = min(STEPS, max(LEAST_STEPS, possible // self._groups))
-        self._groups = max(1, min(self._groups, possible // steps))
+        steps = max(LEAST_STEPS, possible // groups)
+        self._groups = group + max(1, min(groups, possible // steps))
         self.synthesis.steps = descent.steps = steps
         self._progress.start("images", self._groups * steps)
 
@@ -143,7 +145,6 @@ class Making:
         if state is None:
             return None
         self.synthesis.steps, self._groups = (int(each) for each in state["plan"])
-        self._planned = True
         kinds = [k.removeprefix("losses/") for k in state if k.startswith("losses/")]
         rows = np.stack([state[f"losses/{kind}"] for kind in kinds], axis=1)
         self._history = [dict(zip(kinds, row.tolist(), strict=True)) for row in rows]

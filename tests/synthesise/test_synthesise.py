@@ -105,6 +105,15 @@ def test_the_clock_takes_steps_first_and_images_then(unfolded, tmp_path, monkeyp
     assert (found.steps, found.count) == (10, 64)
 
 
+def test_a_machine_that_becomes_slower_still_keeps_to_the_clock(unfolded, tmp_path, monkeypatch):
+    # Time for all at first; of 18 seconds 10 are over after 35 steps, and 8 allow 28 more.
+    now = iter([0.0, 1.0, 10.0, 14.0])
+    monkeypatch.setattr(making.time, "monotonic", lambda: next(now))
+    _, found = make(unfolded, tmp_path / "a", 80, seconds=18.0)
+    assert (found.steps, found.count) == (16, 80)
+    assert found.notes == ["--max-minutes allowed 16 of 30 steps for each of 80 of 80 images"]
+
+
 def test_a_fixed_batch_is_kept(unfolded, tmp_path):
     fixed = unfolded.clone()
     for value in (*fixed.graph.inputs, *fixed.graph.outputs):
