@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_graphs import Quantized, quantize, small_graph
 
-from onnxq.learn.budget import ADAM_RATES, EPOCHS, LONG_STEPS, SGD_RATE, Budget
+from onnxq.learn.budget import ADAM_RATES, EPOCHS, LONG_EPOCHS, LONG_STEPS, SGD_RATE, Budget
 from onnxq.learn.free_values import BIAS, VALUE
 from onnxq.learn.optimizer import SGD
 from onnxq.learn.step_sizes import LEFT, STEP, WEIGHT_STEP, StepSizes
@@ -131,7 +131,7 @@ def test_momentum_gathers_and_a_rate_may_be_an_array():
         ({"thresholds"}, 1, EPOCHS),
         ({"weights"}, 10, LONG_STEPS // 10),
         ({"steps"}, 7, -(-LONG_STEPS // 7)),
-        ({"weights", "steps"}, LONG_STEPS, EPOCHS),
+        ({"weights", "steps"}, LONG_STEPS, LONG_EPOCHS),
     ],
 )
 def test_weights_and_steps_take_a_number_of_steps_however_few_the_samples(groups, steps, passes):
