@@ -78,7 +78,7 @@ def files(tmp_path):
         {"learn": ("auto",)},
         {"learn": ("steps",), "granularity": "per-tensor", "symmetric": True},
         {"learn": ("weights", "thresholds", "biases"), "lr": {"biases": 0.001}},
-        {"activation_bits": None},
+        {"activation_bits": None, "lr": {"weights": 0.01, "steps": 0.002}},
     ],
     ids=str,
 )
