@@ -55,8 +55,11 @@ def test_a_generator_is_kept_and_used_again(onnxq_process, mlp, tmp_path):
         "-o", out, "--max-minutes", 0.02, "--report", tmp_path / "report", *SHORT,
     )  # fmt: skip
     assert first.code == 0, first.err
-    assert "20 of 600 steps of the generator" in first.out
-    assert "by a generator in 20 steps" in (tmp_path / "report" / "report.html").read_text()
+    # How many steps the time holds depends on the machine.
+    steps = re.search(r"(\d+) of 600 steps of the generator", first.out)
+    assert steps and 20 <= int(steps[1]) < 600
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert f"by a generator in {steps[1]} steps" in page
     again = ("compress", mlp, "--data-free", "--generator", kept, "-o", tmp_path / "p.onnx", *SHORT)
     second = onnxq_process(*again, "--weight-bits", 4)
     assert second.code == 0, second.err
