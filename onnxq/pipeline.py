@@ -106,13 +106,8 @@ def compress(
     """
     model_path, recipe = Path(model), recipe or Recipe()
     check_data(recipe, data)
-    data_path = None if data is None else Path(data)
-    out_path = None if out is None else Path(out)
-    if out_path is not None:
-        check_output(out_path, model_path, force)
-    check_generator_files(recipe, generator, save_generator)
-    if save_generator is not None:
-        check_file(Path(save_generator), model_path, force, "generator", "--save-generator")
+    data_path, out_path = (None if path is None else Path(path) for path in (data, out))
+    _check_files(recipe, model_path, out_path, generator, save_generator, force)
     run = Run(model_path, recipe, progress or Silent())
     run.load(data_path, preprocess)
     checkpoint = run.checkpoint(out_path, data_path)
@@ -164,6 +159,22 @@ def sensitivity(
     run.load(Path(data), preprocess)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         return run.sweep(run.prepare(Path(folder)))
+
+
+def _check_files(
+    recipe: Recipe,
+    model: Path,
+    out: Path | None,
+    generator: str | Path | None,
+    save_generator: str | Path | None,
+    force: bool,
+) -> None:
+    """Find out before the long work whether the files can be written."""
+    if out is not None:
+        check_output(out, model, force)
+    check_generator_files(recipe, generator, save_generator)
+    if save_generator is not None:
+        check_file(Path(save_generator), model, force, "generator", "--save-generator")
 
 
 @contextmanager

@@ -62,9 +62,10 @@ def learn(
         left = replace(budget, max_seconds=seconds if last else FIRST_SHARE * seconds)
         # The last one has the run's own checkpoint; what went before is done when it begins.
         kept = checkpoint.part("-".join(sorted(stage))) if checkpoint and not last else checkpoint
-        now = replace(
-            variant, quantizers=found.quantizers, score=variant.score_of(found.quantizers)
-        )
+        now = variant
+        if found.quantizers is not variant.quantizers:
+            score = variant.score_of(found.quantizers)
+            now = replace(variant, quantizers=found.quantizers, score=score)
         if stage == ROUNDING:
             done = reconstruct(now, train, left, progress=progress, checkpoint=kept, resume=resume)
         else:

@@ -16,6 +16,7 @@ from onnxq.learn.frozen import Remainder
 from onnxq.learn.held_back import HeldBack, Judgement
 from onnxq.learn.learned import Learned
 from onnxq.learn.loss import LOSS
+from onnxq.learn.nested import flattened, nested
 from onnxq.learn.objective import Objective
 from onnxq.learn.schedule import CosineRestarts
 from onnxq.learn.state import State
@@ -237,16 +238,14 @@ class Learning:
             "state": self._state.arrays(),
             "result": {"score": np.array(result.score), "epoch": np.array(result.epoch)},
         }
-        self._checkpoint.save(
-            {f"{g}/{k}": v for g, part in groups.items() for k, v in part.items()}
-        )
+        self._checkpoint.save(flattened(groups))
 
     def _load(self) -> None:
         """Put the saved state back, where there is one."""
         arrays = self._checkpoint.load() if self._checkpoint else None
         if arrays is None:
             return
-        parts = _by_prefix(arrays)
+        parts = nested(arrays)
         self._state.load(parts["state"])
         self._result.score = float(parts["result"]["score"])
         self._result.epoch = int(parts["result"]["epoch"])
@@ -260,11 +259,3 @@ class Learning:
 
 def _finite(arrays: Mapping[str, np.ndarray]) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays.values())
-
-
-def _by_prefix(arrays: Arrays) -> dict[str, Arrays]:
-    parts: dict[str, Arrays] = {}
-    for name, array in arrays.items():
-        prefix, _, rest = name.partition("/")
-        parts.setdefault(prefix, {})[rest] = array
-    return parts

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from onnxq.learn.nested import flattened, nested
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -94,13 +96,13 @@ class Adam:
     def state(self) -> Arrays:
         """The step count and the moments, as copies."""
         moments = {"first": self._first, "second": self._second}
-        return {"steps": np.array(self._steps), **_flatten(moments)}
+        return {"steps": np.array(self._steps), **_copied(moments)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
         self._steps = int(state["steps"])
-        self._first = _unflatten(state, "first")
-        self._second = _unflatten(state, "second")
+        self._first = _group(state, "first")
+        self._second = _group(state, "second")
 
 
 class SGD:
@@ -133,21 +135,20 @@ class SGD:
 
     def state(self) -> Arrays:
         """The velocities, as copies."""
-        return _flatten({"velocity": self._velocity})
+        return _copied({"velocity": self._velocity})
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
-        self._velocity = _unflatten(state, "velocity")
+        self._velocity = _group(state, "velocity")
 
 
 def _subtract(parameter: np.ndarray, update: np.ndarray) -> None:
     np.subtract(parameter, update.astype(parameter.dtype, copy=False), out=parameter)
 
 
-def _flatten(groups: Mapping[str, Arrays]) -> Arrays:
-    return {f"{g}/{name}": v.copy() for g, values in groups.items() for name, v in values.items()}
+def _copied(groups: Mapping[str, Arrays]) -> Arrays:
+    return {key: array.copy() for key, array in flattened(groups).items()}
 
 
-def _unflatten(state: Mapping[str, np.ndarray], group: str) -> Arrays:
-    prefix = f"{group}/"
-    return {k.removeprefix(prefix): v.copy() for k, v in state.items() if k.startswith(prefix)}
+def _group(state: Mapping[str, np.ndarray], name: str) -> Arrays:
+    return {key: array.copy() for key, array in nested(state).get(name, {}).items()}

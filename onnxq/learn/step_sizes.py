@@ -36,7 +36,15 @@ from onnxq.numerics.qparams import (
     weight_threshold_gradient,
 )
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
-from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, limit_names, on_grid
+from onnxq.rewrite.quantizers import (
+    SMALLEST_WIDTH,
+    Quantizers,
+    Range,
+    limit_names,
+    on_grid,
+    quantized_inputs,
+    range_of,
+)
 
 STEP, LEFT, WEIGHT_STEP = "step:", "left:", "weight-step:"
 
@@ -117,14 +125,12 @@ class StepSizes:
     def _range(self, spec: TensorSpec) -> Range:
         left, full = self._ranges[spec.name]
         width = full * float(np.exp(self.values[STEP + spec.name]))
-        if spec.kind == "asymmetric":
-            return left + full * float(self.values[LEFT + spec.name]), width
-        return (0.0 if spec.kind == "positive" else -width / 2), width
+        shift = self.values.get(LEFT + spec.name, 0.0)
+        return range_of(spec, left + full * float(shift), width)
 
     def parameter_names(self) -> list[str]:
         """The student's inputs whose gradients are wanted."""
-        names = [n for spec in self._tensors.values() for n in limit_names(spec)]
-        return names + list(self._layers)
+        return quantized_inputs(self._tensors.values(), self._layers.values())
 
     def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
         """dL/dv and dL/du by key; LSQ's factor is left to the optimizer.

@@ -36,6 +36,8 @@ from onnxq.rewrite.quantizers import (
     Range,
     limit_names,
     on_grid,
+    quantized_inputs,
+    range_of,
 )
 
 ALPHA_MAX = 1.0
@@ -122,14 +124,12 @@ class ThresholdScales:
     def _range(self, spec: TensorSpec) -> Range:
         low, full = self._bounds[spec.name]
         width = float(self.values[WIDTH + spec.name]) * full
-        if spec.kind == "asymmetric":
-            return low + float(self.values[SHIFT + spec.name]) * full, width
-        return (0.0 if spec.kind == "positive" else -width / 2), width
+        shift = self.values.get(SHIFT + spec.name, 0.0)
+        return range_of(spec, low + float(shift) * full, width)
 
     def parameter_names(self) -> list[str]:
         """The student's inputs whose gradients are wanted."""
-        names = [n for spec in self._tensors.values() for n in limit_names(spec)]
-        return names + list(self._layers)
+        return quantized_inputs(self._tensors.values(), self._layers.values())
 
     def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
         """dL/d alpha by key.

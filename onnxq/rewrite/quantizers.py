@@ -6,7 +6,7 @@ export writes the same numbers as codes and scales, so both compute the same thi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -139,6 +139,19 @@ def limit_names(spec: TensorSpec) -> tuple[str, ...]:
     """The names of the student's inputs that hold the tensor's range."""
     limits = {"asymmetric": ("left", "width"), "positive": ("width",), "symmetric": ("threshold",)}
     return tuple(f"{spec.name}.{limit}" for limit in limits[spec.kind])
+
+
+def quantized_inputs(tensors: Iterable[TensorSpec], layers: Iterable[LayerSpec]) -> list[str]:
+    """The student's inputs that hold the ranges of tensors, and those that hold weights."""
+    limits = [name for spec in tensors for name in limit_names(spec)]
+    return limits + [spec.weight for spec in layers]
+
+
+def range_of(spec: TensorSpec, left: float, width: float) -> Range:
+    """(left, width) of a tensor; the kind says what left is, unless it is asymmetric."""
+    if spec.kind == "asymmetric":
+        return left, width
+    return (0.0 if spec.kind == "positive" else -width / 2), width
 
 
 def limits(spec: TensorSpec, bounds: Range) -> tuple[np.float32, ...]:

@@ -17,6 +17,7 @@ from onnxq.errors import ModelError
 from onnxq.learn.engine import Engine
 from onnxq.learn.engine.path import has_subgraph, read_values
 from onnxq.learn.loss import target_name
+from onnxq.learn.nested import flattened, nested
 from onnxq.learn.optimizer import Adam
 from onnxq.normalise.facts import constant, float_attribute, input_at, is_op
 from onnxq.session import Arrays, Feeds
@@ -168,19 +169,14 @@ class StudentTraining:
 
     def state(self) -> Arrays:
         """All that a later step depends on."""
-        values = {f"student/{name}": array for name, array in self.parameters.items()}
-        optimizer = self.optimizer.state().items()
-        return {**values, **{f"student-optimizer/{name}": array for name, array in optimizer}}
+        optimizer = self.optimizer.state()
+        return flattened({"student": self.parameters, "student-optimizer": optimizer})
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
-        self.parameters = part_of(state, "student/")
-        self.optimizer.load_state(part_of(state, "student-optimizer/"))
-
-
-def part_of(state: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    """The arrays whose names begin so, by the rest of their names."""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        groups = nested(state)
+        self.parameters = groups["student"]
+        self.optimizer.load_state(groups["student-optimizer"])
 
 
 def _read(

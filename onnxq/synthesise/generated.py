@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from onnxq.learn.engine import Engine
 from onnxq.learn.loss import target_name
+from onnxq.learn.nested import flattened, nested
 from onnxq.learn.optimizer import Adam
 from onnxq.learn.schedule import CosineRestarts
 from onnxq.session import Arrays, SessionPool
 from onnxq.synthesise.distilled import Terms
-from onnxq.synthesise.float_student import StudentTraining, part_of
+from onnxq.synthesise.float_student import StudentTraining
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, before_model
 from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
 
@@ -92,21 +93,16 @@ class GeneratorTraining:
     def state(self) -> Arrays:
         """All that a later step depends on."""
         plan = {"plan": np.array([self.steps, self.done])}
-        values = {f"value/{name}": array for name, array in self.parameters.items()}
-        optimizer = {f"optimizer/{name}": v for name, v in self._optimizer.state().items()}
-        return {
-            **plan,
-            **values,
-            **optimizer,
-            **({} if self._student is None else self._student.state()),
-        }
+        own = flattened({"value": self.parameters, "optimizer": self._optimizer.state()})
+        return {**plan, **own, **({} if self._student is None else self._student.state())}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
         self.steps, self.done = (int(each) for each in state["plan"])
+        groups = nested(state)
         for name, array in self.parameters.items():
-            array[...] = state[f"value/{name}"]
-        self._optimizer.load_state(part_of(state, "optimizer/"))
+            array[...] = groups["value"][name]
+        self._optimizer.load_state(groups["optimizer"])
         if self._student is not None:
             self._student.load_state(state)
 

@@ -6,7 +6,6 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
@@ -16,9 +15,16 @@ from onnxq.progress import Progress
 from onnxq.synthesise.distilled import Terms
 from onnxq.synthesise.generated import GeneratorTraining, draw
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, size_generator, stand_alone
-from onnxq.synthesise.made import MadeImages, Synthesis, by_kind, loss_text
+from onnxq.synthesise.made import (
+    MadeImages,
+    Synthesis,
+    by_kind,
+    loss_arrays,
+    loss_history,
+    loss_text,
+)
 from onnxq.synthesise.subject import Subject
-from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, WEIGHTS, Task, batch_size
+from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, Task, batch_size
 from onnxq.version import VERSION
 
 STEPS = 600
@@ -85,7 +91,7 @@ class Generating:
 
     def _train(self) -> ir.Model:
         subject, task, synthesis = self._subject, self._task, self.synthesis
-        weights = {**WEIGHTS, **task.weights}
+        weights = task.all_weights
         objective = subject.objective(weights)
         generator = size_generator(subject.space, subject.classes)
         training = GeneratorTraining(subject.model, generator, objective, STEPS, task.seed)
@@ -133,12 +139,11 @@ class Generating:
         return model
 
     def _draw(self, model: ir.Model) -> None:
-        size = self._subject.space.batch or json.loads(model.metadata_props[METADATA_KEY])["batch"]
+        batch = self._subject.space.batch
+        size = batch or json.loads(model.metadata_props[METADATA_KEY])["batch"]
         name = self._subject.space.name
         output = str(model.graph.outputs[0].name)
-        count, seed = self._task.count, (self._task.seed, DRAWS)
-        whole = count // size * size if self._subject.space.batch else count
-        count = max(whole, size) if self._subject.space.batch else whole
+        count, seed = self._task.images(batch), (self._task.seed, DRAWS)
         self._progress.start("images", count)
         for images in draw(model, output, -(-count // size), size, seed):
             kept = min(len(images), count - self._rows.stored)
@@ -148,8 +153,7 @@ class Generating:
 
     def _save(self, training: GeneratorTraining, history: list[Terms]) -> None:
         if self._checkpoint is not None:
-            losses = {f"losses/{k}": np.array(v) for k, v in by_kind(history).items()}
-            self._checkpoint.save({**training.state(), **losses})
+            self._checkpoint.save({**training.state(), **loss_arrays(history)})
 
     def _load(self, training: GeneratorTraining) -> list[Terms]:
         """Go on from an earlier run, where there was one; its losses."""
@@ -157,9 +161,7 @@ class Generating:
         if state is None:
             return []
         training.load_state(state)
-        kinds = [k.removeprefix("losses/") for k in state if k.startswith("losses/")]
-        rows = np.stack([state[f"losses/{kind}"] for kind in kinds], axis=1)
-        return [dict(zip(kinds, row.tolist(), strict=True)) for row in rows]
+        return loss_history(state)
 
 
 def check_generator(model: ir.Model, subject: Subject) -> None:

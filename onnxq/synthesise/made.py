@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.learn.nested import flattened, nested
 from onnxq.learn.rows import Rows
 from onnxq.session import Arrays
 
@@ -76,6 +77,18 @@ class Synthesis:
 def by_kind(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     """The losses of each step as one list for each kind."""
     return {kind: [float(step[kind]) for step in history] for kind in (history or [{}])[0]}
+
+
+def loss_arrays(history: Sequence[Mapping[str, float]]) -> Arrays:
+    """The losses of each step, for a checkpoint."""
+    return flattened({"losses": {kind: np.array(v) for kind, v in by_kind(history).items()}})
+
+
+def loss_history(state: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
+    """What `loss_arrays` was given, from a checkpoint."""
+    losses = nested(state)["losses"]
+    rows = np.stack(list(losses.values()), axis=1)
+    return [dict(zip(losses, row.tolist(), strict=True)) for row in rows]
 
 
 def loss_text(losses: Mapping[str, float]) -> str:

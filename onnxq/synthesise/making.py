@@ -11,9 +11,16 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.rows import Rows
 from onnxq.progress import Progress
 from onnxq.synthesise.distilled import Descent, Distilled, Terms
-from onnxq.synthesise.made import MadeImages, Synthesis, by_kind, loss_text
+from onnxq.synthesise.made import (
+    MadeImages,
+    Synthesis,
+    by_kind,
+    loss_arrays,
+    loss_history,
+    loss_text,
+)
 from onnxq.synthesise.subject import Subject
-from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, WEIGHTS, Task, batch_size
+from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, Task, batch_size
 
 STEPS = 200
 """Of gradient descent for each batch, where the clock allows."""
@@ -47,12 +54,11 @@ class Making:
         resume: bool,
     ) -> None:
         space = subject.space
-        weights = {**WEIGHTS, **task.weights}
+        weights = task.all_weights
         objective = subject.objective(weights)
         self._distilled = Distilled(subject.model, space, objective)
         self._size = space.batch or batch_size(subject.model)
-        # What fills no batch of a fixed size could not be used.
-        self._count = task.count if space.batch is None else _whole(task.count, space.batch)
+        self._count = task.images(space.batch)
         self._rows = Rows(folder, self._count, False, "the made images")
         self._name, self._task, self._progress = space.name, task, progress
         self._checkpoint, self._resume = checkpoint, resume
@@ -136,8 +142,8 @@ class Making:
     def _keep(self, group: int, images: np.ndarray) -> None:
         if self._checkpoint is not None:
             state = {"images": images, "plan": np.array([self.synthesis.steps, self._groups])}
-            history = {f"losses/{k}": np.array(v) for k, v in by_kind(self._history).items()}
-            self._checkpoint.part(f"images-{group}").save({**state, **history})
+            part = self._checkpoint.part(f"images-{group}")
+            part.save({**state, **loss_arrays(self._history)})
 
     def _kept(self, group: int) -> np.ndarray | None:
         """The images of a group that an earlier run has finished."""
@@ -145,12 +151,5 @@ class Making:
         if state is None:
             return None
         self.synthesis.steps, self._groups = (int(each) for each in state["plan"])
-        kinds = [k.removeprefix("losses/") for k in state if k.startswith("losses/")]
-        rows = np.stack([state[f"losses/{kind}"] for kind in kinds], axis=1)
-        self._history = [dict(zip(kinds, row.tolist(), strict=True)) for row in rows]
+        self._history = loss_history(state)
         return state["images"]
-
-
-def _whole(count: int, batch: int) -> int:
-    """The multiple of the batch that is next below, or the batch."""
-    return max(1, count // batch) * batch

@@ -52,3 +52,12 @@ class Task:
     seed: int
     max_seconds: float
     method: str = "auto"
+
+    @property
+    def all_weights(self) -> dict[str, float]:
+        """The weight of every loss, by kind."""
+        return {**WEIGHTS, **self.weights}
+
+    def images(self, batch: int | None) -> int:
+        """How many images to make: what fills no batch of a fixed size could not be used."""
+        return self.count if batch is None else max(1, self.count // batch) * batch
