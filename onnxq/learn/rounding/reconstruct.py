@@ -156,6 +156,7 @@ class Reconstruction:
         self._layers = {spec.name: spec for spec in layers}
         self._nodes = {str(node.name): node for node in variant.student.model.graph}
         self._start = self._quantizers = variant.quantizers
+        self._scales = weight_scales(variant.student.plan, self._start, variant.student.sources)
         self._checkpoint = checkpoint
         self._fitted: dict[str, FittedLayer] = {}
         self._cuts = find_cuts(variant, list(self._layers), train, folder)
@@ -248,7 +249,7 @@ class Reconstruction:
 
     def _fit(self, spec: LayerSpec, moments: Moments) -> FittedLayer:
         weight = self._start.weights[spec.weight]
-        scale = weight_scales(self._student.plan, self._start, self._student.sources)[spec.weight]
+        scale = self._scales[spec.weight]
         bias = self._fixed_bias(spec, weight.shape[spec.channel_axis])
         return fit_layer(spec, moments, self.samples, weight, scale, bias)
 
