@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -259,3 +259,22 @@ def differing_codes(quantized: Quantized, feeds: Arrays) -> tuple[int, int, int]
         different += int(np.count_nonzero(error))
         largest = max(largest, int(error.max(initial=0)))
     return elements, different, largest
+
+
+def whole_slopes(
+    values: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray],
+    loss: Callable[[], float],
+    change: float = 0.02,
+) -> tuple[list[float], list[float]]:
+    """Of each value moved as a whole: the central difference of the loss, and what is claimed."""
+    expected, slopes = [], []
+    for key, value in values.items():
+        kept, losses = value.copy(), []
+        for sign in (1, -1):
+            value[...] = kept + np.float32(sign * change)
+            losses.append(loss())
+        value[...] = kept
+        expected.append((losses[0] - losses[1]) / (2 * change))
+        slopes.append(float(np.sum(gradients[key])))
+    return expected, slopes

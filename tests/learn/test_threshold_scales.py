@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_graphs import Feeds, Quantized, images, quantize, run, small_graph
+from small_graphs import Feeds, Quantized, images, quantize, run, small_graph, whole_slopes
 
 from onnxq.learn.bias_correction import correct_biases
 from onnxq.learn.engine import Engine
@@ -201,16 +201,7 @@ def test_gradients_follow_the_engines_loss(symmetric):
 
     _, found = run_engine()
     gradients = scales.gradients(found)
-    expected, slopes = [], []
-    for key, value in scales.values.items():
-        kept = value.copy()
-        losses = []
-        for sign in (1, -1):
-            value[...] = kept + np.float32(sign * 0.02)
-            losses.append(run_engine()[0])
-        value[...] = kept
-        expected.append((losses[0] - losses[1]) / 0.04)
-        slopes.append(float(np.sum(gradients[key])))
+    expected, slopes = whole_slopes(scales.values, gradients, lambda: run_engine()[0])
     cosine = np.dot(expected, slopes) / np.linalg.norm(expected) / np.linalg.norm(slopes)
     assert cosine > 0.98
     ratio = np.linalg.norm(slopes) / np.linalg.norm(expected)
