@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import ASSETS, Subject, subjects
 
 from onnxq import Recipe, compress, evaluate
+from onnxq.intake import Intake
 from onnxq.learn.budget import Budget
 from onnxq.learn.learn import learn
 from onnxq.pipeline import plan_model
@@ -90,8 +91,9 @@ def cost_row(name: str, case: Case, options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as folder:
         ready = {}
         for kind, wanted in (("all", every_layer(subject, recipe)), ("float", recipe)):
-            run = Run(subject.model, wanted, Silent())
-            run.load(subject.unlabelled, subject.preprocess)
+            intake = Intake(subject.model, wanted, Silent())
+            intake.load(subject.unlabelled, subject.preprocess)
+            run = Run(intake)
             (Path(folder) / kind).mkdir()
             ready[kind] = (run.prepare(Path(folder) / kind), run.train_outputs)
         for _ in range(ROUNDS):

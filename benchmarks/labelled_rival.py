@@ -26,6 +26,7 @@ from onnx_ir import tape
 
 from onnxq import Recipe
 from onnxq.data.samples import Samples, open_samples
+from onnxq.intake import Intake
 from onnxq.learn.budget import EPOCHS, Budget
 from onnxq.learn.frozen import freeze
 from onnxq.learn.learning import Learned, Learning
@@ -159,8 +160,9 @@ def outcome(
         specs = input_specs(original)
         samples = open_samples(folder / "rest.npz", specs, subject.preprocess, None)
         measure = Measure(samples, labels[rest])
-        run = Run(subject.model, recipe, Silent())
-        run.load(folder / "train.npz", subject.preprocess)
+        intake = Intake(subject.model, recipe, Silent())
+        intake.load(folder / "train.npz", subject.preprocess)
+        run = Run(intake)
         variant = run.prepare(folder)
 
         def ranks(numbers: Quantizers) -> Ranks:

@@ -22,6 +22,7 @@ import numpy as np
 from models import ASSETS, subjects
 
 from onnxq import Recipe
+from onnxq.intake import Intake
 from onnxq.learn.budget import Budget
 from onnxq.learn.engine import Engine
 from onnxq.learn.loss import LOSS
@@ -54,8 +55,9 @@ def main() -> None:
         activation_bits=options.bits,
         learn=learns,
     )
-    run = Run(subject.model, recipe, Silent())
-    run.load(subject.unlabelled, subject.preprocess)
+    intake = Intake(subject.model, recipe, Silent())
+    intake.load(subject.unlabelled, subject.preprocess)
+    run = Run(intake)
     with tempfile.TemporaryDirectory() as folder:
         variant = run.prepare(Path(folder))
         student, start = variant.student, variant.quantizers

@@ -22,6 +22,7 @@ from models import ASSETS, Subject, subjects
 
 from onnxq import Recipe, evaluate
 from onnxq.export.save import save_model
+from onnxq.intake import Intake
 from onnxq.learn.learning import Learned
 from onnxq.pipeline import plan_model
 from onnxq.progress import Silent
@@ -64,8 +65,9 @@ def rows(
     """Lines of the table, before retraining and after it."""
     recipe, share = recipe_of(subject, count, bias, options)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(subject.model, recipe, Silent())
-        run.load(data, subject.preprocess)
+        intake = Intake(subject.model, recipe, Silent())
+        intake.load(data, subject.preprocess)
+        run = Run(intake)
         variant = run.prepare(Path(folder))
         start = Learned(variant.quantizers, variant.score, variant.score)
         title = f"{count} largest | {100 * share:.0f} % | {'own' if bias == NONE else bias}"

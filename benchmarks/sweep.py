@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import ASSETS, subjects
 
 from onnxq import Recipe
+from onnxq.intake import Intake
 from onnxq.learn.teacher import MICRO_BATCH
 from onnxq.progress import Silent
 from onnxq.run import Run
@@ -41,12 +42,13 @@ def main() -> None:
     subject = subjects(options.assets)[options.name]
     bits = options.activation_bits
     recipe = Recipe(samples=2 * options.images, activation_bits=bits, equalize=False)
-    run = Run(subject.model, recipe.for_sweep(), Silent())
-    run.load(subject.unlabelled, subject.preprocess)
+    intake = Intake(subject.model, recipe.for_sweep(), Silent())
+    intake.load(subject.unlabelled, subject.preprocess)
+    run = Run(intake)
     with tempfile.TemporaryDirectory() as folder:
         variant = run.prepare(Path(folder))
     pool = SessionPool(variant.model)
-    feeds = list(run.held_back.batches(MICRO_BATCH))
+    feeds = list(intake.held_back.batches(MICRO_BATCH))
     passes, sweeps, ratios = [], [], []
     settings = len(COUNTS) + len(WIDTHS)
     for _ in range(options.rounds):

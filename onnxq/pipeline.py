@@ -19,6 +19,7 @@ from onnxq.contradictions import check_data, check_generator_files
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import OnnxqError
 from onnxq.export.save import check_file, check_output, save_model
+from onnxq.intake import Intake
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
 from onnxq.load.version import least_opset
@@ -108,9 +109,9 @@ def compress(
     check_data(recipe, data)
     data_path, out_path = (None if path is None else Path(path) for path in (data, out))
     _check_files(recipe, model_path, out_path, generator, save_generator, force)
-    run = Run(model_path, recipe, progress or Silent())
-    run.load(data_path, preprocess)
-    checkpoint = run.checkpoint(out_path, data_path)
+    intake = Intake(model_path, recipe, progress or Silent())
+    intake.load(data_path, preprocess)
+    checkpoint = intake.checkpoint(out_path, data_path)
     if checkpoint is not None and not resume:
         # Stages that begin later would go on from what another run has left.
         checkpoint.discard()
@@ -119,9 +120,10 @@ def compress(
         _no_trace(None if resume else checkpoint),
     ):
         if data_path is None:
-            run.synthesise(Path(folder), checkpoint, resume, generator)
+            intake.synthesise(Path(folder), checkpoint, resume, generator)
             if save_generator is not None:
-                run.save_generator(Path(save_generator))
+                intake.save_generator(Path(save_generator))
+        run = Run(intake)
         variant = run.prepare(Path(folder))
         variant = run.search(variant, checkpoint, resume)
         learned = run.learn(variant, checkpoint, resume)
@@ -132,7 +134,7 @@ def compress(
     if checkpoint is not None:
         checkpoint.discard()
     plan = final.student.plan
-    return Result(exported, out_path, figures, run.recipe, plan, run.notes, run.synthesis)
+    return Result(exported, out_path, figures, run.recipe, plan, run.notes, intake.synthesis)
 
 
 def sensitivity(
@@ -155,9 +157,10 @@ def sensitivity(
     Raises:
         OnnxqError: something that the user can mend, in one sentence.
     """
-    run = Run(Path(model), (recipe or Recipe()).for_sweep(), progress or Silent())
-    run.load(Path(data), preprocess)
+    intake = Intake(Path(model), (recipe or Recipe()).for_sweep(), progress or Silent())
+    intake.load(Path(data), preprocess)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        run = Run(intake)
         return run.sweep(run.prepare(Path(folder)))
 
 

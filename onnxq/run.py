@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
-from onnxq.data.preprocess import Preprocess, find_preprocess
-from onnxq.data.samples import Samples, open_samples
-from onnxq.errors import ModelError
+from onnxq.data.samples import Samples
 from onnxq.export.compact import export
-from onnxq.export.save import add_metadata, model_bytes, save_model
+from onnxq.export.save import add_metadata, model_bytes
+from onnxq.intake import Intake
 from onnxq.learn.augment import Augmentation, image_layout
 from onnxq.learn.budget import Budget
-from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
+from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.learn import learn
 from onnxq.learn.learned import Learned
 from onnxq.learn.logits import find_logits
@@ -29,28 +26,16 @@ from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
-from onnxq.load.model import load_model
-from onnxq.load.version import least_opset
-from onnxq.normalise.pipeline import normalise
 from onnxq.options import AUTO
-from onnxq.plan import Plan, make_plan
 from onnxq.plan.first_last import WIDE
-from onnxq.plan.float_layers import check_float_layers
 from onnxq.plan.regions import SPARED_REASON
-from onnxq.progress import Progress
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
-from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
 from onnxq.search.found import Found
 from onnxq.search.memo import Memo
 from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep
 from onnxq.search.table import SweepTable
-from onnxq.session import Feeds
-from onnxq.synthesise.made import Synthesis
-from onnxq.synthesise.space import image_space
-from onnxq.synthesise.synthesise import synthesise
-from onnxq.synthesise.task import Task
 from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
 from onnxq.verify.figures import Figures
 from onnxq.verify.shipped import shipped_model
@@ -80,133 +65,31 @@ class Run:
     """The state of one run between its stages.
 
     Args:
-        model_path: the ONNX file.
-        recipe: the options.
-        progress: told where the work stands.
+        intake: the model and its samples, loaded.
 
     Attributes:
+        recipe: the options; a search puts what it found into them.
         notes: sentences for the user, so far.
-        held_back: the samples that nothing is learned on, once loaded.
         train_outputs: the original's outputs on the training slice, once prepared.
         found: what a search found, where the recipe wanted one.
-        synthesis: how samples were made, where there were none.
     """
 
-    def __init__(self, model_path: Path, recipe: Recipe, progress: Progress) -> None:
-        self._path, self.recipe, self._progress = model_path, recipe, progress
-        self.notes: list[str] = []
+    def __init__(self, intake: Intake) -> None:
+        self._intake, self._progress = intake, intake.progress
+        self.recipe, self.notes = intake.recipe, list(intake.notes)
         self.found: Found | None = None
-        self.synthesis: Synthesis | None = None
-        self._spent = 0.0
-
-    def load(self, data: Path | None, preprocess: Preprocess | None) -> None:
-        """Read the model and the samples, if any, normalise the model, split the samples."""
-        original = load_model(self._path, least_opset(self.recipe.target))
-        self._preprocess = preprocess or find_preprocess(self._path, original.metadata_props)
-        samples = None if data is None else self._open(original, data)
-        self._normalised = normalise(original, [self._check_feeds(original, samples)])
-        self.notes += self._normalised.notes
-        self._check_plan(make_plan(self._normalised.model, self.recipe))
-        if self.recipe.augment:
-            image_layout(input_specs(self._normalised.model), self._preprocess)
-        if data is None or samples is None:
-            return
-        if self._normalised.batch_free:
-            samples = self._open(self._normalised.model, data)
-        if samples.skipped:
-            self.notes.append(
-                f"{len(samples.skipped)} unreadable files were left out, "
-                f"the first is '{samples.skipped[0]}'"
-            )
-        self._use(samples)
-
-    def _check_feeds(self, original: ir.Model, samples: Samples | None) -> Feeds:
-        """What normalisation is checked on: samples, or noise where there are none."""
-        if samples is not None:
-            return next(samples.batches(CHECK_SAMPLES))
-        space = image_space(input_specs(original), self._preprocess)
-        noise = space.noise(np.random.default_rng(self.recipe.seed), space.batch or CHECK_SAMPLES)
-        return {space.name: noise}
-
-    def synthesise(
-        self,
-        folder: Path,
-        checkpoint: Checkpoint | None,
-        resume: bool,
-        generator: str | Path | None = None,
-    ) -> None:
-        """Make samples from the float network alone.
-
-        Args:
-            folder: an existing one, for the images.
-            checkpoint: where finished images are kept; None keeps none.
-            resume: whether to go on from those.
-            generator: the file of a saved generator, which makes them.
-        """
-        began, recipe = time.monotonic(), self.recipe
-        seconds = SYNTHESIS_SHARE * 60 * recipe.max_minutes
-        losses, method = recipe.synthesis_losses or {}, recipe.synthesis
-        task = Task(recipe.samples, losses, recipe.seed, seconds, method)
-        saved = None if generator is None else load_model(generator)
-        place = folder / "made"
-        place.mkdir()
-        model, preprocess = self._normalised.unfolded, self._preprocess
-        samples, self.synthesis = synthesise(
-            model, preprocess, task, place, self._progress, checkpoint, resume, saved
-        )
-        self.notes += self.synthesis.notes
-        self._spent += time.monotonic() - began
-        self._use(samples)
-
-    def save_generator(self, path: Path) -> None:
-        """Write the generator that samples were made with."""
-        made = None if self.synthesis is None else self.synthesis.generator
-        assert made is not None
-        save_model(made, path)
-
-    def _use(self, samples: Samples) -> None:
-        """Split the samples."""
-        recipe = self.recipe
-        self._samples = samples
-        more = {"least": HELD_BACK_OF_SEARCH} if recipe.searches else {}
-        self._train, self.held_back = samples.split(seed=recipe.seed, **more)
-
-    def _open(self, model: ir.Model, data: Path) -> Samples:
-        recipe = self.recipe
-        return open_samples(data, input_specs(model), self._preprocess, recipe.samples, recipe.seed)
-
-    def _check_plan(self, plan: Plan) -> None:
-        check_float_layers(plan, self.recipe)
-        if plan.layers:
-            return
-        reasons = "; ".join(f"'{n}': {r}" for n, r in list(plan.left_alone.items())[:3])
-        raise ModelError(
-            f"'{self._path}' has nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul "
-            f"with constant float weights" + (f" ({reasons})" if reasons else "")
-        )
-
-    def checkpoint(self, out: Path | None, data: Path | None) -> Checkpoint | None:
-        """Where learning keeps its state: beside the output."""
-        if out is None:
-            return None
-        identity = {
-            "model": _digest(self._path),
-            "data": "none" if data is None else f"{data.absolute()} {len(self._samples)}",
-            "recipe": self.recipe.to_json(),
-            "version": VERSION,
-        }
-        return Checkpoint(checkpoint_folder(out), identity)
+        self._spent = intake.seconds
 
     def prepare(self, folder: Path) -> Variant:
         """The original's outputs, then the best form of the model, calibrated."""
-        teacher = self._normalised.model
+        intake, teacher = self._intake, self._intake.normalised.model
         logits = find_logits(teacher)
         self._shard = self.recipe.batch_size or shard_size(teacher)
-        self.train_outputs = self._cache(folder / "train", logits, self._train)
-        held_back = self._cache(folder / "held-back", logits, self.held_back)
+        self.train_outputs = self._cache(folder / "train", logits, intake.train)
+        held_back = self._cache(folder / "held-back", logits, intake.held_back)
         self._variants = Variants(
             self.recipe,
-            self._train,
+            intake.train,
             self.train_outputs,
             held_back,
             self._shard,
@@ -220,7 +103,7 @@ class Run:
             variant.model,
             variant.student,
             variant.quantizers,
-            self.held_back,
+            self._intake.held_back,
             codebooks=self.recipe.codebook == AUTO,
             calibration=self.recipe.calibration,
             batch_size=self._shard,
@@ -230,7 +113,9 @@ class Run:
     def _cache(self, folder: Path, logits: list[str], samples: Samples) -> TeacherOutputs:
         folder.mkdir()
         self._progress.start(f"original's outputs, {folder.name} slice", len(samples))
-        outputs = TeacherOutputs(self._normalised.model, logits, samples, folder, self._progress.at)
+        outputs = TeacherOutputs(
+            self._intake.normalised.model, logits, samples, folder, self._progress.at
+        )
         self._progress.finish()
         return outputs
 
@@ -244,7 +129,7 @@ class Run:
             self._variants,
             lambda: self.sweep(variant),
             self._trial,
-            original_bytes(self._path),
+            original_bytes(self._intake.path),
             Memo(checkpoint, resume=resume),
             lambda: self._trial_seconds() > 0,
         )
@@ -295,7 +180,7 @@ class Run:
         recipe = self.recipe
         if not recipe.augment:
             return None
-        layout = image_layout(input_specs(self._normalised.model), self._preprocess)
+        layout = image_layout(input_specs(self._intake.normalised.model), self._intake.preprocess)
         return Augmentation(self.train_outputs, recipe.augment, layout, recipe.seed)
 
     def _budget(self) -> Budget:
@@ -322,8 +207,8 @@ class Run:
         variant.held_back.release()
         model = export(variant.student, variant.quantizers)
         student = partial(bake, variant.student, variant.quantizers)
-        exported = Exported(self._path, self._normalised.model, student, model, plan)
-        figures = verify(exported, self.held_back, self._shard, self._progress)
+        exported = Exported(self._intake.path, self._intake.normalised.model, student, model, plan)
+        figures = verify(exported, self._intake.held_back, self._shard, self._progress)
         figures.learning = {
             "unit": learned.unit,
             "start_score": learned.start_score,
@@ -336,8 +221,8 @@ class Run:
         }
         if self.found is not None:
             figures.search = self.found.to_fields()
-        if self.synthesis is not None:
-            figures.synthesis = self.synthesis.to_fields()
+        if self._intake.synthesis is not None:
+            figures.synthesis = self._intake.synthesis.to_fields()
         figures.equalization = "none" if variant.name == PLAIN else variant.name
         figures.bias_correction = variant.corrected
         if variant.bias_cost is not None and self.recipe.bias_centroids is not None:
@@ -347,7 +232,7 @@ class Run:
                 "own": own,
                 "shared": shared,
             }
-        figures.samples, figures.held_back = len(self._samples), len(self.held_back)
+        figures.samples, figures.held_back = len(self._intake.samples), len(self._intake.held_back)
         self.notes += learned.notes
         figures.notes = self.notes
         spared = sum(spec.reason == SPARED_REASON for spec in plan.layers.values())
@@ -372,8 +257,8 @@ class Run:
     def _describe(self, model: ir.Model, figures: Figures) -> None:
         """Put version, recipe, preprocessing and figures into the model's metadata."""
         entries = {COMPRESSED_KEY: VERSION, RECIPE_KEY: self.recipe.to_json()}
-        if self._preprocess is not None:
-            entries[PREPROCESS_KEY] = self._preprocess.to_json()
+        if self._intake.preprocess is not None:
+            entries[PREPROCESS_KEY] = self._intake.preprocess.to_json()
         # The figures hold the size of the file that holds the figures: settle it.
         for _ in range(4):
             add_metadata(model, {**entries, FIGURES_KEY: figures.to_metadata()})
@@ -391,8 +276,3 @@ def _size_note(figures: Figures) -> str:
     else:
         reason = "few of its bytes are weights of layers that can be quantized"
     return f"the file has {ratio:.2f} times the original's size: {reason}"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

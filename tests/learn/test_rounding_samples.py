@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxq.intake import Intake
 from onnxq.learn.learn import learn
 from onnxq.learn.learning import Budget
 from onnxq.progress import Silent
@@ -21,8 +22,9 @@ def test_rounding_beats_nearest_under_learned_thresholds(
     tmp_path, sample_models, name, bits, share
 ):
     recipe = Recipe(weight_bits=bits, samples=256, spare=False)
-    run = Run(sample_models / f"{name}.onnx", recipe, Silent())
-    run.load(Path(sample_models / "digits" / "unlabelled"), None)
+    intake = Intake(sample_models / f"{name}.onnx", recipe, Silent())
+    intake.load(Path(sample_models / "digits" / "unlabelled"), None)
+    run = Run(intake)
     variant = run.prepare(tmp_path)
     budget = Budget(epochs=2)
     thresholds, rounding = (

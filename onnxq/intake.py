@@ -1,0 +1,169 @@
+"""The first stages of a run: the model, normalised, and its samples, which may have to be made."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.data.preprocess import Preprocess, find_preprocess
+from onnxq.data.samples import Samples, open_samples
+from onnxq.errors import ModelError
+from onnxq.export.save import save_model
+from onnxq.learn.augment import image_layout
+from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
+from onnxq.load.inputs import input_specs
+from onnxq.load.model import load_model
+from onnxq.load.version import least_opset
+from onnxq.normalise.pipeline import normalise
+from onnxq.plan import Plan, make_plan
+from onnxq.plan.float_layers import check_float_layers
+from onnxq.progress import Progress
+from onnxq.recipe import Recipe
+from onnxq.session import Feeds
+from onnxq.synthesise.made import Synthesis
+from onnxq.synthesise.space import image_space
+from onnxq.synthesise.synthesise import synthesise
+from onnxq.synthesise.task import Task
+from onnxq.version import VERSION
+
+HELD_BACK_OF_SEARCH = 512
+"""Samples held back at least where a search looks at the drop, as far as that leaves half."""
+
+SYNTHESIS_SHARE = 0.5
+"""Share of the time that samples may be made in."""
+
+CHECK_SAMPLES = 2
+"""Samples on which every pass of normalisation is checked."""
+
+
+class Intake:
+    """A model and its samples, on their way into a run.
+
+    Args:
+        path: the ONNX file.
+        recipe: the options.
+        progress: told where the work stands.
+
+    Attributes:
+        notes: sentences for the user, so far.
+        preprocess: how an image becomes an input, once loaded; None where nobody said it.
+        normalised: the model, once loaded.
+        samples: all of them, once loaded or made.
+        train: those that may be learned on.
+        held_back: the others.
+        synthesis: how samples were made, where there were none.
+        seconds: what making them took.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, progress: Progress) -> None:
+        self.path, self.recipe, self.progress = path, recipe, progress
+        self.notes: list[str] = []
+        self.synthesis: Synthesis | None = None
+        self.seconds = 0.0
+
+    def load(self, data: Path | None, preprocess: Preprocess | None) -> None:
+        """Read the model and the samples, if any, normalise the model, split the samples."""
+        original = load_model(self.path, least_opset(self.recipe.target))
+        self.preprocess = preprocess or find_preprocess(self.path, original.metadata_props)
+        samples = None if data is None else self._open(original, data)
+        self.normalised = normalise(original, [self._check_feeds(original, samples)])
+        self.notes += self.normalised.notes
+        self._check_plan(make_plan(self.normalised.model, self.recipe))
+        if self.recipe.augment:
+            image_layout(input_specs(self.normalised.model), self.preprocess)
+        if data is None or samples is None:
+            return
+        if self.normalised.batch_free:
+            samples = self._open(self.normalised.model, data)
+        if samples.skipped:
+            self.notes.append(
+                f"{len(samples.skipped)} unreadable files were left out, "
+                f"the first is '{samples.skipped[0]}'"
+            )
+        self._use(samples)
+
+    def _check_feeds(self, original: ir.Model, samples: Samples | None) -> Feeds:
+        """What normalisation is checked on: samples, or noise where there are none."""
+        if samples is not None:
+            return next(samples.batches(CHECK_SAMPLES))
+        space = image_space(input_specs(original), self.preprocess)
+        noise = space.noise(np.random.default_rng(self.recipe.seed), space.batch or CHECK_SAMPLES)
+        return {space.name: noise}
+
+    def synthesise(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+        resume: bool,
+        generator: str | Path | None = None,
+    ) -> None:
+        """Make samples from the float network alone.
+
+        Args:
+            folder: an existing one, for the images.
+            checkpoint: where finished images are kept; None keeps none.
+            resume: whether to go on from those.
+            generator: the file of a saved generator, which makes them.
+        """
+        began, recipe = time.monotonic(), self.recipe
+        seconds = SYNTHESIS_SHARE * 60 * recipe.max_minutes
+        losses, method = recipe.synthesis_losses or {}, recipe.synthesis
+        task = Task(recipe.samples, losses, recipe.seed, seconds, method)
+        saved = None if generator is None else load_model(generator)
+        place = folder / "made"
+        place.mkdir()
+        model, preprocess = self.normalised.unfolded, self.preprocess
+        samples, self.synthesis = synthesise(
+            model, preprocess, task, place, self.progress, checkpoint, resume, saved
+        )
+        self.notes += self.synthesis.notes
+        self.seconds += time.monotonic() - began
+        self._use(samples)
+
+    def save_generator(self, path: Path) -> None:
+        """Write the generator that samples were made with."""
+        made = None if self.synthesis is None else self.synthesis.generator
+        assert made is not None
+        save_model(made, path)
+
+    def _use(self, samples: Samples) -> None:
+        """Split the samples."""
+        recipe = self.recipe
+        self.samples = samples
+        more = {"least": HELD_BACK_OF_SEARCH} if recipe.searches else {}
+        self.train, self.held_back = samples.split(seed=recipe.seed, **more)
+
+    def _open(self, model: ir.Model, data: Path) -> Samples:
+        recipe = self.recipe
+        return open_samples(data, input_specs(model), self.preprocess, recipe.samples, recipe.seed)
+
+    def _check_plan(self, plan: Plan) -> None:
+        check_float_layers(plan, self.recipe)
+        if plan.layers:
+            return
+        reasons = "; ".join(f"'{n}': {r}" for n, r in list(plan.left_alone.items())[:3])
+        raise ModelError(
+            f"'{self.path}' has nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul "
+            f"with constant float weights" + (f" ({reasons})" if reasons else "")
+        )
+
+    def checkpoint(self, out: Path | None, data: Path | None) -> Checkpoint | None:
+        """Where learning keeps its state: beside the output."""
+        if out is None:
+            return None
+        identity = {
+            "model": _digest(self.path),
+            "data": "none" if data is None else f"{data.absolute()} {len(self.samples)}",
+            "recipe": self.recipe.to_json(),
+            "version": VERSION,
+        }
+        return Checkpoint(checkpoint_folder(out), identity)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
