@@ -115,7 +115,8 @@ class Recipe:
             searched for, the widest codes that are tried.
         first_last_bits: of the weights of the first and the last layer, and the least of their
             inputs; None means those of the rest from 6 on, else 8.
-        activation_bits: 2 to 8, or None to leave activations in float.
+        activation_bits: 2 to 8, of what a layer multiplies with its weights (what is only added,
+            joined or pooled has 8), or None to leave activations in float.
         granularity: one weight scale per output channel, or one per tensor.
         symmetric: whether activation ranges are symmetric about zero.
         calibration: how clip thresholds start.

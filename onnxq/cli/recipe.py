@@ -89,7 +89,7 @@ _first_last_bits = _option(
 )
 _activation_bits = _option(
     "--activation-bits",
-    text="Width of an activation, 2 to 8; 'none' leaves activations float.",
+    text="Width of what a layer multiplies with its weights, 2 to 8; 'none' leaves it float.",
     default=_DEFAULT.activation_bits,
     type=NumberOr("bits", {NONE: None}),
     metavar="N|none",

@@ -8,7 +8,6 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.plan.layers import Layer
-from onnxq.plan.regions import root
 from onnxq.recipe import Recipe
 
 WIDE_ENOUGH = 6
@@ -34,11 +33,6 @@ def for_first_and_last(recipe: Recipe) -> Recipe:
     if bits is not None:
         bits = _wide(bits) if stated is None else max(bits, stated)
     return replace(recipe, weight_bits=weight_bits, activation_bits=bits)
-
-
-def wide_tensors(layers: Sequence[Layer]) -> frozenset[str]:
-    """The names of the tensors that the first and the last layer read, before any move."""
-    return frozenset(str(root(layer.data).name) for layer in (*layers[:1], *layers[-1:]))
 
 
 def _wide(num_bits: int) -> int:

@@ -11,9 +11,10 @@ import onnx_ir as ir
 from onnxq.errors import RecipeError
 from onnxq.options import INT4_BITS, Target
 from onnxq.plan.codebooks import codebook_refusal, packing_refusal
-from onnxq.plan.first_last import WIDE, first_and_last, for_first_and_last, wide_tensors
+from onnxq.plan.first_last import WIDE, first_and_last, for_first_and_last
 from onnxq.plan.float_layers import EXCLUDED, retrained_layers
 from onnxq.plan.layers import Layer, find_layers, spec_of
+from onnxq.plan.multiplied import multiplied_tensors, wide_tensors
 from onnxq.plan.operators import never_negative
 from onnxq.plan.regions import Regions, Site
 from onnxq.plan.spec import CODE_BITS, SATURATION_BITS, Compute, LayerSpec, Plan, TensorSpec
@@ -55,7 +56,7 @@ def make_plan(
     regions = Regions(model.graph, wanted, infinite, spared - widened)
     return Plan(
         layers=_layer_specs(wanted, ends, regions.weight_only, recipe),
-        tensors=_tensor_specs(regions, recipe, wide_tensors(found), widened),
+        tensors=_tensor_specs(regions, recipe, found, widened),
         moves=frozenset(str(n.name) for n in regions.moves),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
         left_alone=left_alone,
@@ -194,13 +195,15 @@ def _with_int4(spec: LayerSpec) -> LayerSpec:
 
 
 def _tensor_specs(
-    regions: Regions, recipe: Recipe, ends: frozenset[str], widened: frozenset[str]
+    regions: Regions, recipe: Recipe, layers: Sequence[Layer], widened: frozenset[str]
 ) -> dict[str, TensorSpec]:
-    """Specs by name; what the ends read, and widened tensors, have bits of their own."""
-    wide, specs = for_first_and_last(recipe), {}
+    """Specs by name; the width is that of what a layer multiplies, the others have 8 bits."""
+    ends, multiplied = wide_tensors(layers), multiplied_tensors(layers)
+    wide, rest, specs = for_first_and_last(recipe), replace(recipe, activation_bits=WIDE), {}
     for site in regions.sites:
         name = str(site.value.name)
-        specs[name] = _tensor_spec(site, wide if name in ends else recipe)
+        own = wide if name in ends else recipe if name in multiplied else rest
+        specs[name] = _tensor_spec(site, own)
         if name in widened:
             specs[name] = replace(specs[name], num_bits=WIDE)
     return specs

@@ -106,7 +106,8 @@ def test_few_codes_of_activations_give_the_bits_of_the_student_on_the_same_kerne
     name, num_bits, symmetric
 ):
     plain = quantize(small_graph(name), recipe=Recipe(symmetric=symmetric))
-    recipe = Recipe(activation_bits=num_bits, symmetric=symmetric)
+    every = (LayerOverride("*", activation_bits=num_bits),)
+    recipe = Recipe(activation_bits=num_bits, symmetric=symmetric, layers=every)
     made = quantize(small_graph(name), recipe=recipe)
     feeds = {"x": images(32, seed=5)}
     np.testing.assert_array_equal(run(made.baked, feeds)["y"], run(made.exported, feeds)["y"])

@@ -248,13 +248,32 @@ def test_the_first_and_the_last_layer_have_their_own_bits(bits, stated, ends, ac
 def test_what_the_first_and_the_last_layer_read_has_their_bits(bits, stated, ends):
     tensors = plan_of("signed", activation_bits=bits, first_last_bits=stated).tensors
     assert {n: spec.num_bits for n, spec in tensors.items()} == {
-        "x": ends, "a": bits, "z": bits, "g": ends
+        "x": ends, "a": bits, "z": 8, "g": ends
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "few"),
+    [
+        ("residual", {"r"}),  # What is added has 8 bits, and so has the sum that is pooled.
+        ("concat", {"p"}),  # What is joined too.
+        ("pad", {"r"}),  # A move has its source's codes, which the layer after it multiplies.
+        ("excite", {"m", "p"}),  # The gate and what it gates.
+    ],
+)
+def test_few_bits_are_for_what_a_layer_multiplies(name, few):
+    tensors = plan_of(name, activation_bits=4).tensors
+    assert {n for n, spec in tensors.items() if spec.num_bits == 4} == few
+    assert {spec.num_bits for n, spec in tensors.items() if n not in few} == {8}
+    override = (LayerOverride("*", activation_bits=3),)
+    stated = plan_of(name, activation_bits=4, layers=override).tensors
+    assert {spec.num_bits for n, spec in stated.items() if n != "x"} == {3}
+
+
 def test_tensors_that_few_bits_are_too_few_for_get_eight_and_stay_in_integers():
-    plan = make_plan(small_graph("signed"), Recipe(activation_bits=4), spared=frozenset("a"))
-    assert {n: plan.tensors[n].num_bits for n in "az"} == {"a": 8, "z": 4}
+    graph = small_graph("excite")
+    plan = make_plan(graph, Recipe(activation_bits=4), spared=frozenset("m"))
+    assert {n: plan.tensors[n].num_bits for n in "mp"} == {"m": 8, "p": 4}
     assert len(plan.integer_layers()) == len(plan.layers)
 
 
