@@ -118,9 +118,14 @@ class Learning:
         return time.monotonic() - self._began > self._budget.max_seconds
 
     def _stale(self) -> bool:
-        """Whether half of all epochs, and several, went by without a better score."""
+        """Whether half of all epochs, and several, went by without a better score.
+
+        Never where the rate falls once, from the first epoch to the last: the end is what counts.
+        """
         state = self._state
-        return state.epoch - self._result.epoch > max(PATIENCE, state.epochs // 2)
+        return self._restarts and state.epoch - self._result.epoch > max(
+            PATIENCE, state.epochs // 2
+        )
 
     def _epoch(self, progress: Progress) -> None:
         state, positions = self._state, self._train.positions

@@ -362,12 +362,15 @@ def test_steps_and_weights_lower_the_held_back_score(ready):
     assert found.unit == "error"
 
 
-def test_a_run_without_a_better_score_stops_early(ready, monkeypatch):
-    run = ready.learning(epochs=30)
+@pytest.mark.parametrize(("learns", "epochs"), [(("thresholds",), 16), (LONG, 30)])
+def test_a_run_without_a_better_score_stops_early_where_the_rate_restarts(
+    ready, monkeypatch, learns, epochs
+):
+    run = ready.learning(epochs=30, learns=learns)
     equal = Judgement(run._result.start_score)
     monkeypatch.setattr(run._held_back, "judge", lambda _: equal)
     # Half of the epochs may pass without one, and one more shows that they did.
-    assert len(run.run(Silent()).history) == 16
+    assert len(run.run(Silent()).history) == epochs
 
 
 class Clock(Silent):
