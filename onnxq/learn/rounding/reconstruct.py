@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from onnxq.learn.budget import Budget
@@ -25,7 +26,8 @@ from onnxq.progress import Progress, Silent
 from onnxq.rewrite.blocks import Block
 from onnxq.rewrite.geometry import LINEAR, MATRIX_RANK, layer_geometry
 from onnxq.rewrite.quantizers import Quantizers, needs_bias, weight_scales
-from onnxq.rewrite.student import bake
+from onnxq.rewrite.split import between
+from onnxq.rewrite.student import bake_between
 
 ROWS = 2**16
 """Rows of a layer's input that its moments are taken from, about."""
@@ -237,12 +239,9 @@ class Reconstruction:
         value = self._nodes[spec.name].inputs[0]
         assert value is not None
         read = str(value.name)
-        baked = bake(self._student, self._quantizers)
-        found = self._inputs["student"].run(baked, block.inputs, [read])
-        cuts = self._cuts
-        wanted = self._inputs["original"].run(
-            self._teacher, cuts.originals(block.inputs), [spec.output]
-        )
+        found = self._inputs["student"].run(self._student_part, block.inputs, [read])
+        originals = self._cuts.originals(block.inputs)
+        wanted = self._inputs["original"].run(self._teacher_part, originals, [spec.output])
         for x, t in zip(found, wanted, strict=True):
             moments.add(x[read], t[spec.output])
         return moments
@@ -264,11 +263,16 @@ class Reconstruction:
     def _advance(self, index: int) -> None:
         block, later = self._cuts.blocks[index], self._cuts.later(index)
         originals = self._cuts.originals
-        baked = bake(self._student, self._quantizers)
-        self._inputs["student"].advance(baked, block.inputs, block.outputs, later)
+        self._inputs["student"].advance(self._student_part, block.inputs, block.outputs, later)
         self._inputs["original"].advance(
-            self._teacher, originals(block.inputs), originals(block.outputs), originals(later)
+            self._teacher_part, originals(block.inputs), originals(block.outputs), originals(later)
         )
+
+    def _teacher_part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+        return between(self._teacher, inputs, outputs)
+
+    def _student_part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+        return bake_between(self._student, self._quantizers, inputs, outputs)
 
     def _save(self, *, over: bool = False) -> None:
         if self._checkpoint is not None:
