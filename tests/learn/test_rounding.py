@@ -251,6 +251,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
         )
 
 
+def test_a_stage_that_was_over_is_not_prepared_again(tmp_path, ready, monkeypatch):
+    monkeypatch.setattr(cuts, "KEPT_BYTES", 2**18)
+    checkpoint = Checkpoint(tmp_path / "kept", {"model": "a"})
+    found = ready.fitted(checkpoint=checkpoint)
+    monkeypatch.setattr(module, "Reconstruction", None)
+    again = ready.fitted(checkpoint=checkpoint, resume=True)
+    assert serialised(ready.exported(again)) == serialised(ready.exported(found))
+    assert (again.notes, again.images, again.score) == (found.notes, found.images, found.score)
+    assert "samples were used" in again.notes[0]
+
+
 def test_a_run_that_was_killed_has_a_checkpoint_too(tmp_path, ready, monkeypatch):
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     checkpoint = Checkpoint(tmp_path / "kept", {"model": "a"})
