@@ -21,6 +21,7 @@ from onnxq.learn.rounding import reconstruct as module
 from onnxq.learn.rounding.reconstruct import NO_GAIN, reconstruct
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.threshold_scales import WEIGHT, ThresholdScales
+from onnxq.learn.train import NO_GAIN as GAINED_NOTHING
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.numerics.qparams import fake_quant_weight
@@ -171,6 +172,17 @@ def test_thresholds_come_first_and_other_methods_go_on(tmp_path, ready, fitted):
     assert more.score <= fitted.score
     for weight, found in fitted.quantizers.weights.items():
         np.testing.assert_array_equal(more.quantizers.weights[weight], found)
+
+
+@pytest.mark.parametrize("asked", ["auto", "both"])
+def test_a_stage_that_won_nothing_is_named_to_who_asked_for_it(tmp_path, asked):
+    recipe = Recipe()
+    ready = make_ready(tmp_path, small_graph("residual"), recipe)
+    wanted = ("auto",) if asked == "auto" else ("thresholds", "rounding", "biases")
+    learned = learn(ready.variant, ready.train, wanted, Budget(epochs=1, lr=1e-30))
+    assert learned.improved
+    named = [note.removesuffix(f" {GAINED_NOTHING}") for note in learned.notes]
+    assert named == ([] if asked == "auto" else ["learning of thresholds", "learning of biases"])
 
 
 def test_thresholds_of_weights_on_their_grid_stay(ready, fitted):
