@@ -9,6 +9,7 @@ from onnxq.errors import (
     OutputError,
     PassError,
     RecipeError,
+    UnreadableError,
 )
 from onnxq.pipeline import Result, compress, sensitivity
 from onnxq.recipe import LayerOverride, Recipe
@@ -32,6 +33,7 @@ __all__ = [
     "RecipeError",
     "Result",
     "SweepTable",
+    "UnreadableError",
     "__version__",
     "benchmark",
     "compare",

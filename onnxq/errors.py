@@ -3,6 +3,7 @@
 OnnxqError
 ├── ModelError          the model file: not ONNX, truncated, out of range, nothing to quantize
 ├── DataError           the samples: empty folder, unreadable, wrong shape, NaN
+│   └── UnreadableError one file of them: no array, or truncated
 ├── RecipeError         options: unknown, out of range, contradicting each other
 ├── OutputError         the output file: exists, not writable, no space
 ├── PassError           a graph pass changed what the model computes (a defect of onnxq)
@@ -20,6 +21,10 @@ class ModelError(OnnxqError):
 
 class DataError(OnnxqError):
     """The samples can't be read, or don't fit the model."""
+
+
+class UnreadableError(DataError):
+    """A file holds no array, or is truncated; others beside it may do."""
 
 
 class RecipeError(OnnxqError):
