@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from tests.cli.conftest import command, environment
 
@@ -42,6 +43,41 @@ def fields_parameters(fields):
     """Weights by layer, and the biases that make up the rest."""
     weights = sum(layer["parameters"] for layer in fields["layers"])
     return [weights, fields["parameters"] - weights]
+
+
+class Rows(CalibrationDataReader):
+    """Two samples for ONNX Runtime's own quantizer."""
+
+    def __init__(self) -> None:
+        self.left = [{"input": np.full((1, 1, 8, 8), value, np.float32)} for value in (0, 1)]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+@pytest.mark.parametrize(
+    ("form", "operator"), [("QDQ", "DequantizeLinear"), ("QOperator", "QuantizeLinear")]
+)
+def test_inspect_of_a_model_that_another_tool_quantized(onnxq, mlp, tmp_path, form, operator):
+    path = tmp_path / "foreign.onnx"
+    quantize_static(mlp, path, Rows(), quant_format=QuantFormat[form])
+    for flags in ((), ("--json",)):
+        done = onnxq("inspect", path, *flags)
+        assert done.code == 1
+        assert done.out == ""
+        assert "is already quantized (node " in done.err
+        assert f'is a "{operator}"), where a float model is expected' in done.err
+        assert done.err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "benchmark"])
+def test_quiet_leaves_out_the_table(onnxq, mlp, compressed, labelled, command):
+    data = ("--data", labelled, "--samples", 20)
+    rest = {"evaluate": data, "compare": (compressed, *data), "benchmark": ("--rounds", 1)}[command]
+    assert "─" in onnxq(command, mlp, *rest).out
+    done = onnxq(command, mlp, *rest, "-q")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert json.loads(onnxq(command, mlp, *rest, "-q", "--json").out)
 
 
 def test_evaluate_needs_no_flags_on_a_compressed_file(onnxq, compressed, labelled, mlp):
