@@ -10,6 +10,9 @@ OnnxqError
 └── EngineError         the training engine: not installed, or shadowed by another onnxruntime
 """
 
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 class OnnxqError(Exception):
     """The root; its text names the thing, says what was found and what to do next."""

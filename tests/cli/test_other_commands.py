@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -195,6 +197,27 @@ def test_ctrl_c_is_exit_code_130(onnxq, mlp, monkeypatch):
     done = onnxq("inspect", mlp)
     assert done.code == 130
     assert done.err.strip() == "stopped"
+
+
+@pytest.mark.parametrize("library", ["numpy", "onnxruntime", "onnxsim"])
+def test_ctrl_c_while_libraries_load_is_exit_code_130(tmp_path, mlp, library):
+    # A library that loads until it is stopped, and takes that for an error of its own.
+    (tmp_path / f"{library}.py").write_text(
+        "import time\nprint('loads', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept BaseException:\n    raise ImportError from None\n"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
+    process = subprocess.Popen(
+        command("inspect", mlp),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment() | paths,
+    )
+    assert process.stdout.readline() == "loads\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.strip()) == (130, "stopped")
 
 
 def test_help_and_version(onnxq_process, tmp_path: Path):
