@@ -213,6 +213,7 @@ def test_ctrl_c_while_libraries_load_is_exit_code_130(tmp_path, mlp, library):
         stderr=subprocess.PIPE,
         text=True,
         env=environment() | paths,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "loads\n"
     process.send_signal(signal.SIGINT)
