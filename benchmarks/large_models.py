@@ -92,7 +92,7 @@ def run(name: str, folder: Path, options: argparse.Namespace) -> None:
         np.savez(data, images=generator.integers(0, 256, shape, dtype=np.uint8))
     save_recipe(recipe_of(name, model, options), recipe)
     del model
-    command = [sys.executable, "-m", "onnxq.cli", "compress", str(path), "--data", str(data)]
+    command = [sys.executable, "-m", "onnxq", "compress", str(path), "--data", str(data)]
     command += ["--recipe", str(recipe), "-o", str(folder / "out.onnx"), "--json", "--force"]
     text, seconds, cpu, peak = measured(command)
     figures = json.loads(text)["figures"]

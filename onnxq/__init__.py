@@ -1,42 +1,21 @@
 """Compress any float ONNX model with unlabelled data into a smaller, faster one."""
 
-from onnxq.data.preprocess import Preprocess
-from onnxq.errors import (
-    DataError,
-    EngineError,
-    ModelError,
-    OnnxqError,
-    OutputError,
-    PassError,
-    RecipeError,
-)
-from onnxq.pipeline import Result, compress, sensitivity
-from onnxq.recipe import LayerOverride, Recipe
-from onnxq.report.inspection import inspect
-from onnxq.search.table import SweepTable
-from onnxq.verify.benchmark import benchmark
-from onnxq.verify.compare import compare
-from onnxq.verify.evaluate import evaluate
-from onnxq.version import VERSION as __version__
+from __future__ import annotations
 
-__all__ = [
-    "DataError",
-    "EngineError",
-    "LayerOverride",
-    "ModelError",
-    "OnnxqError",
-    "OutputError",
-    "PassError",
-    "Preprocess",
-    "Recipe",
-    "RecipeError",
-    "Result",
-    "SweepTable",
-    "__version__",
-    "benchmark",
-    "compare",
-    "compress",
-    "evaluate",
-    "inspect",
-    "sensitivity",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxq.api import *  # noqa: F403 - that they can be looked up
+
+
+def __getattr__(name: str) -> Any:
+    """A public name: the libraries behind it take seconds, so they are loaded when it is used."""
+    public = importlib.import_module("onnxq.api")
+    if name != "__all__" and name not in public.__all__:
+        raise AttributeError(f"module 'onnxq' has no attribute '{name}'")
+    return getattr(public, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("onnxq.api").__all__})

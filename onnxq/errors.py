@@ -3,11 +3,15 @@
 OnnxqError
 ├── ModelError          the model file: not ONNX, truncated, out of range, nothing to quantize
 ├── DataError           the samples: empty folder, unreadable, wrong shape, NaN
+│   └── UnreadableError one file of them: no array, or truncated
 ├── RecipeError         options: unknown, out of range, contradicting each other
 ├── OutputError         the output file: exists, not writable, no space
 ├── PassError           a graph pass changed what the model computes (a defect of onnxq)
 └── EngineError         the training engine: not installed, or shadowed by another onnxruntime
 """
+
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 class OnnxqError(Exception):
@@ -20,6 +24,10 @@ class ModelError(OnnxqError):
 
 class DataError(OnnxqError):
     """The samples can't be read, or don't fit the model."""
+
+
+class UnreadableError(DataError):
+    """A file holds no array, or is truncated; others beside it may do."""
 
 
 class RecipeError(OnnxqError):

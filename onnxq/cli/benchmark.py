@@ -72,5 +72,5 @@ def benchmark_command(
     )
     if as_json:
         click.echo(json.dumps([result.to_fields() for result in results], sort_keys=True))
-    else:
+    elif not quiet:
         print_benchmarks(results)

@@ -78,5 +78,5 @@ def compare_command(
         )
     if as_json:
         click.echo(result.to_json())
-    else:
+    elif not quiet:
         print_comparison(result)

@@ -11,11 +11,8 @@ from typing import Any
 
 import click
 
-from onnxq.errors import ModelError, OnnxqError
+from onnxq.errors import STOPPED, ModelError, OnnxqError
 from onnxq.learn.checkpoint import checkpoint_folder
-
-STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 class SentenceGroup(click.Group):

@@ -88,5 +88,5 @@ def evaluate_command(
         )
     if as_json:
         click.echo(result.to_json())
-    else:
+    elif not quiet:
         print_evaluation(result)

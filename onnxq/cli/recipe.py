@@ -3,64 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
 from onnxq.cli.options import PATH, apply_all
-from onnxq.errors import RecipeError
+from onnxq.cli.values import FileSize, KindNumber, NumberOr, by_kind
 from onnxq.options import AUTO, CHOICES, NONE, OFF, Augment, Learn, SynthesisLoss
 from onnxq.recipe import Recipe, load_recipe
 
 _DEFAULT = Recipe()
-
-
-class NumberOr(click.ParamType[int | str | None]):
-    """A whole number, or one of some words.
-
-    Args:
-        what: what is counted, for the error.
-        words: what each word stands for.
-    """
-
-    name = "number"
-
-    def __init__(self, what: str, words: Mapping[str, str | None]) -> None:
-        self._what, self._words = what, words
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str | None:
-        """The number, or what the word stands for."""
-        if value is None or isinstance(value, int):
-            return value
-        word = str(value).lower()
-        if word in self._words:
-            return self._words[word]
-        if not word.isdecimal():
-            words = " or ".join(f"'{each}'" for each in self._words)
-            self.fail(f"'{value}' is neither a number of {self._what} nor {words}", param, ctx)
-        return int(word)
-
-
-class FileSize(click.ParamType[float | int]):
-    """Bytes, as in `150000`, or a ratio, as in `0.2` or `20%`."""
-
-    name = "size"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | int:
-        """A whole number of bytes, or a ratio."""
-        text = str(value)
-        try:
-            if text.endswith("%"):
-                return float(text[:-1]) / 100
-            return int(text) if text.isdecimal() else float(text)
-        except ValueError:
-            self.fail(f"'{value}' is neither a number of bytes nor a ratio such as 0.2", param, ctx)
 
 
 def _choice(name: str) -> click.Choice[str]:
@@ -162,6 +115,8 @@ recipe_options = apply_all(
         text="Weight of a loss that images are made with, of "
         f"{', '.join(get_args(SynthesisLoss))}; 0 switches it off; may be given more than once.",
         multiple=True,
+        type=KindNumber("bn=1"),
+        callback=by_kind,
         metavar="KIND=X",
     ),
     _weight_bits,
@@ -238,6 +193,8 @@ recipe_options = apply_all(
         text="Learning rate, of all that is learned or of one kind, as in weights=0.001; may be "
         "given more than once.",
         multiple=True,
+        type=KindNumber("weights=0.001", or_all=True),
+        callback=by_kind,
         metavar="[KIND=]X",
     ),
     _option(
@@ -298,44 +255,4 @@ def recipe_from_flags(ctx: click.Context) -> Recipe:
         for field in dataclasses.fields(Recipe)
         if ctx.get_parameter_source(field.name) is ParameterSource.COMMANDLINE
     }
-    if "lr" in given:
-        given["lr"] = _rates(given["lr"])
-    if "synthesis_losses" in given:
-        given["synthesis_losses"] = _weights(given["synthesis_losses"])
     return dataclasses.replace(base, **given)
-
-
-def _rates(given: Sequence[str]) -> float | dict[str, float]:
-    """One learning rate for all, or one for each kind that is named.
-
-    Raises:
-        RecipeError: a rate is not a number or given twice, or one for all stands beside others.
-    """
-    rates: dict[str, float] = {}
-    for each in given:
-        kind, _, number = each.rpartition("=")
-        if kind in rates:
-            raise RecipeError(f"--lr is given twice for {kind or 'all'}; give it once.")
-        try:
-            rates[kind] = float(number)
-        except ValueError:
-            raise RecipeError(
-                f"--lr is '{each}'; expected a number, or a kind and a number as in weights=0.001."
-            ) from None
-    if "" in rates and len(rates) > 1:
-        raise RecipeError("--lr is given for all and for single kinds; give one or the other.")
-    return rates.get("", rates)
-
-
-def _weights(given: Sequence[str]) -> dict[str, float]:
-    """The weight of each loss that is named.
-
-    Raises:
-        RecipeError: one is not a name and a number.
-    """
-    try:
-        return {kind: float(number) for kind, _, number in (e.rpartition("=") for e in given)}
-    except ValueError:
-        raise RecipeError(
-            f"--synthesis-loss is {', '.join(given)}; expected a kind and a number as in bn=1."
-        ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.data.inputs import InputSpec, shape_text
-from onnxq.errors import DataError
+from onnxq.errors import DataError, UnreadableError
 
 Arrays = dict[str, np.ndarray]
 
@@ -27,7 +27,7 @@ def read_arrays(path: Path) -> Arrays:
     A `.npy` is mapped, not read.
 
     Raises:
-        DataError: the file is not of that form, or holds Python objects.
+        UnreadableError: the file is not of that form, or holds Python objects.
     """
     try:
         if path.suffix.lower() == ".npy":
@@ -36,11 +36,18 @@ def read_arrays(path: Path) -> Arrays:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"Can't read arrays from '{path}': {reason.rstrip('.')}; expected a file written by "
+        raise UnreadableError(
+            f"Can't read arrays from '{path}': {_reason(error)}; expected a file written by "
             "numpy without Python objects: write it again or remove it."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "pickled" in text:
+        # What numpy says of any file that begins as none of its own.
+        return "it begins as no file of arrays does"
+    return text.split(". ")[0].splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def match_inputs(

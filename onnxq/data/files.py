@@ -17,12 +17,15 @@ from onnxq.data.arrays import (
     read_arrays,
 )
 from onnxq.data.inputs import InputSpec, fixed_batch, has_sample_axis
-from onnxq.data.source import Source, check_batch, spread
-from onnxq.errors import DataError
+from onnxq.data.source import Source, check_batch, preferred, spread
+from onnxq.errors import DataError, UnreadableError
 from onnxq.load.tensor import load_tensor
 
 Group = tuple[Path, ...]
 """The files that make up one feed: one of all arrays, or a `.pb` for each input."""
+
+Shapes = dict[str, tuple[int, ...]]
+"""Of the arrays of one feed, by input name."""
 
 
 class ArrayRows:
@@ -47,7 +50,7 @@ class FileRows:
     """Samples along the first axis of the arrays in many files, read when they are used."""
 
     def __init__(self, files: FeedFiles, counts: Sequence[int], batch: int | None) -> None:
-        self.skipped: list[str] = []
+        self.skipped = files.skipped
         self.batch = batch
         self._files = files
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -77,7 +80,7 @@ class WholeFeeds:
     """Files that are fed just as they are, one after the other."""
 
     def __init__(self, files: FeedFiles) -> None:
-        self.skipped: list[str] = []
+        self.skipped = files.skipped
         self.batch: int | None = 1
         self._files = files
 
@@ -92,11 +95,18 @@ class WholeFeeds:
 
 
 class FeedFiles:
-    """Files of arrays, with the model's inputs that they feed."""
+    """Files of arrays, with the model's inputs that they feed.
+
+    Attributes:
+        groups: the files of each feed.
+        inputs: the model's.
+        skipped: the files, or folders of several, that were left out.
+    """
 
     def __init__(self, groups: Sequence[Group], inputs: Sequence[InputSpec]) -> None:
         self.groups = list(groups)
         self.inputs = inputs
+        self.skipped: list[str] = []
 
     def arrays(self, index: int) -> Arrays:
         """The arrays of one feed by input name, as the files hold them."""
@@ -155,22 +165,21 @@ def open_array_files(
 ) -> Source:
     """A source of files of arrays: of their rows where these can share a batch.
 
-    Every file is read once, so that a bad one is found before any work is done. Files
+    Every file is read once, so that a bad one is found before any work is done: one that
+    can't be read is left out, and another takes its place where not all are wanted. Files
     whose arrays are of several lengths hold sequences, which stay whole.
 
     Raises:
-        DataError: an array is missing, does not fit the model, or holds NaN.
+        DataError: no file can be read; an array is missing, does not fit the model, or holds NaN.
     """
-    if limit is not None and len(groups) > limit:
-        groups = [groups[i] for i in spread(len(groups), limit, seed)]
     files = FeedFiles(groups, inputs)
-    shapes = [_checked_shapes(files, index) for index in range(len(groups))]
+    shapes = _keep_readable(files, limit, seed, folder)
     counts = [next(iter(each.values()))[0] if _same_rows(each) else None for each in shapes]
     if has_sample_axis(inputs) and _can_share_batches(shapes, counts):
         lengths = [count for count in counts if count is not None]
         check_batch(sum(lengths), fixed_batch(inputs), folder)
         return FileRows(files, lengths, fixed_batch(inputs))
-    for index in range(len(groups)):
+    for index in range(len(files.groups)):
         check_feed(files.feed(index), inputs, files.path(index))
     return WholeFeeds(files)
 
@@ -202,7 +211,30 @@ def _read_group(group: Group, inputs: Sequence[InputSpec]) -> Arrays:
     return dict(tensors)
 
 
-def _checked_shapes(files: FeedFiles, index: int) -> dict[str, tuple[int, ...]]:
+def _keep_readable(files: FeedFiles, limit: int | None, seed: int, folder: Path) -> list[Shapes]:
+    """The shapes of the feeds that can be read, as many as are wanted; the others are let go."""
+    total = len(files.groups)
+    wanted = min(limit or total, total)
+    kept: dict[int, Shapes] = {}
+    broken: dict[int, UnreadableError] = {}
+    for index in preferred(total, wanted, seed):
+        if len(kept) == wanted:
+            break
+        try:
+            kept[index] = _checked_shapes(files, index)
+        except UnreadableError as error:
+            broken[index] = error
+    if not kept:
+        first = broken[min(broken)]
+        if total == 1:
+            raise first
+        raise DataError(f"None of the {total} files in '{folder}' can be read. {first}") from first
+    files.skipped = [str(files.path(index)) for index in sorted(broken)]
+    files.groups = [files.groups[index] for index in sorted(kept)]
+    return [kept[index] for index in sorted(kept)]
+
+
+def _checked_shapes(files: FeedFiles, index: int) -> Shapes:
     arrays = files.feed(index)
     for name, array in arrays.items():
         check_finite(array, name, files.path(index))
@@ -211,13 +243,11 @@ def _checked_shapes(files: FeedFiles, index: int) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in arrays.items()}
 
 
-def _same_rows(shapes: dict[str, tuple[int, ...]]) -> bool:
+def _same_rows(shapes: Shapes) -> bool:
     return len({shape[:1] for shape in shapes.values()}) == 1 and () not in shapes.values()
 
 
-def _can_share_batches(
-    shapes: Sequence[dict[str, tuple[int, ...]]], counts: Sequence[int | None]
-) -> bool:
+def _can_share_batches(shapes: Sequence[Shapes], counts: Sequence[int | None]) -> bool:
     """Whether rows of different files are samples of one kind."""
     trailing = {tuple(shape[1:] for shape in each.values()) for each in shapes}
     equal = all(a == b for a, b in pairwise(counts[:-1]))

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.data.arrays import read_arrays
-from onnxq.data.images import ImageFiles
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import Samples
@@ -86,8 +85,9 @@ def _open_listed(
     folder: Path,
 ) -> Labelled:
     source = open_files(list(listed), inputs, preprocess, None, 0, folder)
-    paths = source.paths if isinstance(source, ImageFiles) else list(listed)
-    return _labelled(source, np.array([listed[path] for path in paths], np.int64), folder)
+    skipped = set(source.skipped)
+    labels = [label for path, label in listed.items() if str(path) not in skipped]
+    return _labelled(source, np.array(labels, np.int64), folder)
 
 
 def _labelled(source: Source, labels: np.ndarray, path: Path) -> Labelled:

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from onnxq.data.images import DECODERS, ImageFiles, ImageInput
 from onnxq.data.preprocess import to_mode
-from onnxq.data.source import check_batch, spread
+from onnxq.data.source import check_batch, preferred
 from onnxq.errors import DataError
 
 
@@ -24,7 +23,7 @@ def open_image_files(
         DataError: none is readable, or a size does not fit the model.
     """
     wanted = min(limit or len(paths), len(paths))
-    order = _preferred(len(paths), wanted, seed)
+    order = preferred(len(paths), wanted, seed)
     kept: list[int] = []
     broken: list[tuple[int, str]] = []
     sizes: dict[tuple[int, int], Path] = {}
@@ -47,13 +46,6 @@ def open_image_files(
     check_batch(len(kept), target.batch, folder)
     skipped = [str(paths[i]) for i, _ in sorted(broken)]
     return ImageFiles([paths[i] for i in sorted(kept)], target, skipped)
-
-
-def _preferred(total: int, wanted: int, seed: int) -> list[int]:
-    """All positions: first those spread evenly, then the others in random order."""
-    chosen = spread(total, wanted, seed)
-    others = np.setdiff1d(np.arange(total), chosen)
-    return [*chosen.tolist(), *np.random.default_rng(seed).permutation(others).tolist()]
 
 
 def _probe_all(paths: Sequence[Path]) -> Iterator[tuple[int, int] | str]:

@@ -40,6 +40,13 @@ def spread(total: int, n: int, seed: int) -> np.ndarray:
     return draws
 
 
+def preferred(total: int, n: int, seed: int) -> list[int]:
+    """All positions: first n that are spread evenly, then the others in random order."""
+    chosen = spread(total, n, seed)
+    others = np.setdiff1d(np.arange(total), chosen)
+    return [*chosen.tolist(), *np.random.default_rng(seed).permutation(others).tolist()]
+
+
 def check_batch(total: int, batch: int | None, path: Path) -> None:
     """Raises DataError where the samples don't fill one batch of the size the model takes."""
     needed = batch or 1

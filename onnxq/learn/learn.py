@@ -22,6 +22,7 @@ FIRST_SHARE = 0.5
 """Share of the time that is left which a stage may take, unless it is the last."""
 
 NOTHING_WON = (rounding.NO_GAIN, train_stage.NO_GAIN)
+"""How the notes end that say so."""
 
 
 def learn(
@@ -73,5 +74,5 @@ def learn(
         found = done if stage is stages[0] else done.after(found)
     if "auto" in learns and found.improved:
         # That one of several methods added nothing is no news to who asked for none of them.
-        found.notes = [note for note in found.notes if note not in NOTHING_WON]
+        found.notes = [note for note in found.notes if not note.endswith(NOTHING_WON)]
     return found

@@ -99,13 +99,14 @@ class Learning:
         state, positions = self._state, self._train.positions
         progress.start("learn", state.epochs * positions)
         progress.at(state.epoch * positions, self._text())
-        while state.epoch < state.epochs and not self._late() and not self._stale():
+        while not self._over():
             self._epoch(progress)
             self._judge()
             state.step, state.epoch = 0, state.epoch + 1
             self._slow_down()
             self._plan_by_clock()
-            self._save()
+            if not self._over():
+                self._save()
         # A run that goes on after this stage must not go on with it.
         state.epochs = state.epoch
         self._save()
@@ -113,6 +114,9 @@ class Learning:
         self._result.seconds += time.monotonic() - self._began
         progress.finish()
         return self._result
+
+    def _over(self) -> bool:
+        return self._state.epoch >= self._state.epochs or self._late() or self._stale()
 
     def _late(self) -> bool:
         return time.monotonic() - self._began > self._budget.max_seconds

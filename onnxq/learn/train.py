@@ -22,11 +22,11 @@ from onnxq.learn.variants import Variant
 from onnxq.progress import Progress
 from onnxq.rewrite.quantizers import moving_inputs, student_feeds
 
-NO_GAIN = "learning did not beat its starting point on the held-back samples, which is kept"
+NO_GAIN = "did not beat its starting point on the held-back samples, which is kept"
 NO_CLASSIFIER = (
     "the outputs were matched and not distilled, since they are not the logits of one classifier"
 )
-TOO_FAST = f"{NO_GAIN}; it made the error much larger: try a smaller --lr"
+TOO_FAST = f"{NO_GAIN}; the error became much larger: try a smaller --lr"
 MUCH = 1.1
 """Ratio to the error at the start above which the learning rate is to blame."""
 
@@ -78,7 +78,8 @@ def train_numbers(
     if not learned.improved:
         learned.quantizers = variant.quantizers
         lowest = min(learned.history, default=0.0)
-        learned.notes.append(TOO_FAST if lowest > MUCH * learned.start_score else NO_GAIN)
+        result = TOO_FAST if lowest > MUCH * learned.start_score else NO_GAIN
+        learned.notes.append(f"learning of {' and '.join(sorted(wanted))} {result}")
     elif "weights" in wanted:
         learned.quantizers = learned.quantizers.with_weights_on_codes(plan, sources)
     return learned

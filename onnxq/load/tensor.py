@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from onnxq.errors import DataError
+from onnxq.errors import UnreadableError
 
 
 def load_tensor(path: Path) -> tuple[str, np.ndarray]:
     """Name and values of the serialised TensorProto in a `.pb` file.
 
     Raises:
-        DataError: the file does not hold a tensor.
+        UnreadableError: the file does not hold a tensor.
     """
     tensor = onnx.TensorProto()
     try:
@@ -25,6 +25,6 @@ def load_tensor(path: Path) -> tuple[str, np.ndarray]:
         return tensor.name, onnx.numpy_helper.to_array(tensor)
     except (OSError, DecodeError, ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise DataError(
+        raise UnreadableError(
             f"Can't read a tensor from '{path}': {reason}; expected a serialised TensorProto."
         ) from error

@@ -6,7 +6,7 @@ not the graph. A tensor keeps its name in both graphs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from onnxq.rewrite.quantizers import (
     needs_bias,
     student_feeds,
 )
+from onnxq.rewrite.split import between
 
 RAW = ".raw"
 """Suffix of a tensor's name before it is quantized."""
@@ -168,6 +169,25 @@ def bake(student: Student, quantizers: Quantizers) -> ir.Model:
     """A copy of the student with its numbers as constants: the teacher's inputs and no more."""
     feeds = student_feeds(student.plan, quantizers, student.sources)
     return with_constants(student.model, feeds)
+
+
+def bake_between(
+    student: Student, quantizers: Quantizers, inputs: Collection[str], outputs: Sequence[str]
+) -> ir.Model:
+    """The part of a baked student from some of its tensors to some others.
+
+    Only the numbers that this part reads are computed.
+
+    Args:
+        student: the student.
+        quantizers: its numbers.
+        inputs: names of tensors that become inputs, or are.
+        outputs: names of the tensors wanted; none of them among the inputs.
+    """
+    part = between(student.model, inputs, outputs)
+    read = {str(value.name) for value in part.graph.inputs}
+    fix_inputs(part.graph, student_feeds(student.plan, quantizers, student.sources, read))
+    return part
 
 
 def with_constants(model: ir.Model, values: Mapping[str, np.ndarray]) -> ir.Model:

@@ -28,7 +28,7 @@ class Finished:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "onnxq.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "onnxq", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

@@ -26,6 +26,8 @@ def test_public_names_are_those_of_all() -> None:
     module = importlib.import_module("onnxq")
     for name in onnxq.__all__:
         assert hasattr(module, name)
+        assert name in dir(module)
+    assert not hasattr(module, "Silent")
     wanted = {"compress", "evaluate", "compare", "benchmark", "inspect", "Recipe", "LayerOverride"}
     assert wanted | {"Preprocess", "Result", "OnnxqError"} <= set(onnxq.__all__)
     errors = importlib.import_module("onnxq.errors")

@@ -45,13 +45,8 @@ def test_a_rate_for_each_kind_reaches_recipe_and_metadata(onnxq_process, mlp, un
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--lr", "fast"), "--lr is 'fast'; expected a number, or a kind and a number"),
-        (("--lr", "weights=fast"), "--lr is 'weights=fast'; expected a number"),
         (("--lr", "scales=0.1"), "or such numbers of some of 'thresholds', 'steps'"),
         (("--lr", "weights=-1"), "expected a number above 0"),
-        (("--lr", "0.1", "--lr", "steps=0.1"), "for all and for single kinds"),
-        (("--lr", "0.1", "--lr", "0.2"), "--lr is given twice for all"),
-        (("--lr", "steps=0.1", "--lr", "steps=0.2"), "--lr is given twice for steps"),
         (("--learn", "steps", "--lr", "weights=0.1"), "has a rate for 'weights', and 'learn' is"),
         (("--learn", "steps", "--learn", "thresholds"), "learn the same ranges"),
         (("--learn", "weights", "--bias-centroids", "4"), "'weights' and 'bias_centroids'"),
@@ -65,6 +60,27 @@ def test_flags_that_do_not_fit_are_one_sentence(onnxq, mlp, unlabelled, tmp_path
     assert sentence in done.err
     assert done.err.strip().count("\n") == 0
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--lr", "fast"), "'fast' is neither a number nor a kind and a number such as weights=0."),
+        (("--lr", "weights=fast"), "'weights=fast' is neither a number nor a kind and a number"),
+        (("--lr", "=0.1"), "'=0.1' is neither a number nor"),
+        (("--lr", "0.1", "--lr", "steps=0.1"), "given for all and for single kinds"),
+        (("--lr", "0.1", "--lr", "0.2"), "given twice for all; give it once"),
+        (("--lr", "steps=0.1", "--lr", "steps=0.2"), "given twice for steps; give it once"),
+        (("--synthesis-loss", "bn"), "'bn' is not a kind and a number such as bn=1"),
+        (("--synthesis-loss", "1"), "'1' is not a kind and a number"),
+        (("--synthesis-loss", "bn=x"), "'bn=x' is not a kind and a number"),
+        (("--synthesis-loss", "bn=1", "--synthesis-loss", "bn=2"), "given twice for bn"),
+    ],
+)
+def test_numbers_for_kinds_that_can_not_be_read_are_a_usage_error(onnxq, mlp, flags, sentence):
+    done = onnxq("compress", mlp, "--data-free", *flags)
+    assert done.code == 2
+    assert f"Invalid value for '{flags[0]}': {sentence}" in done.err
 
 
 def test_unknown_words_are_a_usage_error(onnxq, mlp, unlabelled):

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from tests.cli.conftest import command, environment
 
@@ -42,6 +45,41 @@ def fields_parameters(fields):
     """Weights by layer, and the biases that make up the rest."""
     weights = sum(layer["parameters"] for layer in fields["layers"])
     return [weights, fields["parameters"] - weights]
+
+
+class Rows(CalibrationDataReader):
+    """Two samples for ONNX Runtime's own quantizer."""
+
+    def __init__(self) -> None:
+        self.left = [{"input": np.full((1, 1, 8, 8), value, np.float32)} for value in (0, 1)]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+@pytest.mark.parametrize(
+    ("form", "operator"), [("QDQ", "DequantizeLinear"), ("QOperator", "QuantizeLinear")]
+)
+def test_inspect_of_a_model_that_another_tool_quantized(onnxq, mlp, tmp_path, form, operator):
+    path = tmp_path / "foreign.onnx"
+    quantize_static(mlp, path, Rows(), quant_format=QuantFormat[form])
+    for flags in ((), ("--json",)):
+        done = onnxq("inspect", path, *flags)
+        assert done.code == 1
+        assert done.out == ""
+        assert "is already quantized (node " in done.err
+        assert f'is a "{operator}"), where a float model is expected' in done.err
+        assert done.err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "benchmark"])
+def test_quiet_leaves_out_the_table(onnxq, mlp, compressed, labelled, command):
+    data = ("--data", labelled, "--samples", 20)
+    rest = {"evaluate": data, "compare": (compressed, *data), "benchmark": ("--rounds", 1)}[command]
+    assert "─" in onnxq(command, mlp, *rest).out
+    done = onnxq(command, mlp, *rest, "-q")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert json.loads(onnxq(command, mlp, *rest, "-q", "--json").out)
 
 
 def test_evaluate_needs_no_flags_on_a_compressed_file(onnxq, compressed, labelled, mlp):
@@ -159,6 +197,28 @@ def test_ctrl_c_is_exit_code_130(onnxq, mlp, monkeypatch):
     done = onnxq("inspect", mlp)
     assert done.code == 130
     assert done.err.strip() == "stopped"
+
+
+@pytest.mark.parametrize("library", ["numpy", "onnxruntime", "onnxsim"])
+def test_ctrl_c_while_libraries_load_is_exit_code_130(tmp_path, mlp, library):
+    # A library that loads until it is stopped, and takes that for an error of its own.
+    (tmp_path / f"{library}.py").write_text(
+        "import time\nprint('loads', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept BaseException:\n    raise ImportError from None\n"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
+    process = subprocess.Popen(
+        command("inspect", mlp),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment() | paths,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == "loads\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.strip()) == (130, "stopped")
 
 
 def test_help_and_version(onnxq_process, tmp_path: Path):

@@ -14,13 +14,13 @@ from tests.cli.conftest import command, environment
 FAST = ("--samples", 128, "--epochs", 1)
 
 
-def test_a_size_is_asked_for_in_percent(onnxq_process, sample_models, unlabelled, tmp_path):
+def test_a_size_is_asked_for_in_percent(onnxq, sample_models, unlabelled, tmp_path):
     """Widths of codes alone are searched, where no codebook is asked for."""
     model, out, recipe = (
         sample_models / "digits_resnet.onnx", tmp_path / "o.onnx", tmp_path / "r.toml",
     )  # fmt: skip
     arguments = ("compress", model, "--data", unlabelled, "-o", out, *FAST, "--max-size", "20%")
-    done = onnxq_process(*arguments, "--save-recipe", recipe)
+    done = onnxq(*arguments, "--save-recipe", recipe)
     assert done.code == 0, done.err
     assert "target of the search" in done.out and "met" in done.out
     assert out.stat().st_size <= 0.2 * model.stat().st_size
@@ -32,7 +32,7 @@ def test_a_size_is_asked_for_in_percent(onnxq_process, sample_models, unlabelled
     again = [stopped if each is out else each for each in arguments]
     stop_at("learn", *again)
     assert not stopped.exists()
-    resumed = onnxq_process(*again, "--resume")
+    resumed = onnxq(*again, "--resume")
     assert resumed.code == 0, resumed.err
     assert stopped.read_bytes() == out.read_bytes()
 

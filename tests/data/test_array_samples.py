@@ -221,6 +221,37 @@ def test_python_objects_are_refused(tmp_path):
         open_samples(tmp_path / "d.npy", ONE, None)
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_broken_files_among_others_are_left_out_and_replaced(tmp_path, length):
+    paths = [tmp_path / f"{i}.npy" for i in range(6)]
+    for i, path in enumerate(paths):
+        np.save(path, rows(length, i))
+    for path in (paths[1], paths[4]):
+        path.write_bytes(b"junk of some length")
+    samples = open_samples(tmp_path, ONE, None)
+    assert samples.skipped == [str(paths[1]), str(paths[4])]
+    expected = np.concatenate([rows(length, i) for i in (0, 2, 3, 5)])
+    np.testing.assert_array_equal(gather(samples, 3), expected)
+    fewer = open_samples(tmp_path, ONE, None, 3)
+    assert len(fewer) == 3 * length
+
+
+def test_whole_feeds_are_left_out_too(tmp_path):
+    for i in range(3):
+        np.savez(tmp_path / f"{i}.npz", **feed(i + 1))
+    (tmp_path / "1.npz").write_bytes(b"junk")
+    samples = open_samples(tmp_path, STATEFUL, None)
+    assert samples.skipped == [str(tmp_path / "1.npz")]
+    assert len(samples) == 2
+
+
+def test_a_folder_without_a_readable_file_names_the_first(tmp_path):
+    for name in ("a.npy", "b.npy"):
+        (tmp_path / name).write_bytes(b"junk of some length")
+    with pytest.raises(DataError, match=r"None of the 2 files .*'.*a\.npy': it begins as no file"):
+        open_samples(tmp_path, ONE, None)
+
+
 def test_paths_without_samples(tmp_path):
     with pytest.raises(DataError, match=r"'.*none' does not exist"):
         open_samples(tmp_path / "none", ONE, None)

@@ -48,6 +48,17 @@ def test_broken_images_lose_their_labels_too(tmp_path):
     assert len(open_labelled(tmp_path, INPUTS, PLAIN).samples.skipped) == 1
 
 
+def test_broken_arrays_lose_their_labels_too(tmp_path):
+    for value in range(4):
+        (tmp_path / str(value)).mkdir()
+        np.save(tmp_path / str(value) / "a.npy", np.full((1, 4, 4), value, np.float32))
+    (tmp_path / "1" / "a.npy").write_bytes(b"broken")
+    found = open_labelled(tmp_path, INPUTS, None)
+    assert found.labels.tolist() == [0, 2, 3]
+    batch = next(found.samples.batches(3))[INPUTS[0].name]
+    assert batch[:, 0, 0, 0].tolist() == [0, 2, 3]
+
+
 @pytest.mark.parametrize("heading", ["file,label\n", "", "\ufefffile,label\n"])
 def test_listing(tmp_path, heading):
     for value in range(3):

@@ -211,6 +211,13 @@ def test_without_resume_a_checkpoint_is_not_read(tmp_path, ready, learned):
     assert ready.learning(checkpoint).run(Silent()).history == learned.history
 
 
+def test_each_epoch_is_saved_once(tmp_path, ready, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(Checkpoint, "save", lambda self, arrays: epochs.append(state_of(arrays)))
+    ready.learning(Checkpoint(tmp_path, {}), epochs=3).run(Silent())
+    assert [(state.epoch, state.epochs) for state in epochs] == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path, ready, learned):
     checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
     ready.learning(checkpoint).run(Silent())

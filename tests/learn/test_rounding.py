@@ -21,6 +21,7 @@ from onnxq.learn.rounding import reconstruct as module
 from onnxq.learn.rounding.reconstruct import NO_GAIN, reconstruct
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.threshold_scales import WEIGHT, ThresholdScales
+from onnxq.learn.train import NO_GAIN as GAINED_NOTHING
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
 from onnxq.numerics.qparams import fake_quant_weight
@@ -173,6 +174,17 @@ def test_thresholds_come_first_and_other_methods_go_on(tmp_path, ready, fitted):
         np.testing.assert_array_equal(more.quantizers.weights[weight], found)
 
 
+@pytest.mark.parametrize("asked", ["auto", "both"])
+def test_a_stage_that_won_nothing_is_named_to_who_asked_for_it(tmp_path, asked):
+    recipe = Recipe()
+    ready = make_ready(tmp_path, small_graph("residual"), recipe)
+    wanted = ("auto",) if asked == "auto" else ("thresholds", "rounding", "biases")
+    learned = learn(ready.variant, ready.train, wanted, Budget(epochs=1, lr=1e-30))
+    assert learned.improved
+    named = [note.removesuffix(f" {GAINED_NOTHING}") for note in learned.notes]
+    assert named == ([] if asked == "auto" else ["learning of thresholds", "learning of biases"])
+
+
 def test_thresholds_of_weights_on_their_grid_stay(ready, fitted):
     numbers = replace(ready.variant, quantizers=fitted.quantizers, score=fitted.score)
     scales = ThresholdScales(ready.variant.student.plan, fitted.quantizers, numbers.extremes())
@@ -249,6 +261,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
         ready.fitted(
             checkpoint=Checkpoint(tmp_path / "kept", {"model": "b"}, "rounding"), resume=True
         )
+
+
+def test_a_stage_that_was_over_is_not_prepared_again(tmp_path, ready, monkeypatch):
+    monkeypatch.setattr(cuts, "KEPT_BYTES", 2**18)
+    checkpoint = Checkpoint(tmp_path / "kept", {"model": "a"})
+    found = ready.fitted(checkpoint=checkpoint)
+    monkeypatch.setattr(module, "Reconstruction", None)
+    again = ready.fitted(checkpoint=checkpoint, resume=True)
+    assert serialised(ready.exported(again)) == serialised(ready.exported(found))
+    assert (again.notes, again.images, again.score) == (found.notes, found.images, found.score)
+    assert "samples were used" in again.notes[0]
 
 
 def test_a_run_that_was_killed_has_a_checkpoint_too(tmp_path, ready, monkeypatch):

@@ -26,6 +26,7 @@ from onnxq.calibrate.statistics import TensorStatistics
 from onnxq.numerics.qparams import BIAS_LIMIT, affine_qparams
 from onnxq.plan import TensorSpec, make_plan
 from onnxq.recipe import Recipe
+from onnxq.rewrite import quantizers as quantizers_module
 from onnxq.rewrite.initial import tensor_range
 from onnxq.rewrite.quantizers import (
     SMALLEST_WIDTH,
@@ -36,7 +37,8 @@ from onnxq.rewrite.quantizers import (
     tensor_qparams,
     weight_scales,
 )
-from onnxq.rewrite.student import build_student
+from onnxq.rewrite.split import between
+from onnxq.rewrite.student import bake_between, build_student
 from onnxq.verify.stored_weights import stored_array
 
 
@@ -70,6 +72,30 @@ def test_every_parameter_input_is_fed_in_its_shape(name):
     for key, array in feeds.items():
         assert array.dtype == np.float32
         assert array.shape == tuple(inputs[key].shape or ())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "layers"),
+    [([], "r", ["Conv_a"]), (["r"], "c", ["Conv_c"]), (["r", "c"], "y", ["Gemm_y"])],
+)
+def test_a_part_is_baked_with_its_own_numbers_alone(monkeypatch, inputs, output, layers):
+    made = quantize(small_graph("residual"))
+    asked: list[str] = []
+    real = quantizers_module.fake_weight
+
+    def fake(spec, *args):
+        asked.append(spec.name)
+        return real(spec, *args)
+
+    monkeypatch.setattr(quantizers_module, "fake_weight", fake)
+    part = bake_between(made.student, made.quantizers, inputs, [output])
+    assert asked == layers
+    onnx.checker.check_model(ir.to_proto(part))
+    feeds = {"x": images(2)}
+    if inputs:
+        feeds = run(between(made.baked, [], inputs), feeds)
+    expected = run(between(made.baked, inputs, [output]), feeds)[output]
+    np.testing.assert_array_equal(run(part, feeds)[output], expected)
 
 
 def test_no_weight_is_left_as_a_constant():

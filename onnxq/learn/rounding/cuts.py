@@ -14,8 +14,7 @@ from onnxq.learn.kept_tensors import stacks
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.variants import Variant
 from onnxq.rewrite.blocks import Block, cut_blocks
-from onnxq.rewrite.split import between
-from onnxq.rewrite.student import QUANTIZED, RAW, bake
+from onnxq.rewrite.student import QUANTIZED, RAW, bake_between
 from onnxq.session import Arrays, SessionPool
 
 KEPT_BYTES = 2**31
@@ -85,8 +84,7 @@ def find_cuts(
 def _tensors(
     variant: Variant, names: Sequence[str], source: TeacherOutputs, chosen: np.ndarray, size: int
 ) -> Arrays:
-    baked = bake(variant.student, variant.quantizers)
-    part = between(baked, (), names)
+    part = bake_between(variant.student, variant.quantizers, (), names)
     read = {value.name for value in part.graph.inputs}
     feeds = next(source.batches(chosen, size))
     return SessionPool(part, names, 1).run({k: v for k, v in feeds.items() if k in read})

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.learned import Learned
 from onnxq.learn.rounding.cuts import find_cuts
+from onnxq.learn.rounding.fitted import Fitted
 from onnxq.learn.rounding.layer import FittedLayer, fit_layer
 from onnxq.learn.rounding.moments import Moments
 from onnxq.learn.rounding.tensors import Tensors
@@ -25,7 +27,8 @@ from onnxq.progress import Progress, Silent
 from onnxq.rewrite.blocks import Block
 from onnxq.rewrite.geometry import LINEAR, MATRIX_RANK, layer_geometry
 from onnxq.rewrite.quantizers import Quantizers, needs_bias, weight_scales
-from onnxq.rewrite.student import bake
+from onnxq.rewrite.split import between
+from onnxq.rewrite.student import bake_between
 
 ROWS = 2**16
 """Rows of a layer's input that its moments are taken from, about."""
@@ -36,9 +39,6 @@ MOST_INPUTS = 8192
 
 SAVE_SECONDS = 20.0
 """Between two checkpoints at least: each holds all that was fitted so far."""
-
-OVER = "over"
-"""Of a checkpoint: this stage is done, with these notes."""
 
 NOTHING = "no layer has a rounding that can be learned"
 INFINITE = "an input or output is NaN or infinite of"
@@ -75,14 +75,17 @@ def reconstruct(
     if not layers:
         learned.notes.append(NOTHING)
         return learned
-    with (
-        tempfile.TemporaryDirectory(prefix="rounding-", dir=train.folder) as folder,
-        # One thread, so that sums come out the same on any number of cores.
-        threadpool_limits(1, "blas"),
-    ):
-        work = Reconstruction(variant, layers, train, budget or Budget(), Path(folder), checkpoint)
-        quantizers = work.run(progress or Silent(), resume)
-    learned.notes += work.notes
+    fitted = Fitted.load(checkpoint) if resume and checkpoint is not None else Fitted()
+    if not fitted.over:
+        with (
+            tempfile.TemporaryDirectory(prefix="rounding-", dir=train.folder) as folder,
+            # One thread, so that sums come out the same on any number of cores.
+            threadpool_limits(1, "blas"),
+        ):
+            work = Reconstruction(variant, layers, train, budget or Budget(), Path(folder), fitted)
+            work.run(progress or Silent(), checkpoint)
+    quantizers = fitted.put_into(variant.quantizers, layers)
+    learned.notes += fitted.notes
     score = variant.score_of(quantizers)
     learned.history = [score]
     if score < variant.score:
@@ -90,7 +93,7 @@ def reconstruct(
     else:
         learned.notes.append(NO_GAIN)
     learned.seconds = time.monotonic() - began
-    learned.images = work.samples
+    learned.images = fitted.samples
     return learned
 
 
@@ -135,11 +138,7 @@ class Reconstruction:
         train: the training slice.
         budget: how long at most.
         folder: an empty folder for the tensors between blocks.
-        checkpoint: where to keep what was fitted.
-
-    Attributes:
-        notes: sentences for the user.
-        samples: how many were used.
+        fitted: what an earlier run left; the rest is added.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class Reconstruction:
         train: TeacherOutputs,
         budget: Budget,
         folder: Path,
-        checkpoint: Checkpoint | None,
+        fitted: Fitted,
     ) -> None:
         self._variant, self._budget = variant, budget
         self._teacher, self._student = variant.model, variant.student
@@ -157,40 +156,26 @@ class Reconstruction:
         self._nodes = {str(node.name): node for node in variant.student.model.graph}
         self._start = self._quantizers = variant.quantizers
         self._scales = weight_scales(variant.student.plan, self._start, variant.student.sources)
-        self._checkpoint = checkpoint
-        self._fitted: dict[str, FittedLayer] = {}
+        self._fitted = fitted
         self._cuts = find_cuts(variant, list(self._layers), train, folder)
-        self.notes = [note for note in (self._cuts.note,) if note]
-        self.samples = len(self._cuts.positions)
+        fitted.notes = [note for note in (self._cuts.note,) if note]
+        fitted.samples = len(self._cuts.positions)
         self._inputs: dict[str, Tensors] = {}
         for name in ("original", "student"):
             (folder / name).mkdir()
             what = f"the {name}'s tensors between blocks"
             self._inputs[name] = Tensors(train, self._cuts.positions, folder / name, what)
 
-    def run(self, progress: Progress, resume: bool) -> Quantizers:
+    def run(self, progress: Progress, checkpoint: Checkpoint | None) -> None:
         """Fit all layers, or as many as the time allows."""
-        self._saved = time.monotonic()
-        if resume and self._checkpoint is not None and self._restore(self._checkpoint.load() or {}):
-            return self._quantizers
+        self._checkpoint, self._saved = checkpoint, time.monotonic()
         try:
             self._run(progress)
         except KeyboardInterrupt:
             self._save()
             raise
-        self._save(over=True)
-        return self._quantizers
-
-    def _restore(self, arrays: dict[str, np.ndarray]) -> bool:
-        """Put back what was fitted; whether that was all of it."""
-        notes = arrays.pop(OVER, None)
-        self._fitted = _restored(arrays)
-        if notes is None:
-            return False
-        self.notes = notes.tolist()
-        for name, fitted in self._fitted.items():
-            self._quantizers = fitted.put_into(self._quantizers, self._layers[name])
-        return True
+        self._fitted.over = True
+        self._save()
 
     def _run(self, progress: Progress) -> None:
         began = time.monotonic()
@@ -200,9 +185,9 @@ class Reconstruction:
         for i, block in enumerate(blocks):
             names = [name for name in block.layers if name in self._layers]
             for name in names:
-                if name not in self._fitted:
+                if name not in self._fitted.layers:
                     if time.monotonic() - began > self._budget.max_seconds:
-                        self.notes.append(
+                        self._fitted.notes.append(
                             f"time ran out: rounding is learned for {done} of {len(self._layers)} "
                             "layers; --max-minutes gives more"
                         )
@@ -210,12 +195,13 @@ class Reconstruction:
                         return
                     moments = self._moments(self._layers[name], block)
                     if not moments.finite:
-                        self.notes.append(f"{INFINITE} '{name}', which keeps its rounding")
+                        self._fitted.notes.append(f"{INFINITE} '{name}', which keeps its rounding")
                         continue
-                    self._fitted[name] = self._fit(self._layers[name], moments)
+                    self._fitted.layers[name] = self._fit(self._layers[name], moments)
                     if time.monotonic() - self._saved > SAVE_SECONDS:
                         self._save()
-                self._quantizers = self._fitted[name].put_into(self._quantizers, self._layers[name])
+                fitted = self._fitted.layers[name]
+                self._quantizers = fitted.put_into(self._quantizers, self._layers[name])
                 done += 1
                 progress.at(done, self._text(i, names))
             if i + 1 < len(blocks):
@@ -223,7 +209,8 @@ class Reconstruction:
         progress.finish()
 
     def _text(self, block: int, names: Sequence[str]) -> str:
-        found = [self._fitted[name] for name in names if name in self._fitted]
+        layers = self._fitted.layers
+        found = [layers[name] for name in names if name in layers]
         before, after = sum(f.start_error for f in found), sum(f.error for f in found)
         count = len(self._cuts.blocks)
         return f"block {block + 1} of {count}, error {before:.3g} at the start, now {after:.3g}"
@@ -237,12 +224,9 @@ class Reconstruction:
         value = self._nodes[spec.name].inputs[0]
         assert value is not None
         read = str(value.name)
-        baked = bake(self._student, self._quantizers)
-        found = self._inputs["student"].run(baked, block.inputs, [read])
-        cuts = self._cuts
-        wanted = self._inputs["original"].run(
-            self._teacher, cuts.originals(block.inputs), [spec.output]
-        )
+        found = self._inputs["student"].run(self._student_part, block.inputs, [read])
+        originals = self._cuts.originals(block.inputs)
+        wanted = self._inputs["original"].run(self._teacher_part, originals, [spec.output])
         for x, t in zip(found, wanted, strict=True):
             moments.add(x[read], t[spec.output])
         return moments
@@ -251,7 +235,7 @@ class Reconstruction:
         weight = self._start.weights[spec.weight]
         scale = self._scales[spec.weight]
         bias = self._fixed_bias(spec, weight.shape[spec.channel_axis])
-        return fit_layer(spec, moments, self.samples, weight, scale, bias)
+        return fit_layer(spec, moments, self._fitted.samples, weight, scale, bias)
 
     def _fixed_bias(self, spec: LayerSpec, channels: int) -> np.ndarray | None:
         """The bias of a layer that keeps its own: without any, or sharing centroids."""
@@ -264,28 +248,18 @@ class Reconstruction:
     def _advance(self, index: int) -> None:
         block, later = self._cuts.blocks[index], self._cuts.later(index)
         originals = self._cuts.originals
-        baked = bake(self._student, self._quantizers)
-        self._inputs["student"].advance(baked, block.inputs, block.outputs, later)
+        self._inputs["student"].advance(self._student_part, block.inputs, block.outputs, later)
         self._inputs["original"].advance(
-            self._teacher, originals(block.inputs), originals(block.outputs), originals(later)
+            self._teacher_part, originals(block.inputs), originals(block.outputs), originals(later)
         )
 
-    def _save(self, *, over: bool = False) -> None:
+    def _teacher_part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+        return between(self._teacher, inputs, outputs)
+
+    def _student_part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+        return bake_between(self._student, self._quantizers, inputs, outputs)
+
+    def _save(self) -> None:
         if self._checkpoint is not None:
-            named = {
-                f"{key}/{layer}": array
-                for layer, fitted in self._fitted.items()
-                for key, array in fitted.arrays().items()
-            }
-            if over:
-                named[OVER] = np.array(self.notes, np.str_)
-            self._checkpoint.save(named)
+            self._fitted.save(self._checkpoint)
             self._saved = time.monotonic()
-
-
-def _restored(arrays: dict[str, np.ndarray]) -> dict[str, FittedLayer]:
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in arrays.items():
-        key, _, layer = name.partition("/")
-        layers.setdefault(layer, {})[key] = array
-    return {layer: FittedLayer.from_arrays(found) for layer, found in layers.items()}

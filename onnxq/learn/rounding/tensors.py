@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ import onnx_ir as ir
 
 from onnxq.learn.rows import Rows
 from onnxq.learn.teacher import MICRO_BATCH, TeacherOutputs
-from onnxq.rewrite.split import between
 from onnxq.session import Arrays, SessionPool
+
+Cut = Callable[[Sequence[str], Sequence[str]], ir.Model]
+"""From the names of tensors, and of others that are wanted, to the graph in between."""
 
 
 class Tensors:
@@ -56,13 +58,11 @@ class Tensors:
         """These tensors, micro-batch after micro-batch."""
         return (self.at(names, chosen) for chosen in self.chunks())
 
-    def run(
-        self, model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]
-    ) -> Iterator[Arrays]:
+    def run(self, cut: Cut, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[Arrays]:
         """Other tensors, computed from these, micro-batch after micro-batch.
 
         Args:
-            model: the graph, its parameters among its constants.
+            cut: gives a part of the graph, its parameters among its constants.
             inputs: names of tensors that are kept.
             outputs: names of the tensors wanted; those that are kept are not computed.
         """
@@ -71,19 +71,19 @@ class Tensors:
         if not wanted:
             yield from self.batches(kept)
             return
-        part = between(model, inputs, wanted)
+        part = cut(inputs, wanted)
         read = [str(value.name) for value in part.graph.inputs]
         pool = SessionPool(part, wanted)
         for chosen, found in zip(self.chunks(), pool.map(self.batches(read)), strict=True):
             yield {**self.at(kept, chosen), **found}
 
     def advance(
-        self, model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], later: Collection[str]
+        self, cut: Cut, inputs: Sequence[str], outputs: Sequence[str], later: Collection[str]
     ) -> None:
         """Go on to the next cut: keep the outputs of a block, and drop what no one reads later."""
         fresh = [name for name in outputs if name not in self._rows]
         if fresh:
-            self._store(fresh, self.run(model, inputs, fresh))
+            self._store(fresh, self.run(cut, inputs, fresh))
         for name in [name for name in self._rows if name not in later]:
             self._rows.pop(name).remove()
 

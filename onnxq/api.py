@@ -1,0 +1,44 @@
+"""The public names. `import onnxq` loads them when one of them is first used."""
+
+from onnxq.data.preprocess import Preprocess
+from onnxq.errors import (
+    DataError,
+    EngineError,
+    ModelError,
+    OnnxqError,
+    OutputError,
+    PassError,
+    RecipeError,
+    UnreadableError,
+)
+from onnxq.pipeline import Result, compress, sensitivity
+from onnxq.recipe import LayerOverride, Recipe
+from onnxq.report.inspection import inspect
+from onnxq.search.table import SweepTable
+from onnxq.verify.benchmark import benchmark
+from onnxq.verify.compare import compare
+from onnxq.verify.evaluate import evaluate
+from onnxq.version import VERSION as __version__
+
+__all__ = [
+    "DataError",
+    "EngineError",
+    "LayerOverride",
+    "ModelError",
+    "OnnxqError",
+    "OutputError",
+    "PassError",
+    "Preprocess",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "SweepTable",
+    "UnreadableError",
+    "__version__",
+    "benchmark",
+    "compare",
+    "compress",
+    "evaluate",
+    "inspect",
+    "sensitivity",
+]
