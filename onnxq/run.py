@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -216,9 +217,9 @@ class Run:
             "score": variant.score,
             "epoch": learned.epoch,
             "epochs_run": len(learned.history),
-            # JSON has no word for what is not finite.
-            "scores": [score if math.isfinite(score) else None for score in learned.history],
+            "scores": _finite(learned.history),
         }
+        figures.curve = _curve(learned)
         if self.found is not None:
             figures.search = self.found.to_fields()
         if self._intake.synthesis is not None:
@@ -267,6 +268,19 @@ class Run:
                 break
             figures.size_after = size
         figures.shipped_after = shipped_model(model)
+
+
+def _curve(learned: Learned) -> dict[str, list[float | None]]:
+    """Error and agreement against minutes."""
+    minutes = [seconds / 60 for seconds, _, _ in learned.curve]
+    scores, agreement = ([point[i] for point in learned.curve] for i in (1, 2))
+    columns = {"minutes": minutes, "scores": scores, "agreement": agreement}
+    return {name: _finite(values) for name, values in columns.items() if values}
+
+
+def _finite(values: Iterable[float]) -> list[float | None]:
+    """JSON has no word for what is not finite."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def _size_note(figures: Figures) -> str:
