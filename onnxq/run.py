@@ -100,7 +100,7 @@ class Run:
 
     def sweep(self, variant: Variant) -> SweepTable:
         """The effect of each setting of each layer alone, on the held-back samples."""
-        return sweep(
+        table = sweep(
             variant.model,
             variant.student,
             variant.quantizers,
@@ -110,6 +110,7 @@ class Run:
             batch_size=self._shard,
             progress=self._progress,
         )
+        return replace(table, made=self._intake.synthesis is not None)
 
     def _cache(self, folder: Path, logits: list[str], samples: Samples) -> TeacherOutputs:
         folder.mkdir()
