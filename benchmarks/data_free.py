@@ -1,17 +1,24 @@
 """Compression without data: made images against random noise and against real images.
 
-    python benchmarks/data_free.py CASE ... [--sources noise,made,real] [--samples N] [--out FILE]
+    python benchmarks/data_free.py CASE ... [--sources noise,made,generator,real]
+        [--losses default] [--learn default] [--granularity per-channel] [--minutes 45]
+        [--seeds 0] [--samples N] [--out FILE]
 
-The same recipe on samples of each source. No real image is read before `evaluate`, but by the
-source that is named so.
+The same recipe on samples of each source; each list gives a row for each of its members. No real
+image is read before `evaluate`, but by the source that is named so. `--minutes 5,15,45` gives the
+curve of drop against minutes, `--losses is,is-bn,is-bn-adversarial` the ablation, `--learn
+weights,steps+weights` fixed steps against learned ones, `--granularity per-tensor` the paper's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,17 +31,38 @@ from models import ASSETS, Subject, subjects
 from onnxq import Recipe, compress, evaluate
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
+from onnxq.options import CHOICES, Learn
 from onnxq.pipeline import Result
 from onnxq.synthesise.space import image_space
 from onnxq.verify.evaluate import Evaluation
 
-HEADER = (
-    "| model | bits | samples | source | seed | top-1 | drop (± s.e.) | agreement | KL | SQNR dB | "
-    "minutes |\n|---|---|---|---|---|---|---|---|---|---|---|"
-)
+COLUMNS = (
+    "model", "bits", "weights", "samples", "source", "losses", "learned", "seed", "top-1",
+    "drop (± s.e.)", "agreement", "KL", "SQNR dB", "limit, min", "minutes", "CPU s",
+)  # fmt: skip
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
-
-DEFAULT = Recipe()
+DEFAULT = "default"
+SOURCES = ("noise", "made", "generator", "real")
+LOSSES: dict[str, dict[str, float]] = {
+    DEFAULT: {},
+    "is": {"bn": 0.0},
+    "is-bn": {},
+    "is-bn-adversarial": {"adversarial": 5.0},
+    "bn": {"inception": 0.0},
+    "hard": {"hard": 0.1},
+    "diversity": {"diversity": 10.0},
+}
+"""Weights that differ from the defaults, of `inception` and `bn`."""
+OF_GENERATORS = ("is-bn-adversarial",)
+"""Losses that distilled images can't have: `made` leaves them out."""
+LEARN: dict[str, tuple[Learn, ...]] = {
+    DEFAULT: ("auto",),
+    "none": ("none",),
+    "weights": ("weights",),
+    "steps+weights": ("steps", "weights"),
+}
+"""What is learned: `weights` leaves Δ fixed, `steps+weights` learns it."""
 
 
 @dataclass(frozen=True)
@@ -43,34 +71,84 @@ class Case:
 
     subject: str
     bits: tuple[int, int]
-    recipe: Recipe = DEFAULT
 
-
-LEARNED = Recipe(learn=("steps", "weights"), spare=False, first_last_bits=8, epochs=4)
 
 CASES = {
     "resnet20-w8a8": Case("resnet20", (8, 8)),
-    "resnet20-w6a6": Case("resnet20", (6, 6), LEARNED),
-    "resnet20-w4a4": Case("resnet20", (4, 4), LEARNED),
-    "resnet20-w3a3": Case("resnet20", (3, 3), LEARNED),
+    "resnet20-w6a6": Case("resnet20", (6, 6)),
+    "resnet20-w4a4": Case("resnet20", (4, 4)),
+    "resnet20-w3a3": Case("resnet20", (3, 3)),
     "shufflenet-w8a8": Case("shufflenet", (8, 8)),
+    "shufflenet-w4a8": Case("shufflenet", (4, 8)),
     "mobilenet-w8a8": Case("mobilenet", (8, 8)),
 }
+"""First and last layers have 8 bits where the rest has 5 or less, as always."""
+
+SPARE_FROM = 8
+"""Below, tensors keep the width that the case names, as in the paper."""
 
 
-def measure(
-    subject: Subject, source: str, recipe: Recipe, folder: Path
-) -> tuple[Result, Evaluation]:
-    """A subject compressed with samples of one source, then evaluated on its labels."""
-    out, preprocess = folder / "out.onnx", subject.preprocess
+@dataclass(frozen=True)
+class Trial:
+    """One row: what the samples are, and what is done with them."""
+
+    case: Case
+    source: str
+    losses: str
+    learn: str
+    recipe: Recipe
+
+    @property
+    def possible(self) -> bool:
+        """Whether the source can have these losses."""
+        if self.source in ("noise", "real"):
+            return self.losses == DEFAULT
+        return self.source == "generator" or self.losses not in OF_GENERATORS
+
+
+def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]:
+    """Every row that the options ask for."""
+    given = ("granularity", "minutes", "seeds", "learn", "losses", "sources")
+    lists = [getattr(options, each) for each in given]
+    for name, *chosen in itertools.product(names, *lists):
+        granularity, minutes, seed, learn, losses, source = chosen
+        case = CASES[name]
+        recipe = Recipe(
+            weight_bits=case.bits[0],
+            activation_bits=case.bits[1],
+            granularity=granularity,
+            spare=min(case.bits) >= SPARE_FROM,
+            learn=LEARN[learn],
+            samples=options.samples,
+            max_minutes=minutes,
+            seed=seed,
+        )
+        trial = Trial(case, source, losses, learn, recipe)
+        if trial.possible:
+            yield trial
+
+
+def measure(subject: Subject, trial: Trial, folder: Path) -> tuple[Result, float, float]:
+    """A subject compressed with samples of one source; minutes and CPU seconds of that."""
+    recipe, preprocess = trial.recipe, subject.preprocess
     data: Path | None = subject.unlabelled
-    if source == "noise":
+    if trial.source == "noise":
         data = folder / "noise.npz"
         _save_noise(subject, recipe, data)
-    elif source == "made":
-        data, recipe = None, replace(recipe, data_free=True)
-    result = compress(subject.model, data, recipe, out=out, preprocess=preprocess)
-    return result, evaluate(out, subject.labelled, subject.model, preprocess=preprocess)
+    elif trial.source in ("made", "generator"):
+        method = "generator" if trial.source == "generator" else "distilled"
+        weights = LOSSES[trial.losses] or None
+        data = None
+        recipe = replace(recipe, data_free=True, synthesis=method, synthesis_losses=weights)
+    began, before = time.monotonic(), _cpu_seconds()
+    result = compress(subject.model, data, recipe, out=folder / "out.onnx", preprocess=preprocess)
+    return result, (time.monotonic() - began) / 60, _cpu_seconds() - before
+
+
+def _cpu_seconds() -> float:
+    """Of this process: user and system."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _save_noise(subject: Subject, recipe: Recipe, path: Path) -> None:
@@ -80,63 +158,84 @@ def _save_noise(subject: Subject, recipe: Recipe, path: Path) -> None:
     np.savez(path, **{space.name: noise})
 
 
-def row(case: Case, subject: Subject, source: str, recipe: Recipe) -> str:
+def row(subject: Subject, trial: Trial) -> str:
     """Compress, evaluate, and write a line of the table."""
-    weight_bits, activation_bits = case.bits
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        result, found = measure(subject, source, recipe, Path(folder))
-    minutes = (time.monotonic() - began) / 60
-    for note in result.figures.notes:
-        print(
-            f"{subject.title} W{weight_bits}A{activation_bits}, {source}: {note}", file=sys.stderr
+        result, minutes, seconds = measure(subject, trial, Path(folder))
+        found = evaluate(
+            Path(folder) / "out.onnx",
+            subject.labelled,
+            subject.model,
+            preprocess=subject.preprocess,
         )
-    drop, sqnr = f"{found.drop:.2f} ± {found.drop_error:.2f}", next(iter(found.sqnr_db.values()))
+    bits = "W{}A{}".format(*trial.case.bits)
+    for note in result.figures.notes:
+        print(f"{subject.title} {bits}, {trial.source}: {note}", file=sys.stderr, flush=True)
     cells = [
         subject.title,
-        f"W{weight_bits}A{activation_bits}",
+        bits,
+        trial.recipe.granularity,
         result.figures.samples,
-        source,
-        recipe.seed,
-        f"{found.top1:.2f}",
-        drop,
-        f"{found.agreement:.2f}",
-        f"{found.kl:.4f}",
-        f"{sqnr:.1f}",
+        trial.source,
+        trial.losses if trial.source in ("made", "generator") else "",
+        trial.learn,
+        trial.recipe.seed,
+        *_figures(found),
+        f"{trial.recipe.max_minutes:g}",
         f"{minutes:.1f}",
+        f"{seconds:.0f}",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def _figures(found: Evaluation) -> list[str]:
+    return [
+        f"{found.top1:.2f}",
+        f"{found.drop:.2f} ± {found.drop_error:.2f}",
+        f"{found.agreement:.2f}",
+        f"{found.kl:.4f}",
+        f"{next(iter(found.sqnr_db.values())):.1f}",
+    ]
+
+
 def main() -> None:
-    """Print the table, and write it to a file where one is named."""
+    """Print the table, and write it to a file where one is named, row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="+", choices=list(CASES))
     parser.add_argument("--assets", type=Path, default=ASSETS)
-    parser.add_argument("--sources", default="noise,made,real")
+    parser.add_argument("--sources", type=_some_of(SOURCES), default="noise,made,real")
+    parser.add_argument("--losses", type=_some_of(LOSSES), default=DEFAULT)
+    parser.add_argument("--learn", type=_some_of(LEARN), default=DEFAULT)
+    kinds = CHOICES["granularity"]
+    parser.add_argument("--granularity", type=_some_of(kinds), default=kinds[0])
+    parser.add_argument("--minutes", type=_numbers(float), default="45", help="limits of a run")
+    parser.add_argument("--seeds", type=_numbers(int), default="0")
     parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--max-minutes", type=float, default=30.0)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     lines = [HEADER]
     print(HEADER, flush=True)
-    for name in options.cases:
-        case = CASES[name]
-        recipe = replace(
-            case.recipe,
-            weight_bits=case.bits[0],
-            activation_bits=case.bits[1],
-            samples=options.samples,
-            max_minutes=options.max_minutes,
-            seed=options.seed,
-        )
-        subject = subjects(options.assets)[case.subject]
-        for source in options.sources.split(","):
-            lines.append(row(case, subject, source, recipe))
-            print(lines[-1], flush=True)
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+    known = subjects(options.assets)
+    for trial in trials(options.cases, options):
+        lines.append(row(known[trial.case.subject], trial))
+        print(lines[-1], flush=True)
+        if options.out:
+            options.out.write_text("\n".join(lines) + "\n")
+
+
+def _numbers(kind: type[float]) -> Callable[[str], list[float]]:
+    return lambda text: [kind(each) for each in text.split(",")]
+
+
+def _some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    def split(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set(known):
+            named = ", ".join(sorted(unknown))
+            raise argparse.ArgumentTypeError(f"{named}: expected some of {', '.join(known)}")
+        return names
+
+    return split
 
 
 if __name__ == "__main__":

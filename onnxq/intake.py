@@ -100,6 +100,7 @@ class Intake:
         checkpoint: Checkpoint | None,
         resume: bool,
         generator: str | Path | None = None,
+        share: float = SYNTHESIS_SHARE,
     ) -> None:
         """Make samples from the float network alone.
 
@@ -108,9 +109,10 @@ class Intake:
             checkpoint: where finished images are kept; None keeps none.
             resume: whether to go on from those.
             generator: the file of a saved generator, which makes them.
+            share: of the time, at most.
         """
         began, recipe = time.monotonic(), self.recipe
-        seconds = SYNTHESIS_SHARE * 60 * recipe.max_minutes
+        seconds = share * 60 * recipe.max_minutes
         losses, method = recipe.synthesis_losses or {}, recipe.synthesis
         task = Task(recipe.samples, losses, recipe.seed, seconds, method)
         saved = None if generator is None else load_model(generator)

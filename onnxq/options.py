@@ -27,7 +27,9 @@ Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
 Augment = Literal["flip", "shift"]
 SynthesisMethod = Literal["auto", "distilled", "generator"]
-SynthesisLoss = Literal["inception", "bn", "bn-moments", "variation", "adversarial"]
+SynthesisLoss = Literal[
+    "inception", "bn", "bn-moments", "variation", "hard", "diversity", "adversarial"
+]
 
 INT4_BITS = 4
 """Codes of so many bits at most fit a tensor of type INT4."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -139,29 +139,38 @@ def compress(
 
 def sensitivity(
     model: str | Path,
-    data: str | Path,
+    data: str | Path | None = None,
     recipe: Recipe | None = None,
     *,
     preprocess: Preprocess | None = None,
     progress: Progress | None = None,
+    generator: str | Path | None = None,
 ) -> SweepTable:
     """What each setting of each layer alone does to the outputs; nothing is written.
 
     Args:
         model: the ONNX file.
-        data: unlabelled samples; settings are tried on those that a search holds back.
+        data: unlabelled samples; settings are tried on those that a search holds back. None where
+            the recipe is data-free, whose `max_minutes` are for making them.
         recipe: the options; codebooks, the goal of a search and what is learned have no part in it.
         preprocess: how an image becomes an input; None looks beside and inside the model.
         progress: told where the work stands.
+        generator: of a data-free recipe: the file of a saved generator, which makes the samples.
 
     Raises:
         OnnxqError: something that the user can mend, in one sentence.
     """
-    intake = Intake(Path(model), (recipe or Recipe()).for_sweep(), progress or Silent())
-    intake.load(Path(data), preprocess)
+    recipe = (recipe or Recipe()).for_sweep()
+    check_data(recipe, data)
+    check_generator_files(recipe, generator, None)
+    intake = Intake(Path(model), recipe, progress or Silent())
+    intake.load(None if data is None else Path(data), preprocess)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        if data is None:
+            intake.synthesise(Path(folder), None, False, generator, share=1.0)
         run = Run(intake)
-        return run.sweep(run.prepare(Path(folder)))
+        table = run.sweep(run.prepare(Path(folder)))
+    return replace(table, notes=tuple(run.notes))
 
 
 def _check_files(

@@ -201,15 +201,17 @@ class Recipe:
         return self.codebook == AUTO or self.max_drop is not None or self.max_size is not None
 
     def for_sweep(self) -> Recipe:
-        """The same with counts and widths left to a search, which learns nothing."""
+        """The same with counts and widths left to a search, which learns nothing.
+
+        How samples are made stays.
+        """
         layers = tuple(
             each if each.codebook is None else dataclasses.replace(each, codebook=OFF)
             for each in self.layers
         )
         return dataclasses.replace(
             self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), epochs=None,
-            lr=None, optimizer="adam", loss="outputs", augment=(), layers=layers, data_free=False,
-            synthesis="auto", synthesis_losses=None,
+            lr=None, optimizer="adam", loss="outputs", augment=(), layers=layers,
         )  # fmt: skip
 
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:

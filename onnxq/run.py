@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,7 @@ class Run:
 
     def sweep(self, variant: Variant) -> SweepTable:
         """The effect of each setting of each layer alone, on the held-back samples."""
-        return sweep(
+        table = sweep(
             variant.model,
             variant.student,
             variant.quantizers,
@@ -109,6 +110,7 @@ class Run:
             batch_size=self._shard,
             progress=self._progress,
         )
+        return replace(table, made=self._intake.synthesis is not None)
 
     def _cache(self, folder: Path, logits: list[str], samples: Samples) -> TeacherOutputs:
         folder.mkdir()
@@ -216,9 +218,9 @@ class Run:
             "score": variant.score,
             "epoch": learned.epoch,
             "epochs_run": len(learned.history),
-            # JSON has no word for what is not finite.
-            "scores": [score if math.isfinite(score) else None for score in learned.history],
+            "scores": _finite(learned.history),
         }
+        figures.curve = _curve(learned)
         if self.found is not None:
             figures.search = self.found.to_fields()
         if self._intake.synthesis is not None:
@@ -267,6 +269,19 @@ class Run:
                 break
             figures.size_after = size
         figures.shipped_after = shipped_model(model)
+
+
+def _curve(learned: Learned) -> dict[str, list[float | None]]:
+    """Error and agreement against minutes."""
+    minutes = [seconds / 60 for seconds, _, _ in learned.curve]
+    scores, agreement = ([point[i] for point in learned.curve] for i in (1, 2))
+    columns = {"minutes": minutes, "scores": scores, "agreement": agreement}
+    return {name: _finite(values) for name, values in columns.items() if values}
+
+
+def _finite(values: Iterable[float]) -> list[float | None]:
+    """JSON has no word for what is not finite."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def _size_note(figures: Figures) -> str:

@@ -12,6 +12,8 @@ import click
 from onnxq.cli.errors import require_model, stopped_sentence
 from onnxq.cli.options import (
     PATH,
+    check_samples,
+    generator_option,
     output_options,
     preprocess_options,
     start_log,
@@ -56,12 +58,7 @@ from onnxq.report.text import size_text
     metavar="FILE",
     help="Write the options that were used as TOML.",
 )
-@click.option(
-    "--generator",
-    type=PATH,
-    metavar="FILE",
-    help="With --data-free: images of a generator that an earlier run has kept.",
-)
+@generator_option
 @click.option(
     "--save-generator",
     type=PATH,
@@ -104,10 +101,7 @@ def compress_command(
     if dry_run:
         _print_plan(model, recipe, flags["as_json"])
         return
-    if data is None and not recipe.data_free:
-        raise click.UsageError(
-            "Missing option '--data'; only --data-free and --dry-run go without samples.", ctx
-        )
+    check_samples(ctx, data, recipe.data_free, "--data-free and --dry-run go")
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
     if flags["save_recipe"] is not None:
         _check_recipe_path(flags["save_recipe"], model, out, flags["force"])

@@ -78,6 +78,20 @@ def apply_all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+generator_option = click.option(
+    "--generator",
+    type=PATH,
+    metavar="FILE",
+    help="With --data-free: images of a generator that an earlier run has kept.",
+)
+
+
+def check_samples(ctx: click.Context, data: Path | None, data_free: bool, others: str) -> None:
+    """A UsageError where there are no samples, and none are made; `others` go without."""
+    if data is None and not data_free:
+        raise click.UsageError(f"Missing option '--data'; only {others} without samples.", ctx)
+
+
 preprocess_options = apply_all(
     click.option(
         "--mean", type=Numbers(), metavar="R,G,B", help="Mean of each channel, pixels in 0-1."

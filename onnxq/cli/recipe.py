@@ -97,7 +97,7 @@ _recipe_file = _option(
     metavar="FILE",
 )
 
-recipe_options = apply_all(
+_synthesis = (
     _option(
         "--data-free",
         text="No samples: images are made from the float network alone, and used like any others.",
@@ -119,6 +119,11 @@ recipe_options = apply_all(
         callback=by_kind,
         metavar="KIND=X",
     ),
+)
+"""How samples are made."""
+
+recipe_options = apply_all(
+    *_synthesis,
     _weight_bits,
     _first_last_bits,
     _activation_bits,
@@ -226,6 +231,14 @@ recipe_options = apply_all(
 )
 
 sweep_options = apply_all(
+    *_synthesis,
+    _option(
+        "--max-minutes",
+        text="When making images stops at the latest.",
+        default=_DEFAULT.max_minutes,
+        type=float,
+        metavar="M",
+    ),
     _weight_bits,
     _first_last_bits,
     _activation_bits,

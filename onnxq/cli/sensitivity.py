@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from onnxq.cli.errors import require_model
 from onnxq.cli.options import (
     PATH,
+    check_samples,
+    generator_option,
     output_options,
     preprocess_options,
     start_log,
@@ -32,9 +35,8 @@ from onnxq.report.tables import print_sweep
 @click.option(
     "--data",
     type=PATH,
-    required=True,
     metavar="PATH",
-    help="Unlabelled samples, as compress takes them.",
+    help="Unlabelled samples, as compress takes them.  [required unless --data-free]",
 )
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the table as JSON.")
 @click.option(
@@ -45,6 +47,7 @@ from onnxq.report.tables import print_sweep
     help=f"Write {PAGE}, with pictures, and the table as JSON and CSV there.",
 )
 @sweep_options
+@generator_option
 @preprocess_options
 @click.option("--force", is_flag=True, help="Overwrite the files of -o and --report.")
 @threads_option("Cores used at most.  [default: all]")
@@ -54,7 +57,7 @@ def sensitivity_command(
     ctx: click.Context,
     /,
     model: Path,
-    data: Path,
+    data: Path | None,
     output: Path | None,
     report_folder: Path | None,
     force: bool,
@@ -74,6 +77,10 @@ def sensitivity_command(
     use_cores(ctx, threads)
     recipe = recipe_from_flags(ctx)
     require_model(model)
+    check_samples(ctx, data, recipe.data_free, "--data-free goes")
+    timed = ctx.get_parameter_source("max_minutes") is ParameterSource.COMMANDLINE
+    if timed and not recipe.data_free:
+        raise click.UsageError("--max-minutes is for making images; add --data-free.", ctx)
     if output is not None:
         check_file(output, model, force, "table", "-o")
     if report_folder is not None:
@@ -82,7 +89,14 @@ def sensitivity_command(
         check_folder(report_folder)
     preprocess = preprocess_from_flags(model, **preprocess_flags(flags))
     with make_progress(quiet, verbose) as progress:
-        table = run_sensitivity(model, data, recipe, preprocess=preprocess, progress=progress)
+        table = run_sensitivity(
+            model,
+            data,
+            recipe,
+            preprocess=preprocess,
+            progress=progress,
+            generator=flags["generator"],
+        )
     if output is not None:
         write_table(output, table)
     if report_folder is not None:

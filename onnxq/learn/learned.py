@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.rewrite.quantizers import Quantizers
 
+Point = tuple[float, float, float]
+"""Seconds of learning, the held-back score and the percentage of equal decisions, or NaN."""
+
 
 @dataclass
 class Learned:
@@ -21,6 +24,7 @@ class Learned:
         seconds: time spent in epochs.
         images: samples seen in training steps.
         notes: sentences for the user.
+        curve: where learning stood at the end of each epoch, by the clock.
     """
 
     quantizers: Quantizers
@@ -32,6 +36,7 @@ class Learned:
     seconds: float = 0.0
     images: int = 0
     notes: list[str] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
 
     @property
     def improved(self) -> bool:
@@ -46,6 +51,9 @@ class Learned:
         same = self.unit == first.unit
         before = len(first.history) if same else 0
         earlier = first.epoch if same else int(first.improved)
+        curve = [
+            (first.seconds + spent, score, agreement) for spent, score, agreement in self.curve
+        ]
         return replace(
             self,
             start_score=first.start_score if same else self.start_score,
@@ -54,4 +62,5 @@ class Learned:
             seconds=first.seconds + self.seconds,
             images=first.images + self.images,
             notes=[*first.notes, *self.notes],
+            curve=[*first.curve, *curve] if same else curve,
         )

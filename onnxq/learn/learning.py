@@ -96,6 +96,7 @@ class Learning:
         self._began = self._saved = time.monotonic()
         if resume:
             self._load()
+        self._before = self._state.curve[-1][0] if self._state.curve else 0.0
         state, positions = self._state, self._train.positions
         progress.start("learn", state.epochs * positions)
         progress.at(state.epoch * positions, self._text())
@@ -110,7 +111,7 @@ class Learning:
         # A run that goes on after this stage must not go on with it.
         state.epochs = state.epoch
         self._save()
-        self._result.history = list(state.history)
+        self._result.history, self._result.curve = list(state.history), list(state.curve)
         self._result.seconds += time.monotonic() - self._began
         progress.finish()
         return self._result
@@ -199,6 +200,9 @@ class Learning:
             # No file could run with these numbers.
             self._judged = Judgement(math.inf)
         state.history.append(self._judged.score)
+        agreement = math.nan if self._judged.agreement is None else self._judged.agreement
+        seconds = self._before + time.monotonic() - self._began
+        state.curve.append((seconds, self._judged.score, agreement))
         if self._judged.score < self._result.score:
             self._result.quantizers, self._result.score = quantizers, self._judged.score
             self._result.epoch = state.epoch + 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxq.learn.learned import Point
 from onnxq.session import Arrays
 
 DECAY = 0.95
@@ -25,6 +26,7 @@ class State:
         since: the epoch that the schedule counts from.
         loss: running mean over the last steps.
         history: the held-back score after each epoch.
+        curve: seconds, score and agreement at the end of each epoch, see `Learned`.
     """
 
     epochs: int
@@ -34,6 +36,7 @@ class State:
     since: int = 0
     loss: float = float("nan")
     history: list[float] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
 
     def add_loss(self, loss: float) -> None:
         """Take in the loss of one step."""
@@ -43,7 +46,8 @@ class State:
     def arrays(self) -> Arrays:
         """All of it, for a checkpoint."""
         numbers = [self.epochs, self.epoch, self.step, self.rate, self.since, self.loss]
-        return {"numbers": np.array(numbers), "history": np.array(self.history)}
+        curve = np.array(self.curve).reshape(-1, 3)
+        return {"numbers": np.array(numbers), "history": np.array(self.history), "curve": curve}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Put back what `arrays` gave."""
@@ -51,3 +55,4 @@ class State:
         self.epochs, self.epoch, self.step = int(epochs), int(epoch), int(step)
         self.rate, self.since, self.loss = float(rate), int(since), float(loss)
         self.history = arrays["history"].tolist()
+        self.curve = [tuple(point) for point in arrays["curve"].tolist()]

@@ -134,7 +134,7 @@ def make_chart(lines: Sequence[Line]) -> Chart:
 
 
 def make_curve(line: Line, height: int) -> Chart:
-    """The chart of one line, against steps from the left, on linear axes."""
+    """The chart of one line on linear axes."""
     x, y = (
         _Linear(min(values), max(*values, min(values) + LEAST_SPAN), pixels)
         for values, pixels in zip(zip(*line.points, strict=True), (WIDTH, height), strict=True)

@@ -14,6 +14,7 @@ from onnxq.pipeline import Result
 from onnxq.recipe import recipe_toml
 from onnxq.report.bars import MOST_BARS, Bar
 from onnxq.report.inspection import LayerRow, plan_rows
+from onnxq.report.learning import learning_curves
 from onnxq.report.result import figure_rows, result_fields, result_notes, score_history
 from onnxq.report.search import search_chart, search_title
 from onnxq.report.synthesis import class_bars, contact_sheet, loss_curves
@@ -112,6 +113,7 @@ def render(model: Path, out: Path, result: Result) -> str:
         score_bars=score_bars(
             score_history(result.figures), result.figures.learning.get("epoch", 0)
         ),
+        score_curves=learning_curves(result.figures),
         recipe=recipe_toml(result.recipe),
     )
 

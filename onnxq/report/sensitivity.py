@@ -71,6 +71,8 @@ def render(model: Path, table: SweepTable) -> str:
         version=VERSION,
         model=model.name,
         samples=table.samples,
+        made=table.made,
+        notes=table.notes,
         measure=TITLES[table.measure],
         errors=heat_map(table, lambda effect: effect.error),
         drops=drop_map(table),

@@ -30,6 +30,8 @@ TITLES = {
     "bn": "BatchNorm statistics, KL divergence in nats",
     "bn-moments": "BatchNorm statistics, moments",
     "variation": "total variation",
+    "hard": "distance to the boundary of two classes, beyond a margin",
+    "diversity": "likeness of the images' features",
     "adversarial": "adversarial loss, minus the student's cross-entropy",
 }
 """What each loss is called."""
@@ -56,10 +58,10 @@ def contact_sheet(synthesis: Synthesis) -> bytes | None:
 
 
 def loss_curves(synthesis: Synthesis) -> list[tuple[str, Chart]]:
-    """Title and curve of each loss."""
+    """Title and curve of each loss, by minutes."""
     found = []
     for kind, values in synthesis.losses.items():
-        points = [(float(step), value) for step, value in enumerate(values)]
+        points = list(zip(synthesis.minutes, values, strict=True))
         if len(points) > 1:
             found.append((TITLES[kind], make_curve(Line(TITLES[kind], points, COLOUR), HEIGHT)))
     return found

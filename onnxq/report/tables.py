@@ -184,8 +184,11 @@ def print_sweep(table: SweepTable, *, sizes: bool = False) -> None:
         _print_effects(table, title, _drop_text)
     if sizes:
         _print_effects(table, "bytes of the weights", lambda effect: f"{effect.size:,}")
+    print_notes(table.notes)
     layers = "1 layer" if len(table.rows) == 1 else f"{len(table.rows)} layers"
-    _console().print(f"{layers}, each alone and all others in float, on {table.samples} samples")
+    made = " made from the model alone" if table.made else ""
+    samples = f"{table.samples} samples{made}"
+    _console().print(f"{layers}, each alone and all others in float, on {samples}")
 
 
 def _drop_text(effect: Effect) -> str:

@@ -97,11 +97,15 @@ class SweepTable:
         measure: "kl", the mean KL(teacher || student) in nats, or "error", the relative
             squared error of the compared outputs where they are no decisions.
         samples: number of samples that each setting was tried on.
+        made: whether they were made from the model alone.
+        notes: sentences for the user.
     """
 
     rows: tuple[Row, ...]
     measure: Measure
     samples: int
+    made: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def settings(self) -> list[Setting]:
@@ -123,6 +127,8 @@ class SweepTable:
         return {
             "measure": self.measure,
             "samples": self.samples,
+            "made": self.made,
+            "notes": list(self.notes),
             "layers": [
                 {
                     "layers": list(row.layers),
@@ -143,7 +149,8 @@ class SweepTable:
     def from_fields(cls, fields: Mapping[str, Any]) -> SweepTable:
         """The table of `to_fields`."""
         rows = tuple(_row(row) for row in fields["layers"])
-        return cls(rows, fields["measure"], fields["samples"])
+        made, notes = fields["made"], tuple(fields["notes"])
+        return cls(rows, fields["measure"], fields["samples"], made, notes)
 
 
 def _row(fields: Mapping[str, Any]) -> Row:

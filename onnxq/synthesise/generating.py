@@ -12,17 +12,10 @@ from onnxq.errors import ModelError
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.rows import Rows
 from onnxq.progress import Progress
-from onnxq.synthesise.distilled import Terms
 from onnxq.synthesise.generated import GeneratorTraining, draw
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, size_generator, stand_alone
-from onnxq.synthesise.made import (
-    MadeImages,
-    Synthesis,
-    by_kind,
-    loss_arrays,
-    loss_history,
-    loss_text,
-)
+from onnxq.synthesise.history import LossHistory, history_of, loss_text
+from onnxq.synthesise.made import MadeImages, Synthesis
 from onnxq.synthesise.subject import Subject
 from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, Task, batch_size
 from onnxq.version import VERSION
@@ -100,11 +93,11 @@ class Generating:
         saved = began
         self._progress.start("generator", training.steps)
         while training.done < training.steps:
-            history.append(training.step(self._size, TOGETHER))
+            history.add(training.step(self._size, TOGETHER))
             done += 1
             if done == TIMED_STEPS or done % PLANNED_STEPS == 0:
                 self._plan(training, done, time.monotonic() - began)
-            self._progress.at(training.done, loss_text(history[-1]))
+            self._progress.at(training.done, loss_text(history.losses[-1]))
             if time.monotonic() - saved > SAVE_SECONDS or training.done == training.steps:
                 saved = time.monotonic()
                 self._save(training, history)
@@ -113,7 +106,8 @@ class Generating:
             synthesis.notes.append(
                 f"--max-minutes allowed {training.steps} of {STEPS} steps of the generator"
             )
-        synthesis.steps, synthesis.losses = training.steps, by_kind(history)
+        synthesis.steps, synthesis.losses = training.steps, history.by_kind
+        synthesis.minutes = history.minutes
         synthesis.weights = {kind: weights[kind] for kind in objective.kinds}
         return self._finished(generator, training)
 
@@ -151,17 +145,17 @@ class Generating:
             self._progress.at(self._rows.stored)
         self._progress.finish()
 
-    def _save(self, training: GeneratorTraining, history: list[Terms]) -> None:
+    def _save(self, training: GeneratorTraining, history: LossHistory) -> None:
         if self._checkpoint is not None:
-            self._checkpoint.save({**training.state(), **loss_arrays(history)})
+            self._checkpoint.save({**training.state(), **history.arrays()})
 
-    def _load(self, training: GeneratorTraining) -> list[Terms]:
+    def _load(self, training: GeneratorTraining) -> LossHistory:
         """Go on from an earlier run, where there was one; its losses."""
         state = self._checkpoint.load() if self._checkpoint and self._resume else None
         if state is None:
-            return []
+            return LossHistory()
         training.load_state(state)
-        return loss_history(state)
+        return history_of(state)
 
 
 def check_generator(model: ir.Model, subject: Subject) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.learn.nested import flattened, nested
 from onnxq.learn.rows import Rows
 from onnxq.session import Arrays
 
@@ -44,6 +43,7 @@ class Synthesis:
         steps: of gradient descent, for each image.
         weights: of the losses, by kind.
         losses: the terms before each step, unweighted, means over all images, by kind.
+        minutes: how long all images had taken when each of these steps began.
         classes: how many images the float model gives to each class; empty where it gives none.
         pictures: some of the images, uint8 `(pictures, height, width, channels)`.
         decisions: the class of each of them; empty where there are none.
@@ -56,6 +56,7 @@ class Synthesis:
     steps: int = 0
     weights: dict[str, float] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
+    minutes: list[float] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
     pictures: np.ndarray | None = None
     decisions: list[int] = field(default_factory=list)
@@ -70,30 +71,9 @@ class Synthesis:
             "steps": self.steps,
             "weights": self.weights,
             "losses": self.losses,
+            "minutes": self.minutes,
             "classes": self.classes,
         }
-
-
-def by_kind(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """The losses of each step as one list for each kind."""
-    return {kind: [float(step[kind]) for step in history] for kind in (history or [{}])[0]}
-
-
-def loss_arrays(history: Sequence[Mapping[str, float]]) -> Arrays:
-    """The losses of each step, for a checkpoint."""
-    return flattened({"losses": {kind: np.array(v) for kind, v in by_kind(history).items()}})
-
-
-def loss_history(state: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
-    """What `loss_arrays` was given, from a checkpoint."""
-    losses = nested(state)["losses"]
-    rows = np.stack(list(losses.values()), axis=1)
-    return [dict(zip(losses, row.tolist(), strict=True)) for row in rows]
-
-
-def loss_text(losses: Mapping[str, float]) -> str:
-    """The losses of one step, for progress."""
-    return ", ".join(f"{kind} {value:.3f}" for kind, value in losses.items())
 
 
 def collapse_note(classes: Sequence[int]) -> str | None:

@@ -10,15 +10,9 @@ import numpy as np
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.rows import Rows
 from onnxq.progress import Progress
-from onnxq.synthesise.distilled import Descent, Distilled, Terms
-from onnxq.synthesise.made import (
-    MadeImages,
-    Synthesis,
-    by_kind,
-    loss_arrays,
-    loss_history,
-    loss_text,
-)
+from onnxq.synthesise.distilled import Descent, Distilled
+from onnxq.synthesise.history import LossHistory, history_of, loss_text
+from onnxq.synthesise.made import MadeImages, Synthesis
 from onnxq.synthesise.subject import Subject
 from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, Task, batch_size
 
@@ -63,7 +57,7 @@ class Making:
         self._name, self._task, self._progress = space.name, task, progress
         self._checkpoint, self._resume = checkpoint, resume
         self._groups = -(-self._count // (TOGETHER * self._size))
-        self._history: list[Terms] = []
+        self._history = LossHistory()
         self._steps_done = 0
         self.source = MadeImages(self._rows, space.batch)
         used = {kind: weights[kind] for kind in objective.kinds}
@@ -82,21 +76,22 @@ class Making:
             self._rows.append({self._name: images[:count]}, count)
             group += 1
         self._progress.finish()
-        self.synthesis.losses = by_kind(self._history)
+        self.synthesis.losses = self._history.by_kind
+        self.synthesis.minutes = self._history.minutes
         self._say_what_the_clock_did()
 
     def _make(self, group: int) -> np.ndarray:
         """The images of one group."""
         descent = self._begin(group)
-        found: list[Terms] = []
+        found = LossHistory()
         while descent.done < descent.steps:
-            found.append(descent.step())
+            found.add(descent.step())
             self._steps_done += 1
             if descent.done == TIMED_STEPS:
                 self._plan(group, descent)
             steps = self.synthesis.steps
             done = group * steps + min(descent.done, steps)
-            self._progress.at(done, loss_text(found[-1]))
+            self._progress.at(done, loss_text(found.losses[-1]))
         self._remember(group, found)
         images: np.ndarray = np.concatenate(descent.batches)
         self._keep(group, images)
@@ -129,21 +124,16 @@ class Making:
                 f"{self._count} images"
             )
 
-    def _remember(self, group: int, found: list[Terms]) -> None:
-        """The mean over groups of each step's losses."""
-        if not self._history:
-            self._history = found
-            return
-        self._history = [
-            {kind: (group * old[kind] + new[kind]) / (group + 1) for kind in new}
-            for old, new in zip(self._history, found, strict=False)
-        ]
+    def _remember(self, group: int, found: LossHistory) -> None:
+        """The mean over groups of each step's losses, and the time of all."""
+        first = group == 0
+        self._history = found if first else self._history.joined(found, 1 / (group + 1))
 
     def _keep(self, group: int, images: np.ndarray) -> None:
         if self._checkpoint is not None:
             state = {"images": images, "plan": np.array([self.synthesis.steps, self._groups])}
             part = self._checkpoint.part(f"images-{group}")
-            part.save({**state, **loss_arrays(self._history)})
+            part.save({**state, **self._history.arrays()})
 
     def _kept(self, group: int) -> np.ndarray | None:
         """The images of a group that an earlier run has finished."""
@@ -151,5 +141,5 @@ class Making:
         if state is None:
             return None
         self.synthesis.steps, self._groups = (int(each) for each in state["plan"])
-        self._history = loss_history(state)
+        self._history = history_of(state)
         return state["images"]

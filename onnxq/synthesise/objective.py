@@ -12,7 +12,9 @@ from onnxq.synthesise.float_student import FloatStudent
 from onnxq.synthesise.losses import (
     batch_norm_divergence,
     batch_norm_moments,
+    boundary_distance,
     cross_entropy,
+    frame_potential,
     inception_score,
     total_variation,
 )
@@ -35,6 +37,7 @@ class SynthesisObjective:
         logits: the tensor of a classifier's logits, or None.
         image_axes: of height and width, or None where inputs are no images.
         student: what images are to be hard for, or None.
+        features: the tensor in which images are told apart, or None.
     """
 
     weights: Mapping[str, float]
@@ -42,6 +45,7 @@ class SynthesisObjective:
     logits: str | None
     image_axes: tuple[int, int] | None = None
     student: FloatStudent | None = None
+    features: str | None = None
 
     @property
     def kinds(self) -> list[str]:
@@ -51,6 +55,8 @@ class SynthesisObjective:
             "bn": bool(self.batch_norms),
             "bn-moments": bool(self.batch_norms),
             "variation": self.image_axes is not None,
+            "hard": self.logits is not None,
+            "diversity": self.features is not None,
             "adversarial": self.student is not None,
         }
         return [kind for kind, there in possible.items() if there and self.weights.get(kind, 0)]
@@ -71,6 +77,10 @@ class SynthesisObjective:
             if kind == "inception":
                 alpha = self.weights[kind]
                 terms[kind] = inception_score(parts, values[self.logits], alpha)
+            elif kind == "hard":
+                terms[kind] = boundary_distance(parts, values[self.logits])
+            elif kind == "diversity":
+                terms[kind] = frame_potential(parts, values[self.features])
             elif kind == "adversarial" and self.student is not None:
                 inputs = self.student.inputs()
                 copy.graph.inputs.extend(inputs.values())

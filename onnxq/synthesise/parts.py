@@ -71,6 +71,10 @@ class Parts:
         given = [] if axes is None else [self.integers(axes)]
         return self.op("ReduceSum", value, *given, keepdims=int(keep))
 
+    def largest(self, value: ir.Value, count: int) -> ir.Value:
+        """The largest numbers along the last axis, in descending order."""
+        return self._tape.op_multi_out("TopK", [value, self.integers([count])], num_outputs=2)[0]
+
     def square(self, value: ir.Value) -> ir.Value:
         """The square of each element; Pow and its gradient would take as long as the network."""
         return self.op("Mul", value, value)
@@ -87,6 +91,6 @@ class Parts:
         """Put the nodes at the end of the graph."""
         for i, node in enumerate(self._tape.nodes):
             node.name = f"{self._prefix}.{i}"
-            for output in node.outputs:
-                output.name = output.name or f"{self._prefix}.{i}.value"
+            for number, output in enumerate(node.outputs):
+                output.name = output.name or f"{self._prefix}.{i}.value.{number}"
         self._graph.extend(self._tape.nodes)

@@ -16,6 +16,7 @@ METADATA_KEY = "onnxq.figures"
 OUTSIDE_FIELDS = (
     "search",
     "synthesis",
+    "curve",
     "shipped_before",
     "shipped_after",
     "latency_before_ms",
@@ -60,6 +61,8 @@ class Figures:
         learning: held-back scores in `unit`, lower is better: `start_score`, `learned_score`,
             `scores` by epoch (None: no finite one); `epoch` that was kept, of `epochs_run`;
             `score`, the relative RMSE of the outputs after all else.
+        curve: where learning stood after each epoch: `minutes` since it began, the held-back
+            `scores`, and `agreement` in percent; None where there is no finite one.
         search: what a search found: `goal`, `met`, `settings` by layer, `trials`, `frontier`, and
             the `sweep` behind them.
         synthesis: where samples were made, `method`, `count`, `steps`, `weights` and `losses` by
@@ -97,6 +100,7 @@ class Figures:
     saturating: list[str] = field(default_factory=list)
     float_nodes: list[str] = field(default_factory=list)
     learning: dict[str, Any] = field(default_factory=dict)
+    curve: dict[str, list[float | None]] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
     synthesis: dict[str, Any] = field(default_factory=dict)
     equalization: str = ""

@@ -31,12 +31,14 @@ def test_a_model_is_compressed_with_no_data(onnxq_process, mlp, labelled, tmp_pa
         assert sheet.width > 8 * 64
     page = (report / "report.html").read_text()
     assert "data:image/png;base64," in page
-    assert "Inception score loss, by step" in page
+    assert "Inception score loss, by minutes of making images" in page
     assert "class 9: " in page
     synthesis = json.loads((report / "report.json").read_text())["figures"]["synthesis"]
     assert sum(synthesis["classes"]) == synthesis["count"] == 64
     assert synthesis["weights"] == {"inception": 5.0}
-    assert len(synthesis["losses"]["inception"]) == synthesis["steps"]
+    minutes = synthesis["minutes"]
+    assert len(synthesis["losses"]["inception"]) == len(minutes) == synthesis["steps"]
+    assert minutes[0] == 0 and minutes == sorted(minutes) and minutes[-1] > 0
     # The recipe that was used makes the same bytes.
     assert load_recipe(recipe).data_free
     again = tmp_path / "again.onnx"

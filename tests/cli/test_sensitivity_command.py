@@ -47,6 +47,61 @@ def test_python_gives_the_same_as_json_on_stdout(onnxq, mlp, unlabelled):
     assert json.loads(done.out) == table.to_fields()
 
 
+def test_settings_are_tried_on_made_images(onnxq_process, onnxq, mlp, tmp_path):
+    folder = tmp_path / "report"
+    losses = ("--synthesis-loss", "inception=5", "--seed", 1)
+    arguments = ("sensitivity", mlp, "--data-free", *FAST, *losses)
+    done = onnxq_process(*arguments, "--report", folder, "-v")
+    assert done.code == 0, done.err
+    assert "images: " in done.err and " inception -" in done.err
+    assert "note: the model has no BatchNormalization" in done.out
+    assert done.last.endswith("in float, on 32 samples made from the model alone")
+    fields = json.loads((folder / "sensitivity.json").read_text())
+    assert fields["made"] and "its exporter folded it" in fields["notes"][0]
+    page = (folder / "sensitivity.html").read_text()
+    assert "on 32 samples made from the original alone." in page and "folded it" in page
+    settings = {each["setting"]: each for each in fields["layers"][0]["settings"]}
+    assert 0 < settings["8 bits"]["error"] < settings["4 bits"]["error"] < settings["K=2"]["error"]
+    # The recipe alone makes the images, and with them the table.
+    recipe = package.Recipe(
+        samples=64, equalize=False, activation_bits=None, data_free=True, seed=1,
+        synthesis_losses={"inception": 5.0},
+    )  # fmt: skip
+    assert package.sensitivity(mlp, recipe=recipe).to_fields() == fields
+
+
+def test_a_saved_generator_makes_them_too(onnxq, mlp, tmp_path):
+    kept, out = tmp_path / "generator.onnx", tmp_path / "o.onnx"
+    made = ("--data-free", "--samples", 64)
+    first = onnxq(
+        "compress", mlp, *made, "--synthesis", "generator", "--save-generator", kept, "-o", out,
+        "--max-minutes", 0.02, "--learn", "none", "-q",
+    )  # fmt: skip
+    assert first.code == 0, first.err
+    done = onnxq("sensitivity", mlp, *made, "--generator", kept, "--json", *FAST)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["made"] and not any("steps" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "sentence"),
+    [
+        ((), 2, "only --data-free goes without samples"),
+        (("--data-free", "--data", "x"), 1, "leave out --data or --data-free"),
+        (("--data", "x", "--synthesis", "generator"), 1, "'synthesis' says how samples are made"),
+        (("--data", "x", "--generator", "g"), 1, "add --data-free"),
+        (("--data", "x", "--max-minutes", 3), 2, "for making images; add --data-free"),
+        (("--data-free", "--generator", "g", "--synthesis-loss", "bn=2"), 1, "as it was trained"),
+        (("--data-free", "--synthesis-loss", "inception=0"), 1, "switches off all"),
+    ],
+)
+def test_where_samples_come_from_is_said_once(onnxq, mlp, flags, code, sentence):
+    done = onnxq("sensitivity", mlp, *flags, *FAST)
+    assert done.code == code and done.out == ""
+    assert sentence in " ".join(done.err.split())
+
+
 def test_excluded_layers_have_no_row(onnxq, mlp, unlabelled):
     arguments = ("sensitivity", mlp, "--data", unlabelled, *FAST, "--json")
     names = [layer["layers"] for layer in json.loads(onnxq(*arguments).out)["layers"]]

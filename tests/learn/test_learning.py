@@ -116,6 +116,10 @@ def test_learning_lowers_the_held_back_score(ready, learned):
     assert learned.score == min(learned.history) == learned.history[learned.epoch - 1]
     assert len(learned.history) == EPOCHS
     assert learned.images == EPOCHS * ready.train.positions
+    seconds, scores, agreements = zip(*learned.curve, strict=True)
+    assert list(scores) == learned.history and seconds[0] > 0
+    assert list(seconds) == sorted(seconds) and seconds[-1] <= learned.seconds
+    assert all(0 <= agreement <= 100 for agreement in agreements)
 
 
 def test_the_score_is_that_of_the_numbers(ready, learned):
@@ -171,7 +175,7 @@ def test_without_time_nothing_is_learned(ready):
 
 def state_of(arrays: dict[str, np.ndarray]) -> State:
     state = State(0)
-    state.load({name: arrays[f"state/{name}"] for name in ("numbers", "history")})
+    state.load({name: arrays[f"state/{name}"] for name in ("numbers", "history", "curve")})
     return state
 
 
@@ -203,6 +207,10 @@ def test_a_resumed_run_gives_the_bytes_of_one_that_was_not_stopped(
     assert found.history == learned.history
     assert (found.score, found.epoch) == (learned.score, learned.epoch)
     assert ready.exported(found) == ready.exported(learned)
+    # The clock goes on from where it was stopped.
+    kept = state_of(state).curve
+    assert found.curve[:epochs_done] == kept and len(found.curve) == len(learned.curve)
+    assert all(point[0] > kept[-1][0] for point in found.curve[epochs_done:])
 
 
 def test_without_resume_a_checkpoint_is_not_read(tmp_path, ready, learned):

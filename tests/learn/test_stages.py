@@ -102,8 +102,18 @@ def test_ranges_are_learned_before_rounding_and_the_rest_after(wanted, stages):
 
 
 def outcome(unit: str, epoch: int, scores: list[float], notes: list[str]) -> Learned:
+    curve = [(1.0 + i, score, 90.0 + i) for i, score in enumerate(scores[1:])]
     return Learned(
-        Quantizers({}, {}, {}, {}), scores[0], min(scores), epoch, scores[1:], unit, 2.0, 10, notes
+        Quantizers({}, {}, {}, {}),
+        scores[0],
+        min(scores),
+        epoch,
+        scores[1:],
+        unit,
+        2.0,
+        10,
+        notes,
+        curve,
     )
 
 
@@ -117,6 +127,9 @@ def test_epochs_of_two_stages_are_counted_through(epoch, expected):
     assert (found.start_score, found.score) == (4.0, second.score)
     assert found.quantizers is second.quantizers
     assert (found.seconds, found.images, found.notes) == (4.0, 20, ["a", "b"])
+    # The clock of the second starts where that of the first, 2 seconds, ended.
+    assert [point[0] for point in found.curve] == [1.0, 2.0, 3.0, 3.0, 4.0]
+    assert [point[1] for point in found.curve] == found.history
 
 
 @pytest.mark.parametrize(("first_epoch", "epoch", "expected"), [(3, 2, 2), (3, 0, 1), (0, 0, 0)])
@@ -125,6 +138,7 @@ def test_scores_in_another_unit_are_let_go(first_epoch, epoch, expected):
     found = outcome("KL divergence", epoch, [0.2, 0.15, 0.1], []).after(first)
     assert found.epoch == expected
     assert (found.history, found.start_score) == ([0.15, 0.1], 0.2)
+    assert found.curve == [(3.0, 0.15, 90.0), (4.0, 0.1, 91.0)]
 
 
 def make_variant(folder: Path, recipe: Recipe) -> tuple[Variant, TeacherOutputs]:

@@ -122,7 +122,8 @@ class Tags(html.parser.HTMLParser):
 
 def test_html_is_well_formed_and_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "report"
-    write_report(folder, Path("a.onnx"), Path("b.onnx"), result_of())
+    curve = {"minutes": [1.0, 2.0], "scores": [0.03, 0.02], "agreement": [97.0, 98.0]}
+    write_report(folder, Path("a.onnx"), Path("b.onnx"), result_of(curve=curve))
     text = (folder / "report.html").read_text()
     tags = Tags()
     tags.feed(text)
@@ -130,6 +131,9 @@ def test_html_is_well_formed_and_escaped(tmp_path: Path) -> None:
     # A bar for the start and each epoch, and one for the layer, each of two parts.
     assert tags.seen.count("rect") == 2 * (4 + 1)
     assert "a &lt;note&gt;" in text
+    assert "Held-back error, by minutes of learning:" in text
+    assert "Held-back agreement, percent, by minutes of learning:" in text
+    assert tags.seen.count("polyline") == 2
     assert json.loads((folder / "report.json").read_text())["ratio"] == 0.3
 
 

@@ -32,8 +32,8 @@ def test_there_is_no_sheet_of_samples_that_are_no_images():
 
 
 def test_a_curve_goes_down_where_its_loss_does():
-    losses = {"inception": [-1.0, -3.0, -2.0], "bn": [0.5, 0.5, 0.5], "variation": [1.0]}
-    curves = loss_curves(Synthesis("distilled", losses=losses))
+    losses = {"inception": [-1.0, -3.0, -2.0], "bn": [0.5, 0.5, 0.5]}
+    curves = loss_curves(Synthesis("distilled", losses=losses, minutes=[0, 0.2, 0.4]))
     assert [title for title, _ in curves] == [
         "inception score loss",
         "BatchNorm statistics, KL divergence in nats",
@@ -45,6 +45,8 @@ def test_a_curve_goes_down_where_its_loss_does():
     assert (labels["-1"], labels["-2"], labels["-3"]) == (0, 70, 140)
     assert len(chart.y_ticks) <= 9
     assert chart.x_ticks[0] == (0, "0")
+    assert dict((label, x) for x, label in chart.x_ticks)["0.2"] == 320
+    assert loss_curves(Synthesis("distilled", losses={"bn": [1.0]}, minutes=[0])) == []
 
 
 def test_of_many_classes_the_largest_are_shown():

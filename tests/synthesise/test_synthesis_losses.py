@@ -28,7 +28,7 @@ WEIGHTS = {
     "v": (3, 4),
     "ten": np.array(10, np.float32),
 }
-KINDS = ("inception", "bn", "bn-moments", "variation")
+KINDS = ("inception", "bn", "bn-moments", "variation", "hard", "diversity")
 ALPHA = 3.0
 
 
@@ -38,7 +38,8 @@ def model(request) -> ir.Model:
 
 
 def objective(model: ir.Model, kind: str, weight: float = ALPHA) -> SynthesisObjective:
-    return SynthesisObjective({kind: weight}, find_batch_norms(model), "y", (2, 3))
+    norms = find_batch_norms(model)
+    return SynthesisObjective({kind: weight}, norms, "y", (2, 3), features="f")
 
 
 def images(count: int = 5) -> np.ndarray:
@@ -49,6 +50,10 @@ def expected(kind: str, model: ir.Model, x: np.ndarray) -> float:
     """The formulas of the docstrings in numpy."""
     if kind == "variation":
         return float(np.square(np.diff(x, axis=2)).mean() + np.square(np.diff(x, axis=3)).mean())
+    if kind == "hard":
+        return float(np.maximum(_margins(model, x) - 2, 0).mean())
+    if kind == "diversity":
+        return float(np.square(_directions(model, x)).mean())
     if kind == "inception":
         logits = run(model, {"x": x})["y"].astype(np.float64)
         p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -107,6 +112,9 @@ DESCENTS = [
     ("bn", 1.0, lambda model, x: _distance(model, x)),
     ("bn-moments", 1.0, lambda model, x: _distance(model, x)),
     ("variation", 1.0, lambda model, x: float(np.abs(np.diff(x, axis=3)).mean())),
+    ("hard", 1.0, lambda model, x: float(_margins(model, x).max())),
+    # 1/N where no two are alike; both batches of 8 have statistics of their own.
+    ("diversity", 1.0, lambda model, x: float(np.abs(_directions(model, x[:8])).mean())),
 ]
 
 
@@ -130,6 +138,22 @@ def _entropies(model: ir.Model, x: np.ndarray) -> tuple[float, float]:
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     mean = p.mean(axis=0)
     return float(-(p * np.log(p)).sum(axis=1).mean()), float(-(mean * np.log(mean)).sum())
+
+
+def _margins(model: ir.Model, x: np.ndarray) -> np.ndarray:
+    """By how much an image's largest logit is above the second."""
+    logits = np.sort(run(model, {"x": x})["y"].astype(np.float64), axis=1)
+    return logits[:, -1] - logits[:, -2]
+
+
+def _directions(model: ir.Model, x: np.ndarray) -> np.ndarray:
+    """The cosine between each two images' features, seen from the mean of all."""
+    inner = model.clone()
+    inner.graph.outputs[:] = [v for n in inner.graph for v in n.outputs if v.name == "f"]
+    features = run(inner, {"x": x})["f"].astype(np.float64)
+    features -= features.mean(axis=0)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return features @ features.T
 
 
 def _distance(model: ir.Model, x: np.ndarray) -> float:

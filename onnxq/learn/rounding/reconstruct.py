@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections import Counter
@@ -93,6 +94,7 @@ def reconstruct(
     else:
         learned.notes.append(NO_GAIN)
     learned.seconds = time.monotonic() - began
+    learned.curve = [(learned.seconds, score, math.nan)]
     learned.images = fitted.samples
     return learned
 
