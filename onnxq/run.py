@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.samples import Samples
 from onnxq.export.compact import export
@@ -17,7 +18,9 @@ from onnxq.export.save import add_metadata, model_bytes
 from onnxq.intake import Intake
 from onnxq.learn.augment import Augmentation, image_layout
 from onnxq.learn.budget import Budget
+from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.fresh import FreshImages
 from onnxq.learn.learn import learn
 from onnxq.learn.learned import Learned
 from onnxq.learn.logits import find_logits
@@ -60,6 +63,11 @@ SYNTHESIS_SHARE = 0.5
 CHECK_SAMPLES = 2
 """Samples on which every pass of normalisation is checked."""
 
+GENERATOR_STAYED = (
+    "the generator did not go on learning, since nothing was learned by gradients; --learn steps "
+    "or --learn weights does"
+)
+
 
 class Run:
     """The state of one run between its stages.
@@ -84,6 +92,7 @@ class Run:
         """The original's outputs, then the best form of the model, calibrated."""
         intake, teacher = self._intake, self._intake.normalised.model
         logits = find_logits(teacher)
+        self._folder = folder
         self._shard = self.recipe.batch_size or shard_size(teacher)
         self.train_outputs = self._cache(folder / "train", logits, intake.train)
         held_back = self._cache(folder / "held-back", logits, intake.held_back)
@@ -144,10 +153,9 @@ class Run:
         epochs = min(TRIAL_EPOCHS, budget.epochs or TRIAL_EPOCHS)
         budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
         train, learns = self.train_outputs, self.recipe.learn
-        augmentation = self._augmentation()
-        learned = learn(
-            variant, train, learns, budget, progress=self._progress, augmentation=augmentation
-        )
+        # A trial learns on the images that are there.
+        changes = self._augmentation()
+        learned = learn(variant, train, learns, budget, progress=self._progress, changes=changes)
         self._spent += time.monotonic() - began
         return self.finish(variant, learned)
 
@@ -165,7 +173,7 @@ class Run:
             checkpoint: where to keep the state; None keeps none.
             resume: whether to go on from that state.
         """
-        return learn(
+        learned = learn(
             variant,
             self.train_outputs,
             self.recipe.learn,
@@ -173,7 +181,23 @@ class Run:
             progress=self._progress,
             checkpoint=checkpoint,
             resume=resume,
-            augmentation=self._augmentation(),
+            changes=self._changes(variant),
+        )
+        made = self._intake.synthesis
+        if self.recipe.generator_mode != FIXED and made is not None and not made.tuning:
+            learned.notes.append(GENERATOR_STAYED)
+        return learned
+
+    def _changes(self, variant: Variant) -> Changes | None:
+        """What becomes of the training samples: a generator that goes on, then augmentation."""
+        augmentation = self._augmentation()
+        if self.recipe.generator_mode == FIXED:
+            return augmentation
+        source = self._intake.adversary(variant.student.model)
+        folder = self._folder / "fresh"
+        folder.mkdir()
+        return FreshImages(
+            self.train_outputs, source, variant.student, folder, self.recipe.seed, augmentation
         )
 
     def _augmentation(self) -> Augmentation | None:

@@ -33,6 +33,8 @@ TITLES = {
     "adversarial": "adversarial loss, minus the student's cross-entropy",
 }
 """What each loss is called."""
+LATER = ", while the student learned"
+"""Of a generator that went on learning."""
 
 
 def contact_sheet(synthesis: Synthesis) -> bytes | None:
@@ -57,11 +59,13 @@ def contact_sheet(synthesis: Synthesis) -> bytes | None:
 
 def loss_curves(synthesis: Synthesis) -> list[tuple[str, Chart]]:
     """Title and curve of each loss."""
+    titled = [(TITLES[kind], values) for kind, values in synthesis.losses.items()]
+    titled += [(f"{TITLES[kind]}{LATER}", values) for kind, values in synthesis.tuning.items()]
     found = []
-    for kind, values in synthesis.losses.items():
+    for title, values in titled:
         points = [(float(step), value) for step, value in enumerate(values)]
         if len(points) > 1:
-            found.append((TITLES[kind], make_curve(Line(TITLES[kind], points, COLOUR), HEIGHT)))
+            found.append((title, make_curve(Line(title, points, COLOUR), HEIGHT)))
     return found
 
 

@@ -44,6 +44,7 @@ class Synthesis:
         steps: of gradient descent, for each image.
         weights: of the losses, by kind.
         losses: the terms before each step, unweighted, means over all images, by kind.
+        tuning: the same of a generator that went on learning with the student.
         classes: how many images the float model gives to each class; empty where it gives none.
         pictures: some of the images, uint8 `(pictures, height, width, channels)`.
         decisions: the class of each of them; empty where there are none.
@@ -56,6 +57,7 @@ class Synthesis:
     steps: int = 0
     weights: dict[str, float] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
+    tuning: dict[str, list[float]] = field(default_factory=dict)
     classes: list[int] = field(default_factory=list)
     pictures: np.ndarray | None = None
     decisions: list[int] = field(default_factory=list)
@@ -70,6 +72,7 @@ class Synthesis:
             "steps": self.steps,
             "weights": self.weights,
             "losses": self.losses,
+            "tuning": self.tuning,
             "classes": self.classes,
         }
 
