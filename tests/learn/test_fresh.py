@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from small_graphs import quantize, run, small_graph
 
@@ -48,14 +49,20 @@ class Counted:
         self.learned = int(state["learned"])
 
 
-@pytest.fixture
-def outputs(tmp_path: Path) -> TeacherOutputs:
+def outputs_of(tmp_path: Path, batch: int | None = None) -> TeacherOutputs:
     model = small_graph("residual")
+    if batch is not None:
+        model.graph.inputs[0].shape = ir.Shape([batch, 3, 8, 8])
     x = np.random.default_rng(0).normal(size=(COUNT, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     samples = open_samples(tmp_path / "x.npz", input_specs(model), None)
     (tmp_path / "teacher").mkdir()
     return TeacherOutputs(model, ["y"], samples, tmp_path / "teacher")
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> TeacherOutputs:
+    return outputs_of(tmp_path)
 
 
 def numbers() -> Quantizers:
@@ -130,3 +137,16 @@ def test_the_source_learns_against_the_students_numbers(outputs, make):
     other = make(Counted())
     other.load_state(fresh.state())
     assert other.text() == "learned 1"
+
+
+def test_a_position_of_fixed_batch_is_replaced_as_a_whole(tmp_path):
+    outputs = outputs_of(tmp_path, 4)
+    (tmp_path / "fresh").mkdir()
+    student = quantize(small_graph("residual")).student
+    fresh = FreshImages(outputs, Counted(), student, tmp_path / "fresh", 0)
+    order = np.arange(6)
+    plain = [feeds["x"] for feeds in outputs.batches(order, 4)]
+    found = [feeds["x"] for feeds in fresh.changed(outputs.batches(order, 4), order, 0)]
+    new = [b for a, b in zip(plain, found, strict=True) if not np.array_equal(a, b)]
+    values = sorted(rows.mean(axis=(1, 2, 3)).tolist() for rows in new)
+    assert values == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
