@@ -88,7 +88,7 @@ def _check_adversarial(recipe: Recipe) -> None:
     if set(recipe.learn) <= {"none", "rounding"}:
         raise RecipeError(
             f"The option 'generator_mode' = 'adversarial' needs a student that is learned by "
-            f"gradients, and 'learn' is {listed(recipe.learn)}; add 'steps' or 'weights' to it, or "
+            f"gradients, and 'learn' is {listed(recipe.learn)}; learn 'steps' or 'weights', or "
             "leave the mode out."
         )
     if (recipe.synthesis_losses or {}).get("adversarial") == 0:

@@ -228,8 +228,8 @@ def test_a_model_that_is_no_classifier_is_refused(subject):
     ("options", "sentence"),
     [
         ({"synthesis": "distilled"}, "set 'synthesis' to 'generator'"),
-        ({"learn": ("none",)}, "'learn' is 'none'; add 'steps' or 'weights'"),
-        ({"learn": ("rounding",)}, "'learn' is 'rounding'; add 'steps' or 'weights'"),
+        ({"learn": ("none",)}, "'learn' is 'none'; learn 'steps' or 'weights'"),
+        ({"learn": ("rounding",)}, "'learn' is 'rounding'; learn 'steps' or 'weights'"),
         ({"synthesis_losses": {"adversarial": 0}}, "contradict each other"),
         ({"data_free": False, "synthesis": "auto"}, "set 'data_free'"),
         ({"generator_mode": "free"}, "expected 'fixed' or 'adversarial'"),
