@@ -10,6 +10,8 @@ from onnxq.options import AUTO, listed
 if TYPE_CHECKING:
     from onnxq.recipe import Recipe
 
+FIXED = "fixed"
+"""The mode of a generator that learns no more once images are made."""
 HOW_TO_LEARN = {"epochs": None, "lr": None, "optimizer": "adam", "loss": "outputs", "augment": ()}
 """Options that say nothing where nothing is learned, and their defaults."""
 
@@ -48,7 +50,7 @@ def check_contradictions(recipe: Recipe) -> None:
             "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
             "recipe or of some of its 'layers'."
         )
-    for name, unset in (("synthesis", AUTO), ("synthesis_losses", None)):
+    for name, unset in (("synthesis", AUTO), ("synthesis_losses", None), ("generator_mode", FIXED)):
         if getattr(recipe, name) != unset and not recipe.data_free:
             raise RecipeError(
                 f"The option '{name}' says how samples are made, and none are; set 'data_free', or "
@@ -59,6 +61,8 @@ def check_contradictions(recipe: Recipe) -> None:
             "The loss 'adversarial' of 'synthesis_losses' is a generator's; set 'synthesis' to "
             "'generator', or leave it out."
         )
+    if recipe.generator_mode != FIXED:
+        _check_adversarial(recipe)
     _check_search(recipe)
     if recipe.activation_bits is None and recipe.symmetric:
         raise RecipeError(
@@ -72,6 +76,26 @@ def check_contradictions(recipe: Recipe) -> None:
             f"'{stated[0]}' contradict each other; remove one of them."
         )
     _check_learning(recipe)
+
+
+def _check_adversarial(recipe: Recipe) -> None:
+    """Raises RecipeError where no generator, or no student, could go on learning."""
+    if recipe.synthesis != "generator":
+        raise RecipeError(
+            "The option 'generator_mode' = 'adversarial' is a generator's; set 'synthesis' to "
+            "'generator', or leave it out."
+        )
+    if set(recipe.learn) <= {"none", "rounding"}:
+        raise RecipeError(
+            f"The option 'generator_mode' = 'adversarial' needs a student that is learned by "
+            f"gradients, and 'learn' is {listed(recipe.learn)}; learn 'steps' or 'weights', or "
+            "leave the mode out."
+        )
+    if (recipe.synthesis_losses or {}).get("adversarial") == 0:
+        raise RecipeError(
+            "The options 'generator_mode' = 'adversarial' and a weight of 0 for the loss "
+            "'adversarial' of 'synthesis_losses' contradict each other; remove one of them."
+        )
 
 
 def _check_learning(recipe: Recipe) -> None:
@@ -114,8 +138,9 @@ def check_generator_files(recipe: Recipe, load: object, save: object) -> None:
         raise RecipeError(f"The generator of '{load}' is not changed; leave out --save-generator.")
     if (load is not None or save is not None) and not recipe.data_free:
         raise RecipeError(f"{option} is given, but samples are not made; add --data-free.")
+    goes_on = recipe.generator_mode != FIXED
     if load is not None and (
-        recipe.synthesis == "distilled" or recipe.synthesis_losses is not None
+        recipe.synthesis == "distilled" or (recipe.synthesis_losses is not None and not goes_on)
     ):
         raise RecipeError(
             f"The generator of '{load}' makes the samples as it was trained to; leave out "

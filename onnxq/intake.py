@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
@@ -24,8 +25,10 @@ from onnxq.plan.float_layers import check_float_layers
 from onnxq.progress import Progress
 from onnxq.recipe import Recipe
 from onnxq.session import Feeds
+from onnxq.synthesise.adversarial import AdversarialGenerator
 from onnxq.synthesise.made import Synthesis
 from onnxq.synthesise.space import image_space
+from onnxq.synthesise.subject import find_subject
 from onnxq.synthesise.synthesise import synthesise
 from onnxq.synthesise.task import Task
 from onnxq.version import VERSION
@@ -111,10 +114,7 @@ class Intake:
             generator: the file of a saved generator, which makes them.
             share: of the time, at most.
         """
-        began, recipe = time.monotonic(), self.recipe
-        seconds = share * 60 * recipe.max_minutes
-        losses, method = recipe.synthesis_losses or {}, recipe.synthesis
-        task = Task(recipe.samples, losses, recipe.seed, seconds, method)
+        began, task = time.monotonic(), self._task(share)
         saved = None if generator is None else load_model(generator)
         place = folder / "made"
         place.mkdir()
@@ -125,6 +125,23 @@ class Intake:
         self.notes += self.synthesis.notes
         self.seconds += time.monotonic() - began
         self._use(samples)
+
+    def _task(self, share: float = SYNTHESIS_SHARE) -> Task:
+        recipe = self.recipe
+        return Task(
+            recipe.samples,
+            recipe.synthesis_losses or {},
+            recipe.seed,
+            share * 60 * recipe.max_minutes,
+            recipe.synthesis,
+            recipe.generator_mode != FIXED,
+        )
+
+    def adversary(self, student: ir.Model) -> AdversarialGenerator:
+        """The generator that samples were made with, ready to learn against a student."""
+        assert self.synthesis is not None
+        subject = find_subject(self.normalised.unfolded, self.preprocess)
+        return AdversarialGenerator(subject, self._task(), self.synthesis, student)
 
     def save_generator(self, path: Path) -> None:
         """Write the generator that samples were made with."""

@@ -27,6 +27,7 @@ Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
 Augment = Literal["flip", "shift"]
 SynthesisMethod = Literal["auto", "distilled", "generator"]
+GeneratorMode = Literal["fixed", "adversarial"]
 SynthesisLoss = Literal[
     "inception", "bn", "bn-moments", "variation", "hard", "diversity", "adversarial"
 ]
@@ -58,6 +59,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "spare": (False, True),
     "data_free": (False, True),
     "synthesis": get_args(SynthesisMethod),
+    "generator_mode": get_args(GeneratorMode),
     "keep_float": (False, True),
 }
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}

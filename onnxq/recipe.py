@@ -20,6 +20,7 @@ from onnxq.options import (
     OFF,
     Augment,
     Calibration,
+    GeneratorMode,
     Granularity,
     Learn,
     Loss,
@@ -150,6 +151,8 @@ class Recipe:
         synthesis: whether images themselves are learned, or a generator of images.
         synthesis_losses: weights of the losses that they are made with, by kind: 0 switches one
             off, and what is not named has the method's own; None means that of all.
+        generator_mode: 'fixed' keeps the images that a generator has made, 'adversarial' lets it go
+            on learning against the student while that is learned.
 
     Raises:
         RecipeError: an option is out of range, or contradicts another.
@@ -184,6 +187,7 @@ class Recipe:
     data_free: bool = False
     synthesis: SynthesisMethod = "auto"
     synthesis_losses: dict[str, float] | None = None
+    generator_mode: GeneratorMode = "fixed"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -212,6 +216,7 @@ class Recipe:
         return dataclasses.replace(
             self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), epochs=None,
             lr=None, optimizer="adam", loss="outputs", augment=(), layers=layers,
+            generator_mode="fixed",
         )  # fmt: skip
 
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:

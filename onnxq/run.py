@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.samples import Samples
 from onnxq.export.compact import export
@@ -18,7 +19,9 @@ from onnxq.export.save import add_metadata, model_bytes
 from onnxq.intake import Intake
 from onnxq.learn.augment import Augmentation, image_layout
 from onnxq.learn.budget import Budget
+from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.fresh import FreshImages
 from onnxq.learn.learn import learn
 from onnxq.learn.learned import Learned
 from onnxq.learn.logits import find_logits
@@ -52,14 +55,10 @@ TRIAL_EPOCHS = 2
 TRIALS_SHARE = 0.5
 """Share of the time that a search may learn in."""
 
-HELD_BACK_OF_SEARCH = 512
-"""Samples held back at least where a search looks at the drop, as far as that leaves half."""
-
-SYNTHESIS_SHARE = 0.5
-"""Share of the time that samples may be made in."""
-
-CHECK_SAMPLES = 2
-"""Samples on which every pass of normalisation is checked."""
+GENERATOR_STAYED = (
+    "the generator did not go on learning, since nothing was learned by gradients; --learn steps "
+    "or --learn weights does"
+)
 
 
 class Run:
@@ -85,6 +84,7 @@ class Run:
         """The original's outputs, then the best form of the model, calibrated."""
         intake, teacher = self._intake, self._intake.normalised.model
         logits = find_logits(teacher)
+        self._folder = folder
         self._shard = self.recipe.batch_size or shard_size(teacher)
         self.train_outputs = self._cache(folder / "train", logits, intake.train)
         held_back = self._cache(folder / "held-back", logits, intake.held_back)
@@ -146,10 +146,9 @@ class Run:
         epochs = min(TRIAL_EPOCHS, budget.epochs or TRIAL_EPOCHS)
         budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
         train, learns = self.train_outputs, self.recipe.learn
-        augmentation = self._augmentation()
-        learned = learn(
-            variant, train, learns, budget, progress=self._progress, augmentation=augmentation
-        )
+        # A trial learns on the images that are there.
+        changes = self._augmentation()
+        learned = learn(variant, train, learns, budget, progress=self._progress, changes=changes)
         self._spent += time.monotonic() - began
         return self.finish(variant, learned)
 
@@ -167,7 +166,7 @@ class Run:
             checkpoint: where to keep the state; None keeps none.
             resume: whether to go on from that state.
         """
-        return learn(
+        learned = learn(
             variant,
             self.train_outputs,
             self.recipe.learn,
@@ -175,7 +174,23 @@ class Run:
             progress=self._progress,
             checkpoint=checkpoint,
             resume=resume,
-            augmentation=self._augmentation(),
+            changes=self._changes(variant),
+        )
+        made = self._intake.synthesis
+        if self.recipe.generator_mode != FIXED and made is not None and not made.tuning:
+            learned.notes.append(GENERATOR_STAYED)
+        return learned
+
+    def _changes(self, variant: Variant) -> Changes | None:
+        """What becomes of the training samples: a generator that goes on, then augmentation."""
+        augmentation = self._augmentation()
+        if self.recipe.generator_mode == FIXED:
+            return augmentation
+        source = self._intake.adversary(variant.student.model)
+        folder = self._folder / "fresh"
+        folder.mkdir()
+        return FreshImages(
+            self.train_outputs, source, variant.student, folder, self.recipe.seed, augmentation
         )
 
     def _augmentation(self) -> Augmentation | None:

@@ -124,6 +124,13 @@ _synthesis = (
 
 recipe_options = apply_all(
     *_synthesis,
+    _option(
+        "--generator-mode",
+        text="Keep the images that the generator has made, or let it go on learning against the "
+        "student while that is learned.",
+        default=_DEFAULT.generator_mode,
+        type=_choice("generator_mode"),
+    ),
     _weight_bits,
     _first_last_bits,
     _activation_bits,

@@ -6,7 +6,6 @@ the student learns. Nothing is kept of an epoch, so memory and disk do not grow 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import RecipeError
+from onnxq.learn.changes import Changes
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.session import Arrays
 
@@ -64,7 +64,7 @@ def _layout(spec: InputSpec, channel_axis: int) -> ImageLayout:
     return ImageLayout(spec.name, height, width)
 
 
-class Augmentation:
+class Augmentation(Changes):
     """Changes training samples, and gives the teacher's outputs for what they became.
 
     Args:
@@ -84,27 +84,18 @@ class Augmentation:
     def changed(
         self, batches: Iterator[Arrays], positions: np.ndarray, epoch: int
     ) -> Iterator[Arrays]:
-        """The feeds of some positions with other images and the targets of those.
+        """The feeds with other images and the targets of those; arguments as of `Changes`.
 
         What is drawn depends on the seed, the epoch and the position alone.
-
-        Args:
-            batches: feeds of these positions, in this order, images among them.
-            positions: the positions, `(n,)`.
-            epoch: which pass over the samples it is.
         """
-        name, waiting = self._layout.name, deque[Arrays]()
-        samples = self._samples(positions)
+        name, samples = self._layout.name, self._samples(positions)
 
         def drawn() -> Iterator[Arrays]:
             for feeds in batches:
-                images = feeds[name]
-                rows = [self._image(image, next(samples), epoch) for image in images]
-                waiting.append({**feeds, name: np.stack(rows)})
-                yield {name: waiting[-1][name]}
+                rows = [self._image(image, next(samples), epoch) for image in feeds[name]]
+                yield {**feeds, name: np.stack(rows)}
 
-        for targets in self._outputs.targets_of(drawn()):
-            yield {**waiting.popleft(), **targets}
+        yield from self._outputs.retargeted(drawn())
 
     def _samples(self, positions: np.ndarray) -> Iterator[int]:
         group = self._outputs.batch or 1

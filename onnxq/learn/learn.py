@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from onnxq.learn import train as train_stage
-from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
+from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.learned import Learned
 from onnxq.learn.rounding import reconstruct as rounding
@@ -34,7 +34,7 @@ def learn(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
-    augmentation: Augmentation | None = None,
+    changes: Changes | None = None,
 ) -> Learned:
     """The numbers of a variant, trained to match the original's outputs.
 
@@ -48,7 +48,7 @@ def learn(
         progress: told how far it is.
         checkpoint: where to keep the state; None keeps none.
         resume: whether to go on from that state.
-        augmentation: how the training samples are changed in each epoch; None leaves them.
+        changes: what becomes of the training samples in each epoch; None leaves them.
 
     Returns:
         The best numbers; the variant's own where nothing is trained or nothing helped.
@@ -70,7 +70,7 @@ def learn(
         if stage == ROUNDING:
             done = reconstruct(now, train, left, progress=progress, checkpoint=kept, resume=resume)
         else:
-            done = train_numbers(now, train, stage, left, progress, kept, resume, augmentation)
+            done = train_numbers(now, train, stage, left, progress, kept, resume, changes)
         found = done if stage is stages[0] else done.after(found)
     if "auto" in learns and found.improved:
         # That one of several methods added nothing is no news to who asked for none of them.

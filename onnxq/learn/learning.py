@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import LONG, Budget
+from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine import Engine
 from onnxq.learn.frozen import Remainder
@@ -53,7 +53,7 @@ class Learning:
         trained: what is trained, from those numbers on.
         budget: how long and how fast.
         checkpoint: where to keep the state; None keeps none.
-        augmentation: how the training samples are changed in each epoch; None leaves them.
+        changes: what becomes of the training samples in each epoch; None leaves them.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Learning:
         trained: Trained,
         budget: Budget,
         checkpoint: Checkpoint | None = None,
-        augmentation: Augmentation | None = None,
+        changes: Changes | None = None,
     ) -> None:
-        self._augmentation = augmentation
+        self._changes = changes
         self._student, self._trained = student, trained
         self._train, self._constants = remainder.train, remainder.constants
         self._held_back = HeldBack(remainder.model, remainder.held_back, objective)
@@ -134,6 +134,8 @@ class Learning:
 
     def _epoch(self, progress: Progress) -> None:
         state, positions = self._state, self._train.positions
+        if self._changes is not None and state.step == 0:
+            self._changes.begin(self._trained.quantizers(), self._late)
         for shards in self._batches():
             done = min(positions, (state.step + 1) * self._size)
             count = (done - state.step * self._size) * (self._train.batch or 1)
@@ -153,8 +155,8 @@ class Learning:
         rng = np.random.default_rng((self._budget.seed, state.epoch))
         order = rng.permutation(self._train.positions)[state.step * self._size :]
         stream = self._train.batches(order, self._budget.shard_size)
-        if self._augmentation is not None:
-            stream = self._augmentation.changed(stream, order, state.epoch)
+        if self._changes is not None:
+            stream = self._changes.changed(stream, order, state.epoch)
         while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
             yield shards
 
@@ -234,9 +236,11 @@ class Learning:
         result, judged, state = self._result, self._judged, self._state
         seconds = max(time.monotonic() - self._began, 1e-3)
         agreement = "" if judged.agreement is None else f", agreement {judged.agreement:.1f} %"
+        changes = "" if self._changes is None else self._changes.text()
         return (
             f"{result.unit} {state.loss:.4f}, held back {result.score:.4f} (start "
             f"{result.start_score:.4f}){agreement}, {result.images / seconds:.0f} samples/s"
+            + (changes and f"; {changes}")
         )
 
     def _save(self) -> None:
@@ -249,6 +253,7 @@ class Learning:
             "best": self._best,
             "optimizer": self._optimizer.state(),
             "state": self._state.arrays(),
+            "changes": {} if self._changes is None else self._changes.state(),
             "result": {"score": np.array(result.score), "epoch": np.array(result.epoch)},
         }
         self._checkpoint.save(flattened(groups))
@@ -268,6 +273,8 @@ class Learning:
             self._result.quantizers = self._trained.quantizers()
         self._trained.load(parts["value"])
         self._optimizer.load_state(parts.get("optimizer", {}))
+        if "changes" in parts and self._changes is not None:
+            self._changes.load_state(parts["changes"])
 
 
 def _finite(arrays: Mapping[str, np.ndarray]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -140,10 +141,18 @@ class TeacherOutputs:
         """The values to match at the positions of one batch, by the loss graph's inputs."""
         return {target_name(name): rows for name, rows in self._rows.at(positions).items()}
 
-    def targets_of(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
-        """The values to match for other feeds, which the teacher computes, a few ahead."""
-        for outputs in SessionPool(self._teacher, self.logits).map(batches):
-            yield {target_name(name): rows for name, rows in self._floats(outputs).items()}
+    def retargeted(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
+        """Feeds of other samples with the values to match for them, computed a few ahead."""
+        waiting = deque[Arrays]()
+
+        def inputs() -> Iterator[Arrays]:
+            for feeds in batches:
+                waiting.append(feeds)
+                yield {name: array for name, array in feeds.items() if name in self.inputs}
+
+        for outputs in SessionPool(self._teacher, self.logits).map(inputs()):
+            targets = {target_name(name): rows for name, rows in self._floats(outputs).items()}
+            yield {**waiting.popleft(), **targets}
 
 
 def _decision(outputs: Arrays, samples: int) -> str | None:

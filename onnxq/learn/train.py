@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
+from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine.ungradable import ungradable_nodes
 from onnxq.learn.frozen import freeze
@@ -39,7 +39,7 @@ def train_numbers(
     progress: Progress,
     checkpoint: Checkpoint | None,
     resume: bool,
-    augmentation: Augmentation | None,
+    changes: Changes | None,
 ) -> Learned:
     """The numbers of a variant with some of them trained together; arguments as of `learn`."""
     plan, sources = variant.student.plan, variant.student.sources
@@ -66,10 +66,10 @@ def train_numbers(
         feeds = student_feeds(plan, start, sources)
         fixed = {name: value for name, value in feeds.items() if name not in moving}
         slices = (train, variant.held_back_outputs)
-        keep = augmentation is None
+        keep = changes is None
         remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress, keep=keep)
         learning = Learning(
-            variant.student, remainder, objective, start, trained, budget, checkpoint, augmentation
+            variant.student, remainder, objective, start, trained, budget, checkpoint, changes
         )
         learned = learning.run(progress, resume)
     learned.notes += [note for note in (remainder.note,) if note]

@@ -35,6 +35,8 @@ TITLES = {
     "adversarial": "adversarial loss, minus the student's cross-entropy",
 }
 """What each loss is called."""
+LATER = ", while the student learned"
+"""Of a generator that went on learning."""
 
 
 def contact_sheet(synthesis: Synthesis) -> bytes | None:
@@ -58,13 +60,20 @@ def contact_sheet(synthesis: Synthesis) -> bytes | None:
 
 
 def loss_curves(synthesis: Synthesis) -> list[tuple[str, Chart]]:
-    """Title and curve of each loss, by minutes."""
-    found = []
-    for kind, values in synthesis.losses.items():
-        points = list(zip(synthesis.minutes, values, strict=True))
-        if len(points) > 1:
-            found.append((TITLES[kind], make_curve(Line(TITLES[kind], points, COLOUR), HEIGHT)))
-    return found
+    """Title and curve of each loss, by minutes; by steps where learning goes on beside it."""
+    found = [
+        (TITLES[kind], list(zip(synthesis.minutes, values, strict=True)))
+        for kind, values in synthesis.losses.items()
+    ]
+    found += [
+        (f"{TITLES[kind]}{LATER}", [(float(step), value) for step, value in enumerate(values)])
+        for kind, values in synthesis.tuning.items()
+    ]
+    return [
+        (title, make_curve(Line(title, points, COLOUR), HEIGHT))
+        for title, points in found
+        if len(points) > 1
+    ]
 
 
 def class_bars(classes: Sequence[int]) -> list[Bar]:

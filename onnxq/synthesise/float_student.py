@@ -134,7 +134,8 @@ def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
         if has_subgraph(node):
             raise ModelError(
                 f"The node '{node.name}' ({node.op_type}) holds a graph, and no student can be "
-                "made of it; leave out --synthesis-loss adversarial."
+                "made of it; leave out --synthesis-loss adversarial and --generator-mode "
+                "adversarial."
             )
     return kept[::-1]
 

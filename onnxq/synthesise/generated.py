@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,21 +12,99 @@ from onnxq.learn.loss import target_name
 from onnxq.learn.nested import flattened, nested
 from onnxq.learn.optimizer import Adam
 from onnxq.learn.schedule import CosineRestarts
-from onnxq.session import Arrays, SessionPool
+from onnxq.session import Arrays, Feeds, SessionPool
 from onnxq.synthesise.distilled import Terms
-from onnxq.synthesise.float_student import StudentTraining
+from onnxq.synthesise.float_student import FloatStudent, StudentTraining
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, before_model
 from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
 
-RATE = 0.01
-"""Adam's step at first (DFQF)."""
+RATE = 0.02
+"""Adam's step at first; DFQF has 0.01, for a wider generator."""
+
+
+class GeneratorDescent:
+    """Moves the parameters of a generator; each part of a batch has statistics of its own.
+
+    Args:
+        model: the float network, unfolded.
+        generator: what makes its input.
+        objective: what makes images good.
+        parameters: to start from; they are moved in place.
+        seed: of the noise.
+        outputs: tensors of the network to bring out, see `extras`.
+
+    Attributes:
+        parameters: as they are now.
+        done: steps so far.
+        extras: of the last step, one dict of outputs per part of the batch.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        generator: Generator,
+        objective: SynthesisObjective,
+        parameters: Arrays,
+        seed: tuple[int, ...],
+        outputs: Sequence[str] = (),
+    ) -> None:
+        joined, names = before_model(model, generator)
+        self._kinds = objective.kinds
+        terms = [term_name(kind) for kind in self._kinds]
+        attached = objective.attach(joined, generator.space.name)
+        found = {v.name: v for node in attached.graph for v in node.outputs}
+        attached.graph.outputs.extend(found[name] for name in outputs)
+        self._engine = Engine(attached, names, LOSS, [*terms, *outputs])
+        self._optimizer, self._seed = Adam(), seed
+        self.parameters, self.done = parameters, 0
+        self.extras: list[Arrays] = []
+
+    def step(self, size: int, shards: int, rate: float, student: Feeds) -> Terms:
+        """Move the parameters by one batch.
+
+        Args:
+            size: images of each part.
+            shards: parts of the batch.
+            rate: Adam's step.
+            student: the numbers of the objective's student, by input name.
+
+        Returns:
+            The losses before, means over the parts.
+        """
+        rng = np.random.default_rng((*self._seed, self.done))
+        feeds = [
+            {NOISE: rng.standard_normal((size, LATENT), np.float32), **student}
+            for _ in range(shards)
+        ]
+        _, found = self._engine.gradients(self.parameters, feeds)
+        self._optimizer.lr = rate
+        share = np.float32(1 / shards)
+        self._optimizer.step(self.parameters, {k: share * g for k, g in found.items()})
+        self.done += 1
+        self.extras = self._engine.extras
+        return {
+            kind: float(np.mean([outputs[term_name(kind)] for outputs in self.extras]))
+            for kind in self._kinds
+        }
+
+    def state(self) -> Arrays:
+        """All that a later step depends on, but for what a step is given."""
+        groups = {"value": self.parameters, "optimizer": self._optimizer.state()}
+        return {"done": np.array(self.done), **flattened(groups)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        self.done, groups = int(state["done"]), nested(state)
+        for name, array in self.parameters.items():
+            array[...] = groups["value"][name]
+        self._optimizer.load_state(groups["optimizer"])
 
 
 class GeneratorTraining:
-    """Moves the parameters of a generator; each part of a batch has statistics of its own.
+    """Trains a generator from random parameters: DFQF, algorithm 1.
 
     Where the objective has a student, it learns on the images of each step, after the step: both
-    in turn (DFQF, algorithm 1).
+    in turn.
 
     Args:
         model: the float network, unfolded.
@@ -46,63 +124,53 @@ class GeneratorTraining:
         seed: int,
         rate: float = RATE,
     ) -> None:
-        joined, names = before_model(model, generator)
-        self._kinds = objective.kinds
-        terms = [term_name(kind) for kind in self._kinds]
-        attached = objective.attach(joined, generator.space.name)
         self._student: StudentTraining | None = None
         self._tensors: list[str] = []
-        if objective.student is not None:
+        if isinstance(objective.student, FloatStudent):
             self._student = StudentTraining(model, objective.student, seed)
             self._tensors = [objective.student.images, objective.student.logits]
-            found = {v.name: v for node in attached.graph for v in node.outputs}
-            attached.graph.outputs.extend(found[name] for name in self._tensors)
-        self._engine = Engine(attached, names, LOSS, [*terms, *self._tensors])
-        self._optimizer, self._rate, self._seed = Adam(rate), rate, seed
-        self.parameters = generator.parameters(np.random.default_rng(seed))
-        self.steps, self.done = steps, 0
+        parameters = generator.parameters(np.random.default_rng(seed))
+        self._descent = GeneratorDescent(
+            model, generator, objective, parameters, (seed,), self._tensors
+        )
+        self._rate, self.steps = rate, steps
+
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+        return self._descent.done
+
+    @property
+    def parameters(self) -> Arrays:
+        """Those of the generator, as they are now."""
+        return self._descent.parameters
 
     def step(self, size: int, shards: int) -> Terms:
-        """Move the parameters by one batch.
+        """Move the generator by one batch, then the student.
 
         Returns:
-            The losses before, means over the shards.
+            The generator's losses before, means over the shards.
         """
-        rng = np.random.default_rng((self._seed, self.done))
         fixed: Arrays = {} if self._student is None else self._student.parameters
-        feeds = [
-            {NOISE: rng.standard_normal((size, LATENT), np.float32), **fixed} for _ in range(shards)
-        ]
-        _, found = self._engine.gradients(self.parameters, feeds)
-        schedule = CosineRestarts(self._rate, max(self.steps, 1))
-        self._optimizer.lr = schedule.lr(min(self.done, self.steps - 1))
-        share = np.float32(1 / shards)
-        self._optimizer.step(self.parameters, {k: share * g for k, g in found.items()})
-        self.done += 1
-        extras = self._engine.extras
+        rate = CosineRestarts(self._rate, max(self.steps, 1)).lr(min(self.done, self.steps - 1))
+        terms = self._descent.step(size, shards, rate, fixed)
         if self._student is not None:
             images, logits = self._tensors
+            extras = self._descent.extras
             self._student.step(
                 [{images: each[images], target_name(logits): each[logits]} for each in extras]
             )
-        return {
-            kind: float(np.mean([outputs[term_name(kind)] for outputs in extras]))
-            for kind in self._kinds
-        }
+        return terms
 
     def state(self) -> Arrays:
         """All that a later step depends on."""
-        plan = {"plan": np.array([self.steps, self.done])}
-        own = flattened({"value": self.parameters, "optimizer": self._optimizer.state()})
-        return {**plan, **own, **({} if self._student is None else self._student.state())}
+        own = {"steps": np.array(self.steps), **self._descent.state()}
+        return {**own, **({} if self._student is None else self._student.state())}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
-        self.steps, self.done = (int(each) for each in state["plan"])
-        groups = nested(state)
-        for name, array in self.parameters.items():
-            array[...] = groups["value"][name]
-        self._optimizer.load_state(groups["optimizer"])
+        self.steps = int(state["steps"])
+        self._descent.load_state(state)
         if self._student is not None:
             self._student.load_state(state)
 

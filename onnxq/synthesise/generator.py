@@ -2,8 +2,9 @@
 
 The shape is that of DCGAN (Radford et al., 2016) with nearest upsampling, as DFQF (Li et al., 2020)
 uses it: MatMul -> BatchNormalization -> [Resize x2 -> Conv -> BatchNormalization -> LeakyRelu] ...
--> Conv -> Tanh -> BatchNormalization without parameters. BatchNormalization is always in training
-mode: a batch is normalised by its own statistics.
+-> Conv -> Tanh -> BatchNormalization. BatchNormalization is always in training mode: a batch is
+normalised by its own statistics. The scale and the bias of the last one are learned from the
+middle of the range of pixels on, since the network's own data may be darker or flatter than that.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LEAST_BASE = 7
 """Height and width that the projection has at least, as long as one doubling is left."""
 MANY_CLASSES = 32
 """From which on the first layers are twice as wide."""
-WIDTH, LEAST_WIDTH = 64, 16
+WIDTH, LEAST_WIDTH = 32, 16
 """Channels of the first layers, and of any."""
 SLOPE = 0.2
 """Of LeakyRelu below zero (DCGAN)."""
@@ -68,7 +69,9 @@ class Generator:
         for i, (before, after) in enumerate(zip(self.channels, self.channels[1:], strict=False)):
             found[f"conv{i}.weight"] = (after, before, 3, 3)
             found |= _norm_shapes(f"conv{i}", after)
-        found["image.weight"] = (_image_channels(self.space), self.channels[-1], 3, 3)
+        colours = _image_channels(self.space)
+        found["image.weight"] = (colours, self.channels[-1], 3, 3)
+        found |= _norm_shapes("image", colours)
         return found
 
     def parameters(self, rng: np.random.Generator) -> Arrays:
@@ -103,6 +106,7 @@ class Generator:
             x = parts.op("LeakyRelu", x, alpha=SLOPE)
         x = parts.op("Tanh", _convolved(parts, x, values[f"{PREFIX}.image.weight"]))
         x = _normalised(parts, self._cropped(parts, x))
+        x = _scaled(parts, x, values, "image")
         if self.space.axes == (1, 2):
             x = parts.op("Transpose", x, perm=[0, 2, 3, 1])
         return self._in_range(parts, x)
@@ -142,8 +146,7 @@ def size_generator(space: ImageSpace, classes: int) -> Generator:
     doublings = max(1, int(math.log2(max(min(_sides(space)) / LEAST_BASE, 1))))
     first = WIDTH if classes < MANY_CLASSES else 2 * WIDTH
     later = [max(LEAST_WIDTH, first >> i) for i in range(doublings)]
-    height, width = (-(-side // 2**doublings) for side in _sides(space))
-    return Generator(space, (first, *later), (height, width))
+    return Generator(space, (first, *later), _base(space, doublings))
 
 
 def before_model(model: ir.Model, generator: Generator) -> tuple[ir.Model, list[str]]:
@@ -167,18 +170,45 @@ def before_model(model: ir.Model, generator: Generator) -> tuple[ir.Model, list[
 
 
 def stand_alone(generator: Generator, parameters: Arrays, opset: int) -> ir.Model:
-    """The generator as a model of its own, its parameters inside."""
+    """The generator as a model of its own, its parameters inside, by name."""
     noise = _inputs(generator)[NOISE]
     graph = ir.Graph([noise], [], nodes=[], opset_imports={"": opset}, name="generator")
     model = ir.Model(graph, ir_version=8)
     parts = Parts(model, PREFIX)
-    values = {name: parts.constant(array) for name, array in parameters.items()}
+    values = {name: parts.constant(array, name) for name, array in parameters.items()}
     images = generator.attach(parts, {NOISE: noise, **values})
     images.name, images.type = generator.space.name, ir.TensorType(ir.DataType.FLOAT)
     images.shape = ir.Shape(["N", *generator.space.shape])
     parts.extend()
     graph.outputs.append(images)
     return model
+
+
+def read_back(model: ir.Model, space: ImageSpace) -> tuple[Generator, Arrays]:
+    """The layers and the parameters of a generator that `stand_alone` made.
+
+    Args:
+        model: the generator.
+        space: of the images that it makes.
+
+    Raises:
+        ModelError: its parameters are not there, or of other sizes.
+    """
+    held = {k: v.const_value.numpy() for k, v in model.graph.initializers.items() if v.const_value}
+    convs: list[np.ndarray] = []
+    while (weights := held.get(f"{PREFIX}.conv{len(convs)}.weight")) is not None:
+        convs.append(weights)
+    channels = [w.shape[1] for w in convs[:1]] + [w.shape[0] for w in convs]
+    if channels:
+        generator = Generator(space, tuple(channels), _base(space, len(convs)))
+        shapes = generator.inputs
+        if shapes == {name: held[name].shape for name in shapes if name in held}:
+            return generator, {name: np.array(held[name], np.float32) for name in shapes}
+    raise ModelError(
+        "The generator of --generator can't go on learning, since it does not hold all its "
+        "parameters by name; give one that --save-generator wrote, or leave out "
+        "--generator-mode adversarial."
+    )
 
 
 def _inputs(generator: Generator) -> dict[str, ir.Value]:
@@ -221,6 +251,11 @@ def _doubled(parts: Parts, x: ir.Value) -> ir.Value:
 
 def _convolved(parts: Parts, x: ir.Value, weights: ir.Value) -> ir.Value:
     return parts.op("Conv", x, weights, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+
+
+def _base(space: ImageSpace, doublings: int) -> tuple[int, int]:
+    height, width = (-(-side // 2**doublings) for side in _sides(space))
+    return height, width
 
 
 def _sides(space: ImageSpace) -> tuple[int, int]:

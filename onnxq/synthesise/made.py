@@ -44,6 +44,7 @@ class Synthesis:
         weights: of the losses, by kind.
         losses: the terms before each step, unweighted, means over all images, by kind.
         minutes: how long all images had taken when each of these steps began.
+        tuning: the same of a generator that went on learning with the student.
         classes: how many images the float model gives to each class; empty where it gives none.
         pictures: some of the images, uint8 `(pictures, height, width, channels)`.
         decisions: the class of each of them; empty where there are none.
@@ -57,6 +58,7 @@ class Synthesis:
     weights: dict[str, float] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     minutes: list[float] = field(default_factory=list)
+    tuning: dict[str, list[float]] = field(default_factory=dict)
     classes: list[int] = field(default_factory=list)
     pictures: np.ndarray | None = None
     decisions: list[int] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Synthesis:
             "weights": self.weights,
             "losses": self.losses,
             "minutes": self.minutes,
+            "tuning": self.tuning,
             "classes": self.classes,
         }
 

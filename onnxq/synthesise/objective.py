@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import onnx_ir as ir
 
 from onnxq.synthesise.batch_norms import BatchNorm
-from onnxq.synthesise.float_student import FloatStudent
 from onnxq.synthesise.losses import (
     batch_norm_divergence,
     batch_norm_moments,
@@ -25,6 +25,16 @@ LOSS = "onnxq.synthesis"
 
 BATCH_NORM_FORMS = {"bn": batch_norm_divergence, "bn-moments": batch_norm_moments}
 """How the statistics of a layer are compared, by kind of loss."""
+
+
+class Student(Protocol):
+    """What images are to be hard for."""
+
+    def inputs(self) -> dict[str, ir.Value]:
+        """The graph inputs of its numbers."""
+
+    def attach(self, parts: Parts, model: ir.Model, inputs: Mapping[str, ir.Value]) -> ir.Value:
+        """Its logits, of nodes in the network's own graph that read these inputs."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class SynthesisObjective:
     batch_norms: Sequence[BatchNorm]
     logits: str | None
     image_axes: tuple[int, int] | None = None
-    student: FloatStudent | None = None
+    student: Student | None = None
     features: str | None = None
 
     @property

@@ -42,10 +42,11 @@ class Parts:
             num_outputs=len(node.outputs),
         )
 
-    def constant(self, array: np.ndarray) -> ir.Value:
+    def constant(self, array: np.ndarray, name: str | None = None) -> ir.Value:
         """An initializer: a Constant node would look like a tensor that is computed."""
-        name = f"{self._prefix}.constant.{self._constants}"
-        self._constants += 1
+        if name is None:
+            name = f"{self._prefix}.constant.{self._constants}"
+            self._constants += 1
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self._graph.register_initializer(value)
         return value

@@ -19,7 +19,7 @@ from onnxq.numerics.distributions import holds_decisions, look_like_probabilitie
 from onnxq.session import open_session
 from onnxq.synthesise.batch_norms import FOLDED, BatchNorm, find_batch_norms
 from onnxq.synthesise.float_student import find_float_student
-from onnxq.synthesise.objective import LOSS, SynthesisObjective
+from onnxq.synthesise.objective import LOSS, Student, SynthesisObjective
 from onnxq.synthesise.space import ImageSpace, image_space
 
 LINEAR = ("Conv", "Gemm", "MatMul")
@@ -48,15 +48,20 @@ class Subject:
     classes: int
     notes: list[str]
 
-    def objective(self, weights: Mapping[str, float]) -> SynthesisObjective:
+    def objective(
+        self, weights: Mapping[str, float], student: Student | None = None
+    ) -> SynthesisObjective:
         """The losses that this network can have.
+
+        Args:
+            weights: by kind.
+            student: of the adversarial loss; None means one of the network's architecture.
 
         Raises:
             ModelError: no gradient leads from them to the images.
             RecipeError: all of them are switched off.
         """
-        student = None
-        if weights.get("adversarial") and self.logits is not None:
+        if student is None and weights.get("adversarial") and self.logits is not None:
             student = find_float_student(self.model, self.space.name, self.logits)
         found = SynthesisObjective(
             weights, self.batch_norms, self.logits, self.space.axes, student, self._features()

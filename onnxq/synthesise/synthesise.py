@@ -13,6 +13,7 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.teacher import expose
 from onnxq.progress import Progress
 from onnxq.session import Arrays, SessionPool
+from onnxq.synthesise.adversarial import check_adversarial
 from onnxq.synthesise.generating import Generating
 from onnxq.synthesise.made import Synthesis, collapse_note
 from onnxq.synthesise.making import Making
@@ -55,6 +56,8 @@ def synthesise(
         making = Generating(subject, task, folder, progress, checkpoint, resume, generator)
     else:
         making = Making(subject, task, folder, progress, checkpoint, resume)
+    if task.adversarial:
+        check_adversarial(subject, generator)
     making.run()
     samples, found = Samples(making.source), making.synthesis
     found.count = len(samples)

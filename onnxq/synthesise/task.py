@@ -45,6 +45,7 @@ class Task:
         seed: of the noise.
         max_seconds: how long it may take.
         method: 'generator', 'distilled' or 'auto'.
+        adversarial: whether the generator is to go on learning with the student.
     """
 
     count: int
@@ -52,6 +53,7 @@ class Task:
     seed: int
     max_seconds: float
     method: str = "auto"
+    adversarial: bool = False
 
     @property
     def all_weights(self) -> dict[str, float]:

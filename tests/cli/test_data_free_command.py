@@ -67,6 +67,16 @@ def test_a_generator_is_kept_and_used_again(onnxq_process, mlp, tmp_path):
     assert second.code == 0, second.err
     assert "64 made from the model alone" in second.out
     assert "steps of the generator" not in second.out
+    # It goes on learning from there, against the student.
+    third = onnxq_process(
+        *again[:6], tmp_path / "q.onnx", "--synthesis", "generator", "--samples", 64, "-v",
+        "--generator-mode", "adversarial", "--synthesis-loss", "adversarial=3", "--epochs", 2,
+        "--learn", "steps", "--weight-bits", 4, "--activation-bits", 4, "--json",
+    )  # fmt: skip
+    assert third.code == 0, third.err
+    tuned = json.loads(third.out)["figures"]["synthesis"]["tuning"]
+    assert set(tuned) == {"inception", "adversarial"}
+    assert all(len(losses) == 2 for losses in tuned.values())
     refused = onnxq_process(*again[:4], mlp, *again[5:], "--force")
     assert refused.code == 1
     assert "give one that --save-generator wrote" in refused.err
@@ -87,6 +97,8 @@ def test_a_generator_is_kept_and_used_again(onnxq_process, mlp, tmp_path):
         (("--data-free", "--generator", "g", "--save-generator", "h"), 1, "is not changed"),
         (("--data-free", "--generator", "g", "--synthesis-loss", "bn=2"), 1, "as it was trained"),
         (("--data-free", "--generator", "g"), 1, '"g" can\'t be read'),
+        (("--data", "x", "--generator-mode", "adversarial"), 1, "set 'data_free', or leave it out"),
+        (("--data-free", "--generator-mode", "adversarial"), 1, "set 'synthesis' to 'generator'"),
     ],
 )
 def test_what_can_not_go_together_is_said(onnxq, mlp, tmp_path, flags, code, sentence):

@@ -484,5 +484,5 @@ def test_an_augmented_run_keeps_no_tensors_of_samples(ready, monkeypatch):
     # What is before the first bias is kept where samples stay as they are.
     with pytest.raises(AssertionError, match="may be kept"):
         learn(ready.variant, ready.train, {"biases"}, budget)
-    found = learn(ready.variant, ready.train, {"biases"}, budget, augmentation=changes)
+    found = learn(ready.variant, ready.train, {"biases"}, budget, changes=changes)
     assert len(found.history) == 1

@@ -33,10 +33,13 @@ def test_there_is_no_sheet_of_samples_that_are_no_images():
 
 def test_a_curve_goes_down_where_its_loss_does():
     losses = {"inception": [-1.0, -3.0, -2.0], "bn": [0.5, 0.5, 0.5]}
-    curves = loss_curves(Synthesis("distilled", losses=losses, minutes=[0, 0.2, 0.4]))
+    tuning = {"adversarial": [-1.0, -1.5]}
+    made = Synthesis("distilled", losses=losses, minutes=[0, 0.2, 0.4], tuning=tuning)
+    curves = loss_curves(made)
     assert [title for title, _ in curves] == [
         "inception score loss",
         "BatchNorm statistics, KL divergence in nats",
+        "adversarial loss, minus the student's cross-entropy, while the student learned",
     ]
     chart = curves[0][1]
     points = [tuple(map(float, p.split(","))) for p in chart.lines[0].path.split()]
