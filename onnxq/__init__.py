@@ -1,6 +1,8 @@
 """Compress any float ONNX model with unlabelled data into a smaller, faster one."""
 
 from onnxq.data.preprocess import Preprocess
+from onnxq.distil.result import DistillResult
+from onnxq.distillation import distill
 from onnxq.errors import (
     DataError,
     EngineError,
@@ -21,6 +23,7 @@ from onnxq.version import VERSION as __version__
 
 __all__ = [
     "DataError",
+    "DistillResult",
     "EngineError",
     "LayerOverride",
     "ModelError",
@@ -36,6 +39,7 @@ __all__ = [
     "benchmark",
     "compare",
     "compress",
+    "distill",
     "evaluate",
     "inspect",
     "sensitivity",

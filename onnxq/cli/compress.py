@@ -12,6 +12,7 @@ import click
 from onnxq.cli.errors import require_model, stopped_sentence
 from onnxq.cli.options import (
     PATH,
+    generator_options,
     output_options,
     preprocess_options,
     start_log,
@@ -56,18 +57,7 @@ from onnxq.report.text import size_text
     metavar="FILE",
     help="Write the options that were used as TOML.",
 )
-@click.option(
-    "--generator",
-    type=PATH,
-    metavar="FILE",
-    help="With --data-free: images of a generator that an earlier run has kept.",
-)
-@click.option(
-    "--save-generator",
-    type=PATH,
-    metavar="FILE",
-    help="With --synthesis generator: keep the generator, which serves any other recipe.",
-)
+@generator_options
 @preprocess_options
 @click.option("--dry-run", is_flag=True, help="Print the plan; nothing is run or written.")
 @click.option(

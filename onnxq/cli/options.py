@@ -106,6 +106,21 @@ preprocess_options = apply_all(
     ),
 )
 
+generator_options = apply_all(
+    click.option(
+        "--generator",
+        type=PATH,
+        metavar="FILE",
+        help="With --data-free: images of a generator that an earlier run has kept.",
+    ),
+    click.option(
+        "--save-generator",
+        type=PATH,
+        metavar="FILE",
+        help="With --synthesis generator: keep the generator, which serves any other recipe.",
+    ),
+)
+
 output_options = apply_all(
     click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no table."),

@@ -144,26 +144,52 @@ _recipe_file = _option(
     metavar="FILE",
 )
 
+_data_free = _option(
+    "--data-free",
+    text="No samples: images are made from the float network alone, and used like any others.",
+    is_flag=True,
+)
+_synthesis = _option(
+    "--synthesis",
+    text="Learn the images themselves, or a generator of images.",
+    default=_DEFAULT.synthesis,
+    type=_choice("synthesis"),
+)
+_synthesis_loss = _option(
+    "--synthesis-loss",
+    "synthesis_losses",
+    text="Weight of a loss that images are made with, of "
+    f"{', '.join(get_args(SynthesisLoss))}; 0 switches it off; may be given more than once.",
+    multiple=True,
+    metavar="KIND=X",
+)
+_epochs = _option("--epochs", text="Passes over the samples.", type=int, metavar="N")
+_max_minutes = _option(
+    "--max-minutes",
+    text="When training stops at the latest.",
+    default=_DEFAULT.max_minutes,
+    type=float,
+    metavar="M",
+)
+_loss = _option(
+    "--loss",
+    text="What is brought closer to the original: the outputs, or a classifier's probabilities "
+    "(distillation).",
+    default=_DEFAULT.loss,
+    type=_choice("loss"),
+)
+_augment = _option(
+    "--augment",
+    text="Change images in each pass of learning: mirror half of them, or move them by up to "
+    "an eighth of their sides; may be given more than once.",
+    multiple=True,
+    type=click.Choice(get_args(Augment)),
+)
+
 recipe_options = apply_all(
-    _option(
-        "--data-free",
-        text="No samples: images are made from the float network alone, and used like any others.",
-        is_flag=True,
-    ),
-    _option(
-        "--synthesis",
-        text="Learn the images themselves, or a generator of images.",
-        default=_DEFAULT.synthesis,
-        type=_choice("synthesis"),
-    ),
-    _option(
-        "--synthesis-loss",
-        "synthesis_losses",
-        text="Weight of a loss that images are made with, of "
-        f"{', '.join(get_args(SynthesisLoss))}; 0 switches it off; may be given more than once.",
-        multiple=True,
-        metavar="KIND=X",
-    ),
+    _data_free,
+    _synthesis,
+    _synthesis_loss,
     _weight_bits,
     _first_last_bits,
     _activation_bits,
@@ -225,14 +251,8 @@ recipe_options = apply_all(
         "are too few for.",
         default="spare",
     ),
-    _option("--epochs", text="Passes over the samples.", type=int, metavar="N"),
-    _option(
-        "--max-minutes",
-        text="When training stops at the latest.",
-        default=_DEFAULT.max_minutes,
-        type=float,
-        metavar="M",
-    ),
+    _epochs,
+    _max_minutes,
     _option(
         "--lr",
         text="Learning rate, of all that is learned or of one kind, as in weights=0.001; may be "
@@ -246,20 +266,8 @@ recipe_options = apply_all(
         default=_DEFAULT.optimizer,
         type=_choice("optimizer"),
     ),
-    _option(
-        "--loss",
-        text="What is brought closer to the original: the outputs, or a classifier's probabilities "
-        "(distillation).",
-        default=_DEFAULT.loss,
-        type=_choice("loss"),
-    ),
-    _option(
-        "--augment",
-        text="Change images in each pass of learning: mirror half of them, or move them by up to "
-        "an eighth of their sides; may be given more than once.",
-        multiple=True,
-        type=click.Choice(get_args(Augment)),
-    ),
+    _loss,
+    _augment,
     _exclude,
     _target,
     _samples,
@@ -284,6 +292,21 @@ sweep_options = apply_all(
 )
 """Those that change what a sweep measures."""
 
+distil_options = apply_all(
+    _data_free,
+    _synthesis,
+    _synthesis_loss,
+    _epochs,
+    _max_minutes,
+    _option("--lr", text="Learning rate of Adam.", type=float, metavar="X"),
+    _loss,
+    _augment,
+    _samples,
+    _batch_size,
+    _seed,
+)
+"""Those that say how a float student is trained."""
+
 
 def recipe_from_flags(ctx: click.Context) -> Recipe:
     """The recipe of `--recipe`, or the default one, with the flags that were given.
@@ -291,14 +314,14 @@ def recipe_from_flags(ctx: click.Context) -> Recipe:
     Raises:
         RecipeError: the file can't be read, or an option is out of range.
     """
-    file = ctx.params["recipe_file"]
+    file = ctx.params.get("recipe_file")
     base = _DEFAULT if file is None else load_recipe(file)
     given = {
         field.name: ctx.params[field.name]
         for field in dataclasses.fields(Recipe)
         if ctx.get_parameter_source(field.name) is ParameterSource.COMMANDLINE
     }
-    if "lr" in given:
+    if isinstance(given.get("lr"), tuple):
         given["lr"] = _rates(given["lr"])
     if "synthesis_losses" in given:
         given["synthesis_losses"] = _weights(given["synthesis_losses"])
