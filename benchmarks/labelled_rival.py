@@ -29,7 +29,8 @@ from onnxq.data.samples import Samples, open_samples
 from onnxq.intake import Intake
 from onnxq.learn.budget import EPOCHS, Budget
 from onnxq.learn.frozen import freeze
-from onnxq.learn.learning import Learned, Learning
+from onnxq.learn.learned import Learned
+from onnxq.learn.learning import Learning
 from onnxq.learn.loss import finished, target_name
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.trained import Trained, make_parts

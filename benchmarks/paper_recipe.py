@@ -23,7 +23,7 @@ from models import ASSETS, Subject, subjects
 from onnxq import Recipe, evaluate
 from onnxq.export.save import save_model
 from onnxq.intake import Intake
-from onnxq.learn.learning import Learned
+from onnxq.learn.learned import Learned
 from onnxq.pipeline import plan_model
 from onnxq.progress import Silent
 from onnxq.recipe import LayerOverride
@@ -69,7 +69,7 @@ def rows(
         intake.load(data, subject.preprocess)
         run = Run(intake)
         variant = run.prepare(Path(folder))
-        start = Learned(variant.quantizers, variant.score, variant.score)
+        start = Learned(variant.score, variant.score, quantizers=variant.quantizers)
         title = f"{count} largest | {100 * share:.0f} % | {'own' if bias == NONE else bias}"
         for rate in (None, *options.rates):
             run.recipe = replace(recipe, lr=rate)

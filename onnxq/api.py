@@ -1,6 +1,8 @@
 """The public names. `import onnxq` loads them when one of them is first used."""
 
 from onnxq.data.preprocess import Preprocess
+from onnxq.distil.result import DistillResult
+from onnxq.distillation import distill
 from onnxq.errors import (
     DataError,
     EngineError,
@@ -22,6 +24,7 @@ from onnxq.version import VERSION as __version__
 
 __all__ = [
     "DataError",
+    "DistillResult",
     "EngineError",
     "LayerOverride",
     "ModelError",
@@ -38,6 +41,7 @@ __all__ = [
     "benchmark",
     "compare",
     "compress",
+    "distill",
     "evaluate",
     "inspect",
     "sensitivity",

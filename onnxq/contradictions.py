@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
@@ -14,6 +15,14 @@ FIXED = "fixed"
 """The mode of a generator that learns no more once images are made."""
 HOW_TO_LEARN = {"epochs": None, "lr": None, "optimizer": "adam", "loss": "outputs", "augment": ()}
 """Options that say nothing where nothing is learned, and their defaults."""
+
+OF_DISTILLATION = (
+    "samples", "batch_size", "epochs", "max_minutes", "lr", "loss", "augment", "seed", "data_free",
+    "synthesis", "synthesis_losses",
+)  # fmt: skip
+"""Options that say how a float student is trained."""
+INITS = ("file", "random")
+"""Where its first weights come from."""
 
 
 def check_contradictions(recipe: Recipe) -> None:
@@ -129,6 +138,25 @@ def check_data(recipe: Recipe, data: object) -> None:
             f"The option 'data_free' makes samples, and '{data}' holds some; leave out --data or "
             "--data-free."
         )
+
+
+def check_distillation(recipe: Recipe, init: str) -> None:
+    """Raises RecipeError where an option has no part in distillation, or means something else."""
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name not in OF_DISTILLATION and value != field.default:
+            found = listed(value) if isinstance(value, tuple) else f"'{value}'"
+            raise RecipeError(
+                f"The option '{field.name}' = {found} has no part in distillation, which writes a "
+                "float model; leave it out."
+            )
+    if isinstance(recipe.lr, dict):
+        raise RecipeError(
+            f"The option 'lr' has a rate for {listed(recipe.lr)}; distillation has one rate for "
+            "all: give one number."
+        )
+    if init not in INITS:
+        raise RecipeError(f"The option 'init' is '{init}'; expected {' or '.join(INITS)}.")
 
 
 def check_generator_files(recipe: Recipe, load: object, save: object) -> None:

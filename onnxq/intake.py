@@ -50,11 +50,13 @@ class Intake:
         path: the ONNX file.
         recipe: the options.
         progress: told where the work stands.
+        quantizes: whether the model is to be quantized, so that it needs layers that can be.
 
     Attributes:
         notes: sentences for the user, so far.
         preprocess: how an image becomes an input, once loaded; None where nobody said it.
         normalised: the model, once loaded.
+        check_feeds: what its normalisation was checked on.
         samples: all of them, once loaded or made.
         train: those that may be learned on.
         held_back: the others.
@@ -62,8 +64,11 @@ class Intake:
         seconds: what making them took.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, progress: Progress) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, progress: Progress, *, quantizes: bool = True
+    ) -> None:
         self.path, self.recipe, self.progress = path, recipe, progress
+        self._quantizes = quantizes
         self.notes: list[str] = []
         self.synthesis: Synthesis | None = None
         self.seconds = 0.0
@@ -73,9 +78,11 @@ class Intake:
         original = load_model(self.path, least_opset(self.recipe.target))
         self.preprocess = preprocess or find_preprocess(self.path, original.metadata_props)
         samples = None if data is None else self._open(original, data)
-        self.normalised = normalise(original, [self._check_feeds(original, samples)])
+        self.check_feeds = self._feeds_to_check(original, samples)
+        self.normalised = normalise(original, [self.check_feeds])
         self.notes += self.normalised.notes
-        self._check_plan(make_plan(self.normalised.model, self.recipe))
+        if self._quantizes:
+            self._check_plan(make_plan(self.normalised.model, self.recipe))
         if self.recipe.augment:
             image_layout(input_specs(self.normalised.model), self.preprocess)
         if data is None or samples is None:
@@ -89,7 +96,7 @@ class Intake:
             )
         self._use(samples)
 
-    def _check_feeds(self, original: ir.Model, samples: Samples | None) -> Feeds:
+    def _feeds_to_check(self, original: ir.Model, samples: Samples | None) -> Feeds:
         """What normalisation is checked on: samples, or noise where there are none."""
         if samples is not None:
             return next(samples.batches(CHECK_SAMPLES))
@@ -170,12 +177,13 @@ class Intake:
             f"with constant float weights" + (f" ({reasons})" if reasons else "")
         )
 
-    def checkpoint(self, out: Path | None, data: Path | None) -> Checkpoint | None:
-        """Where learning keeps its state: beside the output."""
+    def checkpoint(self, out: Path | None, data: Path | None, **more: str) -> Checkpoint | None:
+        """Where learning keeps its state: beside the output; `more` is what else makes the run."""
         if out is None:
             return None
         identity = {
-            "model": _digest(self.path),
+            **more,
+            "model": file_digest(self.path),
             "data": "none" if data is None else f"{data.absolute()} {len(self.samples)}",
             "recipe": self.recipe.to_json(),
             "version": VERSION,
@@ -183,6 +191,7 @@ class Intake:
         return Checkpoint(checkpoint_folder(out), identity)
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

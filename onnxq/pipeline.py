@@ -8,8 +8,6 @@ Where there are no data, samples are made between normalise and plan.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,10 +15,9 @@ import onnx_ir as ir
 
 from onnxq.contradictions import check_data, check_generator_files
 from onnxq.data.preprocess import Preprocess
-from onnxq.errors import OnnxqError
 from onnxq.export.save import check_file, check_output, save_model
 from onnxq.intake import Intake
-from onnxq.learn.checkpoint import Checkpoint
+from onnxq.learn.checkpoint import discarded_on_error
 from onnxq.load.model import load_model
 from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import normalise
@@ -117,7 +114,7 @@ def compress(
         checkpoint.discard()
     with (
         tempfile.TemporaryDirectory(prefix="onnxq-") as folder,
-        _no_trace(None if resume else checkpoint),
+        discarded_on_error(None if resume else checkpoint),
     ):
         if data_path is None:
             intake.synthesise(Path(folder), checkpoint, resume, generator)
@@ -187,14 +184,3 @@ def _check_files(
     check_generator_files(recipe, generator, save_generator)
     if save_generator is not None:
         check_file(Path(save_generator), model, force, "generator", "--save-generator")
-
-
-@contextmanager
-def _no_trace(checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Remove the checkpoint where a run that began anew ends with an error of the user's."""
-    try:
-        yield
-    except OnnxqError:
-        if checkpoint is not None:
-            checkpoint.discard()
-        raise

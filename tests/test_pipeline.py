@@ -12,7 +12,8 @@ import pytest
 from small_graphs import BODIES, HEAD, image_graph, small_graph
 
 from onnxq.errors import ModelError, OutputError, RecipeError
-from onnxq.learn.learning import Learned, Learning
+from onnxq.learn.learned import Learned
+from onnxq.learn.learning import Learning
 from onnxq.pipeline import compress, plan_model
 from onnxq.plan import planner
 from onnxq.progress import Silent

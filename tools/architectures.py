@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from tools.network import Network
@@ -23,11 +25,11 @@ def mlp(net: Network, x: ir.Value) -> ir.Value:
     return net.gemm(x, "classifier", 64, CLASSES)
 
 
-def resnet(net: Network, x: ir.Value) -> ir.Value:
+def resnet(net: Network, x: ir.Value, widths: Sequence[int] = RESNET_WIDTHS) -> ir.Value:
     """A residual network (He et al. 2016), one block per width, projection shortcuts."""
-    x = _conv_norm_relu(net, x, "stem", (RESNET_WIDTHS[0], 1, 3, 3))
-    inputs = RESNET_WIDTHS[0]
-    for index, width in enumerate(RESNET_WIDTHS):
+    x = _conv_norm_relu(net, x, "stem", (widths[0], 1, 3, 3))
+    inputs = widths[0]
+    for index, width in enumerate(widths):
         x = _residual(net, x, f"block{index}", inputs, width)
         inputs = width
     return _classify(net, x, inputs)

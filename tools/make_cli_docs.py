@@ -21,12 +21,12 @@ INTRODUCTION = """\
 This file is made by `python -m tools.make_cli_docs`.
 
 Exit codes: 0 done; 1 an error that the user can mend, in one sentence on stderr; 2 wrong
-usage; 130 stopped by Ctrl-C (a checkpoint is kept while images are made and thresholds learned,
+usage; 130 stopped by Ctrl-C (a checkpoint is kept while images are made and a model is learned,
 and the sentence says how to go on).
 
 Figures and tables go to stdout, progress and notes on errors to stderr. Where stderr is not a
 terminal, progress is shown with `-v` only. The last line on stdout of a successful `compress`
-names the file written and the size ratio; with `--json` the only line is JSON.
+or `distill` names the file written and the size ratio; with `--json` the only line is JSON.
 
 Defaults of `compress` are those of a recipe: a value from `--recipe` goes before the default,
 and a flag goes before both.
@@ -54,6 +54,10 @@ onnxq benchmark model.onnx --data images""",
     "sensitivity": """\
 onnxq sensitivity model.onnx --data images --report out
 onnxq sensitivity model.onnx --data images --activation-bits none --exclude Gemm -o table.json""",
+    "distill": """\
+onnxq distill large.onnx small.onnx --data images -o small-distilled.onnx
+onnxq distill large.onnx small.onnx --data-free --init random --augment shift
+onnxq distill large.onnx small.onnx --data images --epochs 100 --lr 0.001 --augment flip""",
 }
 
 

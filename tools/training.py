@@ -69,6 +69,17 @@ def inference_model(
     return net.model([logits], name)
 
 
+def untrained_model(architecture: Architecture, name: str, seed: int = 0) -> ir.Model:
+    """A network with random weights; all running means are 0 and all variances 1."""
+    parameters: Arrays = {}
+    net = Network(parameters, seed=seed)
+    architecture(net, net.input("input", ["N", 1, 8, 8]))
+    norms = [name.removesuffix(".gamma") for name in parameters if name.endswith(".gamma")]
+    statistics = {f"{n}.mean": np.zeros_like(parameters[f"{n}.beta"]) for n in norms}
+    statistics |= {f"{n}.var": np.ones_like(parameters[f"{n}.gamma"]) for n in norms}
+    return inference_model(architecture, parameters, statistics, name)
+
+
 def accuracy(model: ir.Model, images: np.ndarray, labels: np.ndarray) -> float:
     """Share of images that are classified right."""
     logits = open_session(model).run(["logits"], {"input": images})[0]

@@ -7,6 +7,7 @@ import click
 from onnxq.cli.benchmark import benchmark_command
 from onnxq.cli.compare import compare_command
 from onnxq.cli.compress import compress_command
+from onnxq.cli.distill import distill_command
 from onnxq.cli.errors import SentenceGroup
 from onnxq.cli.evaluate import evaluate_command
 from onnxq.cli.inspect import inspect_command
@@ -32,5 +33,6 @@ for _command in (
     compare_command,
     benchmark_command,
     sensitivity_command,
+    distill_command,
 ):
     main.add_command(_command)

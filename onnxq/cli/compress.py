@@ -13,7 +13,7 @@ from onnxq.cli.errors import require_model, stopped_sentence
 from onnxq.cli.options import (
     PATH,
     check_samples,
-    generator_option,
+    generator_options,
     output_options,
     preprocess_options,
     start_log,
@@ -58,13 +58,7 @@ from onnxq.report.text import size_text
     metavar="FILE",
     help="Write the options that were used as TOML.",
 )
-@generator_option
-@click.option(
-    "--save-generator",
-    type=PATH,
-    metavar="FILE",
-    help="With --synthesis generator: keep the generator, which serves any other recipe.",
-)
+@generator_options
 @preprocess_options
 @click.option("--dry-run", is_flag=True, help="Print the plan; nothing is run or written.")
 @click.option(

@@ -120,6 +120,16 @@ preprocess_options = apply_all(
     ),
 )
 
+generator_options = apply_all(
+    generator_option,
+    click.option(
+        "--save-generator",
+        type=PATH,
+        metavar="FILE",
+        help="With --synthesis generator: keep the generator, which serves any other recipe.",
+    ),
+)
+
 output_options = apply_all(
     click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no table."),

@@ -97,33 +97,55 @@ _recipe_file = _option(
     metavar="FILE",
 )
 
-_synthesis = (
-    _option(
-        "--data-free",
-        text="No samples: images are made from the float network alone, and used like any others.",
-        is_flag=True,
-    ),
-    _option(
-        "--synthesis",
-        text="Learn the images themselves, or a generator of images.",
-        default=_DEFAULT.synthesis,
-        type=_choice("synthesis"),
-    ),
-    _option(
-        "--synthesis-loss",
-        "synthesis_losses",
-        text="Weight of a loss that images are made with, of "
-        f"{', '.join(get_args(SynthesisLoss))}; 0 switches it off; may be given more than once.",
-        multiple=True,
-        type=KindNumber("bn=1"),
-        callback=by_kind,
-        metavar="KIND=X",
-    ),
+_data_free = _option(
+    "--data-free",
+    text="No samples: images are made from the float network alone, and used like any others.",
+    is_flag=True,
 )
+_synthesis = _option(
+    "--synthesis",
+    text="Learn the images themselves, or a generator of images.",
+    default=_DEFAULT.synthesis,
+    type=_choice("synthesis"),
+)
+_synthesis_loss = _option(
+    "--synthesis-loss",
+    "synthesis_losses",
+    text="Weight of a loss that images are made with, of "
+    f"{', '.join(get_args(SynthesisLoss))}; 0 switches it off; may be given more than once.",
+    multiple=True,
+    type=KindNumber("bn=1"),
+    callback=by_kind,
+    metavar="KIND=X",
+)
+_epochs = _option("--epochs", text="Passes over the samples.", type=int, metavar="N")
+_max_minutes = _option(
+    "--max-minutes",
+    text="When training stops at the latest.",
+    default=_DEFAULT.max_minutes,
+    type=float,
+    metavar="M",
+)
+_loss = _option(
+    "--loss",
+    text="What is brought closer to the original: the outputs, or a classifier's probabilities "
+    "(distillation).",
+    default=_DEFAULT.loss,
+    type=_choice("loss"),
+)
+_augment = _option(
+    "--augment",
+    text="Change images in each pass of learning: mirror half of them, or move them by up to "
+    "an eighth of their sides; may be given more than once.",
+    multiple=True,
+    type=click.Choice(get_args(Augment)),
+)
+
+_synthesis_options = (_data_free, _synthesis, _synthesis_loss)
 """How samples are made."""
 
 recipe_options = apply_all(
-    *_synthesis,
+    *_synthesis_options,
     _option(
         "--generator-mode",
         text="Keep the images that the generator has made, or let it go on learning against the "
@@ -192,14 +214,8 @@ recipe_options = apply_all(
         "are too few for.",
         default="spare",
     ),
-    _option("--epochs", text="Passes over the samples.", type=int, metavar="N"),
-    _option(
-        "--max-minutes",
-        text="When training stops at the latest.",
-        default=_DEFAULT.max_minutes,
-        type=float,
-        metavar="M",
-    ),
+    _epochs,
+    _max_minutes,
     _option(
         "--lr",
         text="Learning rate, of all that is learned or of one kind, as in weights=0.001; may be "
@@ -215,20 +231,8 @@ recipe_options = apply_all(
         default=_DEFAULT.optimizer,
         type=_choice("optimizer"),
     ),
-    _option(
-        "--loss",
-        text="What is brought closer to the original: the outputs, or a classifier's probabilities "
-        "(distillation).",
-        default=_DEFAULT.loss,
-        type=_choice("loss"),
-    ),
-    _option(
-        "--augment",
-        text="Change images in each pass of learning: mirror half of them, or move them by up to "
-        "an eighth of their sides; may be given more than once.",
-        multiple=True,
-        type=click.Choice(get_args(Augment)),
-    ),
+    _loss,
+    _augment,
     _exclude,
     _target,
     _samples,
@@ -238,7 +242,7 @@ recipe_options = apply_all(
 )
 
 sweep_options = apply_all(
-    *_synthesis,
+    *_synthesis_options,
     _option(
         "--max-minutes",
         text="When making images stops at the latest.",
@@ -261,6 +265,19 @@ sweep_options = apply_all(
 )
 """Those that change what a sweep measures."""
 
+distil_options = apply_all(
+    *_synthesis_options,
+    _epochs,
+    _max_minutes,
+    _option("--lr", text="Learning rate of Adam.", type=float, metavar="X"),
+    _loss,
+    _augment,
+    _samples,
+    _batch_size,
+    _seed,
+)
+"""Those that say how a float student is trained."""
+
 
 def recipe_from_flags(ctx: click.Context) -> Recipe:
     """The recipe of `--recipe`, or the default one, with the flags that were given.
@@ -268,7 +285,7 @@ def recipe_from_flags(ctx: click.Context) -> Recipe:
     Raises:
         RecipeError: the file can't be read, or an option is out of range.
     """
-    file = ctx.params["recipe_file"]
+    file = ctx.params.get("recipe_file")
     base = _DEFAULT if file is None else load_recipe(file)
     given = {
         field.name: ctx.params[field.name]

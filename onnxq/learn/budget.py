@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxq.learn.optimizer import SGD, Adam, Optimizer, Rates
-from onnxq.learn.trained import Trained
+from onnxq.learn.values import Values
 from onnxq.options import Loss, OptimizerName
 
 ADAM_RATES: Mapping[str, float] = {
@@ -71,7 +71,7 @@ class Budget:
             return self.lr.get(group, default)
         return default if self.lr is None else self.lr
 
-    def make_optimizer(self, trained: Trained) -> Optimizer:
+    def make_optimizer(self, trained: Values) -> Optimizer:
         """An optimizer whose `lr` is 1 at the full rate of every group."""
         rates = {key: self.rate(group) for key, group in trained.groups.items()}
         if self.optimizer == "adam":

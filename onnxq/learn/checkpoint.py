@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from onnxq.errors import OutputError
+from onnxq.errors import OnnxqError, OutputError
 
 STATE = "state"
 IDENTITY = "identity"
@@ -98,3 +99,14 @@ class Checkpoint:
                 path.unlink()
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
+
+
+@contextmanager
+def discarded_on_error(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Remove the checkpoint where a run that began anew ends with an error of the user's."""
+    try:
+        yield
+    except OnnxqError:
+        if checkpoint is not None:
+            checkpoint.discard()
+        raise

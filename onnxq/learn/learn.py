@@ -56,7 +56,7 @@ def learn(
     budget, progress = budget or Budget(), progress or Silent()
     shared = variant.recipe.bias_centroids is not None
     stages = in_order(spelt_out(learns, variant.student.plan, shared_biases=shared))
-    found = Learned(variant.quantizers, variant.score, variant.score)
+    found = Learned(variant.score, variant.score, quantizers=variant.quantizers)
     for stage in stages:
         last = stage is stages[-1]
         seconds = max(0.0, budget.max_seconds - found.seconds)

@@ -11,14 +11,13 @@ Point = tuple[float, float, float]
 
 
 @dataclass
-class Learned:
-    """What came out.
+class Course:
+    """How a run of training went.
 
     Attributes:
-        quantizers: the best numbers found, by the held-back score.
         start_score: the objective's held-back score before.
-        score: the held-back score of `quantizers`.
-        epoch: the epoch that gave them; 0 means that the start was kept.
+        score: the held-back score of what was kept.
+        epoch: the epoch that gave it; 0 means that the start was kept.
         history: the held-back score after each epoch.
         unit: what the scores are.
         seconds: time spent in epochs.
@@ -27,7 +26,6 @@ class Learned:
         curve: where learning stood at the end of each epoch, by the clock.
     """
 
-    quantizers: Quantizers
     start_score: float
     score: float
     epoch: int = 0
@@ -40,8 +38,19 @@ class Learned:
 
     @property
     def improved(self) -> bool:
-        """Whether learning beat its starting point."""
+        """Whether training beat its starting point."""
         return self.epoch > 0
+
+
+@dataclass
+class Learned(Course):
+    """What came out of learning.
+
+    Attributes:
+        quantizers: the best numbers found, by the held-back score.
+    """
+
+    quantizers: Quantizers = field(kw_only=True)
 
     def after(self, first: Learned) -> Learned:
         """What came out of two methods, one after the other; epochs are counted through.

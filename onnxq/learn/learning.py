@@ -1,48 +1,28 @@
-"""Train the values of a student: the loop over batches, judged on the held-back samples."""
+"""Train the numbers of a student, as parts that all have one interface."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from onnxq.learn.budget import LONG, Budget
+from onnxq.learn.budget import Budget
 from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.engine import Engine
 from onnxq.learn.frozen import Remainder
 from onnxq.learn.held_back import HeldBack, Judgement
 from onnxq.learn.learned import Learned
+from onnxq.learn.loop import Loop
 from onnxq.learn.loss import LOSS
-from onnxq.learn.nested import flattened, nested
 from onnxq.learn.objective import Objective
-from onnxq.learn.schedule import CosineRestarts
-from onnxq.learn.state import State
 from onnxq.learn.trained import Trained
-from onnxq.progress import Progress
 from onnxq.rewrite.quantizers import Quantizers, moving_inputs, student_feeds
 from onnxq.rewrite.student import Student
-from onnxq.session import Arrays, ScaleError
-
-SHARDS = 2
-"""Parts of a batch; fixed, so that sums come out the same on any number of cores."""
-RESTART_EPOCHS = 4
-"""Epochs between restarts of the learning rate and of the optimizer's state (FAT)."""
-SAVE_SECONDS = 30.0
-"""Between checkpoints, at least."""
-
-PATIENCE = 2 * RESTART_EPOCHS
-"""Epochs without a better score after which learning may stop early."""
-
-MUCH_WORSE = 1.1
-"""Ratio to the score at the start from which, with nothing won yet, the rate is too high."""
-SLOWER = 0.25
-"""Factor of the rate after that."""
+from onnxq.session import Arrays
 
 
-class Learning:
+class Learning(Loop[Learned]):
     """One run of learning.
 
     Args:
@@ -67,215 +47,38 @@ class Learning:
         checkpoint: Checkpoint | None = None,
         changes: Changes | None = None,
     ) -> None:
-        self._changes = changes
-        self._student, self._trained = student, trained
-        self._train, self._constants = remainder.train, remainder.constants
+        self._student, self._numbers, self._now = student, trained, start
+        self._constants = remainder.constants
         self._held_back = HeldBack(remainder.model, remainder.held_back, objective)
-        self._objective, self._budget, self._checkpoint = objective, budget, checkpoint
         self._moving = moving_inputs(student.plan, student.sources, trained.names)
-        self._engine = Engine(remainder.model, trained.names, LOSS)
-        self._optimizer = budget.make_optimizer(trained)
-        # A position of a model of fixed batch is a whole feed, which nothing is stacked with.
-        self._size = SHARDS * (budget.shard_size if self._train.batch is None else 1)
-        self._steps = -(-self._train.positions // self._size)
-        groups = frozenset(trained.groups.values())
-        self._state = State(budget.passes(groups, self._steps))
-        self._restarts = not groups & LONG
-        self._judged = self._judge_now(start)
-        self._first = {key: value.copy() for key, value in trained.values.items()}
-        self._best: Arrays = {}
-        score = self._judged.score
-        self._result = Learned(start, score, score, unit=objective.unit)
+        engine = Engine(remainder.model, trained.names, LOSS)
+        judged = self._judge_taken()
+        course = Learned(judged.score, judged.score, unit=objective.unit, quantizers=start)
+        super().__init__(
+            engine, remainder.train, objective, trained, budget, judged, course, checkpoint,
+            changes,
+        )  # fmt: skip
 
-    def _feeds(self, quantizers: Quantizers) -> Arrays:
+    def _feeds(self) -> Arrays:
         plan, sources = self._student.plan, self._student.sources
-        return {**self._constants, **student_feeds(plan, quantizers, sources, self._moving)}
+        return {**self._constants, **student_feeds(plan, self._now, sources, self._moving)}
 
-    def run(self, progress: Progress, resume: bool = False) -> Learned:
-        """Train until the epochs or the clock run out; the best held-back score is kept."""
-        self._began = self._saved = time.monotonic()
-        if resume:
-            self._load()
-        self._before = self._state.curve[-1][0] if self._state.curve else 0.0
-        state, positions = self._state, self._train.positions
-        progress.start("learn", state.epochs * positions)
-        progress.at(state.epoch * positions, self._text())
-        while not self._over():
-            self._epoch(progress)
-            self._judge()
-            state.step, state.epoch = 0, state.epoch + 1
-            self._slow_down()
-            self._plan_by_clock()
-            if not self._over():
-                self._save()
-        # A run that goes on after this stage must not go on with it.
-        state.epochs = state.epoch
-        self._save()
-        self._result.history, self._result.curve = list(state.history), list(state.curve)
-        self._result.seconds += time.monotonic() - self._began
-        progress.finish()
-        return self._result
-
-    def _over(self) -> bool:
-        return self._state.epoch >= self._state.epochs or self._late() or self._stale()
-
-    def _late(self) -> bool:
-        return time.monotonic() - self._began > self._budget.max_seconds
-
-    def _stale(self) -> bool:
-        """Whether half of all epochs, and several, went by without a better score.
-
-        Never where the rate falls once, from the first epoch to the last: the end is what counts.
-        """
-        state = self._state
-        return self._restarts and state.epoch - self._result.epoch > max(
-            PATIENCE, state.epochs // 2
-        )
-
-    def _epoch(self, progress: Progress) -> None:
-        state, positions = self._state, self._train.positions
-        if self._changes is not None and state.step == 0:
-            self._changes.begin(self._trained.quantizers(), self._late)
-        for shards in self._batches():
-            done = min(positions, (state.step + 1) * self._size)
-            count = (done - state.step * self._size) * (self._train.batch or 1)
-            if not self._step(shards, count):
-                break
-            state.step += 1
-            self._result.images += count
-            if self._late():
-                break
-            progress.at(state.epoch * positions + done, self._text())
-            if time.monotonic() - self._saved > SAVE_SECONDS:
-                self._save()
-
-    def _batches(self) -> Iterator[list[Arrays]]:
-        """The shards of each batch of this epoch, from the state's step on."""
-        state = self._state
-        rng = np.random.default_rng((self._budget.seed, state.epoch))
-        order = rng.permutation(self._train.positions)[state.step * self._size :]
-        stream = self._train.batches(order, self._budget.shard_size)
+    def _begin(self) -> None:
         if self._changes is not None:
-            stream = self._changes.changed(stream, order, state.epoch)
-        while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
-            yield shards
+            self._changes.begin(self._numbers.quantizers(), self._late)
 
-    def _step(self, shards: list[Arrays], count: int) -> bool:
-        """Move the values by one batch; False where something is not finite then."""
-        now = self._trained.quantizers()
-        self._optimizer.lr = self._rate()
-        parameters = self._feeds(now)
-        others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
-        loss, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
-        if not math.isfinite(loss) or not _finite(found):
-            self._state.loss = math.inf
-            return False
-        slope = np.float32(self._objective.slope(loss, count))
-        gradients = {k: g * slope for k, g in self._trained.gradients(found, now).items()}
-        self._state.add_loss(self._objective.score(loss, count))
-        self._optimizer.step(self._trained.values, gradients)
-        self._trained.project()
-        if not _finite(self._trained.values):
-            self._trained.load(self._first)
-            self._state.loss = math.inf
-            return False
-        return True
+    def _parameters(self) -> Arrays:
+        self._take()
+        return self._feeds()
 
-    def _rate(self) -> float:
-        """The learning rate of this step, relative to that of every group."""
-        state = self._state
-        epochs = RESTART_EPOCHS if self._restarts else max(1, state.epochs - state.since)
-        schedule = CosineRestarts(1.0, epochs * self._steps)
-        step = (state.epoch - state.since) * self._steps + state.step
-        if schedule.restarts_at(step):
-            self._optimizer.reset()
-        return state.rate * schedule.lr(step)
+    def _chained(self, found: Mapping[str, np.ndarray]) -> Arrays:
+        return self._numbers.gradients(found, self._now)
 
-    def _judge_now(self, quantizers: Quantizers) -> Judgement:
-        return self._held_back.judge(self._feeds(quantizers))
+    def _take(self) -> None:
+        self._now = self._numbers.quantizers()
 
-    def _judge(self) -> None:
-        quantizers, state = self._trained.quantizers(), self._state
-        try:
-            self._judged = self._judge_now(quantizers)
-        except ScaleError:
-            # No file could run with these numbers.
-            self._judged = Judgement(math.inf)
-        state.history.append(self._judged.score)
-        agreement = math.nan if self._judged.agreement is None else self._judged.agreement
-        seconds = self._before + time.monotonic() - self._began
-        state.curve.append((seconds, self._judged.score, agreement))
-        if self._judged.score < self._result.score:
-            self._result.quantizers, self._result.score = quantizers, self._judged.score
-            self._result.epoch = state.epoch + 1
-            if self._checkpoint is not None:
-                self._best = {k: v.copy() for k, v in self._trained.values.items()}
+    def _judge_taken(self) -> Judgement:
+        return self._held_back.judge(self._feeds())
 
-    def _slow_down(self) -> None:
-        """Begin again at a lower rate where much was lost and nothing won, or all bounds left."""
-        result, state = self._result, self._state
-        much_worse = state.history[-1] > MUCH_WORSE * result.start_score and not result.improved
-        if math.isfinite(state.loss) and math.isfinite(state.history[-1]) and not much_worse:
-            return
-        state.loss = math.nan
-        self._trained.load(self._first)
-        self._optimizer.reset()
-        state.rate *= SLOWER
-        state.since = state.epoch
-
-    def _plan_by_clock(self) -> None:
-        """After the first epoch, no more epochs than the clock allows: the rate falls in time."""
-        state, spent = self._state, time.monotonic() - self._began
-        if state.epoch == 1:
-            samples = self._train.positions * (self._train.batch or 1)
-            epoch = spent * samples / max(self._result.images, 1)
-            possible = max(1, int(self._budget.max_seconds / max(epoch, 1e-3)))
-            state.epochs = min(state.epochs, possible)
-
-    def _text(self) -> str:
-        result, judged, state = self._result, self._judged, self._state
-        seconds = max(time.monotonic() - self._began, 1e-3)
-        agreement = "" if judged.agreement is None else f", agreement {judged.agreement:.1f} %"
-        changes = "" if self._changes is None else self._changes.text()
-        return (
-            f"{result.unit} {state.loss:.4f}, held back {result.score:.4f} (start "
-            f"{result.start_score:.4f}){agreement}, {result.images / seconds:.0f} samples/s"
-            + (changes and f"; {changes}")
-        )
-
-    def _save(self) -> None:
-        self._saved = time.monotonic()
-        if self._checkpoint is None:
-            return
-        result = self._result
-        groups = {
-            "value": self._trained.values,
-            "best": self._best,
-            "optimizer": self._optimizer.state(),
-            "state": self._state.arrays(),
-            "changes": {} if self._changes is None else self._changes.state(),
-            "result": {"score": np.array(result.score), "epoch": np.array(result.epoch)},
-        }
-        self._checkpoint.save(flattened(groups))
-
-    def _load(self) -> None:
-        """Put the saved state back, where there is one."""
-        arrays = self._checkpoint.load() if self._checkpoint else None
-        if arrays is None:
-            return
-        parts = nested(arrays)
-        self._state.load(parts["state"])
-        self._result.score = float(parts["result"]["score"])
-        self._result.epoch = int(parts["result"]["epoch"])
-        if "best" in parts:
-            self._best = parts["best"]
-            self._trained.load(self._best)
-            self._result.quantizers = self._trained.quantizers()
-        self._trained.load(parts["value"])
-        self._optimizer.load_state(parts.get("optimizer", {}))
-        if "changes" in parts and self._changes is not None:
-            self._changes.load_state(parts["changes"])
-
-
-def _finite(arrays: Mapping[str, np.ndarray]) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in arrays.values())
+    def _keep(self) -> None:
+        self._result.quantizers = self._now

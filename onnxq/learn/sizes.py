@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxq.data.samples import Samples
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.session import Feeds
 
@@ -29,6 +30,11 @@ def fix_sizes(model: ir.Model, feeds: Feeds) -> ir.Model:
             # Inference keeps what it finds, unknown dimensions included.
             value.shape = None
     return InferShapes()(copy).model
+
+
+def sized_for(model: ir.Model, samples: Samples) -> ir.Model:
+    """The graph with the sizes of the samples: those that are stacked have one shape."""
+    return model if samples.batch is not None else fix_sizes(model, next(samples.batches(1)))
 
 
 def _is_sized(value: ir.Value) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import onnx_ir as ir
-
 from onnxq.learn.budget import Budget
 from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
@@ -15,7 +13,7 @@ from onnxq.learn.frozen import freeze
 from onnxq.learn.learned import Learned
 from onnxq.learn.learning import Learning
 from onnxq.learn.objective import choose_objective
-from onnxq.learn.sizes import fix_sizes
+from onnxq.learn.sizes import sized_for
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.variants import Variant
@@ -44,7 +42,7 @@ def train_numbers(
     """The numbers of a variant with some of them trained together; arguments as of `learn`."""
     plan, sources = variant.student.plan, variant.student.sources
     start = variant.quantizers
-    kept = Learned(start, variant.score, variant.score)
+    kept = Learned(variant.score, variant.score, quantizers=start)
     if "weights" in wanted:
         start = start.with_corrections_kept(plan, sources)
     parts = make_parts(wanted, plan, start, variant.extremes(), variant.elements())
@@ -52,7 +50,7 @@ def train_numbers(
         return kept
     trained = Trained(parts, plan, start)
     objective = choose_objective(train, distil=budget.distils())
-    loss_model = _sized(objective.attach(variant.student.model), train)
+    loss_model = sized_for(objective.attach(variant.student.model), train.samples)
     refused = ungradable_nodes(loss_model, trained.names)
     if refused:
         node, op_type, reason = refused[0]
@@ -83,10 +81,3 @@ def train_numbers(
     elif "weights" in wanted:
         learned.quantizers = learned.quantizers.with_weights_on_codes(plan, sources)
     return learned
-
-
-def _sized(loss_model: ir.Model, train: TeacherOutputs) -> ir.Model:
-    """The graph with the sizes of the samples: those that are stacked have one shape."""
-    if train.samples.batch is not None:
-        return loss_model
-    return fix_sizes(loss_model, next(train.samples.batches(1)))

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnxq.distil.result import DistillResult
+from onnxq.report.distillation import distil_rows
 from onnxq.report.inspection import Inspection, LayerRow
 from onnxq.report.result import figure_rows
 from onnxq.report.text import (
@@ -55,6 +57,14 @@ def print_figures(figures: Figures) -> None:
     table = _table("", "original", "compressed", "result", right=("result",))
     table.columns[0].no_wrap = True
     for row in figure_rows(figures):
+        _add(table, *row)
+    _console().print(table)
+
+
+def print_distillation(result: DistillResult) -> None:
+    """Teacher and student, before and after."""
+    table = _table("", "teacher", "student before", "after", right=("after",))
+    for row in distil_rows(result):
         _add(table, *row)
     _console().print(table)
 

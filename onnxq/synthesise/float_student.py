@@ -19,10 +19,12 @@ from onnxq.learn.engine.path import has_subgraph, read_values
 from onnxq.learn.loss import target_name
 from onnxq.learn.nested import flattened, nested
 from onnxq.learn.optimizer import Adam
-from onnxq.normalise.facts import constant, float_attribute, input_at, is_op
+from onnxq.normalise.facts import constant, input_at, is_op
+from onnxq.numerics.initial_weights import he_normal
 from onnxq.session import Arrays, Feeds
 from onnxq.synthesise.losses import cross_entropy
 from onnxq.synthesise.parts import Parts
+from onnxq.synthesise.training_norm import training_norm
 
 PREFIX = "onnxq.student"
 """What the names of parameters and nodes begin with."""
@@ -54,8 +56,7 @@ class FloatStudent:
         for name, (shape, kind) in self.parameters.items():
             if kind == "weight":
                 fan_in = math.prod(shape[1:]) if len(shape) > 2 else max(shape)
-                size = np.float32(math.sqrt(2 / fan_in))
-                found[name] = rng.standard_normal(shape, np.float32) * size
+                found[name] = he_normal(shape, fan_in, rng)
             else:
                 found[name] = np.full(shape, float(kind == "scale"), np.float32)
         return found
@@ -84,7 +85,9 @@ class FloatStudent:
         copies: dict[ir.Value, ir.Value] = {values[self.images]: values[self.images]}
         for node in between(model, self.images, self.logits):
             if is_op(node, "BatchNormalization"):
-                copies[node.outputs[0]] = _training_norm(parts, node, copies, inputs)
+                x, scale, bias = (_read(value, copies, inputs) for value in node.inputs[:3])
+                assert x is not None and scale is not None and bias is not None
+                copies[node.outputs[0]] = training_norm(parts, node, x, scale, bias).output
                 continue
             read = [_read(value, copies, inputs) for value in node.inputs]
             made = parts.copy(node, read)
@@ -186,25 +189,3 @@ def _read(
     if value is None:
         return None
     return inputs.get(f"{PREFIX}.{value.name}") or copies.get(value, value)
-
-
-def _training_norm(
-    parts: Parts,
-    node: ir.Node,
-    copies: Mapping[ir.Value, ir.Value],
-    inputs: Mapping[str, ir.Value],
-) -> ir.Value:
-    """BatchNormalization by the statistics of the batch."""
-    source = node.inputs[0]
-    assert source is not None and source.shape is not None
-    x, rank = copies[source], len(source.shape)
-    scale, bias = (_read(value, copies, inputs) for value in node.inputs[1:3])
-    assert scale is not None and bias is not None
-    others = [axis for axis in range(rank) if axis != 1]
-    shape = parts.integers([1, -1, *[1] * (rank - 2)])
-    shifted = parts.op("Sub", x, parts.mean(x, others, keep=True))
-    variance = parts.mean(parts.square(shifted), others, keep=True)
-    epsilon = parts.scalar(float_attribute(node, "epsilon", 1e-5))
-    normal = parts.op("Div", shifted, parts.op("Sqrt", parts.op("Add", variance, epsilon)))
-    scaled = parts.op("Mul", normal, parts.op("Reshape", scale, shape))
-    return parts.op("Add", scaled, parts.op("Reshape", bias, shape))

@@ -16,7 +16,8 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.frozen import AGAIN, Remainder, freeze
 from onnxq.learn.kept_tensors import KeptTensors, Prefix
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Learned, Learning
+from onnxq.learn.learned import Learned
+from onnxq.learn.learning import Learning
 from onnxq.learn.objective import Objective, choose_objective
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.trained import Trained, make_parts

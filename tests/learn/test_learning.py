@@ -13,7 +13,7 @@ from small_graphs import serialised, small_graph
 from onnxq.data.samples import open_samples
 from onnxq.export.lower import Lowering
 from onnxq.learn import budget as budgets
-from onnxq.learn import frozen, learning
+from onnxq.learn import frozen, loop
 from onnxq.learn.augment import Augmentation, ImageLayout
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
@@ -260,7 +260,7 @@ def test_values_never_leave_their_bounds_at_any_rate(ready):
 
 
 def test_the_optimizer_forgets_and_the_rate_rises_at_every_restart(ready, monkeypatch):
-    monkeypatch.setattr(learning, "RESTART_EPOCHS", 1)
+    monkeypatch.setattr(loop, "RESTART_EPOCHS", 1)
     events: list[str | float] = []
 
     class Noted(Adam):
@@ -324,7 +324,7 @@ def test_what_is_not_finite_ends_the_epoch_and_learning_begins_again_more_slowly
     found = run.run(Silent())
     assert found.improved and len(found.history) == 3
     assert seen[: step + 1] == [(1.0, i == 0) for i in range(step + 1)]
-    assert seen[step + 1] == (learning.SLOWER, True)
+    assert seen[step + 1] == (loop.SLOWER, True)
     # The epoch lacks its remaining steps.
     assert len(seen) == 3 * 8 - (7 - step % 8)
 
@@ -338,7 +338,7 @@ def test_a_rate_that_is_too_high_is_lowered_and_learning_begins_again(ready, tmp
     checkpoint = Checkpoint(tmp_path / "c", {})
     budget = Budget(epochs=8, lr=8.0, shard_size=4)
     found = learn(variant, ready.train, {"biases"}, budget, checkpoint=checkpoint)
-    assert found.history[0] > learning.MUCH_WORSE * found.start_score
+    assert found.history[0] > loop.MUCH_WORSE * found.start_score
     assert found.improved
     arrays = checkpoint.load()
     assert arrays is not None and state_of(arrays).rate < 1
@@ -350,7 +350,7 @@ def test_a_rate_that_is_too_high_is_lowered_and_learning_begins_again(ready, tmp
 def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_bytes(
     tmp_path, ready, monkeypatch, learns, optimizer, steps_done
 ):
-    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     lr = 0.005 if optimizer == "adam" else 0.0005
     options = {"learns": learns, "epochs": 3, "lr": lr, "optimizer": optimizer}
     expected = ready.learning(**options).run(Silent())
@@ -406,8 +406,8 @@ def test_the_rate_falls_within_the_epochs_that_the_clock_allows(
     ready, monkeypatch, seconds, epochs
 ):
     clock, rates = Clock(), list[float]()
-    monkeypatch.setattr(learning, "time", clock)
-    monkeypatch.setattr(learning, "SAVE_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 1e9)
     run = ready.learning(learns=LONG, epochs=6, max_seconds=seconds)
     rate = run._rate
     monkeypatch.setattr(run, "_rate", lambda: rates.append(rate()) or rates[-1])
@@ -460,7 +460,7 @@ def test_a_model_of_fixed_batch_takes_every_feed_once_in_an_epoch(tmp_path):
 
 
 def test_an_augmented_run_goes_on_to_the_same_bytes(tmp_path, ready, monkeypatch):
-    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     options = {"learns": LONG, "epochs": 2, "lr": 0.005, "augment": ("flip", "shift")}
     expected = ready.learning(**options).run(Silent())
     plain = ready.learning(**{**options, "augment": ()}).run(Silent())

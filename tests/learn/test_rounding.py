@@ -13,9 +13,10 @@ from small_graphs import CONV, HEAD, image_graph, run, serialised, small_graph
 from onnxq.data.samples import open_samples
 from onnxq.errors import OutputError
 from onnxq.export.lower import Lowering
+from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Budget, Learned
+from onnxq.learn.learned import Learned
 from onnxq.learn.rounding import cuts
 from onnxq.learn.rounding import reconstruct as module
 from onnxq.learn.rounding.reconstruct import NO_GAIN, reconstruct

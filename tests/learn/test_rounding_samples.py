@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from onnxq.intake import Intake
+from onnxq.learn.budget import Budget
 from onnxq.learn.learn import learn
-from onnxq.learn.learning import Budget
 from onnxq.progress import Silent
 from onnxq.recipe import Recipe
 from onnxq.run import Run

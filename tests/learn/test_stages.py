@@ -13,7 +13,7 @@ from small_graphs import quantize, serialised, small_graph
 from onnxq.data.samples import open_samples
 from onnxq.export.lower import Lowering
 from onnxq.learn import learn as module
-from onnxq.learn import learning
+from onnxq.learn import loop
 from onnxq.learn.budget import Budget
 from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.learn import FIRST_SHARE, learn
@@ -102,18 +102,10 @@ def test_ranges_are_learned_before_rounding_and_the_rest_after(wanted, stages):
 
 
 def outcome(unit: str, epoch: int, scores: list[float], notes: list[str]) -> Learned:
-    curve = [(1.0 + i, score, 90.0 + i) for i, score in enumerate(scores[1:])]
+    numbers, history = Quantizers({}, {}, {}, {}), scores[1:]
+    curve = [(1.0 + i, score, 90.0 + i) for i, score in enumerate(history)]
     return Learned(
-        Quantizers({}, {}, {}, {}),
-        scores[0],
-        min(scores),
-        epoch,
-        scores[1:],
-        unit,
-        2.0,
-        10,
-        notes,
-        curve,
+        scores[0], min(scores), epoch, history, unit, 2.0, 10, notes, curve, quantizers=numbers
     )
 
 
@@ -243,7 +235,7 @@ class StopIn(Silent):
 def test_a_run_stopped_in_either_stage_goes_on_to_the_same_bytes(
     tmp_path, request, monkeypatch, made, stage, steps
 ):
-    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     variant, train = request.getfixturevalue(made)
     whole = learn(variant, train, ("auto",), BUDGET)
     assert whole.improved

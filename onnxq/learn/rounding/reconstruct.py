@@ -71,7 +71,7 @@ def reconstruct(
     """
     began = time.monotonic()
     layers = fitted_layers(variant.student.plan, variant.quantizers)
-    learned = Learned(variant.quantizers, variant.score, variant.score)
+    learned = Learned(variant.score, variant.score, quantizers=variant.quantizers)
     learned.notes += _notes(variant.student.plan, layers)
     if not layers:
         learned.notes.append(NOTHING)

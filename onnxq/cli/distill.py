@@ -1,0 +1,119 @@
+"""`onnxq distill`: another architecture learns the teacher's outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.errors import require_model, stopped_sentence
+from onnxq.cli.options import (
+    PATH,
+    check_samples,
+    generator_options,
+    output_options,
+    preprocess_options,
+    start_log,
+    threads_option,
+    use_cores,
+)
+from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
+from onnxq.cli.progress import make_progress
+from onnxq.cli.recipe import distil_options, recipe_from_flags
+from onnxq.contradictions import INITS
+from onnxq.distil.result import DistillResult
+from onnxq.distillation import distill as run_distill
+from onnxq.report.distillation import distil_fields
+from onnxq.report.tables import print_distillation, print_notes
+from onnxq.report.text import size_text
+
+
+@click.command("distill")
+@click.argument("teacher", type=PATH)
+@click.argument("student", type=PATH)
+@click.option(
+    "--data",
+    type=PATH,
+    metavar="PATH",
+    help="Unlabelled samples, as compress takes them.  [required unless --data-free]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="OUT",
+    help="The file to write.  [default: <student>-distilled.onnx beside the student]",
+)
+@click.option(
+    "--init",
+    type=click.Choice(INITS),
+    default=INITS[0],
+    show_default=True,
+    help="Start from the weights in the student's file, or from random ones (He et al. 2015).",
+)
+@distil_options
+@generator_options
+@preprocess_options
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
+@click.option("--force", is_flag=True, help="Overwrite OUT.")
+@threads_option("Cores used at most.  [default: all]")
+@output_options
+@click.pass_context
+def distill_command(
+    ctx: click.Context,
+    /,
+    teacher: Path,
+    student: Path,
+    data: Path | None,
+    output: Path | None,
+    quiet: bool,
+    verbose: int,
+    threads: int | None,
+    **flags: Any,
+) -> None:
+    """Train the float weights of STUDENT to give TEACHER's outputs, without labels.
+
+    STUDENT is an ONNX file of any architecture that takes and gives the same shapes; it may be
+    untrained. Weights, biases and BatchNormalization are learned from unlabelled samples, or from
+    images made from TEACHER alone; what is written is an ordinary float model with the student's
+    own names, which compress takes in turn.
+    """
+    start_log(verbose)
+    use_cores(ctx, threads)
+    recipe = recipe_from_flags(ctx)
+    for path in (teacher, student):
+        require_model(path)
+    check_samples(ctx, data, recipe.data_free, "--data-free goes")
+    out = output or student.with_name(f"{student.stem}-distilled.onnx")
+    preprocess = preprocess_from_flags(teacher, **preprocess_flags(flags))
+    with stopped_sentence(out), make_progress(quiet, verbose) as progress:
+        result = run_distill(
+            teacher,
+            student,
+            data,
+            recipe,
+            init=flags["init"],
+            out=out,
+            preprocess=preprocess,
+            force=flags["force"],
+            resume=flags["resume"],
+            progress=progress,
+            generator=flags["generator"],
+            save_generator=flags["save_generator"],
+        )
+    if flags["as_json"]:
+        click.echo(json.dumps(distil_fields(result, teacher, student, out), sort_keys=True))
+        return
+    _print(result, out, quiet)
+
+
+def _print(result: DistillResult, out: Path, quiet: bool) -> None:
+    figures = result.figures
+    if not quiet:
+        print_distillation(result)
+        print_notes(result.notes)
+    ratio = figures.student_bytes / max(figures.teacher_bytes, 1)
+    sizes = f"{size_text(figures.teacher_bytes)} -> {size_text(figures.student_bytes)}"
+    click.echo(f"wrote {out}: {ratio:.1%} of the teacher's size ({sizes})")

@@ -1,0 +1,1 @@
+"""Distillation: a network of another architecture learns another one's outputs."""

@@ -1,0 +1,203 @@
+"""Distillation, stage by stage: another architecture learns a model's outputs.
+
+load -> normalise -> learn -> write, for a teacher and a student
+
+Where there are no data, samples are made from the teacher alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.contradictions import check_data, check_distillation, check_generator_files
+from onnxq.data.inputs import fixed_batch
+from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
+from onnxq.data.preprocess import Preprocess
+from onnxq.data.samples import Samples
+from onnxq.distil.budget import make_budget
+from onnxq.distil.network import FloatNetwork
+from onnxq.distil.pairing import Pairing, of_batch, pair_inputs, pair_models
+from onnxq.distil.result import METADATA_KEY, DistillResult, make_figures, metadata_text
+from onnxq.distil.stage import FILE, Subject, check_gradients
+from onnxq.distil.training import Distilled
+from onnxq.export.save import add_metadata, check_file, check_output, model_bytes, save_model
+from onnxq.intake import Intake, file_digest
+from onnxq.learn.augment import Augmentation, image_layout
+from onnxq.learn.checkpoint import Checkpoint, discarded_on_error
+from onnxq.learn.logits import find_logits
+from onnxq.learn.objective import choose_objective
+from onnxq.learn.teacher import TeacherOutputs
+from onnxq.load.inputs import input_specs
+from onnxq.load.model import load_model
+from onnxq.load.version import least_opset
+from onnxq.normalise.pipeline import normalise
+from onnxq.progress import Progress, Silent
+from onnxq.recipe import Recipe
+from onnxq.verify.verify import original_bytes
+
+NO_GAIN = "training did not beat the student as it was on the held-back samples, which is kept"
+NO_CLASSIFIER = (
+    "the outputs were matched and not distilled, since they are not the logits of one classifier"
+)
+
+
+def distill(
+    teacher: str | Path,
+    student: str | Path,
+    data: str | Path | None = None,
+    recipe: Recipe | None = None,
+    *,
+    init: str = FILE,
+    out: str | Path | None = None,
+    preprocess: Preprocess | None = None,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    generator: str | Path | None = None,
+    save_generator: str | Path | None = None,
+) -> DistillResult:
+    """Train the float weights of a student to give a teacher's outputs, without labels.
+
+    Args:
+        teacher: its ONNX file.
+        student: the ONNX file of another network that takes and gives the same shapes.
+        data: the samples: a folder or a file; None where the recipe is data-free.
+        recipe: the options, those that quantize left at their defaults; None means the defaults.
+        init: 'file' starts from the student's own weights, 'random' draws others.
+        out: the file to write; None writes none.
+        preprocess: how an image becomes an input; None looks beside and inside the teacher.
+        force: overwrite `out`.
+        resume: go on from the checkpoint of a stopped run.
+        progress: told where the work stands.
+        generator: of a data-free recipe: the file of a saved generator, which makes the samples.
+        save_generator: the file to write the generator to that was trained.
+
+    Raises:
+        OnnxqError: something that the user can mend, in one sentence.
+    """
+    paths, recipe = (Path(teacher), Path(student)), recipe or Recipe()
+    check_data(recipe, data)
+    check_distillation(recipe, init)
+    data_path, out_path = (None if path is None else Path(path) for path in (data, out))
+    check_generator_files(recipe, generator, save_generator)
+    for path in paths:
+        if out_path is not None:
+            check_output(out_path, path, force)
+        if save_generator is not None:
+            check_file(Path(save_generator), path, force, "generator", "--save-generator")
+    run = DistillRun(*paths, recipe, init, progress or Silent())
+    run.load(data_path, preprocess)
+    more = {"student": file_digest(run.student), "init": init}
+    checkpoint = run.intake.checkpoint(out_path, data_path, **more)
+    if checkpoint is not None and not resume:
+        # Stages that begin later would go on from what another run has left.
+        checkpoint.discard()
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxq-") as folder,
+        discarded_on_error(None if resume else checkpoint),
+    ):
+        if data_path is None:
+            run.intake.synthesise(Path(folder), checkpoint, resume, generator)
+            if save_generator is not None:
+                run.intake.save_generator(Path(save_generator))
+        result = run.finish(run.train(Path(folder), checkpoint, resume))
+        if out_path is not None:
+            save_model(result.model, out_path)
+            result.path = out_path
+    if checkpoint is not None:
+        checkpoint.discard()
+    return result
+
+
+class DistillRun:
+    """The state of one run between its stages.
+
+    Args:
+        teacher: its file.
+        student: its file.
+        recipe: the options.
+        init: where the student's first weights come from.
+        progress: told where the work stands.
+    """
+
+    def __init__(
+        self, teacher: Path, student: Path, recipe: Recipe, init: str, progress: Progress
+    ) -> None:
+        self.student, self._recipe, self._init = student, recipe, init
+        self._progress = progress
+        self.intake = Intake(teacher, recipe, progress, quantizes=False)
+
+    def load(self, data: Path | None, preprocess: Preprocess | None) -> None:
+        """Read teacher, samples and student, and see that they belong together."""
+        self.intake.load(data, preprocess)
+        teacher, feeds = self.intake.normalised.model, self.intake.check_feeds
+        original = load_model(self.student, least_opset(self._recipe.target))
+        specs = input_specs(original)
+        inputs = pair_inputs(input_specs(teacher), specs, batch=False)
+        own_feeds = of_batch(Pairing(inputs, {}).student_feeds(feeds), fixed_batch(specs))
+        unfolded = normalise(original, [own_feeds]).unfolded
+        self._pairing = pair_models(teacher, unfolded, feeds)
+        self._network = FloatNetwork(unfolded)
+        check_gradients(self._network, self._pairing, feeds)
+
+    def train(self, folder: Path, checkpoint: Checkpoint | None, resume: bool) -> Distilled:
+        """The teacher's outputs, then the student trained on them."""
+        intake, recipe = self.intake, self._recipe
+        train = self._outputs(folder / "train", intake.train)
+        held_back = self._outputs(folder / "held-back", intake.held_back)
+        budget = make_budget(recipe, self._network.model, train, intake.seconds)
+        objective = choose_objective(train, distil=budget.distils())
+        network, pairing = self._network, self._pairing
+        self._subject = Subject(network, pairing, train, held_back, objective)
+        if recipe.loss == "distillation" and train.decision is None:
+            intake.notes.append(NO_CLASSIFIER)
+        augmentation = self._augmentation(train)
+        found = self._subject.distil(
+            self._init, budget, self._progress, checkpoint, resume, augmentation
+        )
+        if not found.improved:
+            intake.notes.append(NO_GAIN)
+        return found
+
+    def _outputs(self, folder: Path, samples: Samples) -> TeacherOutputs:
+        folder.mkdir()
+        model, progress = self.intake.normalised.model, self._progress
+        progress.start(f"teacher's outputs, {folder.name} slice", len(samples))
+        outputs = TeacherOutputs(model, find_logits(model), samples, folder, progress.at)
+        progress.finish()
+        return outputs
+
+    def _augmentation(self, train: TeacherOutputs) -> Augmentation | None:
+        recipe, intake = self._recipe, self.intake
+        if not recipe.augment:
+            return None
+        layout = image_layout(input_specs(intake.normalised.model), intake.preprocess)
+        return Augmentation(train, recipe.augment, layout, recipe.seed)
+
+    def finish(self, found: Distilled) -> DistillResult:
+        """The student as it is written, and its figures."""
+        intake, network = self.intake, self._network
+        model = network.with_values(found.values)
+        judged = self._subject.judge(model)
+        sizes = (original_bytes(intake.path), 0)
+        count = sum(found.values[name].size for name in network.parameters)
+        figures = make_figures(found, judged, sizes, count)
+        figures.samples, figures.held_back = len(intake.samples), len(intake.held_back)
+        # The figures hold the size of the file that holds the figures: settle it.
+        for _ in range(4):
+            self._describe(model, {METADATA_KEY: metadata_text(figures, self._recipe, self._init)})
+            size = model_bytes(model)
+            if size == figures.student_bytes:
+                break
+            figures.student_bytes = size
+        return DistillResult(
+            model, None, figures, self._recipe, self._init, intake.notes, intake.synthesis
+        )
+
+    def _describe(self, model: ir.Model, entries: dict[str, str]) -> None:
+        if self.intake.preprocess is not None:
+            entries[PREPROCESS_KEY] = self.intake.preprocess.to_json()
+        add_metadata(model, entries)
