@@ -8,7 +8,7 @@ import pytest
 
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import ModelError, RecipeError
-from onnxq.learn import learning
+from onnxq.learn import loop
 from onnxq.learn.engine import Engine
 from onnxq.normalise.pipeline import normalise
 from onnxq.pipeline import compress
@@ -245,7 +245,7 @@ def test_what_can_not_go_together_is_one_sentence(options, sentence):
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "STEPS", 6)
     monkeypatch.setattr(task, "BATCH", 8)
-    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
 
 
 class Stop:
