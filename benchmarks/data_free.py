@@ -2,22 +2,21 @@
 
     python benchmarks/data_free.py CASE ... [--sources noise,made,generator,real]
         [--losses default] [--learn default] [--granularity per-channel] [--minutes 45]
-        [--seeds 0] [--samples N] [--out FILE]
+        [--seeds 0] [--samples N] [--keep FOLDER] [--out FILE]
 
 The same recipe on samples of each source; each list gives a row for each of its members. No real
 image is read before `evaluate`, but by the source that is named so. `--minutes 5,15,45` gives the
 curve of drop against minutes, `--losses is,is-bn,is-bn-adversarial` the ablation, `--learn
 weights,steps+weights` fixed steps against learned ones, `--granularity per-tensor` the paper's.
+Images are made once for all rows that share them; their cost is part of each row's.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from made_images import Clock, Cost, make_images
 from models import ASSETS, Subject, subjects
 
 from onnxq import Recipe, compress, evaluate
@@ -128,27 +128,22 @@ def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]
             yield trial
 
 
-def measure(subject: Subject, trial: Trial, folder: Path) -> tuple[Result, float, float]:
-    """A subject compressed with samples of one source; minutes and CPU seconds of that."""
-    recipe, preprocess = trial.recipe, subject.preprocess
-    data: Path | None = subject.unlabelled
+def measure(subject: Subject, trial: Trial, folder: Path, keep: Path) -> tuple[Result, Cost]:
+    """A subject compressed with samples of one source; what that took, making them included."""
+    recipe, spent = trial.recipe, Cost(0.0, 0.0)
+    data = subject.unlabelled
     if trial.source == "noise":
         data = folder / "noise.npz"
         _save_noise(subject, recipe, data)
     elif trial.source in ("made", "generator"):
         method = "generator" if trial.source == "generator" else "distilled"
-        weights = LOSSES[trial.losses] or None
-        data = None
-        recipe = replace(recipe, data_free=True, synthesis=method, synthesis_losses=weights)
-    began, before = time.monotonic(), _cpu_seconds()
-    result = compress(subject.model, data, recipe, out=folder / "out.onnx", preprocess=preprocess)
-    return result, (time.monotonic() - began) / 60, _cpu_seconds() - before
-
-
-def _cpu_seconds() -> float:
-    """Of this process: user and system."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+        data, spent = make_images(subject, method, LOSSES[trial.losses], recipe, keep)
+        recipe = replace(recipe, max_minutes=max(0.0, recipe.max_minutes - spent.minutes))
+    clock = Clock()
+    out = folder / "out.onnx"
+    result = compress(subject.model, data, recipe, out=out, preprocess=subject.preprocess)
+    rest = clock.cost()
+    return result, Cost(spent.minutes + rest.minutes, spent.seconds + rest.seconds)
 
 
 def _save_noise(subject: Subject, recipe: Recipe, path: Path) -> None:
@@ -158,10 +153,10 @@ def _save_noise(subject: Subject, recipe: Recipe, path: Path) -> None:
     np.savez(path, **{space.name: noise})
 
 
-def row(subject: Subject, trial: Trial) -> str:
+def row(subject: Subject, trial: Trial, keep: Path) -> str:
     """Compress, evaluate, and write a line of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        result, minutes, seconds = measure(subject, trial, Path(folder))
+        result, cost = measure(subject, trial, Path(folder), keep)
         found = evaluate(
             Path(folder) / "out.onnx",
             subject.labelled,
@@ -182,8 +177,8 @@ def row(subject: Subject, trial: Trial) -> str:
         trial.recipe.seed,
         *_figures(found),
         f"{trial.recipe.max_minutes:g}",
-        f"{minutes:.1f}",
-        f"{seconds:.0f}",
+        f"{cost.minutes:.1f}",
+        f"{cost.seconds:.0f}",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -211,16 +206,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=_numbers(float), default="45", help="limits of a run")
     parser.add_argument("--seeds", type=_numbers(int), default="0")
     parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--keep", type=Path, help="a folder for images, to be used again")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     lines = [HEADER]
     print(HEADER, flush=True)
     known = subjects(options.assets)
-    for trial in trials(options.cases, options):
-        lines.append(row(known[trial.case.subject], trial))
-        print(lines[-1], flush=True)
-        if options.out:
-            options.out.write_text("\n".join(lines) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        keep = options.keep or Path(folder)
+        for trial in trials(options.cases, options):
+            lines.append(row(known[trial.case.subject], trial, keep))
+            print(lines[-1], flush=True)
+            if options.out:
+                options.out.write_text("\n".join(lines) + "\n")
 
 
 def _numbers(kind: type[float]) -> Callable[[str], list[float]]:
