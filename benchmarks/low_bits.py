@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import ASSETS, Subject, measured, subjects
 
 from onnxq import Recipe
+from onnxq.options import Augment
 
 HEADER = (
     "| model | bits | samples | stage | seed | top-1 | drop (± s.e.) | agreement | SQNR dB | "
@@ -43,21 +44,32 @@ STAGES: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model at some widths, learned on so many samples."""
+    """A model at some widths, learned on so many samples.
+
+    Attributes:
+        subject: its short name.
+        bits: of weights and activations.
+        samples: unlabelled images.
+        max_minutes: the limit of learning.
+        epochs: passes; None means the default.
+        augment: how images are changed in each pass.
+    """
 
     subject: str
     bits: tuple[int, int]
     samples: int
     max_minutes: float = 30.0
+    epochs: int | None = None
+    augment: tuple[Augment, ...] = ()
 
 
 CASES = {
     "resnet20-w4a8": Case("resnet20", (4, 8), 512),
     "resnet20-w3a8": Case("resnet20", (3, 8), 512),
     "resnet20-w2a8": Case("resnet20", (2, 8), 10_000),
-    "resnet20-w4a4": Case("resnet20", (4, 4), 10_000),
+    "resnet20-w4a4": Case("resnet20", (4, 4), 10_000, 90.0, 16, ("flip", "shift")),
     "resnet20-w4a4-short": Case("resnet20", (4, 4), 2_500),
-    "resnet20-w3a3": Case("resnet20", (3, 3), 10_000),
+    "resnet20-w3a3": Case("resnet20", (3, 3), 10_000, 90.0, 24, ("flip", "shift")),
     "shufflenet-w4a8": Case("shufflenet", (4, 8), 2_048),
     "shufflenet-w6a6": Case("shufflenet", (6, 6), 2_048),
     "mobilenet-w4a8": Case("mobilenet", (4, 8), 1_500),
@@ -77,8 +89,11 @@ def row(case: Case, subject: Subject, stage: str, seed: int) -> str:
         spare=False,
         seed=seed,
     )
+    recipe = replace(recipe, **STAGES[stage])  # type: ignore[arg-type]
+    if {"auto", "steps", "weights"} & set(recipe.learn):
+        recipe = replace(recipe, epochs=case.epochs, augment=case.augment)
     before = _cpu_seconds()
-    result, found, _ = measured(subject, replace(recipe, **STAGES[stage]))  # type: ignore[arg-type]
+    result, found, _ = measured(subject, recipe)
     seconds = _cpu_seconds() - before
     for note in result.figures.notes:
         print(f"{subject.title} W{weight_bits}A{activation_bits}, {stage}: {note}", file=sys.stderr)
