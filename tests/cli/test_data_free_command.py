@@ -113,7 +113,13 @@ def test_images_that_are_finished_outlive_ctrl_c(sample_models, tmp_path):
     resnet = sample_models / "digits_resnet.onnx"
     arguments = command("compress", resnet, "--data-free", "-o", out, "--samples", 4096, "-v")
     process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A shell starts what it puts in the background with Ctrl-C ignored, tests included.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     folder = tmp_path / "o.onnx.onnxq-checkpoint"
     try:

@@ -135,6 +135,8 @@ def test_a_run_ended_by_ctrl_c_goes_on_to_the_same_bytes(onnxq, mlp, unlabelled,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        # A shell starts what it puts in the background with Ctrl-C ignored, tests included.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     state = tmp_path / "o.onnx.onnxq-checkpoint" / "state.npz"
     until = time.monotonic() + 60
