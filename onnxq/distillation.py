@@ -7,7 +7,6 @@ Where there are no data, samples are made from the teacher alone.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +15,6 @@ from onnxq.contradictions import check_data, check_distillation, check_generator
 from onnxq.data.inputs import fixed_batch
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.samples import Samples
 from onnxq.distil.budget import make_budget
 from onnxq.distil.network import FloatNetwork
 from onnxq.distil.pairing import Pairing, of_batch, pair_inputs, pair_models
@@ -25,11 +23,10 @@ from onnxq.distil.stage import FILE, Subject, check_gradients
 from onnxq.distil.training import Distilled
 from onnxq.export.save import add_metadata, check_file, check_output, model_bytes, save_model
 from onnxq.intake import Intake, file_digest
-from onnxq.learn.augment import Augmentation, image_layout
-from onnxq.learn.checkpoint import Checkpoint, discarded_on_error
+from onnxq.learn.checkpoint import Checkpoint, run_folder
 from onnxq.learn.logits import find_logits
 from onnxq.learn.objective import choose_objective
-from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.train import NO_CLASSIFIER
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
 from onnxq.load.version import least_opset
@@ -39,9 +36,6 @@ from onnxq.recipe import Recipe
 from onnxq.verify.verify import original_bytes
 
 NO_GAIN = "training did not beat the student as it was on the held-back samples, which is kept"
-NO_CLASSIFIER = (
-    "the outputs were matched and not distilled, since they are not the logits of one classifier"
-)
 
 
 def distill(
@@ -92,23 +86,13 @@ def distill(
     run.load(data_path, preprocess)
     more = {"student": file_digest(run.student), "init": init}
     checkpoint = run.intake.checkpoint(out_path, data_path, **more)
-    if checkpoint is not None and not resume:
-        # Stages that begin later would go on from what another run has left.
-        checkpoint.discard()
-    with (
-        tempfile.TemporaryDirectory(prefix="onnxq-") as folder,
-        discarded_on_error(None if resume else checkpoint),
-    ):
+    with run_folder(checkpoint, resume) as folder:
         if data_path is None:
-            run.intake.synthesise(Path(folder), checkpoint, resume, generator)
-            if save_generator is not None:
-                run.intake.save_generator(Path(save_generator))
-        result = run.finish(run.train(Path(folder), checkpoint, resume))
+            run.intake.synthesise(folder, checkpoint, resume, generator, save_generator)
+        result = run.finish(run.train(folder, checkpoint, resume))
         if out_path is not None:
             save_model(result.model, out_path)
             result.path = out_path
-    if checkpoint is not None:
-        checkpoint.discard()
     return result
 
 
@@ -146,36 +130,20 @@ class DistillRun:
     def train(self, folder: Path, checkpoint: Checkpoint | None, resume: bool) -> Distilled:
         """The teacher's outputs, then the student trained on them."""
         intake, recipe = self.intake, self._recipe
-        train = self._outputs(folder / "train", intake.train)
-        held_back = self._outputs(folder / "held-back", intake.held_back)
+        logits = find_logits(intake.normalised.model)
+        train, held_back = intake.outputs(folder, logits, "teacher's")
         budget = make_budget(recipe, self._network.model, train, intake.seconds)
         objective = choose_objective(train, distil=budget.distils())
         network, pairing = self._network, self._pairing
         self._subject = Subject(network, pairing, train, held_back, objective)
         if recipe.loss == "distillation" and train.decision is None:
             intake.notes.append(NO_CLASSIFIER)
-        augmentation = self._augmentation(train)
         found = self._subject.distil(
-            self._init, budget, self._progress, checkpoint, resume, augmentation
+            self._init, budget, self._progress, checkpoint, resume, intake.augmentation(train)
         )
         if not found.improved:
             intake.notes.append(NO_GAIN)
         return found
-
-    def _outputs(self, folder: Path, samples: Samples) -> TeacherOutputs:
-        folder.mkdir()
-        model, progress = self.intake.normalised.model, self._progress
-        progress.start(f"teacher's outputs, {folder.name} slice", len(samples))
-        outputs = TeacherOutputs(model, find_logits(model), samples, folder, progress.at)
-        progress.finish()
-        return outputs
-
-    def _augmentation(self, train: TeacherOutputs) -> Augmentation | None:
-        recipe, intake = self._recipe, self.intake
-        if not recipe.augment:
-            return None
-        layout = image_layout(input_specs(intake.normalised.model), intake.preprocess)
-        return Augmentation(train, recipe.augment, layout, recipe.seed)
 
     def finish(self, found: Distilled) -> DistillResult:
         """The student as it is written, and its figures."""

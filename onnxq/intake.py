@@ -14,8 +14,9 @@ from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.save import save_model
-from onnxq.learn.augment import image_layout
+from onnxq.learn.augment import Augmentation, image_layout
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
+from onnxq.learn.teacher import TeacherOutputs
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
 from onnxq.load.version import least_opset
@@ -110,6 +111,7 @@ class Intake:
         checkpoint: Checkpoint | None,
         resume: bool,
         generator: str | Path | None = None,
+        save_generator: str | Path | None = None,
         share: float = SYNTHESIS_SHARE,
     ) -> None:
         """Make samples from the float network alone.
@@ -119,6 +121,7 @@ class Intake:
             checkpoint: where finished images are kept; None keeps none.
             resume: whether to go on from those.
             generator: the file of a saved generator, which makes them.
+            save_generator: the file to write the generator to that was trained.
             share: of the time, at most.
         """
         began, task = time.monotonic(), self._task(share)
@@ -132,6 +135,9 @@ class Intake:
         self.notes += self.synthesis.notes
         self.seconds += time.monotonic() - began
         self._use(samples)
+        if save_generator is not None:
+            assert self.synthesis.generator is not None
+            save_model(self.synthesis.generator, Path(save_generator))
 
     def _task(self, share: float = SYNTHESIS_SHARE) -> Task:
         recipe = self.recipe
@@ -150,11 +156,40 @@ class Intake:
         subject = find_subject(self.normalised.unfolded, self.preprocess)
         return AdversarialGenerator(subject, self._task(), self.synthesis, student)
 
-    def save_generator(self, path: Path) -> None:
-        """Write the generator that samples were made with."""
-        made = None if self.synthesis is None else self.synthesis.generator
-        assert made is not None
-        save_model(made, path)
+    def outputs(
+        self, folder: Path, logits: list[str], whose: str
+    ) -> tuple[TeacherOutputs, TeacherOutputs]:
+        """The model's outputs on the samples to learn on, and on those held back.
+
+        Args:
+            folder: an existing one, for both.
+            logits: names of the compared tensors.
+            whose: they are, for progress.
+        """
+        slices = (("train", self.train), ("held-back", self.held_back))
+        train, held_back = (
+            self._outputs(folder / name, logits, f"{whose} outputs, {name} slice", samples)
+            for name, samples in slices
+        )
+        return train, held_back
+
+    def _outputs(
+        self, folder: Path, logits: list[str], title: str, samples: Samples
+    ) -> TeacherOutputs:
+        folder.mkdir()
+        self.progress.start(title, len(samples))
+        at = self.progress.at
+        outputs = TeacherOutputs(self.normalised.model, logits, samples, folder, at)
+        self.progress.finish()
+        return outputs
+
+    def augmentation(self, train: TeacherOutputs) -> Augmentation | None:
+        """How the recipe changes training samples in each epoch; None where it leaves them."""
+        recipe = self.recipe
+        if not recipe.augment:
+            return None
+        layout = image_layout(input_specs(self.normalised.model), self.preprocess)
+        return Augmentation(train, recipe.augment, layout, recipe.seed)
 
     def _use(self, samples: Samples) -> None:
         """Split the samples."""

@@ -7,7 +7,6 @@ Where there are no data, samples are made between normalise and plan.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from onnxq.contradictions import check_data, check_generator_files
 from onnxq.data.preprocess import Preprocess
 from onnxq.export.save import check_file, check_output, save_model
 from onnxq.intake import Intake
-from onnxq.learn.checkpoint import discarded_on_error
+from onnxq.learn.checkpoint import run_folder
 from onnxq.load.model import load_model
 from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import normalise
@@ -109,27 +108,17 @@ def compress(
     intake = Intake(model_path, recipe, progress or Silent())
     intake.load(data_path, preprocess)
     checkpoint = intake.checkpoint(out_path, data_path)
-    if checkpoint is not None and not resume:
-        # Stages that begin later would go on from what another run has left.
-        checkpoint.discard()
-    with (
-        tempfile.TemporaryDirectory(prefix="onnxq-") as folder,
-        discarded_on_error(None if resume else checkpoint),
-    ):
+    with run_folder(checkpoint, resume) as folder:
         if data_path is None:
-            intake.synthesise(Path(folder), checkpoint, resume, generator)
-            if save_generator is not None:
-                intake.save_generator(Path(save_generator))
+            intake.synthesise(folder, checkpoint, resume, generator, save_generator)
         run = Run(intake)
-        variant = run.prepare(Path(folder))
+        variant = run.prepare(folder)
         variant = run.search(variant, checkpoint, resume)
         learned = run.learn(variant, checkpoint, resume)
         final = run.finish(variant, learned)
         exported, figures = run.export(final, learned)
         if out_path is not None:
             save_model(exported, out_path)
-    if checkpoint is not None:
-        checkpoint.discard()
     plan = final.student.plan
     return Result(exported, out_path, figures, run.recipe, plan, run.notes, intake.synthesis)
 
@@ -162,11 +151,11 @@ def sensitivity(
     check_generator_files(recipe, generator, None)
     intake = Intake(Path(model), recipe, progress or Silent())
     intake.load(None if data is None else Path(data), preprocess)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+    with run_folder(None, False) as folder:
         if data is None:
-            intake.synthesise(Path(folder), None, False, generator, share=1.0)
+            intake.synthesise(folder, None, False, generator, share=1.0)
         run = Run(intake)
-        table = run.sweep(run.prepare(Path(folder)))
+        table = run.sweep(run.prepare(folder))
     return replace(table, notes=tuple(run.notes))
 
 

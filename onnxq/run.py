@@ -13,11 +13,9 @@ import onnx_ir as ir
 
 from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
-from onnxq.data.samples import Samples
 from onnxq.export.compact import export
 from onnxq.export.save import add_metadata, model_bytes
 from onnxq.intake import Intake
-from onnxq.learn.augment import Augmentation, image_layout
 from onnxq.learn.budget import Budget
 from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
@@ -26,9 +24,7 @@ from onnxq.learn.learn import learn
 from onnxq.learn.learned import Learned
 from onnxq.learn.logits import find_logits
 from onnxq.learn.memory import shard_size
-from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.variants import PLAIN, Variant, Variants
-from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.options import AUTO
 from onnxq.plan.first_last import WIDE
@@ -86,8 +82,7 @@ class Run:
         logits = find_logits(teacher)
         self._folder = folder
         self._shard = self.recipe.batch_size or shard_size(teacher)
-        self.train_outputs = self._cache(folder / "train", logits, intake.train)
-        held_back = self._cache(folder / "held-back", logits, intake.held_back)
+        self.train_outputs, held_back = intake.outputs(folder, logits, "original's")
         self._variants = Variants(
             self.recipe,
             intake.train,
@@ -111,15 +106,6 @@ class Run:
             progress=self._progress,
         )
         return replace(table, made=self._intake.synthesis is not None)
-
-    def _cache(self, folder: Path, logits: list[str], samples: Samples) -> TeacherOutputs:
-        folder.mkdir()
-        self._progress.start(f"original's outputs, {folder.name} slice", len(samples))
-        outputs = TeacherOutputs(
-            self._intake.normalised.model, logits, samples, folder, self._progress.at
-        )
-        self._progress.finish()
-        return outputs
 
     def search(self, variant: Variant, checkpoint: Checkpoint | None, resume: bool) -> Variant:
         """The variant with settings found for each layer, where the recipe wants them searched."""
@@ -147,7 +133,7 @@ class Run:
         budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
         train, learns = self.train_outputs, self.recipe.learn
         # A trial learns on the images that are there.
-        changes = self._augmentation()
+        changes = self._intake.augmentation(self.train_outputs)
         learned = learn(variant, train, learns, budget, progress=self._progress, changes=changes)
         self._spent += time.monotonic() - began
         return self.finish(variant, learned)
@@ -183,7 +169,7 @@ class Run:
 
     def _changes(self, variant: Variant) -> Changes | None:
         """What becomes of the training samples: a generator that goes on, then augmentation."""
-        augmentation = self._augmentation()
+        augmentation = self._intake.augmentation(self.train_outputs)
         if self.recipe.generator_mode == FIXED:
             return augmentation
         source = self._intake.adversary(variant.student.model)
@@ -192,13 +178,6 @@ class Run:
         return FreshImages(
             self.train_outputs, source, variant.student, folder, self.recipe.seed, augmentation
         )
-
-    def _augmentation(self) -> Augmentation | None:
-        recipe = self.recipe
-        if not recipe.augment:
-            return None
-        layout = image_layout(input_specs(self._intake.normalised.model), self._intake.preprocess)
-        return Augmentation(self.train_outputs, recipe.augment, layout, recipe.seed)
 
     def _budget(self) -> Budget:
         recipe = self.recipe

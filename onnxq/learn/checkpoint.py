@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -102,11 +103,26 @@ class Checkpoint:
 
 
 @contextmanager
-def discarded_on_error(checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Remove the checkpoint where a run that began anew ends with an error of the user's."""
+def run_folder(checkpoint: Checkpoint | None, resume: bool) -> Iterator[Path]:
+    """A folder for the time of a run, and the run's checkpoint for as long as it is of use.
+
+    A run that begins anew removes what another has left, from which its later stages would go on,
+    and leaves none where it ends with an error of the user's. One that is stopped keeps it, one
+    that is done does not.
+
+    Args:
+        checkpoint: of the run; None where it keeps none.
+        resume: whether it goes on from there.
+    """
+    fresh = None if resume else checkpoint
+    if fresh is not None:
+        fresh.discard()
     try:
-        yield
+        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+            yield Path(folder)
     except OnnxqError:
-        if checkpoint is not None:
-            checkpoint.discard()
+        if fresh is not None:
+            fresh.discard()
         raise
+    if checkpoint is not None:
+        checkpoint.discard()
