@@ -83,12 +83,12 @@ def distill(
         if save_generator is not None:
             check_file(Path(save_generator), path, force, "generator", "--save-generator")
     run = DistillRun(*paths, recipe, init, progress or Silent())
-    run.load(data_path, preprocess)
+    run.load(data_path, preprocess, generator)
     more = {"student": file_digest(run.student), "init": init}
     checkpoint = run.intake.checkpoint(out_path, data_path, **more)
     with run_folder(checkpoint, resume) as folder:
         if data_path is None:
-            run.intake.synthesise(folder, checkpoint, resume, generator, save_generator)
+            run.intake.synthesise(folder, checkpoint, resume, save_generator)
         result = run.finish(run.train(folder, checkpoint, resume))
         if out_path is not None:
             save_model(result.model, out_path)
@@ -114,9 +114,11 @@ class DistillRun:
         self._progress = progress
         self.intake = Intake(teacher, recipe, progress, quantizes=False)
 
-    def load(self, data: Path | None, preprocess: Preprocess | None) -> None:
-        """Read teacher, samples and student, and see that they belong together."""
-        self.intake.load(data, preprocess)
+    def load(
+        self, data: Path | None, preprocess: Preprocess | None, generator: str | Path | None
+    ) -> None:
+        """Read teacher, samples or a saved generator, and student; see that they go together."""
+        self.intake.load(data, preprocess, generator)
         teacher, feeds = self.intake.normalised.model, self.intake.check_feeds
         original = load_model(self.student, least_opset(self._recipe.target))
         specs = input_specs(original)

@@ -74,9 +74,22 @@ class Intake:
         self.synthesis: Synthesis | None = None
         self.seconds = 0.0
 
-    def load(self, data: Path | None, preprocess: Preprocess | None) -> None:
-        """Read the model and the samples, if any, normalise the model, split the samples."""
+    def load(
+        self,
+        data: Path | None,
+        preprocess: Preprocess | None,
+        generator: str | Path | None = None,
+    ) -> None:
+        """Read the model and the samples, if any, normalise the model, split the samples.
+
+        Args:
+            data: the samples; None where they are to be made.
+            preprocess: how an image becomes an input; None looks beside and inside the model.
+            generator: the file of a saved generator, which makes them.
+        """
         original = load_model(self.path, least_opset(self.recipe.target))
+        self._generator = None if generator is None else load_model(generator)
+        self._generator_digest = "none" if generator is None else file_digest(Path(generator))
         self.preprocess = preprocess or find_preprocess(self.path, original.metadata_props)
         samples = None if data is None else self._open(original, data)
         self.check_feeds = self._feeds_to_check(original, samples)
@@ -110,7 +123,6 @@ class Intake:
         folder: Path,
         checkpoint: Checkpoint | None,
         resume: bool,
-        generator: str | Path | None = None,
         save_generator: str | Path | None = None,
         share: float = SYNTHESIS_SHARE,
     ) -> None:
@@ -120,17 +132,15 @@ class Intake:
             folder: an existing one, for the images.
             checkpoint: where finished images are kept; None keeps none.
             resume: whether to go on from those.
-            generator: the file of a saved generator, which makes them.
             save_generator: the file to write the generator to that was trained.
             share: of the time, at most.
         """
         began, task = time.monotonic(), self._task(share)
-        saved = None if generator is None else load_model(generator)
         place = folder / "made"
         place.mkdir()
         model, preprocess = self.normalised.unfolded, self.preprocess
         samples, self.synthesis = synthesise(
-            model, preprocess, task, place, self.progress, checkpoint, resume, saved
+            model, preprocess, task, place, self.progress, checkpoint, resume, self._generator
         )
         self.notes += self.synthesis.notes
         self.seconds += time.monotonic() - began
@@ -219,6 +229,7 @@ class Intake:
         identity = {
             **more,
             "model": file_digest(self.path),
+            "generator": self._generator_digest,
             "data": "none" if data is None else f"{data.absolute()} {len(self.samples)}",
             "recipe": self.recipe.to_json(),
             "version": VERSION,

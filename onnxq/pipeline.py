@@ -106,11 +106,11 @@ def compress(
     data_path, out_path = (None if path is None else Path(path) for path in (data, out))
     _check_files(recipe, model_path, out_path, generator, save_generator, force)
     intake = Intake(model_path, recipe, progress or Silent())
-    intake.load(data_path, preprocess)
+    intake.load(data_path, preprocess, generator)
     checkpoint = intake.checkpoint(out_path, data_path)
     with run_folder(checkpoint, resume) as folder:
         if data_path is None:
-            intake.synthesise(folder, checkpoint, resume, generator, save_generator)
+            intake.synthesise(folder, checkpoint, resume, save_generator)
         run = Run(intake)
         variant = run.prepare(folder)
         variant = run.search(variant, checkpoint, resume)
@@ -150,10 +150,10 @@ def sensitivity(
     check_data(recipe, data)
     check_generator_files(recipe, generator, None)
     intake = Intake(Path(model), recipe, progress or Silent())
-    intake.load(None if data is None else Path(data), preprocess)
+    intake.load(None if data is None else Path(data), preprocess, generator)
     with run_folder(None, False) as folder:
         if data is None:
-            intake.synthesise(folder, None, False, generator, share=1.0)
+            intake.synthesise(folder, None, False, share=1.0)
         run = Run(intake)
         table = run.sweep(run.prepare(folder))
     return replace(table, notes=tuple(run.notes))

@@ -256,8 +256,9 @@ class Loop(ABC, Generic[CourseT]):
         seconds = max(time.monotonic() - self._began, 1e-3)
         agreement = "" if judged.agreement is None else f", agreement {judged.agreement:.1f} %"
         changes = "" if self._changes is None else self._changes.text()
+        error = "" if math.isnan(state.loss) else f"{state.loss:.4f}, "
         return (
-            f"{result.unit} {state.loss:.4f}, held back {result.score:.4f} (start "
+            f"{result.unit} {error}held back {result.score:.4f} (start "
             f"{result.start_score:.4f}){agreement}, {result.images / seconds:.0f} samples/s"
             + (changes and f"; {changes}")
         )

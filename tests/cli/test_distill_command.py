@@ -42,6 +42,7 @@ def test_a_student_learns_from_images(
     assert re.match(rf"wrote {out}: \d+\.\d% of the teacher's size \(321 kB -> ", done.last)
     assert "agreement with the teacher" in done.out
     assert re.search(r"learn: \d+/\d+ [\w ]+ [\d.]+, held back .* agreement .*samples/s", done.err)
+    assert "nan" not in done.err
     onnx.checker.check_model(onnx.load(out), full_check=True)
     # Its preprocessing is inside, as the teacher's is.
     found = onnxq_process("evaluate", out, "--data", labelled, "--reference", teacher, "--json")

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.data.preprocess import Preprocess
-from onnxq.errors import ModelError, RecipeError
+from onnxq.errors import ModelError, OutputError, RecipeError
 from onnxq.learn import loop
 from onnxq.learn.engine import Engine
 from onnxq.normalise.pipeline import normalise
@@ -273,6 +273,8 @@ def test_a_run_is_the_same_again_resumed_or_from_the_file(few, sample_models, tm
     with np.load(tmp_path / "stopped.onnx.onnxq-checkpoint" / "state.npz") as state:
         _, epoch, step, *_ = state["state/numbers"]
         assert epoch == 1 and step > 0
+    with pytest.raises(OutputError, match=r"of another run .different: generator"):
+        compress(model, recipe=recipe, out=stopped, generator=kept, resume=True)
     resumed = compress(model, recipe=recipe, out=stopped, resume=True)
     assert stopped.read_bytes() == whole.read_bytes()
     assert resumed.synthesis.tuning == first.synthesis.tuning
