@@ -2,7 +2,7 @@
 
     python benchmarks/data_free.py CASE ... [--sources noise,made,generator,real]
         [--losses default] [--learn default] [--granularity per-channel] [--minutes 45]
-        [--seeds 0] [--samples N] [--keep FOLDER] [--out FILE]
+        [--seeds 0] [--augment auto] [--samples N] [--keep FOLDER] [--out FILE]
 
 The same recipe on samples of each source; each list gives a row for each of its members. No real
 image is read before `evaluate`, but by the source that is named so. `--minutes 5,15,45` gives the
@@ -119,6 +119,7 @@ def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]
             granularity=granularity,
             spare=min(case.bits) >= SPARE_FROM,
             learn=LEARN[learn],
+            augment=tuple(options.augment.split(",")),
             samples=options.samples,
             max_minutes=minutes,
             seed=seed,
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--granularity", type=_some_of(kinds), default=kinds[0])
     parser.add_argument("--minutes", type=_numbers(float), default="45", help="limits of a run")
     parser.add_argument("--seeds", type=_numbers(int), default="0")
+    parser.add_argument("--augment", default="auto", help="as of compress")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--keep", type=Path, help="a folder for images, to be used again")
     parser.add_argument("--out", type=Path)

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--loss", default=Recipe().loss)
-    parser.add_argument("--augment", default="")
+    parser.add_argument("--augment", default="auto")
     parser.add_argument("--max-minutes", type=float, default=10.0)
     options = parser.parse_args()
     print(HEADER, flush=True)
@@ -113,7 +113,7 @@ def main() -> None:
                 batch_size=options.batch_size,
                 lr=options.lr,
                 loss=options.loss,
-                augment=tuple(filter(None, options.augment.split(","))),
+                augment=tuple(options.augment.split(",")),
                 max_minutes=options.max_minutes,
             )
             print(row(source, recipe), flush=True)

@@ -60,7 +60,7 @@ class Case:
     samples: int
     max_minutes: float = 30.0
     epochs: int | None = None
-    augment: tuple[Augment, ...] = ()
+    augment: tuple[Augment, ...] = ("auto",)
 
 
 CASES = {

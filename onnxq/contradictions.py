@@ -6,14 +6,20 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
-from onnxq.options import AUTO, listed
+from onnxq.options import AUTO, SEVERAL, listed
 
 if TYPE_CHECKING:
     from onnxq.recipe import Recipe
 
 FIXED = "fixed"
 """The mode of a generator that learns no more once images are made."""
-HOW_TO_LEARN = {"epochs": None, "lr": None, "optimizer": "adam", "loss": "outputs", "augment": ()}
+HOW_TO_LEARN = {
+    "epochs": None,
+    "lr": None,
+    "optimizer": "adam",
+    "loss": "outputs",
+    "augment": (AUTO,),
+}
 """Options that say nothing where nothing is learned, and their defaults."""
 
 OF_DISTILLATION = (
@@ -28,12 +34,14 @@ INITS = ("file", "random")
 def check_contradictions(recipe: Recipe) -> None:
     """Raises RecipeError where two options can't go together."""
     learns = recipe.learn
-    if len(learns) > 1 and ("none" in learns or "auto" in learns):
-        alone = "none" if "none" in learns else "auto"
-        raise RecipeError(
-            f"The option 'learn' is {listed(learns)}; '{alone}' stands alone: remove it or the "
-            "others."
-        )
+    for name in SEVERAL:
+        values = getattr(recipe, name)
+        alone = next((each for each in ("none", AUTO) if each in values), None)
+        if alone and len(values) > 1:
+            raise RecipeError(
+                f"The option '{name}' is {listed(values)}; '{alone}' stands alone: remove it or "
+                "the others."
+            )
     if "thresholds" in learns and "steps" in learns:
         raise RecipeError(
             "The options 'learn' = 'thresholds' and 'learn' = 'steps' contradict each other, since "

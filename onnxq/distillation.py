@@ -140,8 +140,9 @@ class DistillRun:
         self._subject = Subject(network, pairing, train, held_back, objective)
         if recipe.loss == "distillation" and train.decision is None:
             intake.notes.append(NO_CLASSIFIER)
+        changes = intake.augmentation(train, weights=True)
         found = self._subject.distil(
-            self._init, budget, self._progress, checkpoint, resume, intake.augmentation(train)
+            self._init, budget, self._progress, checkpoint, resume, changes
         )
         if not found.improved:
             intake.notes.append(NO_GAIN)

@@ -14,7 +14,7 @@ from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.save import save_model
-from onnxq.learn.augment import Augmentation, image_layout
+from onnxq.learn.augment import Augmentation, check_images, chosen_kinds, image_layout
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.load.inputs import input_specs
@@ -97,8 +97,8 @@ class Intake:
         self.notes += self.normalised.notes
         if self._quantizes:
             self._check_plan(make_plan(self.normalised.model, self.recipe))
-        if self.recipe.augment:
-            image_layout(input_specs(self.normalised.model), self.preprocess)
+        if chosen_kinds(self.recipe.augment, by_heart=False):
+            check_images(input_specs(self.normalised.model), self.preprocess)
         if data is None or samples is None:
             return
         if self.normalised.batch_free:
@@ -193,13 +193,19 @@ class Intake:
         self.progress.finish()
         return outputs
 
-    def augmentation(self, train: TeacherOutputs) -> Augmentation | None:
-        """How the recipe changes training samples in each epoch; None where it leaves them."""
+    def augmentation(self, train: TeacherOutputs, *, weights: bool) -> Augmentation | None:
+        """How the recipe changes training samples in each epoch; None where it leaves them.
+
+        Args:
+            train: the model's outputs on them.
+            weights: whether weights are learned on them.
+        """
         recipe = self.recipe
-        if not recipe.augment:
-            return None
+        kinds = chosen_kinds(recipe.augment, weights and self.synthesis is not None)
         layout = image_layout(input_specs(self.normalised.model), self.preprocess)
-        return Augmentation(train, recipe.augment, layout, recipe.seed)
+        if layout is None or not kinds:
+            return None
+        return Augmentation(train, kinds, layout, recipe.seed)
 
     def _use(self, samples: Samples) -> None:
         """Split the samples."""

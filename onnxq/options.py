@@ -25,7 +25,7 @@ Learn = Literal[
 Target = Literal["cpu", "cpu-avx2", "int4"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
-Augment = Literal["flip", "shift"]
+Augment = Literal["none", "flip", "shift", "auto"]
 SynthesisMethod = Literal["auto", "distilled", "generator"]
 GeneratorMode = Literal["fixed", "adversarial"]
 SynthesisLoss = Literal[
@@ -62,6 +62,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "generator_mode": get_args(GeneratorMode),
     "keep_float": (False, True),
 }
+SEVERAL: dict[str, tuple[str, ...]] = {"learn": get_args(Learn), "augment": get_args(Augment)}
+"""Options that may be several things at once, but for 'none' and 'auto', which stand alone."""
 LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
 POSITIVE = ("max_minutes", "max_drop")
 BETWEEN: dict[str, tuple[int, int]] = {
@@ -134,14 +136,10 @@ def _expected(name: str, value: Any) -> str | None:
     if name == "max_size":
         fits = (type(value) is float and 0 < value < 1) or (type(value) is int and value > 1)
         return None if fits else "a ratio between 0 and 1, or a whole number of bytes"
-    if name == "learn":
-        allowed = get_args(Learn)
+    if name in SEVERAL:
+        allowed = SEVERAL[name]
         fits = isinstance(value, tuple) and bool(value) and all(e in allowed for e in value)
         return None if fits else f"one or more of {listed(allowed)}"
-    if name == "augment":
-        allowed = get_args(Augment)
-        fits = isinstance(value, tuple) and all(each in allowed for each in value)
-        return None if fits else f"some of {listed(allowed)}"
     if name == "exclude":
         fits = isinstance(value, tuple) and all(isinstance(e, str) and e for e in value)
         return None if fits else "a list of globs on node names or op types"

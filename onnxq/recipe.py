@@ -138,7 +138,8 @@ class Recipe:
         loss: what is brought closer: the outputs, or a classifier's probabilities
             (distillation).
         augment: how images are changed in each pass of learning: 'flip' mirrors half of them,
-            'shift' moves them by up to an eighth of their sides.
+            'shift' moves them by up to an eighth of their sides, 'auto' moves those that were made
+            where weights are learned on them.
         exclude: globs of node names or op types that stay float.
         target: what the export is for.
         max_drop: search settings per layer for the smallest model whose estimated drop is at
@@ -177,7 +178,7 @@ class Recipe:
     lr: float | dict[str, float] | None = None
     optimizer: OptimizerName = "adam"
     loss: Loss = "outputs"
-    augment: tuple[Augment, ...] = ()
+    augment: tuple[Augment, ...] = ("auto",)
     exclude: tuple[str, ...] = ()
     target: Target = "cpu"
     max_drop: float | None = None
@@ -215,7 +216,7 @@ class Recipe:
         )
         return dataclasses.replace(
             self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), epochs=None,
-            lr=None, optimizer="adam", loss="outputs", augment=(), layers=layers,
+            lr=None, optimizer="adam", loss="outputs", augment=("auto",), layers=layers,
             generator_mode="fixed",
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.export.compact import export
 from onnxq.export.save import add_metadata, model_bytes
 from onnxq.intake import Intake
+from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
 from onnxq.learn.changes import Changes
 from onnxq.learn.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from onnxq.learn.learn import learn
 from onnxq.learn.learned import Learned
 from onnxq.learn.logits import find_logits
 from onnxq.learn.memory import shard_size
+from onnxq.learn.stages import learns_weights
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.options import AUTO
@@ -133,7 +135,7 @@ class Run:
         budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
         train, learns = self.train_outputs, self.recipe.learn
         # A trial learns on the images that are there.
-        changes = self._intake.augmentation(self.train_outputs)
+        changes = self._augmentation(variant)
         learned = learn(variant, train, learns, budget, progress=self._progress, changes=changes)
         self._spent += time.monotonic() - began
         return self.finish(variant, learned)
@@ -169,7 +171,7 @@ class Run:
 
     def _changes(self, variant: Variant) -> Changes | None:
         """What becomes of the training samples: a generator that goes on, then augmentation."""
-        augmentation = self._intake.augmentation(self.train_outputs)
+        augmentation = self._augmentation(variant)
         if self.recipe.generator_mode == FIXED:
             return augmentation
         source = self._intake.adversary(variant.student.model)
@@ -178,6 +180,12 @@ class Run:
         return FreshImages(
             self.train_outputs, source, variant.student, folder, self.recipe.seed, augmentation
         )
+
+    def _augmentation(self, variant: Variant) -> Augmentation | None:
+        recipe, plan = self.recipe, variant.student.plan
+        shared = recipe.bias_centroids is not None
+        weights = learns_weights(recipe.learn, plan, shared_biases=shared)
+        return self._intake.augmentation(self.train_outputs, weights=weights)
 
     def _budget(self) -> Budget:
         recipe = self.recipe

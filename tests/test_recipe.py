@@ -49,7 +49,8 @@ RECIPES = st.builds(
     lr=st.none() | RATE | st.dictionaries(st.sampled_from(RATES), RATE, min_size=1),
     optimizer=st.sampled_from(["adam", "sgd"]),
     loss=st.sampled_from(["outputs", "distillation"]),
-    augment=st.lists(st.sampled_from(["flip", "shift"]), max_size=2).map(tuple),
+    augment=st.lists(st.sampled_from(["flip", "shift"]), min_size=1, max_size=2).map(tuple)
+    | st.sampled_from([("auto",), ("none",)]),
     exclude=st.lists(st.text(min_size=1, max_size=8), max_size=3).map(tuple),
     target=st.sampled_from(["cpu", "cpu-avx2", "int4"]),
     seed=st.integers(0, 2**31),
@@ -170,7 +171,9 @@ def test_a_sweep_keeps_nothing_of_how_to_learn():
         ({"lr": "fast"}, "'lr' is 'fast'; expected a number above 0"),
         ({"optimizer": "lion"}, "'optimizer' is 'lion'; expected 'adam' or 'sgd'"),
         ({"loss": "mse"}, "'loss' is 'mse'; expected 'outputs' or 'distillation'"),
-        ({"augment": "rotate"}, "'augment' is 'rotate'; expected some of 'flip', 'shift'"),
+        ({"augment": "rotate"}, "'augment' is 'rotate'; expected one or more of 'none', 'flip'"),
+        ({"augment": []}, "'augment' is .* expected one or more of"),
+        ({"augment": ["none", "flip"]}, "'augment' is 'none', 'flip'; 'none' stands alone"),
     ],
 )
 def test_bad_options_are_one_sentence(fields, message):

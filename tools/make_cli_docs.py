@@ -56,7 +56,7 @@ onnxq sensitivity model.onnx --data images --report out
 onnxq sensitivity model.onnx --data images --activation-bits none --exclude Gemm -o table.json""",
     "distill": """\
 onnxq distill large.onnx small.onnx --data images -o small-distilled.onnx
-onnxq distill large.onnx small.onnx --data-free --init random --augment shift
+onnxq distill large.onnx small.onnx --data-free --init random
 onnxq distill large.onnx small.onnx --data images --epochs 100 --lr 0.001 --augment flip""",
 }
 

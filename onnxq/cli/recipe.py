@@ -136,7 +136,9 @@ _loss = _option(
 _augment = _option(
     "--augment",
     text="Change images in each pass of learning: mirror half of them, or move them by up to "
-    "an eighth of their sides; may be given more than once.",
+    "an eighth of their sides, as 'auto' does with made images that weights are learned on; may "
+    "be given more than once.",
+    default="auto",
     multiple=True,
     type=click.Choice(get_args(Augment)),
 )

@@ -18,6 +18,8 @@ from onnxq.learn.changes import Changes
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.session import Arrays
 
+AUTO_KINDS = ("shift",)
+"""What becomes of images that were made: a student learns their noise by heart otherwise."""
 LARGEST_SHIFT = 8
 """An image moves by at most this part of its side."""
 
@@ -37,26 +39,40 @@ class ImageLayout:
     width: int
 
 
-def image_layout(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ImageLayout:
-    """The layout of the model's only input, if that takes images.
+def chosen_kinds(augment: Collection[str], by_heart: bool) -> tuple[str, ...]:
+    """How images are changed.
+
+    Args:
+        augment: as in a recipe.
+        by_heart: whether the images were made, and may be learned by heart.
+    """
+    if "auto" in augment:
+        return AUTO_KINDS if by_heart else ()
+    return tuple(kind for kind in augment if kind != "none")
+
+
+def image_layout(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ImageLayout | None:
+    """The layout of the model's only input; None where that takes no image.
 
     The preprocessing says which axis holds the channels; without one, it is that of size 1 or 3.
-
-    Raises:
-        RecipeError: the model does not take one image.
     """
     spec = inputs[0]
-    if len(inputs) == 1 and len(spec.shape) == 4:
-        if preprocess is not None:
-            return _layout(spec, 1 if preprocess.layout == "nchw" else 3)
-        for axis in (1, 3):
-            if spec.shape[axis] in (1, 3):
-                return _layout(spec, axis)
-    listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
-    raise RecipeError(
-        f"The option 'augment' changes images and the model takes {listed}; expected one input of "
-        "4 dimensions with 1 or 3 channels: leave the option out."
-    )
+    if len(inputs) > 1 or len(spec.shape) != 4:
+        return None
+    if preprocess is not None:
+        return _layout(spec, 1 if preprocess.layout == "nchw" else 3)
+    axis = next((axis for axis in (1, 3) if spec.shape[axis] in (1, 3)), None)
+    return None if axis is None else _layout(spec, axis)
+
+
+def check_images(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> None:
+    """Raises RecipeError where the model does not take one image."""
+    if image_layout(inputs, preprocess) is None:
+        listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
+        raise RecipeError(
+            f"The option 'augment' changes images and the model takes {listed}; expected one input "
+            "of 4 dimensions with 1 or 3 channels: leave the option out."
+        )
 
 
 def _layout(spec: InputSpec, channel_axis: int) -> ImageLayout:

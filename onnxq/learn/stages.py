@@ -48,6 +48,11 @@ def spelt_out(
     return frozenset(found)
 
 
+def learns_weights(learns: Collection[str], plan: Plan, *, shared_biases: bool = False) -> bool:
+    """Whether the weights behind codes are trained; arguments as of `spelt_out`."""
+    return "weights" in spelt_out(learns, plan, shared_biases=shared_biases)
+
+
 def in_order(wanted: frozenset[str]) -> list[frozenset[str]]:
     """What is learned together, in turn."""
     if not wanted & ROUNDING:

@@ -15,7 +15,15 @@ from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import open_samples
 from onnxq.errors import RecipeError
-from onnxq.learn.augment import Augmentation, ImageLayout, flip, image_layout, shift
+from onnxq.learn.augment import (
+    Augmentation,
+    ImageLayout,
+    check_images,
+    chosen_kinds,
+    flip,
+    image_layout,
+    shift,
+)
 from onnxq.learn.loss import target_name
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.load.inputs import input_specs
@@ -115,9 +123,23 @@ def test_the_preprocessing_says_where_the_channels_are():
     "inputs", [[spec(None, 192)], [spec(None, 3, 8, 8)] * 2, [spec(None, 7, 8, 9)]]
 )
 def test_a_model_without_images_is_refused_in_one_sentence(inputs):
+    assert image_layout(inputs, None) is None
     with pytest.raises(RecipeError, match="'augment' changes images and the model takes 'x'") as e:
-        image_layout(inputs, None)
+        check_images(inputs, None)
     assert str(e.value).endswith(".") and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("augment", "real", "made"),
+    [
+        (("auto",), (), ("shift",)),
+        (("none",), (), ()),
+        (("flip", "shift"), ("flip", "shift"), ("flip", "shift")),
+    ],
+)
+def test_made_images_are_moved_unless_something_else_is_said(augment, real, made):
+    assert chosen_kinds(augment, by_heart=False) == real
+    assert chosen_kinds(augment, by_heart=True) == made
 
 
 @pytest.mark.parametrize("cores", [1, 3])

@@ -19,7 +19,7 @@ from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.learn import FIRST_SHARE, learn
 from onnxq.learn.learned import Learned
 from onnxq.learn.rounding import reconstruct as rounding
-from onnxq.learn.stages import ROUNDING, in_order, spelt_out
+from onnxq.learn.stages import ROUNDING, in_order, learns_weights, spelt_out
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.inputs import input_specs
@@ -68,6 +68,9 @@ def test_auto_follows_the_widths(monkeypatch, options, stages):
 def test_biases_that_share_centroids_are_not_learned_by_auto():
     plan = quantize(small_graph("residual"), recipe=FEW).plan
     assert spelt_out(("auto",), plan, shared_biases=True) == {"rounding", "steps"}
+    assert learns_weights(("auto",), plan)
+    assert not learns_weights(("auto",), plan, shared_biases=True)
+    assert not learns_weights(("steps",), plan)
 
 
 def test_shared_biases_stay_shared_at_few_bits(tmp_path):
