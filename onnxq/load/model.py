@@ -67,7 +67,7 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
         common.InlinePass()(model)
         common.RemoveUnusedOpsetsPass()(model)
     common.RemoveInitializersFromInputsPass()(model)
-    _check_opens(model, path.name)
+    check_opens(model, path.name)
     if (default_opset(proto) or least_opset) < least_opset:
         _check_conversion(proto, model, path)
     return model
@@ -168,7 +168,13 @@ def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
         ) from error
 
 
-def _check_opens(model: ir.Model, name: str) -> None:
+def check_opens(model: ir.Model | Path, name: str) -> None:
+    """Raises ModelError where ONNX Runtime can't open a model, or the file of one.
+
+    Args:
+        model: what is tried.
+        name: how the error calls it.
+    """
     try:
         open_session(model, optimise=False)
     except Exception as error:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.normalise.names import Names
+
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -19,16 +21,11 @@ class Editor:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self._names = taken_names(graph)
+        self._names = Names(taken_names(graph))
 
     def fresh_name(self, base: str) -> str:
         """`base`, or `base_1`, `base_2`, … where that is taken; taken from now on."""
-        name, count = base, 0
-        while name in self._names:
-            count += 1
-            name = f"{base}_{count}"
-        self._names.add(name)
-        return name
+        return self._names.claim(base)
 
     def initializer(self, base: str, array: np.ndarray) -> ir.Value:
         """A new constant of the graph, named after `base`."""

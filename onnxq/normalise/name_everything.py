@@ -7,6 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from onnxq.normalise.facts import is_used
+from onnxq.normalise.names import Names
 from onnxq.normalise.passes import PassResult
 
 
@@ -21,34 +22,18 @@ class NameEverything:
 
     def __call__(self, model: ir.Model) -> PassResult:
         """The model and whether any name was changed."""
-        names = _Names()
-        interface = [*model.graph.inputs, *model.graph.outputs]
-        names.taken.update(str(value.name) for value in interface)
-        kept = {id(value) for value in interface}
-        for value in model.graph.initializers.values():
-            names.taken.add(str(value.name))
-            kept.add(id(value))
-        changed = _name_nodes(model.graph)
-        for graph in model.graphs():
-            changed |= _name_values(graph, names, kept)
+        graph = model.graph
+        fixed = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+        names = Names(str(value.name) for value in fixed)
+        kept = {id(value) for value in fixed}
+        changed = _name_nodes(graph)
+        for each in model.graphs():
+            changed |= _name_values(each, names, kept)
         return PassResult(model, changed)
 
 
-class _Names:
-    def __init__(self) -> None:
-        self.taken: set[str] = set()
-
-    def claim(self, wanted: str) -> str:
-        name, count = wanted, 0
-        while name in self.taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self.taken.add(name)
-        return name
-
-
 def _name_nodes(graph: ir.Graph) -> bool:
-    names = _Names()
+    names = Names()
     nodes = list(graph.all_nodes())
     counts: Counter[str] = Counter()
     existing = {node.name for node in nodes if node.name}
@@ -65,7 +50,7 @@ def _name_nodes(graph: ir.Graph) -> bool:
     return changed
 
 
-def _name_values(graph: ir.Graph, names: _Names, kept: set[int]) -> bool:
+def _name_values(graph: ir.Graph, names: Names, kept: set[int]) -> bool:
     changed = False
     values = [(value, "input") for value in graph.inputs]
     values += [(value, "constant") for value in graph.initializers.values()]

@@ -13,8 +13,8 @@ from onnxq.data.inputs import InputSpec
 from onnxq.errors import DataError, ModelError
 from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
-from onnxq.load.model import first_cause, runnable
-from onnxq.session import Arrays, open_session
+from onnxq.load.model import check_opens, first_cause, runnable
+from onnxq.session import Arrays
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,8 @@ def open_model(path: Path) -> OpenedModel:
     if not len(model.graph):
         raise ModelError(f"The model '{path}' has no nodes; copy or export it again.")
     source = runnable(path, model)
-    _check_runs(source, path)
+    check_opens(source, str(path))
     return OpenedModel(path, model, input_specs(model), file_size(path, model), source)
-
-
-def _check_runs(source: Path | ir.Model, path: Path) -> None:
-    try:
-        open_session(source, optimise=False)
-    except Exception as error:
-        # ONNX Runtime's exceptions share no base class but Exception.
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ModelError(
-            f"ONNX Runtime can't open the model '{path}' ({reason}); check it with onnx.checker."
-        ) from error
 
 
 def common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputSpec]:
