@@ -29,9 +29,11 @@ from made_images import Clock, Cost, make_images
 from models import ASSETS, Subject, subjects
 
 from onnxq import Recipe, compress, evaluate
+from onnxq.learn.augment import AUTO_KINDS
+from onnxq.learn.stages import FEW_BITS
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
-from onnxq.options import CHOICES, Learn
+from onnxq.options import CHOICES, Augment, Learn
 from onnxq.pipeline import Result
 from onnxq.synthesise.space import image_space
 from onnxq.verify.evaluate import Evaluation
@@ -105,6 +107,16 @@ class Trial:
             return self.losses == DEFAULT
         return self.source == "generator" or self.losses not in OF_GENERATORS
 
+    @property
+    def augment(self) -> tuple[Augment, ...]:
+        """How images are changed: `compress` does not know of a file that its images were made."""
+        learns_weights = "weights" in self.recipe.learn or (
+            self.learn == DEFAULT and self.case.bits[1] <= FEW_BITS
+        )
+        made = self.source in ("made", "generator")
+        given = self.recipe.augment
+        return AUTO_KINDS if given == ("auto",) and made and learns_weights else given
+
 
 def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]:
     """Every row that the options ask for."""
@@ -131,7 +143,7 @@ def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]
 
 def measure(subject: Subject, trial: Trial, folder: Path, keep: Path) -> tuple[Result, Cost]:
     """A subject compressed with samples of one source; what that took, making them included."""
-    recipe, spent = trial.recipe, Cost(0.0, 0.0)
+    recipe, spent = replace(trial.recipe, augment=trial.augment), Cost(0.0, 0.0)
     data = subject.unlabelled
     if trial.source == "noise":
         data = folder / "noise.npz"

@@ -16,9 +16,10 @@ from onnxq.data.preprocess import Preprocess
 from onnxq.errors import RecipeError
 from onnxq.learn.changes import Changes
 from onnxq.learn.teacher import TeacherOutputs
+from onnxq.options import Augment
 from onnxq.session import Arrays
 
-AUTO_KINDS = ("shift",)
+AUTO_KINDS: tuple[Augment, ...] = ("shift",)
 """What becomes of images that were made: a student learns their noise by heart otherwise."""
 LARGEST_SHIFT = 8
 """An image moves by at most this part of its side."""
@@ -39,7 +40,7 @@ class ImageLayout:
     width: int
 
 
-def chosen_kinds(augment: Collection[str], by_heart: bool) -> tuple[str, ...]:
+def chosen_kinds(augment: Collection[Augment], by_heart: bool) -> tuple[Augment, ...]:
     """How images are changed.
 
     Args:
