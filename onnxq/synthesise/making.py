@@ -16,7 +16,7 @@ from onnxq.synthesise.made import MadeImages, Synthesis
 from onnxq.synthesise.subject import Subject
 from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, Task, batch_size
 
-STEPS = 200
+STEPS = 100
 """Of gradient descent for each batch, where the clock allows."""
 LEAST_STEPS = 50
 """Below that there are rather fewer images."""
