@@ -1,6 +1,6 @@
 """Compression without data: made images against random noise and against real images.
 
-    python benchmarks/data_free.py CASE ... [--sources noise,made,generator,real]
+    python benchmarks/data_free.py CASE ... [--sources noise,made,generator,adversarial,real]
         [--losses default] [--learn default] [--granularity per-channel] [--minutes 45]
         [--seeds 0] [--augment auto] [--samples N] [--keep FOLDER] [--out FILE]
 
@@ -8,7 +8,8 @@ The same recipe on samples of each source; each list gives a row for each of its
 image is read before `evaluate`, but by the source that is named so. `--minutes 5,15,45` gives the
 curve of drop against minutes, `--losses is,is-bn,is-bn-adversarial` the ablation, `--learn
 weights,steps+weights` fixed steps against learned ones, `--granularity per-tensor` the paper's.
-Images are made once for all rows that share them; their cost is part of each row's.
+Images are made once for all rows that share them; their cost is part of each row's. Source
+`adversarial` is a generator that goes on learning against the student.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from onnxq.learn.augment import AUTO_KINDS
 from onnxq.learn.stages import FEW_BITS
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
-from onnxq.options import CHOICES, Augment, Learn
+from onnxq.options import CHOICES, Augment, GeneratorMode, Learn
 from onnxq.pipeline import Result
 from onnxq.synthesise.space import image_space
 from onnxq.verify.evaluate import Evaluation
@@ -45,7 +46,8 @@ COLUMNS = (
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 DEFAULT = "default"
-SOURCES = ("noise", "made", "generator", "real")
+GOES_ON: GeneratorMode = "adversarial"
+SOURCES = ("noise", "made", "generator", GOES_ON, "real")
 LOSSES: dict[str, dict[str, float]] = {
     DEFAULT: {},
     "is": {"bn": 0.0},
@@ -103,7 +105,7 @@ class Trial:
     @property
     def possible(self) -> bool:
         """Whether the source can have these losses."""
-        if self.source in ("noise", "real"):
+        if self.source in ("noise", "real", GOES_ON):
             return self.losses == DEFAULT
         return self.source == "generator" or self.losses not in OF_GENERATORS
 
@@ -144,8 +146,11 @@ def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]
 def measure(subject: Subject, trial: Trial, folder: Path, keep: Path) -> tuple[Result, Cost]:
     """A subject compressed with samples of one source; what that took, making them included."""
     recipe, spent = replace(trial.recipe, augment=trial.augment), Cost(0.0, 0.0)
-    data = subject.unlabelled
-    if trial.source == "noise":
+    data: Path | None = subject.unlabelled
+    if trial.source == GOES_ON:
+        data = None
+        recipe = replace(recipe, data_free=True, synthesis="generator", generator_mode=GOES_ON)
+    elif trial.source == "noise":
         data = folder / "noise.npz"
         _save_noise(subject, recipe, data)
     elif trial.source in ("made", "generator"):
