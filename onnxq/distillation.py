@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx_ir as ir
-
 from onnxq.contradictions import check_data, check_distillation, check_generator_files
 from onnxq.data.inputs import fixed_batch
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
@@ -21,7 +19,7 @@ from onnxq.distil.pairing import Pairing, of_batch, pair_inputs, pair_models
 from onnxq.distil.result import METADATA_KEY, DistillResult, make_figures, metadata_text
 from onnxq.distil.stage import FILE, Subject, check_gradients
 from onnxq.distil.training import Distilled
-from onnxq.export.save import add_metadata, check_file, check_output, model_bytes, save_model
+from onnxq.export.save import check_file, check_output, describe, save_model
 from onnxq.intake import Intake, file_digest
 from onnxq.learn.checkpoint import Checkpoint, run_folder
 from onnxq.learn.logits import find_logits
@@ -157,18 +155,14 @@ class DistillRun:
         count = sum(found.values[name].size for name in network.parameters)
         figures = make_figures(found, judged, sizes, count)
         figures.samples, figures.held_back = len(intake.samples), len(intake.held_back)
-        # The figures hold the size of the file that holds the figures: settle it.
-        for _ in range(4):
-            self._describe(model, {METADATA_KEY: metadata_text(figures, self._recipe, self._init)})
-            size = model_bytes(model)
-            if size == figures.student_bytes:
-                break
+        preprocess = intake.preprocess
+        entries = {} if preprocess is None else {PREPROCESS_KEY: preprocess.to_json()}
+
+        def of_size(size: int) -> dict[str, str]:
             figures.student_bytes = size
+            return {**entries, METADATA_KEY: metadata_text(figures, self._recipe, self._init)}
+
+        figures.student_bytes = describe(model, of_size)
         return DistillResult(
             model, None, figures, self._recipe, self._init, intake.notes, intake.synthesis
         )
-
-    def _describe(self, model: ir.Model, entries: dict[str, str]) -> None:
-        if self.intake.preprocess is not None:
-            entries[PREPROCESS_KEY] = self.intake.preprocess.to_json()
-        add_metadata(model, entries)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.export.compact import export
-from onnxq.export.save import add_metadata, model_bytes
+from onnxq.export.save import describe
 from onnxq.intake import Intake
 from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
@@ -263,13 +263,12 @@ class Run:
         entries = {COMPRESSED_KEY: VERSION, RECIPE_KEY: self.recipe.to_json()}
         if self._intake.preprocess is not None:
             entries[PREPROCESS_KEY] = self._intake.preprocess.to_json()
-        # The figures hold the size of the file that holds the figures: settle it.
-        for _ in range(4):
-            add_metadata(model, {**entries, FIGURES_KEY: figures.to_metadata()})
-            size = model_bytes(model)
-            if size == figures.size_after:
-                break
+
+        def of_size(size: int) -> dict[str, str]:
             figures.size_after = size
+            return {**entries, FIGURES_KEY: figures.to_metadata()}
+
+        figures.size_after = describe(model, of_size)
         figures.shipped_after = shipped_model(model)
 
 

@@ -13,7 +13,13 @@ from small_graphs import quantize, serialised, small_graph
 
 from onnxq.errors import OutputError
 from onnxq.export import save
-from onnxq.export.save import add_metadata, check_output, model_bytes, save_model
+from onnxq.export.save import (
+    add_metadata,
+    check_output,
+    describe,
+    model_bytes,
+    save_model,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -137,6 +143,17 @@ def test_metadata_is_merged_in_sorted_order():
     add_metadata(model, {"b": "2", "a": "1"})
     add_metadata(model, {"a": "3"})
     assert list(model.metadata_props.items()) == [("a", "3"), ("b", "2"), ("z", "kept")]
+
+
+@pytest.mark.parametrize("padding", range(8))
+def test_metadata_may_state_the_size_of_the_file_that_holds_it(tmp_path, padding):
+    # Somewhere among these the number's own digits take it past a power of ten.
+    model = small_graph("relu")
+    empty = model_bytes(model)
+    padded = "x" * (10_000 - empty - 20 + padding)
+    size = describe(model, lambda size: {"own": f"{padded}{size}"})
+    assert size == model_bytes(model) == save_model(model, tmp_path / "m.onnx")
+    assert model.metadata_props["own"] == f"{padded}{size}"
 
 
 def test_the_models_external_data_is_never_overwritten(tmp_path):
