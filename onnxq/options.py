@@ -88,7 +88,7 @@ def check_option(name: str, value: Any, where: str = "") -> None:
     """
     expected = _expected(name, value)
     if expected:
-        found = listed(value) if isinstance(value, tuple) and value else f"'{value}'"
+        found = (listed(value) or "empty") if isinstance(value, tuple) else f"'{value}'"
         raise RecipeError(f"The option '{name}' {where}is {found}; expected {expected}.")
 
 
