@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 
 import onnx
 
@@ -32,8 +33,22 @@ QUANTIZED_OPS = frozenset(
 """Operators whose presence says that a model is quantized already; QLinear* besides."""
 
 
+DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
+"""Two names of ONNX's own operators."""
+
 COMPRESSED_KEY = "onnxq.version"
 """The key of a model's metadata that says that onnxq wrote it."""
+
+
+@functools.cache
+def first_versions() -> Mapping[str, int]:
+    """The opset that ONNX's own operators came with, by name."""
+    versions: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain in DEFAULT_DOMAINS:
+            known = versions.get(schema.name, schema.since_version)
+            versions[schema.name] = min(known, schema.since_version)
+    return versions
 
 
 def check_operators(model: onnx.ModelProto, name: str) -> None:
@@ -48,12 +63,20 @@ def check_operators(model: onnx.ModelProto, name: str) -> None:
             "where a float model is expected; give the float model that it was made from."
         )
     domains = KNOWN_DOMAINS | {function.domain for function in model.functions}
+    functions = {function.name for function in model.functions}
     for node in all_nodes(model):
         if node.domain not in domains:
             raise ModelError(
                 f'The node "{node_label(node)}" of "{name}" is the custom operator '
                 f'"{node.domain}::{node.op_type}", which stock ONNX Runtime does not know; '
                 "export the model with ONNX's own operators."
+            )
+        own = node.domain in DEFAULT_DOMAINS and node.op_type not in functions
+        if own and node.op_type not in first_versions():
+            raise ModelError(
+                f'The node "{node_label(node)}" of "{name}" is a "{node.op_type}", which ONNX does '
+                f"not have (up to opset {onnx.defs.onnx_opset_version()}); give the model as it "
+                "was exported, before ONNX Runtime's optimizer changed it."
             )
         if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
             raise ModelError(

@@ -68,7 +68,8 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
         common.RemoveUnusedOpsetsPass()(model)
     common.RemoveInitializersFromInputsPass()(model)
     check_opens(model, path.name)
-    if (default_opset(proto) or least_opset) < least_opset:
+    opset = default_opset(proto)
+    if opset is not None and opset < model.opset_imports.get("", opset):
         _check_conversion(proto, model, path)
     return model
 

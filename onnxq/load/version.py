@@ -6,7 +6,7 @@ import onnx
 from onnx import version_converter
 
 from onnxq.errors import ModelError
-from onnxq.load.limits import all_nodes
+from onnxq.load.limits import DEFAULT_DOMAINS, all_nodes, first_versions
 
 MIN_READABLE_OPSET = 7
 MIN_OPSET = 13
@@ -18,12 +18,13 @@ _HALF_PIXEL_OPSET = 11
 
 MIN_IR_VERSION = 7
 MAX_IR_VERSION = 10
-_DEFAULT_DOMAINS = ("", "ai.onnx")
+_ASIDE = "onnxq.aside"
+"""The domain of nodes that the converter must not look at."""
 
 
 def default_opset(model: onnx.ModelProto) -> int | None:
     """The version of ONNX's own operator set that the model uses; None if it uses none."""
-    versions = [o.version for o in model.opset_import if o.domain in _DEFAULT_DOMAINS]
+    versions = [o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS]
     return max(versions) if versions else None
 
 
@@ -33,7 +34,10 @@ def least_opset(target: str) -> int:
 
 
 def convert_version(model: onnx.ModelProto, name: str, least: int = MIN_OPSET) -> onnx.ModelProto:
-    """The same model at an opset between 13 and 21.
+    """The same model at an opset between 13 and 21 that has all of its operators.
+
+    ONNX Runtime takes LayerNormalization at opsets before 17, which brought it, and its
+    optimizer writes such models.
 
     Args:
         model: the model; it is not changed.
@@ -56,7 +60,10 @@ def convert_version(model: onnx.ModelProto, name: str, least: int = MIN_OPSET) -
             f"here ({onnx.defs.onnx_opset_version()}); export it again with an opset between "
             f"{MIN_OPSET} and {MAX_OPSET}."
         )
-    if opset is None or least <= opset <= MAX_OPSET:
+    if opset is None:
+        return model
+    least = min(max([least, *(first for _, first in _ahead(model, opset))]), MAX_OPSET)
+    if least <= opset <= MAX_OPSET:
         return model
     return _convert_opset(model, opset, min(max(opset, least), MAX_OPSET), name)
 
@@ -67,15 +74,42 @@ def convert_ir_version(version: int, opset: int = MIN_OPSET) -> int:
     return min(max(version, least), MAX_IR_VERSION)
 
 
+def _ahead(model: onnx.ModelProto, opset: int) -> list[tuple[onnx.NodeProto, int]]:
+    """Nodes whose operator came later than the model's opset, and with which."""
+    own = (node for node in all_nodes(model) if node.domain in DEFAULT_DOMAINS)
+    found = ((node, first_versions().get(node.op_type, 0)) for node in own)
+    return [(node, first) for node, first in found if first > opset]
+
+
+def _put_aside(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """A copy that the converter can take, which knows no operator before its time."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node, _ in _ahead(copy, opset):
+        node.domain = _ASIDE
+    copy.opset_import.append(onnx.helper.make_opsetid(_ASIDE, 1))
+    return copy
+
+
+def _put_back(model: onnx.ModelProto) -> None:
+    for node in all_nodes(model):
+        if node.domain == _ASIDE:
+            node.domain = ""
+    kept = [each for each in model.opset_import if each.domain != _ASIDE]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
 def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -> onnx.ModelProto:
     try:
-        converted = version_converter.convert_version(model, target)
+        converted = version_converter.convert_version(_put_aside(model, opset), target)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "unknown"
         raise ModelError(
             f'The model "{name}" uses opset {opset} and can\'t be converted to opset {target} '
             f"({reason}); export it again with an opset between {MIN_OPSET} and {MAX_OPSET}."
         ) from error
+    _put_back(converted)
     if opset < _HALF_PIXEL_OPSET:
         _sample_as_before(converted)
     return converted
@@ -84,7 +118,7 @@ def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -
 def _sample_as_before(model: onnx.ModelProto) -> None:
     """Make Resize sample as it did before opset 11, which the converter forgets to say."""
     for node in all_nodes(model):
-        if node.op_type == "Resize" and node.domain in _DEFAULT_DOMAINS:
+        if node.op_type == "Resize" and node.domain in DEFAULT_DOMAINS:
             kept = [a for a in node.attribute if a.name == "mode"]
             del node.attribute[:]
             node.attribute.extend(kept)

@@ -100,6 +100,37 @@ def test_custom_operators_in_a_sub_graph(tmp_path):
     assert '"custom::Magic"' in _message(_save(tmp_path, proto))
 
 
+def test_an_operator_that_onnx_never_had(tmp_path):
+    message = _message(_save(tmp_path, _proto("y = SimplifiedLayerNormalization(x, x)", opset=17)))
+    assert 'The node "y"' in message and "which ONNX does not have (up to opset" in message
+
+
+def test_a_function_may_be_named_in_onnx_own_domain(tmp_path):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        g (float[2,4] x) => (float[2,4] y) { y = Magic(x) }
+        <opset_import: ["" : 13], domain: ""> Magic (a) => (b) { b = Neg(a) }"""
+    )
+    model = load_model(_save(tmp_path, proto))
+    assert [node.op_type for node in model.graph] == ["Neg"]
+
+
+@pytest.mark.parametrize("opset", [9, 12, 14, 16])
+def test_an_operator_before_its_time_brings_the_opset_up(tmp_path, opset):
+    """ONNX Runtime runs LayerNormalization at any opset, and its optimizer writes such models."""
+    body = "r = Relu(x) y = LayerNormalization<axis=-1, epsilon=0.1>(r, s, b)"
+    inputs = "(float[2,4] x, float[4] s, float[4] b) => (float[2,4] y)"
+    path = _save(tmp_path, _proto(body, inputs, opset))
+    model = load_model(path)
+    assert model.opset_imports[""] == 17
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.normal(size=4).astype(np.float32) for name in "sb"}
+    feeds["x"] = rng.normal(size=(2, 4)).astype(np.float32)
+    expected = open_session(path, optimise=False).run(None, feeds)[0]
+    np.testing.assert_allclose(open_session(model, optimise=False).run(None, feeds)[0], expected)
+
+
 def test_functions_are_inlined(tmp_path):
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 13, "custom" : 1]>
@@ -133,7 +164,7 @@ def test_external_data(tmp_path):
 
 
 def test_refused_by_onnx_runtime(tmp_path):
-    message = _message(_save(tmp_path, _proto("y = Reul(x)")))
+    message = _message(_save(tmp_path, _proto("y = MatMul(x, x)")))
     assert "ONNX Runtime can't open" in message
 
 
