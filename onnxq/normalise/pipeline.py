@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError, PassError
 from onnxq.load.outputs import run_model
+from onnxq.normalise.ask_runtime import AskRuntime
 from onnxq.normalise.batch_norm_to_affine import BatchNormToAffine
 from onnxq.normalise.chain_sum import ChainSum
 from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, pieces_of
@@ -72,7 +73,7 @@ FOLD: tuple[GraphPass, ...] = (
 )
 """BatchNormalization goes; what it leaves may fold further."""
 
-START: tuple[GraphPass, ...] = (Simplify(), NameEverything())
+START: tuple[GraphPass, ...] = (Simplify(), NameEverything(), AskRuntime())
 
 FINISH: tuple[GraphPass, ...] = (SweepDead(), NameEverything(), InferShapes())
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.plan.operators import RECURRENT_OPERATORS, WEIGHT_OPERATORS, attribute, constant
+from onnxq.plan.operators import (
+    FUSED_OPERATORS,
+    RECURRENT_OPERATORS,
+    WEIGHT_OPERATORS,
+    attribute,
+    constant,
+)
 from onnxq.plan.spec import Compute, LayerSpec
 
 SMALLEST_RANK = 2
@@ -116,7 +122,14 @@ def find_layers(graph: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
     layers: list[Layer] = []
     refused: dict[str, str] = {}
     for node in graph:
-        if node.domain or not node.name:
+        if not node.name:
+            continue
+        if node.domain:
+            if node.op_type in FUSED_OPERATORS:
+                refused[node.name] = (
+                    f"{node.op_type} is a form of ONNX Runtime's optimizer; give the model as it "
+                    "was exported"
+                )
             continue
         if node.op_type in RECURRENT_OPERATORS:
             refused[node.name] = f"{node.op_type} has no integer kernel with a learned range"

@@ -10,6 +10,9 @@ WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 RECURRENT_OPERATORS = ("LSTM", "GRU", "RNN")
 
+FUSED_OPERATORS = ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv")
+"""What ONNX Runtime's optimizer makes of weight operators, in its own domain."""
+
 FLOAT_RESULT_OPERATORS = ("Gemm", "MatMul")
 """Weight operators whose integer kernel can give a float result."""
 
