@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 from onnxq.errors import OutputError
 from onnxq.recipe import load_recipe
-from tests.cli.conftest import command, environment
+from tests.cli.conftest import command, start
 
 SHORT = ("--samples", 128, "--learn", "none")
 
@@ -164,15 +163,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(sample_models, unlabel
     out = tmp_path / "o.onnx"
     arguments = ("compress", sample_models / "digits_resnet.onnx", "--data", unlabelled)
     options = ("-o", out, "--learn", "thresholds", "--samples", 128, "-v")
-    process = subprocess.Popen(
-        command(*arguments, *options, "--epochs", 500),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        # A shell starts what it puts in the background with Ctrl-C ignored, tests included.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start(command(*arguments, *options, "--epochs", 500))
     assert process.stderr is not None
     checkpoint = tmp_path / "o.onnx.onnxq-checkpoint"
     for line in process.stderr:

@@ -3,14 +3,13 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import time
 
 import pytest
 from PIL import Image
 
 from onnxq.recipe import load_recipe
-from tests.cli.conftest import command, environment
+from tests.cli.conftest import command, start
 
 SHORT = ("--samples", 64, "--learn", "none")
 
@@ -112,15 +111,7 @@ def test_images_that_are_finished_outlive_ctrl_c(sample_models, tmp_path):
     out = tmp_path / "o.onnx"
     resnet = sample_models / "digits_resnet.onnx"
     arguments = command("compress", resnet, "--data-free", "-o", out, "--samples", 4096, "-v")
-    process = subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        # A shell starts what it puts in the background with Ctrl-C ignored, tests included.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start(arguments)
     folder = tmp_path / "o.onnx.onnxq-checkpoint"
     try:
         for _ in range(900):

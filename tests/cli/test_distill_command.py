@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.cli import progress
-from tests.cli.conftest import environment
+from tests.cli.conftest import start
 from tools.architectures import resnet
 from tools.training import untrained_model
 
@@ -133,15 +133,7 @@ def test_a_run_ended_by_ctrl_c_goes_on_to_the_same_bytes(onnxq, mlp, unlabelled,
     options = ("--data", unlabelled, "--samples", 128, "--epochs", 30)
     assert onnxq("distill", mlp, student, "-o", whole, *options).code == 0
     arguments = [str(each) for each in ("distill", mlp, student, "-o", stopped, *options)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", EAGER, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        # A shell starts what it puts in the background with Ctrl-C ignored, tests included.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start([sys.executable, "-c", EAGER, *arguments], stdout=subprocess.DEVNULL)
     state = tmp_path / "o.onnx.onnxq-checkpoint" / "state.npz"
     until = time.monotonic() + 60
     while not state.exists() and process.poll() is None and time.monotonic() < until:

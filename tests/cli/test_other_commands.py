@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
-from tests.cli.conftest import command, environment
+from tests.cli.conftest import command, environment, start
 
 
 def test_inspect_lists_layers_and_reasons(onnxq, sample_models):
@@ -207,14 +207,7 @@ def test_ctrl_c_while_libraries_load_is_exit_code_130(tmp_path, mlp, library):
         "try:\n    time.sleep(60)\nexcept BaseException:\n    raise ImportError from None\n"
     )
     paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
-    process = subprocess.Popen(
-        command("inspect", mlp),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment() | paths,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start(command("inspect", mlp), env=environment() | paths)
     assert process.stdout.readline() == "loads\n"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)

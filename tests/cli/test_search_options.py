@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from tests.cli.conftest import command, environment
+from tests.cli.conftest import command, start
 
 FAST = ("--samples", 128, "--epochs", 1)
 
@@ -39,10 +39,7 @@ def test_a_size_is_asked_for_in_percent(onnxq, sample_models, unlabelled, tmp_pa
 
 def stop_at(stage, *arguments):
     """Run until a stage begins, then press Ctrl-C."""
-    process = subprocess.Popen(
-        command(*arguments, "-v"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env=environment(), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    process = start(command(*arguments, "-v"), stdout=subprocess.DEVNULL)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith(stage):

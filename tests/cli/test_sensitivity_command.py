@@ -4,12 +4,11 @@ import csv
 import json
 import re
 import signal
-import subprocess
 
 import pytest
 
 import onnxq as package
-from tests.cli.conftest import command, environment
+from tests.cli.conftest import command, start
 
 FAST = ("--samples", 64, "--no-equalize", "--activation-bits", "none")
 
@@ -141,10 +140,7 @@ def test_files_are_not_overwritten_unasked(onnxq, mlp, unlabelled, tmp_path):
 def test_ctrl_c_ends_it(sample_models, unlabelled):
     model = sample_models / "digits_resnet.onnx"
     arguments = command("sensitivity", model, "--data", unlabelled, *FAST, "-v")
-    process = subprocess.Popen(
-        arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    process = start(arguments)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("try each layer alone:"):
