@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxq.errors import RecipeError
 from onnxq.options import AUTO, SEVERAL, listed
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 FIXED = "fixed"
 """The mode of a generator that learns no more once images are made."""
-HOW_TO_LEARN = {
+HOW_TO_LEARN: dict[str, Any] = {
     "epochs": None,
     "lr": None,
     "optimizer": "adam",
@@ -33,6 +33,15 @@ INITS = ("file", "random")
 
 def check_contradictions(recipe: Recipe) -> None:
     """Raises RecipeError where two options can't go together."""
+    _check_learned(recipe)
+    _check_synthesis(recipe)
+    _check_search(recipe)
+    _check_float_activations(recipe)
+    _check_learning(recipe)
+
+
+def _check_learned(recipe: Recipe) -> None:
+    """Raises RecipeError where what is to be learned can't be, or not together."""
     learns = recipe.learn
     for name in SEVERAL:
         values = getattr(recipe, name)
@@ -67,6 +76,10 @@ def check_contradictions(recipe: Recipe) -> None:
             "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
             "recipe or of some of its 'layers'."
         )
+
+
+def _check_synthesis(recipe: Recipe) -> None:
+    """Raises RecipeError where an option says how samples are made that are not made so."""
     for name, unset in (("synthesis", AUTO), ("synthesis_losses", None), ("generator_mode", FIXED)):
         if getattr(recipe, name) != unset and not recipe.data_free:
             raise RecipeError(
@@ -80,7 +93,10 @@ def check_contradictions(recipe: Recipe) -> None:
         )
     if recipe.generator_mode != FIXED:
         _check_adversarial(recipe)
-    _check_search(recipe)
+
+
+def _check_float_activations(recipe: Recipe) -> None:
+    """Raises RecipeError where activations stay float and an option says how they are quantized."""
     if recipe.activation_bits is None and recipe.symmetric:
         raise RecipeError(
             "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
@@ -92,7 +108,6 @@ def check_contradictions(recipe: Recipe) -> None:
             f"The options 'activation_bits' = 'none' and 'activation_bits' of the layers "
             f"'{stated[0]}' contradict each other; remove one of them."
         )
-    _check_learning(recipe)
 
 
 def _check_adversarial(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from onnxq.contradictions import check_contradictions
+from onnxq.contradictions import HOW_TO_LEARN, check_contradictions
 from onnxq.errors import OutputError, RecipeError
 from onnxq.options import (
     AUTO,
@@ -215,9 +215,8 @@ class Recipe:
             for each in self.layers
         )
         return dataclasses.replace(
-            self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), epochs=None,
-            lr=None, optimizer="adam", loss="outputs", augment=("auto",), layers=layers,
-            generator_mode="fixed",
+            self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), layers=layers,
+            generator_mode="fixed", **HOW_TO_LEARN,
         )  # fmt: skip
 
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:
