@@ -30,12 +30,12 @@ from made_images import Clock, Cost, make_images
 from models import ASSETS, Subject, subjects
 
 from onnxq import Recipe, compress, evaluate
-from onnxq.learn.augment import AUTO_KINDS
-from onnxq.learn.stages import FEW_BITS
+from onnxq.learn.augment import chosen_kinds
+from onnxq.learn.stages import learns_weights
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
-from onnxq.options import CHOICES, Augment, GeneratorMode, Learn
-from onnxq.pipeline import Result
+from onnxq.options import CHOICES, GeneratorMode, Learn
+from onnxq.pipeline import Result, plan_model
 from onnxq.synthesise.space import image_space
 from onnxq.verify.evaluate import Evaluation
 
@@ -109,16 +109,6 @@ class Trial:
             return self.losses == DEFAULT
         return self.source == "generator" or self.losses not in OF_GENERATORS
 
-    @property
-    def augment(self) -> tuple[Augment, ...]:
-        """How images are changed: `compress` does not know of a file that its images were made."""
-        learns_weights = "weights" in self.recipe.learn or (
-            self.learn == DEFAULT and self.case.bits[1] <= FEW_BITS
-        )
-        made = self.source in ("made", "generator")
-        given = self.recipe.augment
-        return AUTO_KINDS if given == ("auto",) and made and learns_weights else given
-
 
 def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]:
     """Every row that the options ask for."""
@@ -145,7 +135,7 @@ def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]
 
 def measure(subject: Subject, trial: Trial, folder: Path, keep: Path) -> tuple[Result, Cost]:
     """A subject compressed with samples of one source; what that took, making them included."""
-    recipe, spent = replace(trial.recipe, augment=trial.augment), Cost(0.0, 0.0)
+    recipe, spent = trial.recipe, Cost(0.0, 0.0)
     data: Path | None = subject.unlabelled
     if trial.source == GOES_ON:
         data = None
@@ -156,7 +146,11 @@ def measure(subject: Subject, trial: Trial, folder: Path, keep: Path) -> tuple[R
     elif trial.source in ("made", "generator"):
         method = "generator" if trial.source == "generator" else "distilled"
         data, spent = make_images(subject, method, LOSSES[trial.losses], recipe, keep)
-        recipe = replace(recipe, max_minutes=max(0.0, recipe.max_minutes - spent.minutes))
+        left = max(0.0, recipe.max_minutes - spent.minutes)
+        # `compress` does not know of a file that its images were made.
+        plan = plan_model(subject.model, recipe).plan
+        kinds = chosen_kinds(recipe.augment, learns_weights(recipe.learn, plan))
+        recipe = replace(recipe, max_minutes=left, augment=kinds or ("none",))
     clock = Clock()
     out = folder / "out.onnx"
     result = compress(subject.model, data, recipe, out=out, preprocess=subject.preprocess)
