@@ -89,7 +89,7 @@ class Intake:
         """
         original = load_model(self.path, least_opset(self.recipe.target))
         self._generator = None if generator is None else load_model(generator)
-        self._generator_digest = "none" if generator is None else file_digest(Path(generator))
+        self._generator_file = generator
         self.preprocess = preprocess or find_preprocess(self.path, original.metadata_props)
         samples = None if data is None else self._open(original, data)
         self.check_feeds = self._feeds_to_check(original, samples)
@@ -232,10 +232,11 @@ class Intake:
         """Where learning keeps its state: beside the output; `more` is what else makes the run."""
         if out is None:
             return None
+        made_by = self._generator_file
         identity = {
             **more,
             "model": file_digest(self.path),
-            "generator": self._generator_digest,
+            "generator": "none" if made_by is None else file_digest(Path(made_by)),
             "data": "none" if data is None else f"{data.absolute()} {len(self.samples)}",
             "recipe": self.recipe.to_json(),
             "version": VERSION,

@@ -90,6 +90,15 @@ def open_session(
         return ort.InferenceSession(str(path), options, providers=providers)
 
 
+def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of the model with these tensors as its only outputs."""
+    copy = model.clone(deep_copy=False)
+    values = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(values[name] for name in names)
+    return copy
+
+
 def session_form(model: ir.Model) -> ir.Model:
     """The model, or where it is large a copy that names files for its weights."""
     return _WEIGHT_FILES.mapped(model) if is_large(model) else model

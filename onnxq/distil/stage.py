@@ -21,9 +21,9 @@ from onnxq.learn.held_back import HeldBack, Judgement
 from onnxq.learn.loss import LOSS
 from onnxq.learn.objective import Objective
 from onnxq.learn.sizes import fix_sizes, sized_for
-from onnxq.learn.teacher import TeacherOutputs, expose
+from onnxq.learn.teacher import TeacherOutputs
 from onnxq.progress import Progress
-from onnxq.session import Feeds
+from onnxq.session import Feeds, expose
 
 FILE, RANDOM = INITS
 

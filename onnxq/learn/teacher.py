@@ -15,7 +15,7 @@ from onnxq.errors import DataError
 from onnxq.learn.loss import target_name
 from onnxq.learn.rows import Rows
 from onnxq.numerics.distributions import holds_decisions, look_like_probabilities
-from onnxq.session import Arrays, SessionPool
+from onnxq.session import Arrays, SessionPool, expose
 
 MICRO_BATCH = 16
 """Samples in one run: fixed, so that sums come out the same on any number of cores."""
@@ -161,12 +161,3 @@ def _decision(outputs: Arrays, samples: int) -> str | None:
     if others or not holds_decisions(rows.shape, samples):
         return None
     return None if look_like_probabilities(rows.reshape(samples, -1)) else name
-
-
-def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of the model with these tensors as its only outputs."""
-    copy = model.clone(deep_copy=False)
-    values = {v.name: v for node in copy.graph for v in node.outputs}
-    copy.graph.outputs.clear()
-    copy.graph.outputs.extend(values[name] for name in names)
-    return copy

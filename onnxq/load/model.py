@@ -19,7 +19,7 @@ from onnxq.load.large import (
     put_in_weights,
     take_out_weights,
 )
-from onnxq.load.limits import check_operators, check_types
+from onnxq.load.limits import DEFAULT_DOMAINS, check_operators, check_types
 from onnxq.load.outputs import run_model
 from onnxq.load.version import (
     MAX_IR_VERSION,
@@ -87,7 +87,7 @@ def runnable(path: Path, model: ir.Model) -> Path | ir.Model:
     Raises:
         ModelError: the model is too new and can't be converted.
     """
-    opset = max(model.opset_imports.get(domain, 0) for domain in ("", "ai.onnx"))
+    opset = max(model.opset_imports.get(domain, 0) for domain in DEFAULT_DOMAINS)
     if model.ir_version <= MAX_IR_VERSION and opset <= MAX_OPSET:
         return path
     return load_model(path)

@@ -82,7 +82,9 @@ def _ahead(model: onnx.ModelProto, opset: int) -> list[tuple[onnx.NodeProto, int
 
 
 def _put_aside(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """A copy that the converter can take, which knows no operator before its time."""
+    """What the converter takes, which knows no operator before its time; a copy, or the model."""
+    if not _ahead(model, opset):
+        return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for node, _ in _ahead(copy, opset):

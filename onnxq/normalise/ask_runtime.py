@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.normalise.passes import PassResult
-from onnxq.session import open_session
+from onnxq.session import expose, open_session
 
 TENSOR = "tensor("
 """How ONNX Runtime's names of tensor types begin, as in `tensor(float)`."""
@@ -29,14 +29,9 @@ class AskRuntime:
             if value.name and value.type is None
         }
         if unknown:
-            copy = model.clone(deep_copy=False)
-            outputs = (value for node in copy.graph for value in node.outputs)
-            shown = {str(value.name): value for value in copy.graph.outputs}
-            shown |= {str(value.name): value for value in outputs if value.name in unknown}
-            copy.graph.outputs.clear()
-            copy.graph.outputs.extend(shown.values())
-            for found in open_session(copy, optimise=False).get_outputs():
-                if found.name in unknown and found.type.startswith(TENSOR):
+            session = open_session(expose(model, list(unknown)), optimise=False)
+            for found in session.get_outputs():
+                if found.type.startswith(TENSOR):
                     _describe(unknown[found.name], found.type, found.shape)
         return PassResult(model, modified=False)
 

@@ -9,8 +9,6 @@ import onnx_ir as ir
 
 from onnxq.normalise.names import Names
 
-DEFAULT_DOMAINS = ("", "ai.onnx")
-
 
 class Editor:
     """Adds to one graph and rewires it; every new name is unique in it.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.normalise.editor import DEFAULT_DOMAINS
+from onnxq.load.limits import DEFAULT_DOMAINS
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.normalise.editor import DEFAULT_DOMAINS, Editor
+from onnxq.load.limits import DEFAULT_DOMAINS
+from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import is_constant, is_used
 from onnxq.normalise.passes import PassResult
 from onnxq.session import open_session

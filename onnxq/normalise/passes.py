@@ -9,7 +9,8 @@ from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
-from onnxq.normalise.editor import DEFAULT_DOMAINS, Editor
+from onnxq.load.limits import DEFAULT_DOMAINS
+from onnxq.normalise.editor import Editor
 
 logger = logging.getLogger(__name__)
 

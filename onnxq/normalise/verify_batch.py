@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.load.limits import DEFAULT_DOMAINS
 from onnxq.load.outputs import run_model
 from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, join_batches, split_batch, vary
-from onnxq.normalise.editor import DEFAULT_DOMAINS
 from onnxq.normalise.facts import axes_of, input_at, is_constant, rank
 from onnxq.normalise.free_batch import FreeBatch, fixed_batch, has_free_batch
 from onnxq.normalise.infer_shapes import InferShapes

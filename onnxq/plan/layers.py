@@ -124,14 +124,14 @@ def find_layers(graph: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
     for node in graph:
         if not node.name:
             continue
-        if node.domain:
-            if node.op_type in FUSED_OPERATORS:
-                refused[node.name] = (
-                    f"{node.op_type} is a form of ONNX Runtime's optimizer; give the model as it "
-                    "was exported"
-                )
+        if node.op_type in FUSED_OPERATORS:
+            refused[node.name] = (
+                f"{node.op_type} is a form of ONNX Runtime's optimizer; give the model as it was "
+                "exported"
+            )
+        elif node.domain:
             continue
-        if node.op_type in RECURRENT_OPERATORS:
+        elif node.op_type in RECURRENT_OPERATORS:
             refused[node.name] = f"{node.op_type} has no integer kernel with a learned range"
         elif node.op_type in WEIGHT_OPERATORS:
             found = layer_of(node)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.load.limits import DEFAULT_DOMAINS
 from onnxq.rewrite.layer_weights import (
     LAYER_TYPES,
     in_features,
@@ -58,7 +59,7 @@ def find_pairs(model: ir.Model) -> list[Pair]:
     """All pairs of the main graph in the order of the data flow; refusals are logged."""
     pairs = []
     for node in model.graph:
-        if node.domain in ("", "ai.onnx") and node.op_type in LAYER_TYPES:
+        if node.domain in DEFAULT_DOMAINS and node.op_type in LAYER_TYPES:
             found = _pair_from(node)
             if isinstance(found, Pair):
                 pairs.append(found)

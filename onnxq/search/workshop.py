@@ -11,14 +11,14 @@ import numpy as np
 from onnxq.export.compact import export
 from onnxq.export.save import model_bytes
 from onnxq.learn.loss import target_name
-from onnxq.learn.teacher import MICRO_BATCH, expose
+from onnxq.learn.teacher import MICRO_BATCH
 from onnxq.learn.variants import Variant, Variants
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
 from onnxq.search.effects import Judge
 from onnxq.search.memo import Memo
 from onnxq.search.table import Effect, Row, Setting
-from onnxq.session import SessionPool
+from onnxq.session import SessionPool, expose
 
 
 class ModelWorkshop:

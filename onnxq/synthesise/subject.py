@@ -13,10 +13,9 @@ from onnxq.errors import ModelError, RecipeError
 from onnxq.learn.engine import ungradable_nodes
 from onnxq.learn.logits import find_logits
 from onnxq.learn.sizes import fix_sizes
-from onnxq.learn.teacher import expose
 from onnxq.load.inputs import input_specs
 from onnxq.numerics.distributions import holds_decisions, look_like_probabilities
-from onnxq.session import open_session
+from onnxq.session import expose, open_session
 from onnxq.synthesise.batch_norms import FOLDED, BatchNorm, find_batch_norms
 from onnxq.synthesise.float_student import find_float_student
 from onnxq.synthesise.objective import LOSS, Student, SynthesisObjective

@@ -10,9 +10,8 @@ import onnx_ir as ir
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import Samples
 from onnxq.learn.checkpoint import Checkpoint
-from onnxq.learn.teacher import expose
 from onnxq.progress import Progress
-from onnxq.session import Arrays, SessionPool
+from onnxq.session import Arrays, SessionPool, expose
 from onnxq.synthesise.adversarial import check_adversarial
 from onnxq.synthesise.generating import Generating
 from onnxq.synthesise.made import Synthesis, collapse_note

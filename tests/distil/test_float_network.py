@@ -15,9 +15,8 @@ from onnxq.errors import ModelError
 from onnxq.learn.engine import Engine
 from onnxq.learn.loss import LOSS, target_name
 from onnxq.learn.objective import Distillation, OutputMatching
-from onnxq.learn.teacher import expose
 from onnxq.normalise.infer_shapes import InferShapes
-from onnxq.session import Arrays
+from onnxq.session import Arrays, expose
 from tests.distil.float_students import PLAIN, images, plain, student
 from tests.small_graphs import build, run
 

@@ -13,9 +13,10 @@ from onnxq.learn.logits import find_logits
 from onnxq.learn.loss import LOSS, attach_loss, target_name
 from onnxq.learn.memory import SHARD_SIZE, shard_size
 from onnxq.learn.objective import OutputMatching, choose_objective
-from onnxq.learn.teacher import MICRO_BATCH, TeacherOutputs, expose
+from onnxq.learn.teacher import MICRO_BATCH, TeacherOutputs
 from onnxq.load.inputs import input_specs
 from onnxq.rewrite.quantizers import student_feeds
+from onnxq.session import expose
 
 TWO_OUTPUTS = """net (float[N, 4] x) => (float[N, 3] y, float[N, 2, 2] z) {
     a = Gemm (x, w) s = Relu (a) y = Gemm (s, v) b = Gemm (s, u) z = Reshape (b, shape)
