@@ -44,3 +44,9 @@ class PassError(OnnxqError):
 
 class EngineError(OnnxqError):
     """The training engine is missing, or shadowed by another onnxruntime."""
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's text without its full stop, or what kind of error it is."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

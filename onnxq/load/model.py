@@ -11,7 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, reason_of
 from onnxq.load.inputs import input_specs, random_feeds
 from onnxq.load.large import (
     check_external_data,
@@ -144,7 +144,7 @@ def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
         else:
             onnx.load_external_data_for_model(proto, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = reason_of(error)
         raise ModelError(
             f'The external data of "{path.name}" can\'t be read ({reason}); '
             "put the data files beside the model under their original names."
@@ -165,7 +165,7 @@ def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
         cause = first_cause(error)
         raise ModelError(
             f'The model "{name}" holds something that can\'t be represented '
-            f"({str(cause).splitlines()[0].rstrip('.')}); check it with onnx.checker."
+            f"({reason_of(cause)}); check it with onnx.checker."
         ) from error
 
 
@@ -180,7 +180,7 @@ def check_opens(model: ir.Model | Path, name: str) -> None:
         open_session(model, optimise=False)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = reason_of(error)
         raise ModelError(
             f'ONNX Runtime can\'t open the model "{name}" ({reason}); '
             "check it with onnx.checker, or export it again."

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from onnxq.errors import UnreadableError
+from onnxq.errors import UnreadableError, reason_of
 
 
 def load_tensor(path: Path) -> tuple[str, np.ndarray]:
@@ -24,7 +24,7 @@ def load_tensor(path: Path) -> tuple[str, np.ndarray]:
             raise ValueError("it has no element type")
         return tensor.name, onnx.numpy_helper.to_array(tensor)
     except (OSError, DecodeError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise UnreadableError(
             f"Can't read a tensor from '{path}': {reason}; expected a serialised TensorProto."
         ) from error

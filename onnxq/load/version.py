@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import version_converter
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, reason_of
 from onnxq.load.limits import DEFAULT_DOMAINS, all_nodes, first_versions
 
 MIN_READABLE_OPSET = 7
@@ -106,7 +106,7 @@ def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -
     try:
         converted = version_converter.convert_version(_put_aside(model, opset), target)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "unknown"
+        reason = reason_of(error)
         raise ModelError(
             f'The model "{name}" uses opset {opset} and can\'t be converted to opset {target} '
             f"({reason}); export it again with an opset between {MIN_OPSET} and {MAX_OPSET}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.errors import ModelError, PassError
+from onnxq.errors import ModelError, PassError, reason_of
 from onnxq.load.outputs import run_model
 from onnxq.normalise.ask_runtime import AskRuntime
 from onnxq.normalise.batch_norm_to_affine import BatchNormToAffine
@@ -186,7 +186,7 @@ class _Reference:
             }
         except Exception as error:
             # ONNX Runtime's exceptions share no base class but Exception.
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = reason_of(error)
             if may_fail:
                 self.notes.append(
                     f"The outputs were not compared with the original's, since it does not run "

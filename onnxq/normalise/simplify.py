@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnxsim
 
+from onnxq.errors import reason_of
 from onnxq.normalise.passes import PassResult
 from onnxq.weight_files import SMALLEST, is_large
 
@@ -30,8 +31,7 @@ class Simplify:
             simplified, _ = onnxsim.simplify(proto, skip_fuse_bn=True)
         except Exception as error:
             # Its exceptions come from C++ and share no base class but Exception.
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return _left_alone(model, lines[0].rstrip("."))
+            return _left_alone(model, reason_of(error))
         if _interface(simplified) != _interface(proto):
             return _left_alone(model, "it changed the names of inputs or outputs")
         if simplified.graph == proto.graph:

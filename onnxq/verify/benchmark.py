@@ -10,7 +10,7 @@ from typing import Any
 
 from onnxq.data.preprocess import find_preprocess
 from onnxq.data.samples import open_samples
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, reason_of
 from onnxq.session import Arrays
 from onnxq.verify.latency import ROUNDS, Latency, measure_latency
 from onnxq.verify.opened import OpenedModel, open_model, random_feeds
@@ -69,7 +69,7 @@ def benchmark(
         latencies = measure_latency([model.runnable for model in opened], feeds, threads, rounds)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = reason_of(error)
         raise ModelError(
             f"A model does not run on {'random values' if data is None else data} ({reason}); "
             "give the shapes of its inputs with --shape, or samples with --data."
