@@ -18,8 +18,10 @@ from onnxq.learn.augment import Augmentation, check_images, chosen_kinds, image_
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.load.inputs import input_specs
+from onnxq.load.interface import interface_of
 from onnxq.load.model import load_model
 from onnxq.load.version import least_opset
+from onnxq.normalise.free_batch import fix_batch
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.float_layers import check_float_layers
@@ -55,6 +57,7 @@ class Intake:
 
     Attributes:
         notes: sentences for the user, so far.
+        interface: what the file takes and gives, once loaded.
         preprocess: how an image becomes an input, once loaded; None where nobody said it.
         normalised: the model, once loaded.
         check_feeds: what its normalisation was checked on.
@@ -73,6 +76,9 @@ class Intake:
         self.notes: list[str] = []
         self.synthesis: Synthesis | None = None
         self.seconds = 0.0
+        self._least = 1
+        self._batch: int | None = None
+        self._given: Samples | None = None
 
     def load(
         self,
@@ -88,6 +94,7 @@ class Intake:
             generator: the file of a saved generator, which makes them.
         """
         original = load_model(self.path, least_opset(self.recipe.target))
+        self.interface = interface_of(original)
         self._generator = None if generator is None else load_model(generator)
         self._generator_file = generator
         self.preprocess = preprocess or find_preprocess(self.path, original.metadata_props)
@@ -99,6 +106,10 @@ class Intake:
             self._check_plan(make_plan(self.normalised.model, self.recipe))
         if chosen_kinds(self.recipe.augment, by_heart=False):
             check_images(input_specs(self.normalised.model), self.preprocess)
+        self._least = self.normalised.original_batch or 1
+        stacked = samples is None or samples.batch is None
+        if stacked and not self.normalised.batch_free:
+            self._fix_batch(self._least)
         if data is None or samples is None:
             return
         if self.normalised.batch_free:
@@ -152,7 +163,7 @@ class Intake:
     def _task(self, share: float = SYNTHESIS_SHARE) -> Task:
         recipe = self.recipe
         return Task(
-            recipe.samples,
+            max(recipe.samples, self._least),
             recipe.synthesis_losses or {},
             recipe.seed,
             share * 60 * recipe.max_minutes,
@@ -207,16 +218,30 @@ class Intake:
             return None
         return Augmentation(train, kinds, layout, recipe.seed)
 
+    def _fix_batch(self, size: int) -> None:
+        """Run all samples in batches of one size, the only one that a model takes."""
+        self._batch = size
+        for model in (self.normalised.model, self.normalised.unfolded):
+            fix_batch(model, size)
+
+    def insist_on_batch(self, size: int) -> None:
+        """The same for the sake of another model that reads the samples."""
+        self._fix_batch(size)
+        if self._given is not None:
+            self._use(self._given)
+
     def _use(self, samples: Samples) -> None:
         """Split the samples."""
         recipe = self.recipe
-        self.samples = samples
+        self._given, self.samples = samples, samples.in_batches_of(self._batch)
         more = {"least": HELD_BACK_OF_SEARCH} if recipe.searches else {}
-        self.train, self.held_back = samples.split(seed=recipe.seed, **more)
+        batch = self.samples.batch or self._least
+        self.train, self.held_back = self.samples.split(seed=recipe.seed, batch=batch, **more)
 
     def _open(self, model: ir.Model, data: Path) -> Samples:
         recipe = self.recipe
-        return open_samples(data, input_specs(model), self.preprocess, recipe.samples, recipe.seed)
+        count = max(recipe.samples, self._least)
+        return open_samples(data, input_specs(model), self.preprocess, count, recipe.seed)
 
     def _check_plan(self, plan: Plan) -> None:
         check_float_layers(plan, self.recipe)

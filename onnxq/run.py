@@ -209,10 +209,11 @@ class Run:
         """The deployable model and its figures, with both in its metadata."""
         plan = variant.student.plan
         variant.held_back.release()
-        model = export(variant.student, variant.quantizers)
+        model = export(variant.student, variant.quantizers, self._intake.interface)
         student = partial(bake, variant.student, variant.quantizers)
         exported = Exported(self._intake.path, self._intake.normalised.model, student, model, plan)
-        figures = verify(exported, self._intake.held_back, self._shard, self._progress)
+        samples = self._intake.held_back.in_batches_of(self._intake.normalised.original_batch)
+        figures = verify(exported, samples, self._shard, self._progress)
         figures.learning = {
             "unit": learned.unit,
             "start_score": learned.start_score,
@@ -237,7 +238,7 @@ class Run:
                 "shared": shared,
             }
         figures.samples, figures.held_back = len(self._intake.samples), len(self._intake.held_back)
-        self.notes += learned.notes
+        self.notes += [*learned.notes, *figures.notes]
         figures.notes = self.notes
         spared = sum(spec.reason == SPARED_REASON for spec in plan.layers.values())
         if spared:

@@ -34,6 +34,7 @@ class Labelled:
 
     def take(self, n: int, seed: int = 0) -> Labelled:
         """At most n of them, chosen as `Samples.take` does."""
+        n = max(n, self.samples.batch or 1)
         if n >= len(self.samples):
             return self
         chosen = spread(len(self.samples), n, seed)

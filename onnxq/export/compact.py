@@ -15,7 +15,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxq.export.constants import CODES
+from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
+from onnxq.load.interface import Interface
 from onnxq.rewrite.quantizers import Quantizers
 from onnxq.rewrite.student import QUANTIZED, RAW, Student
 
@@ -23,14 +25,19 @@ SMALL = 1024
 """Elements of the constants that are compared: tables, scales, zero points, shapes."""
 
 
-def export(student: Student, quantizers: Quantizers) -> ir.Model:
+def export(
+    student: Student, quantizers: Quantizers, interface: Interface | None = None
+) -> ir.Model:
     """The deployable model of a student and its numbers, as it is written.
 
     Args:
         student: the student, not changed.
         quantizers: the numbers to write.
+        interface: what the file takes and gives; None leaves that of the student.
     """
     model = Lowering(student, quantizers).run()
+    if interface is not None:
+        restore_interface(model, interface)
     compact(model, student.model.graph)
     return model
 

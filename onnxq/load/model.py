@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 
 from onnxq.errors import ModelError, reason_of
 from onnxq.load.inputs import input_specs, random_feeds
+from onnxq.load.interface import note_interface
 from onnxq.load.large import (
     check_external_data,
     external_bytes,
@@ -43,7 +44,8 @@ _FIRST_BYTE = b"\x08"
 def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir.Model:
     """The model of a file, at opset 13 to 21 and IR 7 to 10, with its functions inlined.
 
-    Initializers are no longer graph inputs afterwards. Nothing else is changed.
+    Initializers are no longer graph inputs afterwards. Nothing else is changed; what the file takes
+    and gives is written down (`interface_of`).
 
     Args:
         path: an `.onnx` file; external data is read from beside it.
@@ -67,6 +69,7 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
         common.InlinePass()(model)
         common.RemoveUnusedOpsetsPass()(model)
     common.RemoveInitializersFromInputsPass()(model)
+    note_interface(model)
     check_opens(model, path.name)
     opset = default_opset(proto)
     if opset is not None and opset < model.opset_imports.get("", opset):

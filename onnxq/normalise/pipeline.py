@@ -87,12 +87,15 @@ class Normalised:
         unfolded: the same with BatchNormalization and its statistics kept.
         batch_free: whether the first dimension of all inputs is a batch of any size.
         notes: what could not be done, in sentences for the user.
+        original_batch: the one batch that the original takes; None if that is any, or if its
+            inputs share no batch.
     """
 
     model: ir.Model
     unfolded: ir.Model
     batch_free: bool
     notes: list[str]
+    original_batch: int | None = None
 
 
 def normalise(model: ir.Model, check_feeds: CheckFeeds = None) -> Normalised:
@@ -118,7 +121,8 @@ def normalise(model: ir.Model, check_feeds: CheckFeeds = None) -> Normalised:
         if (reason := reference.difference(result)) is not None:
             _name_the_culprit(batch.model, reference, reason)
     notes = [*batch.notes, *reference.notes, *runner.notes, *_left_over(folded)]
-    return Normalised(folded, unfolded, batch.batch_free, list(dict.fromkeys(notes)))
+    notes = list(dict.fromkeys(notes))
+    return Normalised(folded, unfolded, batch.batch_free, notes, batch.original_size)
 
 
 def _name_the_culprit(model: ir.Model, reference: _Reference, reason: str) -> None:

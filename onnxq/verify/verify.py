@@ -47,7 +47,7 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
 
     Args:
         exported: the models to compare.
-        samples: the held-back slice.
+        samples: the held-back slice, in the batches that the original takes.
         batch_size: samples in one run; fixed, so that sums don't depend on the machine.
         progress: told where the work stands.
     """
@@ -134,10 +134,17 @@ def _codes(layer: ir.Node, student: ir.Model, spec: LayerSpec) -> IntArray:
 
 
 def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None:
+    """Time both files, or note why that can't be done: the result is none the worse for it."""
     feeds = next(samples.batches(1))
-    original = runnable(exported.original, ir.load(exported.original))
-    # The compressed one first: it takes more memory while it opens.
-    after, before = measure_latency([exported.model, original], feeds)
+    try:
+        original = runnable(exported.original, ir.load(exported.original))
+        # The compressed one first: it takes more memory while it opens.
+        after, before = measure_latency([exported.model, original], feeds)
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        figures.notes.append(f"latency was not measured: a model does not run ({reason})")
+        return
     figures.latency_before_ms, figures.latency_before_spread_ms = before.median_ms, before.spread_ms
     figures.latency_after_ms, figures.latency_after_spread_ms = after.median_ms, after.spread_ms
 
