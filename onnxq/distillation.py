@@ -27,11 +27,11 @@ from onnxq.learn.objective import choose_objective
 from onnxq.learn.train import NO_CLASSIFIER
 from onnxq.load.inputs import input_specs
 from onnxq.load.model import load_model
+from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Progress, Silent
 from onnxq.recipe import Recipe
-from onnxq.verify.verify import original_bytes
 
 NO_GAIN = "training did not beat the student as it was on the held-back samples, which is kept"
 
@@ -151,7 +151,7 @@ class DistillRun:
         intake, network = self.intake, self._network
         model = network.with_values(found.values)
         judged = self._subject.judge(model)
-        sizes = (original_bytes(intake.path), 0)
+        sizes = (file_bytes(intake.path), 0)
         count = sum(found.values[name].size for name in network.parameters)
         figures = make_figures(found, judged, sizes, count)
         figures.samples, figures.held_back = len(intake.samples), len(intake.held_back)

@@ -28,6 +28,7 @@ from onnxq.learn.memory import shard_size
 from onnxq.learn.stages import learns_weights
 from onnxq.learn.variants import PLAIN, Variant, Variants
 from onnxq.load.limits import COMPRESSED_KEY
+from onnxq.load.read import file_bytes
 from onnxq.options import AUTO
 from onnxq.plan.first_last import WIDE
 from onnxq.plan.regions import SPARED_REASON
@@ -41,7 +42,7 @@ from onnxq.search.table import SweepTable
 from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
 from onnxq.verify.figures import Figures
 from onnxq.verify.shipped import shipped_model
-from onnxq.verify.verify import Exported, original_bytes, verify
+from onnxq.verify.verify import Exported, verify
 from onnxq.version import VERSION
 
 LITTLE_SMALLER = 0.9
@@ -119,7 +120,7 @@ class Run:
             self._variants,
             lambda: self.sweep(variant),
             self._trial,
-            original_bytes(self._intake.path),
+            file_bytes(self._intake.path),
             Memo(checkpoint, resume=resume),
             lambda: self._trial_seconds() > 0,
         )

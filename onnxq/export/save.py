@@ -10,9 +10,9 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
-from onnxq.errors import OutputError
+from onnxq.errors import ModelError, OutputError
+from onnxq.load.read import model_files
 from onnxq.session import PROTOBUF_LIMIT
 
 LONGEST_NAME = 200
@@ -70,14 +70,12 @@ def _model_files(model_path: Path) -> Iterator[tuple[Path, str]]:
     """The files that make up a model, with what each of them is."""
     yield model_path, "the model itself"
     try:
-        model = onnx.load(model_path, load_external_data=False)
-    except (OSError, DecodeError):
+        files = model_files(model_path)
+    except ModelError:
         # Loading the model says what is wrong with it.
         return
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                yield model_path.parent / entry.value, "the model's external data"
+    for file in files[1:]:
+        yield file, "the model's external data"
 
 
 def check_new(path: Path, force: bool, what: str, option: str) -> None:

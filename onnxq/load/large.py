@@ -18,33 +18,6 @@ OUTSIDE = "onnxq.weight"
 """The location of a weight that was taken out."""
 
 
-def external_bytes(proto: onnx.ModelProto) -> int:
-    """Bytes of the initializers in external data files."""
-    return sum(_length(tensor) for tensor in proto.graph.initializer)
-
-
-def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
-    """Read the last byte of each tensor in an external data file.
-
-    Raises:
-        OSError: a file can't be read.
-        ValueError: a file is too short.
-        onnx.checker.ValidationError: a file is missing, or lies outside the model's folder.
-    """
-    for tensor in proto.graph.initializer:
-        length = _length(tensor)
-        if not length:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        end = onnx.helper.make_tensor(tensor.name, onnx.TensorProto.UINT8, [1], b"?", raw=True)
-        last = int(entries.get("offset", 0)) + length - 1
-        onnx.external_data_helper.set_external_data(end, entries["location"], last, 1)
-        end.data_location = onnx.TensorProto.EXTERNAL
-        onnx.external_data_helper.load_external_data_for_tensor(end, str(folder))
-        if len(end.raw_data) != 1:
-            raise ValueError(f"'{entries['location']}' ends before the tensor '{tensor.name}' does")
-
-
 def take_out_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """The message without its large weights, and these by name; small models stay as they are.
 
@@ -78,10 +51,3 @@ def put_in_weights(model: ir.Model, arrays: dict[str, np.ndarray], folder: Path)
             tensor.base_dir = folder
             if tensor.nbytes < SMALLEST:
                 value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)
-
-
-def _length(tensor: onnx.TensorProto) -> int:
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return 0
-    size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return size * int(np.prod(tensor.dims, dtype=np.int64))

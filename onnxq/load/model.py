@@ -8,20 +8,15 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
 from onnxq.errors import ModelError, reason_of
 from onnxq.load.inputs import input_specs, random_feeds
 from onnxq.load.interface import note_interface
-from onnxq.load.large import (
-    check_external_data,
-    external_bytes,
-    put_in_weights,
-    take_out_weights,
-)
+from onnxq.load.large import put_in_weights, take_out_weights
 from onnxq.load.limits import DEFAULT_DOMAINS, check_operators, check_types
 from onnxq.load.outputs import run_model
+from onnxq.load.read import deserialize, load_external_data, read_proto
 from onnxq.load.version import (
     MAX_IR_VERSION,
     MAX_OPSET,
@@ -32,13 +27,8 @@ from onnxq.load.version import (
 )
 from onnxq.numerics.equality import find_difference
 from onnxq.session import open_session
-from onnxq.weight_files import LARGE
 
 logger = logging.getLogger(__name__)
-
-_NEWEST_IR_VERSION = 64
-_FIRST_BYTE = b"\x08"
-"""The tag of the field ir_version, with which every serialised ModelProto starts."""
 
 
 def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir.Model:
@@ -56,13 +46,13 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
             range, custom operators, already quantized, or refused by ONNX Runtime.
     """
     path = Path(path)
-    proto = _read_proto(path)
+    proto = read_proto(path)
     _check_complete(proto, path)
     check_operators(proto, path.name)
     check_types(proto, path.name)
-    _load_external_data(proto, path)
+    load_external_data(proto, path)
     proto, weights = take_out_weights(proto)
-    model = _deserialize(convert_version(proto, path.name, least_opset), path.name)
+    model = deserialize(convert_version(proto, path.name, least_opset), path.name)
     put_in_weights(model, weights, path.absolute().parent)
     model.ir_version = convert_ir_version(proto.ir_version, least_opset)
     if model.functions:
@@ -96,36 +86,6 @@ def runnable(path: Path, model: ir.Model) -> Path | ir.Model:
     return load_model(path)
 
 
-def _read_proto(path: Path) -> onnx.ModelProto:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ModelError(
-            f'The model "{path}" can\'t be read ({reason}); give the path of an ONNX file.'
-        ) from error
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(data)
-    except DecodeError as error:
-        raise _unreadable(data, path) from error
-    if not 0 < proto.ir_version <= _NEWEST_IR_VERSION:
-        raise _unreadable(data, path)
-    return proto
-
-
-def _unreadable(data: bytes, path: Path) -> ModelError:
-    if data[:1] == _FIRST_BYTE and 0 < int.from_bytes(data[1:2], "big") <= _NEWEST_IR_VERSION:
-        return ModelError(
-            f'The model "{path.name}" is truncated or damaged (its {len(data)} bytes start as an '
-            "ONNX model but do not end as one); copy or download it again."
-        )
-    return ModelError(
-        f'The file "{path.name}" is not an ONNX model (its {len(data)} bytes are not a '
-        "serialised ModelProto); give a file that was exported to ONNX."
-    )
-
-
 def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
     if not proto.graph.node or not proto.graph.output:
         raise ModelError(
@@ -138,38 +98,6 @@ def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
             f'The model "{path.name}" does not say which opset it uses, where an opset_import '
             "is expected; it may be truncated, so copy or export it again."
         )
-
-
-def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    try:
-        if external_bytes(proto) >= LARGE:
-            check_external_data(proto, path.parent)
-        else:
-            onnx.load_external_data_for_model(proto, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        reason = reason_of(error)
-        raise ModelError(
-            f'The external data of "{path.name}" can\'t be read ({reason}); '
-            "put the data files beside the model under their original names."
-        ) from error
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """The error at the bottom of a chain of causes: the one that names the thing."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
-    try:
-        return ir.from_proto(proto)
-    except ir.serde.SerdeError as error:
-        cause = first_cause(error)
-        raise ModelError(
-            f'The model "{name}" holds something that can\'t be represented '
-            f"({reason_of(cause)}); check it with onnx.checker."
-        ) from error
 
 
 def check_opens(model: ir.Model | Path, name: str) -> None:

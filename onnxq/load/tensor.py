@@ -9,6 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxq.errors import UnreadableError, reason_of
+from onnxq.load.tensors import data_problem, is_external
 
 
 def load_tensor(path: Path) -> tuple[str, np.ndarray]:
@@ -20,8 +21,10 @@ def load_tensor(path: Path) -> tuple[str, np.ndarray]:
     tensor = onnx.TensorProto()
     try:
         tensor.ParseFromString(path.read_bytes())
-        if not tensor.data_type:
-            raise ValueError("it has no element type")
+        if is_external(tensor):
+            raise ValueError("it has its values in another file")
+        if (problem := data_problem(tensor)) is not None:
+            raise ValueError(problem)
         return tensor.name, onnx.numpy_helper.to_array(tensor)
     except (OSError, DecodeError, ValueError, TypeError, KeyError) as error:
         reason = reason_of(error)

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.errors import OutputError
+from onnxq.load.read import read_graph
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.session import open_session
 
@@ -204,7 +205,7 @@ def exported_graph(model: ir.Model | bytes | str | Path) -> ir.Graph:
     if isinstance(model, ir.Model):
         return model.graph
     if not isinstance(model, bytes):
-        return ir.load(model).graph
+        return read_graph(Path(model)).graph
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model)

@@ -13,7 +13,8 @@ from onnxq.data.inputs import InputSpec
 from onnxq.errors import DataError, ModelError
 from onnxq.load.inputs import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
-from onnxq.load.model import check_opens, first_cause, runnable
+from onnxq.load.model import check_opens, runnable
+from onnxq.load.read import file_bytes, read_graph
 from onnxq.session import Arrays
 
 
@@ -52,30 +53,12 @@ def open_model(path: Path) -> OpenedModel:
     Raises:
         ModelError: the file can't be read, or ONNX Runtime can't run it.
     """
-    try:
-        model = ir.load(path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ModelError(
-            f"The model '{path}' can't be read ({reason}); give the path of an ONNX file."
-        ) from error
-    except ir.serde.SerdeError as error:
-        cause = first_cause(error)
-        raise ModelError(
-            f"The model '{path}' holds something that can't be represented "
-            f"({str(cause).split('.')[0]}); export it with tensors as inputs and outputs."
-        ) from error
-    except Exception as error:
-        # Protobuf's error is not a dependency of ours by name.
-        raise ModelError(
-            f"The file '{path}' is not an ONNX model, or is truncated; give a file that was "
-            "exported to ONNX."
-        ) from error
+    model = read_graph(path)
     if not len(model.graph):
         raise ModelError(f"The model '{path}' has no nodes; copy or export it again.")
     source = runnable(path, model)
     check_opens(source, str(path))
-    return OpenedModel(path, model, input_specs(model), file_size(path, model), source)
+    return OpenedModel(path, model, input_specs(model), file_bytes(path), source)
 
 
 def common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputSpec]:
@@ -110,16 +93,6 @@ def _may_be_one(shape: tuple[int | None, ...], other: tuple[int | None, ...]) ->
 
 def _listed(inputs: list[InputSpec]) -> str:
     return ", ".join(f"'{spec.name}' {spec}" for spec in inputs)
-
-
-def file_size(path: Path, model: ir.Model) -> int:
-    """Bytes of a model's file and of the external data that it names."""
-    names = {
-        Path(value.const_value.path)
-        for value in model.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    return path.stat().st_size + sum(name.stat().st_size for name in names if name.is_file())
 
 
 def random_feeds(

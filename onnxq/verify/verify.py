@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxq.data.samples import Samples
 from onnxq.load.model import runnable
+from onnxq.load.read import file_bytes, model_files, read_graph
 from onnxq.numerics.qparams import IntArray, quantize_weight
 from onnxq.numerics.saturation import may_saturate
 from onnxq.plan import Plan
@@ -90,9 +91,9 @@ def _static_figures(exported: Exported, saturating: list[str]) -> Figures:
     plan = exported.plan
     kernels = read_kernels(exported.model, plan)
     return Figures(
-        size_before=original_bytes(exported.original),
+        size_before=file_bytes(exported.original),
         size_after=0,
-        shipped_before=shipped_files(original_files(exported.original)),
+        shipped_before=shipped_files(model_files(exported.original)),
         codebooks={s.name: s.codebook for s in plan.layers.values() if s.codebook is not None},
         narrow={s.name: s.num_bits for s in plan.layers.values() if s.narrow},
         layers=len(plan.layers),
@@ -137,7 +138,7 @@ def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None
     """Time both files, or note why that can't be done: the result is none the worse for it."""
     feeds = next(samples.batches(1))
     try:
-        original = runnable(exported.original, ir.load(exported.original))
+        original = runnable(exported.original, read_graph(exported.original))
         # The compressed one first: it takes more memory while it opens.
         after, before = measure_latency([exported.model, original], feeds)
     except Exception as error:
@@ -147,18 +148,3 @@ def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None
         return
     figures.latency_before_ms, figures.latency_before_spread_ms = before.median_ms, before.spread_ms
     figures.latency_after_ms, figures.latency_after_spread_ms = after.median_ms, after.spread_ms
-
-
-def original_bytes(path: Path) -> int:
-    """The size of a model's file with the external data files that it names."""
-    return sum(file.stat().st_size for file in original_files(path))
-
-
-def original_files(path: Path) -> list[Path]:
-    """A model's file and the external data files that it names."""
-    files = {
-        Path(value.const_value.path)
-        for value in ir.load(path).graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    return [path, *sorted(files)]

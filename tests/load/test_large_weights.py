@@ -21,7 +21,7 @@ from onnxq.weight_files import WeightFiles
 @pytest.fixture
 def all_large(monkeypatch, tmp_path):
     """Every model is large, and its files go to a folder of the test."""
-    for name in ("onnxq.weight_files.LARGE", "onnxq.load.large.LARGE", "onnxq.load.model.LARGE"):
+    for name in ("onnxq.weight_files.LARGE", "onnxq.load.large.LARGE", "onnxq.load.read.LARGE"):
         monkeypatch.setattr(name, 1)
     for module in ("onnxq.weight_files", "onnxq.load.large", "onnxq.normalise.simplify"):
         monkeypatch.setattr(f"{module}.SMALLEST", 256)

@@ -1,0 +1,160 @@
+"""Reading a model's file as it is: the one way from a path to a model.
+
+Every tensor is checked before anything but protobuf sees the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnxq.errors import ModelError, reason_of
+from onnxq.load.external import external_files, external_place, load_external
+from onnxq.load.tensors import (
+    all_tensors,
+    data_problem,
+    inner_tensors,
+    is_external,
+    tensor_bytes,
+)
+from onnxq.weight_files import LARGE
+
+_NEWEST_IR_VERSION = 64
+_FIRST_BYTE = b"\x08"
+"""The tag of the field ir_version, with which every serialised ModelProto starts."""
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """The message in a model's file; external data stay where they are.
+
+    Raises:
+        ModelError: not a file, not ONNX, truncated, a tensor whose data are not what its shape
+            says, or external data that are missing or outside the model's folder.
+    """
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise ModelError(
+            f'The model "{path}" can\'t be read ({reason}); give the path of an ONNX file.'
+        ) from error
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise _unreadable(data, path) from error
+    if not 0 < proto.ir_version <= _NEWEST_IR_VERSION:
+        raise _unreadable(data, path)
+    for tensor in all_tensors(proto):
+        _check_tensor(tensor, path)
+    return proto
+
+
+def read_graph(path: Path) -> ir.Model:
+    """The model in a file as it is; the external data of its initializers stay on the disk.
+
+    Raises:
+        ModelError: as `read_proto`, or it holds something that can't be represented.
+    """
+    proto = read_proto(path)
+    _load(inner_tensors(proto), path)
+    model = deserialize(proto, path.name)
+    ir.external_data.set_base_dir(model.graph, path.absolute().parent)
+    return model
+
+
+def model_files(path: Path) -> list[Path]:
+    """A model's file and the external data files that it names.
+
+    Raises:
+        ModelError: as `read_proto`.
+    """
+    return [path, *external_files(read_proto(path), path.absolute().parent)]
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of a model's file and of the external data files that it names."""
+    return sum(file.stat().st_size for file in model_files(path))
+
+
+def load_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    """Read external data into a checked message; initializers that are large in sum stay outside.
+
+    Args:
+        proto: of the file; it is changed in place.
+        path: the file.
+
+    Raises:
+        ModelError: they can't be read.
+    """
+    outside = [tensor for tensor in proto.graph.initializer if is_external(tensor)]
+    large = sum(tensor_bytes(tensor) for tensor in outside) >= LARGE
+    _load(inner_tensors(proto) if large else all_tensors(proto), path)
+
+
+def deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
+    """The model in a message.
+
+    Raises:
+        ModelError: it holds something that can't be represented.
+    """
+    try:
+        return ir.from_proto(proto)
+    # What onnx-ir raises for a damaged message is not always an error of its own.
+    except Exception as error:
+        raise ModelError(
+            f'The model "{name}" holds something that can\'t be represented '
+            f"({reason_of(_first_cause(error))}); check it with onnx.checker."
+        ) from error
+
+
+def _load(tensors: Iterable[onnx.TensorProto], path: Path) -> None:
+    for tensor in tensors:
+        if is_external(tensor):
+            try:
+                load_external(tensor, path.absolute().parent)
+            except (OSError, ValueError) as error:
+                raise _external_error(path, error) from error
+
+
+def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
+    if is_external(tensor):
+        try:
+            external_place(tensor, path.absolute().parent)
+        except (OSError, ValueError) as error:
+            raise _external_error(path, error, f"the tensor '{tensor.name}': ") from error
+    elif (problem := data_problem(tensor)) is not None:
+        raise ModelError(
+            f'The tensor "{tensor.name}" of "{path.name}" is damaged ({problem}); copy or export '
+            "the model again."
+        )
+
+
+def _external_error(path: Path, error: Exception, which: str = "") -> ModelError:
+    return ModelError(
+        f'The external data of "{path.name}" can\'t be read ({which}{reason_of(error)}); '
+        "put the data files beside the model under their original names."
+    )
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error at the bottom of a chain of causes: the one that names the thing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _unreadable(data: bytes, path: Path) -> ModelError:
+    if data[:1] == _FIRST_BYTE and 0 < int.from_bytes(data[1:2], "big") <= _NEWEST_IR_VERSION:
+        return ModelError(
+            f'The model "{path.name}" is truncated or damaged (its {len(data)} bytes start as an '
+            "ONNX model but do not end as one); copy or download it again."
+        )
+    return ModelError(
+        f'The file "{path.name}" is not an ONNX model (its {len(data)} bytes are not a '
+        "serialised ModelProto); give a file that was exported to ONNX."
+    )
