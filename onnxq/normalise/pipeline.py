@@ -15,6 +15,7 @@ from onnxq.normalise.chain_sum import ChainSum
 from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, pieces_of
 from onnxq.normalise.clip_to_relu import ClipToRelu
 from onnxq.normalise.conv_to_gemm import ConvToGemm
+from onnxq.normalise.einsum_to_matmul import EinsumToMatMul
 from onnxq.normalise.expand_where import ExpandWhere
 from onnxq.normalise.explicit_pads import MakePadsExplicit
 from onnxq.normalise.facts import is_op
@@ -22,9 +23,12 @@ from onnxq.normalise.fold_affine import FoldAffine
 from onnxq.normalise.fold_batch_norm import FoldBatchNorm
 from onnxq.normalise.fold_constants import FoldConstants
 from onnxq.normalise.fold_shapes import FoldShapes
+from onnxq.normalise.gemm_to_plain import GemmToPlain
 from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.normalise.left_constant import LeftConstant
 from onnxq.normalise.lift_constants import LiftConstants
 from onnxq.normalise.mean_to_pool import MeanToPool
+from onnxq.normalise.merge_transposes import MergeTransposes
 from onnxq.normalise.min_max_to_clip import MinMaxToClip
 from onnxq.normalise.name_everything import NameEverything
 from onnxq.normalise.passes import GraphPass
@@ -34,6 +38,7 @@ from onnxq.normalise.remove_identity import RemoveIdentity
 from onnxq.normalise.runner import PassRunner
 from onnxq.normalise.simplify import Simplify
 from onnxq.normalise.split_to_slices import SplitToSlices
+from onnxq.normalise.squeeze_weight import SqueezeWeight
 from onnxq.normalise.sweep_dead import SweepDead
 from onnxq.normalise.verify_batch import FreedBatch, free_and_verify_batch
 from onnxq.numerics.equality import Outputs, find_difference, rounding_noise
@@ -58,6 +63,11 @@ FORMS: tuple[GraphPass, ...] = (
     ClipToRelu(),
     PReluToLeakyRelu(),
     MeanToPool(),
+    EinsumToMatMul(),
+    LeftConstant(),
+    GemmToPlain(),
+    SqueezeWeight(),
+    MergeTransposes(),
     FoldAffine(),
     PoolBeforeConv(),
     ConvToGemm(),

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.normalise.gemm_to_plain import GemmToPlain
 from onnxq.plan.operators import (
-    FUSED_OPERATORS,
     RECURRENT_OPERATORS,
     WEIGHT_OPERATORS,
     attribute,
     constant,
 )
 from onnxq.plan.spec import Compute, LayerSpec
+from onnxq.plan.unquantized import has_weights, has_weights_left, refusal_of_weights
 
 SMALLEST_RANK = 2
 
@@ -93,7 +94,7 @@ def _unsupported_form(node: ir.Node, bias: ir.Value | None, channels: int) -> st
     if node.op_type != "Gemm":
         return ""
     if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
-        return "its alpha or beta is not 1"
+        return GemmToPlain().refusal(node) or "its alpha or beta is not 1"
     if attribute(node, "transA", 0):
         return "it transposes its input"
     return ""
@@ -124,23 +125,16 @@ def find_layers(graph: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
     for node in graph:
         if not node.name:
             continue
-        if node.op_type in FUSED_OPERATORS:
-            refused[node.name] = (
-                f"{node.op_type} is a form of ONNX Runtime's optimizer; give the model as it was "
-                "exported"
-            )
-        elif node.domain:
-            continue
-        elif node.op_type in RECURRENT_OPERATORS:
-            refused[node.name] = f"{node.op_type} has no integer kernel with a learned range"
-        elif node.op_type in WEIGHT_OPERATORS:
+        if node.op_type in WEIGHT_OPERATORS and not node.domain and not has_weights_left(node):
             found = layer_of(node)
             if isinstance(found, Layer):
                 layers.append(found)
             elif found != "its weights are not constant" or node.op_type != "MatMul":
                 refused[node.name] = found
+        elif (reason := refusal_of_weights(node)) is not None:
+            refused[node.name] = reason
     for node in _nested_nodes(graph):
-        if node.op_type in (*WEIGHT_OPERATORS, *RECURRENT_OPERATORS):
+        if node.op_type in (*WEIGHT_OPERATORS, *RECURRENT_OPERATORS) and has_weights(node):
             refused[node.name or node.op_type] = "it is inside a sub-graph (If, Loop or Scan)"
     return layers, refused
 

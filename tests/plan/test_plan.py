@@ -8,6 +8,7 @@ import pytest
 from small_graphs import BODIES, HEAD, build, image_graph, serialised, small_graph
 
 from onnxq.errors import RecipeError
+from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
 from onnxq.recipe import LayerOverride, Recipe
 
@@ -334,6 +335,38 @@ def test_a_form_without_an_integer_kernel_is_left_alone_with_the_reason(text, re
     assert not plan.layers
     (found,) = plan.left_alone.values()
     assert reason in found
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("y = MatMul (w, x)", ""),
+        ("u = Add (x, w) y = MatMul (w, u)", "other nodes, which are no layers"),
+        ('y = Einsum <equation = "ij,jk->ik"> (x, w)', ""),
+        ('y = Einsum <equation = "ij,ij->ij"> (x, w)', "multiplies elements"),
+        ('y = Einsum <equation = "ij,ij->ij"> (x, x)', None),
+        ("y = Gemm <alpha = 0.5> (x, w)", ""),
+        ("u = Gemm <alpha = 0.5> (x, w) y = Sub (u, w)", "its alpha is not 1"),
+    ],
+)
+def test_every_product_with_constant_weights_is_a_layer_or_listed(text, reason):
+    used = {"w": (4, 4)} if "w)" in text or "(w" in text else {}
+    model = build(f"net (float[N, 4, 4] z, float[4, 4] x) => (float[A, B] y) {{ {text} }}", used)
+    plan = make_plan(normalise(model).model, Recipe())
+    assert len(plan.layers) == (reason == "")
+    assert bool(plan.left_alone) == bool(reason)
+    assert all(reason in found for found in plan.left_alone.values())
+
+
+def test_a_product_in_a_subgraph_without_weights_is_not_listed():
+    text = """net (float[4, 4] x, bool c) => (float[N, 4] y) {
+        a = MatMul (x, w1)
+        y = If (c) <then_branch = then () => (float[N, 4] t) { t = MatMul (a, x) },
+                    else_branch = other () => (float[N, 4] e) {
+                        v = Transpose (w1) e = MatMul (a, v) }>
+    }"""
+    plan = make_plan(build(text, {"w1": (4, 4)}), Recipe())
+    assert len(plan.left_alone) == 1
 
 
 def test_a_recurrent_layer_is_left_alone_with_the_reason():

@@ -8,12 +8,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from small_graphs import Feeds, build, quantize, run
 
 from onnxq.calibrate.calibrator import calibrate
 from onnxq.data.samples import open_samples
 from onnxq.errors import OutputError
 from onnxq.export.lower import Lowering
 from onnxq.load.inputs import input_specs
+from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
 from onnxq.recipe import Recipe
 from onnxq.rewrite.initial import initial_quantizers
@@ -157,3 +159,19 @@ def test_a_full_temporary_folder_is_named(monkeypatch):
     monkeypatch.setattr(kernels, "open_session", no_room)
     with pytest.raises(OutputError, match=r"no room for the optimised graph.*TMPDIR"):
         kernels.optimised_nodes(model_of(CLASSIFIER))
+
+
+def test_products_that_were_brought_to_a_layers_form_run_on_integer_kernels():
+    text = """net (float[N, 6, 4] x) => (float[N, 5, 8, 2] y) {
+        a = MatMul (left, x) r = Relu (a) e = Einsum <equation = "bij,jhk->bihk"> (r, heads)
+        s = Relu (e) y = MatMul (s, one)
+    }"""
+    weights = {"left": (5, 6), "heads": (4, 8, 3), "one": (1, 3, 2)}
+    teacher = normalise(build(text, weights)).model
+    data = np.random.default_rng(0).normal(size=(16, 6, 4)).astype(np.float32)
+    quantized = quantize(teacher, Feeds([{"x": data}]))
+    kernels = running_kernels(quantized.exported, quantized.plan)
+    assert len(kernels) == 3
+    assert set(kernels.values()) <= INTEGER_KERNELS
+    found, expected = (run(model, {"x": data})["y"] for model in (quantized.exported, teacher))
+    assert np.mean((found - expected) ** 2) < 0.01 * np.mean(expected**2)
