@@ -1,6 +1,6 @@
 """Fuzz onnxq: thousands of valid and damaged models, samples and settings.
 
-    python benchmarks/fuzz.py [--cases 10000] [--out FILE] [--processes 2]
+    python benchmarks/fuzz.py [--cases 10000] [--family NAME ...] [--out FILE] [--processes 2]
     python benchmarks/fuzz.py --case FAMILY:SEED [--keep] [--command]
     python benchmarks/fuzz.py --ci
     python benchmarks/fuzz.py --table FILE
@@ -63,7 +63,8 @@ def _run(arguments: argparse.Namespace, out: Path, compressed: Path) -> int:
     """Run the cases that the file has no line of."""
     done = {(line.family, line.seed) for line in _lines(out)}
     works = _ci_works() if arguments.ci else _works(arguments.cases, arguments.first)
-    works = [work for work in works if work[:2] not in done]
+    wanted = arguments.family or list(FAMILIES)
+    works = [work for work in works if work[:2] not in done and work[0] in wanted]
     began = time.monotonic()
     _run_all(works, out, compressed, arguments.processes)
     print(f"{len(works)} cases in {time.monotonic() - began:.0f} s\n")
@@ -74,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000, help="shared out among the families")
     parser.add_argument("--first", type=int, default=0, help="number of the first case of a family")
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="these alone")
     parser.add_argument("--out", type=Path, help="the file for a line of each case")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--case", metavar="FAMILY:SEED", help="repeat one case")

@@ -268,7 +268,7 @@ class Recipe:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RecipeError(f"The recipe '{text[:80]}' is not JSON: {error}.") from error
         return recipe_from_fields(fields, "the recipe")
 
@@ -282,7 +282,7 @@ def load_recipe(path: Path) -> Recipe:
     """
     try:
         fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(
             f"Can't read the recipe '{path}' ({reason}); give a TOML file."

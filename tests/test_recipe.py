@@ -188,8 +188,12 @@ def test_bad_files(tmp_path):
     (tmp_path / "r.toml").write_text("a = = 3")
     with pytest.raises(RecipeError, match="Can't read the recipe"):
         load_recipe(tmp_path / "r.toml")
-    with pytest.raises(RecipeError, match="is not JSON"):
-        Recipe.from_json("{")
+    (tmp_path / "deep.toml").write_text("x = " + "[" * 3000)
+    with pytest.raises(RecipeError, match="Can't read the recipe"):
+        load_recipe(tmp_path / "deep.toml")
+    for text in ("{", "[" * 100_000):
+        with pytest.raises(RecipeError, match="is not JSON"):
+            Recipe.from_json(text)
     with pytest.raises(RecipeError, match="Expected a table"):
         Recipe.from_json("[]")
     with pytest.raises(OutputError, match="Can't write the recipe"):

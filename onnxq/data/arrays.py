@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,12 +32,21 @@ def read_arrays(path: Path) -> Arrays:
             return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
         # numpy leaves a file open that it opened itself and that turns out to be broken.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:
+        # numpy, zipfile and the decompressors raise whatever they stumble on in a broken file.
         raise UnreadableError(
             f"Can't read arrays from '{path}': {_reason(error)}; expected a file written by "
             "numpy without Python objects: write it again or remove it."
         ) from error
+    for name, array in arrays.items():
+        # What an archive holds beside arrays comes as bytes.
+        if not isinstance(array, np.ndarray):
+            raise UnreadableError(
+                f"'{name}' in '{path}' is no array; expected a file written by numpy: remove what "
+                "is no array from it."
+            )
+    return arrays
 
 
 def _reason(error: Exception) -> str:

@@ -19,8 +19,19 @@ def fields_from_huggingface(config: Mapping[str, Any], path: Path) -> dict[str, 
     `Preprocess` computes (pixel / 255 − mean) / std, mean = m / (255·f), std = s / (255·f).
 
     Raises:
-        DataError: the configuration has no mean and std, or a size in a form not known.
+        DataError: the configuration has no mean and std, a size in a form not known, or values
+            that are no numbers.
     """
+    try:
+        return _fields(config, path)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise DataError(
+            f"'{path}' holds a value of a kind that is not expected there ({error}); mend it, or "
+            "give --mean, --std, --resize and --crop instead."
+        ) from error
+
+
+def _fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not config.get("do_normalize", True):
         mean, std = [0.0], [1.0]
     elif "image_mean" in config and "image_std" in config:

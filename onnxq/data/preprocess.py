@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,11 @@ from onnxq.errors import DataError
 
 METADATA_KEY = "onnxq.preprocess"
 """The key of a model's metadata under which the preprocessing is kept as JSON."""
+
+LARGEST = 1_000_000
+"""Of a mean or a standard deviation, whose inverse is the smallest."""
+MOST_PIXELS = 16_384
+"""Of a side of an image."""
 
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 _FILTERS = {name: Image.Resampling[name.upper()] for name in Resample.__args__}  # type: ignore[attr-defined]
@@ -145,7 +149,7 @@ class Preprocess:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"The preprocessing '{text[:80]}' is not JSON: {error}.") from error
         return _from_fields(fields, "the preprocessing")
 
@@ -159,7 +163,7 @@ def load_preprocess(path: Path) -> Preprocess:
     try:
         text = path.read_text(encoding="utf-8")
         fields = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
             f"Can't read the preprocessing file '{path}' ({reason}); give a TOML file or a "
@@ -193,7 +197,7 @@ def _is_for_images(config: Path) -> bool:
     """Whether a `preprocessor_config.json` is of an image processor, as far as can be told."""
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         # Loading it says what is wrong with it.
         return True
     return not isinstance(fields, dict) or not (
@@ -232,31 +236,32 @@ def _problems(settings: Preprocess) -> list[tuple[str, str]]:
     for field in ("mean", "std"):
         values = getattr(settings, field)
         if not isinstance(values, tuple) or len(values) not in (1, 3) or not _finite(values):
-            problems.append((field, "expected 1 or 3 finite numbers"))
+            problems.append((field, f"expected 1 or 3 finite numbers of at most {LARGEST}"))
     if not problems and len(settings.mean) != len(settings.std):
         problems.append(("std", f"expected {len(settings.mean)} values, as many as 'mean' has"))
-    if not problems and min(settings.std) <= 0:
-        problems.append(("std", "expected numbers above 0"))
+    if not problems and min(settings.std) < 1 / LARGEST:
+        problems.append(("std", f"expected numbers above 0, of at least {1 / LARGEST}"))
     sides = settings.resize if isinstance(settings.resize, tuple) else (settings.resize,)
     if len(sides) not in (1, 2) or not all(_is_side(side) for side in sides):
-        problems.append(("resize", "expected a number of pixels, or height and width"))
+        problems.append(("resize", f"expected pixels up to {MOST_PIXELS}, or height and width"))
     if not _is_side(settings.crop):
-        problems.append(("crop", "expected a number of pixels"))
-    if settings.layout not in ("nchw", "nhwc"):
+        problems.append(("crop", f"expected pixels up to {MOST_PIXELS}"))
+    if settings.layout not in ["nchw", "nhwc"]:
         problems.append(("layout", "expected 'nchw' or 'nhwc'"))
     if not isinstance(settings.bgr, bool):
         problems.append(("bgr", "expected true or false"))
-    if settings.resample not in _FILTERS:
+    if settings.resample not in list(_FILTERS):
         problems.append(("resample", f"expected one of {sorted(_FILTERS)}"))
     return problems
 
 
 def _finite(values: tuple[Any, ...]) -> bool:
-    return all(_is_number(v) and math.isfinite(v) for v in values)
+    # NaN is not at most anything.
+    return all(_is_number(v) and abs(v) <= LARGEST for v in values)
 
 
 def _is_side(side: Any) -> bool:
-    return side is None or (isinstance(side, int) and not isinstance(side, bool) and side > 0)
+    return side is None or (type(side) is int and 0 < side <= MOST_PIXELS)
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
+from onnxq.data.preprocess import Preprocess
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.numerics.packing import bits_per_index
 from onnxq.pipeline import plan_model
@@ -163,9 +164,14 @@ def _compressed(opened: OpenedModel) -> Inspection:
         inspection,
         version=metadata[COMPRESSED_KEY],
         recipe=Recipe.from_json(metadata[RECIPE_KEY]) if RECIPE_KEY in metadata else None,
-        preprocess=None if preprocess is None else json.loads(preprocess),
+        preprocess=None if preprocess is None else _preprocess_fields(preprocess),
         figures=figures,
     )
+
+
+def _preprocess_fields(text: str) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(Preprocess.from_json(text).to_json())
+    return fields
 
 
 def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxq.errors import ModelError
+from onnxq.verify.kinds import misfit
 
 METADATA_KEY = "onnxq.figures"
 """The key of a model's metadata under which the figures are kept as JSON."""
@@ -156,8 +157,11 @@ class Figures:
             ModelError: the text is not a JSON table with both sizes.
         """
         try:
-            return cls.from_fields(json.loads(text))
-        except (TypeError, ValueError, AttributeError) as error:
+            fields = json.loads(text)
+            if (name := misfit(cls, fields)) is not None:
+                raise ValueError(f"'{name}' is of another kind than it should be")
+            return cls.from_fields(fields)
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ModelError(
                 f'The metadata "{METADATA_KEY}" can\'t be read ({error}), where the figures of '
                 "onnxq are expected; compress the original again."

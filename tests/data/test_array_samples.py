@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,47 @@ def test_files_that_are_not_arrays(tmp_path, name, content):
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"Can't read .*{name}"):
         open_samples(path, ONE, None)
+
+
+def archive(path, patch):
+    """An `.npz` of one array, whose bytes are patched in both headers of the member."""
+    np.savez(path, x=rows(3))
+    data = bytearray(path.read_bytes())
+    local, central = 0, data.rindex(b"PK\x01\x02")
+    for start, shift in ((local, 0), (central, 2)):
+        patch(data, start + shift)
+    path.write_bytes(data)
+
+
+def encrypt(data, start):
+    data[start + 6] |= 1
+
+
+def compress_oddly(data, start):
+    data[start + 8] = 99
+
+
+@pytest.mark.parametrize("patch", [encrypt, compress_oddly])
+def test_archives_that_can_not_be_read(tmp_path, patch):
+    archive(tmp_path / "d.npz", patch)
+    with pytest.raises(DataError, match=r"Can't read arrays from .*d\.npz"):
+        open_samples(tmp_path / "d.npz", ONE, None)
+
+
+def test_an_archive_with_something_else_in_it(tmp_path):
+    np.savez(tmp_path / "d.npz", x=rows(3))
+    with zipfile.ZipFile(tmp_path / "d.npz", "a") as file:
+        file.writestr("inner.zip", b"PK")
+    with pytest.raises(DataError, match=r"'inner\.zip' in .* is no array"):
+        open_samples(tmp_path / "d.npz", ONE, None)
+
+
+def test_a_header_that_does_not_end(tmp_path):
+    np.save(tmp_path / "d.npy", rows(3))
+    data = (tmp_path / "d.npy").read_bytes().replace(b"}", b" ")
+    (tmp_path / "d.npy").write_bytes(data)
+    with pytest.raises(DataError, match=r"Can't read arrays from .*d\.npy"):
+        open_samples(tmp_path / "d.npy", ONE, None)
 
 
 def test_python_objects_are_refused(tmp_path):

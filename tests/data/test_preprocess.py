@@ -101,6 +101,14 @@ def test_json_round_trip(mean, resize, layout, bgr):
         ({"layout": "hwc"}, "'layout' is 'hwc'.*'nchw' or 'nhwc'"),
         ({"resample": "sinc"}, "'resample' is 'sinc'"),
         ({"bgr": "yes"}, "'bgr' is 'yes'"),
+        ({"layout": ["nchw"]}, "'layout' is"),
+        ({"resample": {}}, "'resample' is"),
+        ({"resize": 10**12}, "'resize' is .* up to"),
+        ({"resize": (8, True)}, "'resize' is"),
+        ({"crop": 10**12}, "'crop' is .* up to"),
+        ({"mean": (10**400,) * 3}, "'mean' is .* at most"),
+        ({"mean": (float("nan"),) * 3}, "'mean' is"),
+        ({"std": (1e-300,) * 3}, "'std' is .* at least"),
     ],
 )
 def test_settings_out_of_range_are_named(change, message):
@@ -169,6 +177,13 @@ def test_reads_a_hugging_face_configuration(tmp_path, change, expected):
             '"crop_size":{"height":3,"width":4}}',
             "square 'crop_size'",
         ),
+        ("p.json", '{"image_mean":null,"image_std":[1]}', "not expected there"),
+        ("p.json", '{"image_mean":["a"],"image_std":[1]}', "not expected there"),
+        ("p.json", '{"image_mean":[0],"image_std":[1],"rescale_factor":null}', "not expected"),
+        ("p.json", '{"image_mean":[0],"image_std":[1],"rescale_factor":0}', "not expected"),
+        ("p.json", '{"image_mean":[0],"image_std":[1],"size":8,"resample":[]}', "not expected"),
+        ("p.json", "[" * 100_000, "Can't read the preprocessing file"),
+        ("p.toml", "x = " + "[" * 3000, "Can't read the preprocessing file"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, text, message):
@@ -182,6 +197,8 @@ def test_missing_file_and_bad_metadata(tmp_path):
         load_preprocess(tmp_path / "none.toml")
     with pytest.raises(DataError, match="is not JSON"):
         Preprocess.from_json("{mean")
+    with pytest.raises(DataError, match="is not JSON"):
+        Preprocess.from_json("[" * 100_000)
 
 
 def test_finds_the_most_specific_settings_first(tmp_path):

@@ -43,7 +43,19 @@ def test_ratios() -> None:
     assert Figures(1000, 300).latency_ratio is None
 
 
-@pytest.mark.parametrize("text", ["not json", "{}", "[1]", '"x"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        "{}",
+        "[1]",
+        '"x"',
+        "[" * 100_000,
+        '{"size_before": "1", "size_after": 2}',
+        '{"size_before": 1, "size_after": 2, "weight_only": 3}',
+        '{"size_before": 1, "size_after": 2, "kernels": {"a": null}}',
+    ],
+)
 def test_broken_metadata_is_a_sentence(text: str) -> None:
     with pytest.raises(ModelError, match=r"onnxq\.figures"):
         Figures.from_json(text)
