@@ -78,9 +78,7 @@ def open_session(
     providers = ["CPUExecutionProvider"]
     if isinstance(model, (str, Path)):
         return ort.InferenceSession(str(model), options, providers=providers)
-    data = (
-        model if isinstance(model, bytes) else ir.to_proto(session_form(model)).SerializeToString()
-    )
+    data = model if isinstance(model, bytes) else serialized(model)
     if prepack and not large:
         return ort.InferenceSession(data, options, providers=providers)
     # Only a model that is opened from a file may name other files.
@@ -102,6 +100,12 @@ def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
 def session_form(model: ir.Model) -> ir.Model:
     """The model, or where it is large a copy that names files for its weights."""
     return _WEIGHT_FILES.mapped(model) if is_large(model) else model
+
+
+def serialized(model: ir.Model) -> bytes:
+    """The bytes of a model as sessions open it."""
+    data: bytes = ir.to_proto(session_form(model)).SerializeToString()
+    return data
 
 
 class SessionPool:

@@ -10,11 +10,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxq.errors import ModelError, reason_of
+from onnxq.errors import ModelError
 from onnxq.load.inputs import input_specs, random_feeds
 from onnxq.load.interface import note_interface
 from onnxq.load.large import put_in_weights, take_out_weights
 from onnxq.load.limits import DEFAULT_DOMAINS, check_operators, check_types
+from onnxq.load.opens import check_opens
 from onnxq.load.outputs import run_model
 from onnxq.load.read import deserialize, load_external_data, read_proto
 from onnxq.load.version import (
@@ -26,7 +27,6 @@ from onnxq.load.version import (
     default_opset,
 )
 from onnxq.numerics.equality import find_difference
-from onnxq.session import open_session
 
 logger = logging.getLogger(__name__)
 
@@ -98,24 +98,6 @@ def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
             f'The model "{path.name}" does not say which opset it uses, where an opset_import '
             "is expected; it may be truncated, so copy or export it again."
         )
-
-
-def check_opens(model: ir.Model | Path, name: str) -> None:
-    """Raises ModelError where ONNX Runtime can't open a model, or the file of one.
-
-    Args:
-        model: what is tried.
-        name: how the error calls it.
-    """
-    try:
-        open_session(model, optimise=False)
-    except Exception as error:
-        # ONNX Runtime's exceptions share no base class but Exception.
-        reason = reason_of(error)
-        raise ModelError(
-            f'ONNX Runtime can\'t open the model "{name}" ({reason}); '
-            "check it with onnx.checker, or export it again."
-        ) from error
 
 
 def _check_conversion(proto: onnx.ModelProto, model: ir.Model, path: Path) -> None:

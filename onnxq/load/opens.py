@@ -1,0 +1,58 @@
+"""Whether ONNX Runtime opens a model, found out where it can't end this process."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.errors import ModelError, reason_of
+from onnxq.isolation import Crash, isolated
+from onnxq.load.read import file_bytes
+from onnxq.session import open_session, serialized
+from onnxq.weight_files import weight_bytes
+
+MOST = 2**30
+"""Bytes of a model above which it is opened in this process: twice would take too long."""
+
+_OPENED: set[bytes] = set()
+"""Digests of what has been opened in a child process."""
+
+
+def check_opens(model: ir.Model | Path, name: str) -> None:
+    """Raises ModelError where ONNX Runtime can't open a model, or the file of one.
+
+    Args:
+        model: what is tried.
+        name: how the error calls it.
+    """
+    large = (file_bytes(model) if isinstance(model, Path) else weight_bytes(model)) > MOST
+    try:
+        if large:
+            open_session(model, optimise=False)
+        else:
+            _try(model)
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        how = "crashes on" if isinstance(error, Crash) else "can't open"
+        raise ModelError(
+            f'ONNX Runtime {how} the model "{name}" ({reason_of(error)}); '
+            "check it with onnx.checker, or export it again."
+        ) from error
+
+
+def _try(model: ir.Model | Path) -> None:
+    """Open a model in a child process, once for each content."""
+    data: bytes | Path = model if isinstance(model, Path) else serialized(model)
+    content = str(data).encode() + data.read_bytes() if isinstance(data, Path) else data
+    digest = hashlib.sha256(content).digest()
+    if digest not in _OPENED:
+        isolated(_open, data)
+        _OPENED.add(digest)
+
+
+def _open(model: bytes | Path) -> None:
+    """Open a model as it is and optimised: each runs code that the other does not."""
+    for optimise in (False, True):
+        open_session(model, optimise=optimise, prepack=False)
