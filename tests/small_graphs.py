@@ -86,10 +86,20 @@ BODIES = {
     "relu_twice": f"{CONV} r = Relu (a) c = Conv (r, v6, c6) d = Conv (a, w6, b6) "
     "s = Slice (c, ones, minus_ones, axes) z = Add (s, d)",
     "float_side": f"{CONV} t = Tanh (a) r = Relu (a) c = Conv (r, v6, c6) z = Add (t, c)",
+    "clip_of_one_element": f"{CONV} z = Clip (a, first_zero, first_six)",
+    "captured": f"{CONV} r = Relu (a) c = Conv (r, v6, c6) p = Loop "
+    "<body = inner (int64 i, bool on, float[N, 6, 8, 8] s) => (bool off, float[N, 6, 8, 8] v) "
+    f"{{ off = Identity (on) u = Tanh (s) v = Add (u, r) }}> (three, yes, c) {LAST}",
+    "captured_by_relu": f"{CONV} b = Conv (x, wy, by) q = If (yes) "
+    "<then_branch = one () => (float[N, 6, 8, 8] v) { v = Relu (a) }, "
+    f"else_branch = two () => (float[N, 6, 8, 8] w) {{ w = Neg (b) }}> "
+    "p = Add (q, b) z = Conv (p, v6, c6)",
 }
 """Graphs from `x`, (N, 3, 8, 8), to `z`, 6 channels; `HEAD` follows."""
 
 CONSTANTS |= {"ones": np.array([1, 1]), "minus_ones": np.array([-1, -1])}
+CONSTANTS |= {"three": np.array(3), "yes": np.array(True)}
+CONSTANTS |= {"first_zero": np.zeros(1, np.float32), "first_six": np.full(1, 6, np.float32)}
 
 
 class Feeds:

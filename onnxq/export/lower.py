@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.export.constants import CODES, SCALE, add_constant
 from onnxq.export.weights import lower_weights
+from onnxq.graph.nested import nested_nodes
 from onnxq.numerics.qparams import quant_max
 from onnxq.plan.spec import CODE_BITS, Plan, TensorSpec
 from onnxq.rewrite.fake_quant import DOMAIN, parse_function_name
@@ -68,9 +69,13 @@ class Lowering:
         elif self._moves_codes(node):
             self._move(node)
         else:
-            for i, value in enumerate(node.inputs):
-                if value in self._codes:
-                    node.replace_input_with(i, self._dequantized(self._codes[value]))
+            for reader in (node, *nested_nodes(node)):
+                self._read_floats(reader)
+
+    def _read_floats(self, node: ir.Node) -> None:
+        for i, value in enumerate(node.inputs):
+            if value in self._codes:
+                node.replace_input_with(i, self._dequantized(self._codes[value]))
 
     def _quantize(self, node: ir.Node) -> None:
         spec, source, result = self._specs[str(node.name)], node.inputs[0], node.outputs[0]

@@ -1,9 +1,9 @@
-"""What a model must not contain: unknown domains, quantized operators, maps."""
+"""What a model must not contain: unknown domains, quantized operators."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
@@ -86,38 +86,20 @@ def check_operators(model: onnx.ModelProto, name: str) -> None:
             )
 
 
-def check_types(model: onnx.ModelProto, name: str) -> None:
-    """Refuse a model with a map (or a sequence of maps) among its inputs and outputs.
-
-    Raises:
-        ModelError: names the first such input or output.
-    """
-    for value in [*model.graph.input, *model.graph.output]:
-        kind = value.type
-        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
-            kind = getattr(kind, kind.WhichOneof("value")).elem_type
-        if kind.WhichOneof("value") not in ("tensor_type", "sparse_tensor_type"):
-            raise ModelError(
-                f'The value "{value.name}" of "{name}" is of type '
-                f'"{kind.WhichOneof("value") or "unknown"}", where a tensor is expected; '
-                "export the model with tensors as inputs and outputs "
-                "(skl2onnx does with zipmap=False)."
-            )
-
-
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node of the main graph, of its sub-graphs and of the model's functions."""
-    yield from _nodes(model.graph.node)
+    yield from nested_nodes(model.graph.node)
     for function in model.functions:
-        yield from _nodes(function.node)
+        yield from nested_nodes(function.node)
 
 
-def _nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def nested_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes and those of their sub-graphs, at any depth."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
             for graph in [attribute.g, *attribute.graphs]:
-                yield from _nodes(graph.node)
+                yield from nested_nodes(graph.node)
 
 
 def node_label(node: onnx.NodeProto) -> str:

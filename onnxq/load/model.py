@@ -11,13 +11,17 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxq.errors import ModelError
+from onnxq.load.domains import unify_domains
+from onnxq.load.functions import drop_idle_functions, inline_functions
 from onnxq.load.inputs import input_specs, random_feeds
 from onnxq.load.interface import note_interface
 from onnxq.load.large import put_in_weights, take_out_weights
-from onnxq.load.limits import DEFAULT_DOMAINS, check_operators, check_types
+from onnxq.load.limits import DEFAULT_DOMAINS, check_operators
 from onnxq.load.opens import check_opens
+from onnxq.load.order import sort_nodes
 from onnxq.load.outputs import run_model
 from onnxq.load.read import deserialize, load_external_data, read_proto
+from onnxq.load.types import check_types
 from onnxq.load.version import (
     MAX_IR_VERSION,
     MAX_OPSET,
@@ -48,21 +52,23 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
     path = Path(path)
     proto = read_proto(path)
     _check_complete(proto, path)
+    unify_domains(proto)
+    drop_idle_functions(proto)
     check_operators(proto, path.name)
     check_types(proto, path.name)
     load_external_data(proto, path)
     proto, weights = take_out_weights(proto)
-    model = deserialize(convert_version(proto, path.name, least_opset), path.name)
+    model = deserialize(proto, path.name)
+    sort_nodes(model, path.name)
+    model, converted = inline_functions(model, path.name)
+    model = _convert(model, path.name, least_opset)
     put_in_weights(model, weights, path.absolute().parent)
     model.ir_version = convert_ir_version(proto.ir_version, least_opset)
-    if model.functions:
-        common.InlinePass()(model)
-        common.RemoveUnusedOpsetsPass()(model)
     common.RemoveInitializersFromInputsPass()(model)
     note_interface(model)
     check_opens(model, path.name)
     opset = default_opset(proto)
-    if opset is not None and opset < model.opset_imports.get("", opset):
+    if converted or (opset is not None and opset < model.opset_imports.get("", opset)):
         _check_conversion(proto, model, path)
     return model
 
@@ -98,6 +104,31 @@ def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
             f'The model "{path.name}" does not say which opset it uses, where an opset_import '
             "is expected; it may be truncated, so copy or export it again."
         )
+
+
+def _convert(model: ir.Model, name: str, least_opset: int) -> ir.Model:
+    """The model at an opset in range: the same object where it is one already."""
+    proto = ir.to_proto(model)
+    converted = convert_version(proto, name, least_opset)
+    return model if converted is proto else deserialize(converted, name)
+
+
+def check_opens(model: ir.Model | Path, name: str) -> None:
+    """Raises ModelError where ONNX Runtime can't open a model, or the file of one.
+
+    Args:
+        model: what is tried.
+        name: how the error calls it.
+    """
+    try:
+        open_session(model, optimise=False)
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        reason = reason_of(error)
+        raise ModelError(
+            f'ONNX Runtime can\'t open the model "{name}" ({reason}); '
+            "check it with onnx.checker, or export it again."
+        ) from error
 
 
 def _check_conversion(proto: onnx.ModelProto, model: ir.Model, path: Path) -> None:

@@ -38,4 +38,6 @@ class AskRuntime:
 
 def _describe(value: ir.Value, kind: str, shape: list[int | str | None]) -> None:
     value.dtype = ir.DataType[kind.removeprefix(TENSOR).removesuffix(")").upper()]
-    value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in shape])
+    # It says [] of a scalar, and of what it knows no rank of.
+    if shape:
+        value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in shape])

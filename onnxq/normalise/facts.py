@@ -44,9 +44,12 @@ def static_dim(value: ir.Value | None, axis: int) -> int | None:
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads the value once; None if others do or the graph returns it."""
+    """The one node that reads the value once; None if others do or the graph returns it.
+
+    None too where a node inside a sub-graph reads it, which may run several times or never.
+    """
     uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
         return None
     return uses[0].node
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.constants import scalar
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import constant, input_at, is_op, only_reader, rank
 from onnxq.normalise.passes import NodePass
@@ -67,26 +68,16 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
     if node.op_type == "Relu":
         return 0.0, np.inf
     if node.op_type == "Clip":
-        low = _scalar(input_at(node, 1), -np.inf)
-        high = _scalar(input_at(node, 2), np.inf)
+        low = scalar(input_at(node, 1), -np.inf)
+        high = scalar(input_at(node, 2), np.inf)
         return None if low is None or high is None else (low, high)
     others = [value for value in node.inputs if value is not source]
     if len(node.inputs) != 2 or len(others) != 1 or not rank(source):
         return None
-    limit = _scalar(others[0], np.nan)
+    limit = scalar(others[0], np.nan)
     if limit is None or np.isnan(limit):
         return None
     return (limit, np.inf) if node.op_type == "Max" else (-np.inf, limit)
-
-
-def _scalar(value: ir.Value | None, default: float) -> float | None:
-    """The one number of a constant of rank 0 or 1; None where it is something else."""
-    if value is None:
-        return default
-    array = constant(value)
-    if array is None or array.size != 1 or array.ndim > 1:
-        return None
-    return float(array.reshape(()))
 
 
 def _joined(node: ir.Node) -> tuple[ir.Value, tuple[float, float]] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.constants import scalar
+
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose constant weights are quantized."""
 
@@ -130,11 +132,11 @@ def activation_bounds(node: ir.Node) -> tuple[float, float] | None:
         return 0.0, float("inf")
     if node.op_type != "Clip" or len(node.inputs) < 2:
         return None
-    lower = constant(node.inputs[1])
-    upper = constant(node.inputs[2]) if len(node.inputs) > 2 else np.float32(np.inf)
-    if lower is None or upper is None or float(lower) != 0.0:
+    lower = scalar(node.inputs[1])
+    upper = scalar(node.inputs[2], np.inf) if len(node.inputs) > 2 else np.inf
+    if lower != 0.0 or upper is None or upper <= 0.0:
         return None
-    return 0.0, float(upper)
+    return 0.0, upper
 
 
 def never_negative(value: ir.Value) -> bool:

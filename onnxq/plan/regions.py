@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.graph.nested import nested_nodes
 from onnxq.plan.layers import Layer
 from onnxq.plan.operators import (
     COMPUTES,
@@ -62,6 +63,7 @@ class Regions:
         self._spared = spared
         self._outputs = set(graph.outputs)
         self._data = {layer.node: layer.data for layer in layers}
+        self._holders = {inner: node for node in graph for inner in nested_nodes(node)}
         self._leading = self._nodes_that_lead_to_layers()
         self.weight_only = self._refused_layers(layers)
         self.integer_layers = {n for n in self._data if n not in self.weight_only}
@@ -73,13 +75,17 @@ class Regions:
         leading: set[ir.Node] = set()
         for node in reversed(list(self._graph)):
             if node in self._data or any(
-                c in leading for out in node.outputs for c in out.consumers()
+                c in leading for out in node.outputs for c in self._readers(out)
             ):
                 leading.add(node)
         return leading
 
+    def _readers(self, value: ir.Value) -> list[ir.Node]:
+        """The nodes of the main graph that read a value, be it in a sub-graph."""
+        return list(dict.fromkeys(self._holders.get(node, node) for node in value.consumers()))
+
     def _leads(self, value: ir.Value) -> bool:
-        return any(node in self._leading for node in value.consumers())
+        return any(node in self._leading for node in self._readers(value))
 
     def _refused_layers(self, layers: list[Layer]) -> dict[ir.Node, str]:
         reasons: dict[ir.Node, str] = {}
@@ -99,13 +105,13 @@ class Regions:
 
     def _touches_infinite(self, node: ir.Node) -> bool:
         around = [root(v) for v in node.inputs if v is not None] + list(node.outputs)
-        around += [out for c in node.outputs[0].consumers() for out in c.outputs]
+        around += [out for c in self._readers(node.outputs[0]) for out in c.outputs]
         return any(value.name in self._infinite for value in around)
 
     def _touches_spared(self, node: ir.Node) -> bool:
         """Whether the node reads or writes such a tensor, activations that fold included."""
         around = [root(v) for v in node.inputs if v is not None] + list(node.outputs)
-        for reader in node.outputs[0].consumers():
+        for reader in self._readers(node.outputs[0]):
             if activation_bounds(reader) is not None:
                 around += list(reader.outputs)
         return any(value.name in self._spared for value in around)
@@ -143,11 +149,11 @@ class Regions:
             if before in self.integer_layers or before in nodes:
                 return True
         return any(
-            self._data.get(c) is value and c in self.integer_layers for c in value.consumers()
+            self._data.get(c) is value and c in self.integer_layers for c in self._readers(value)
         )
 
     def _read_in_integers(self, value: ir.Value, nodes: set[ir.Node]) -> bool:
-        for node in value.consumers():
+        for node in self._readers(value):
             if node in nodes or (node in self.integer_layers and self._data[node] is value):
                 return True
             if (is_move(node) or activation_bounds(node) is not None) and any(
@@ -182,7 +188,7 @@ class Regions:
 
     def _moved_to_integers(self, node: ir.Node, moves: set[ir.Node]) -> bool:
         for value in node.outputs:
-            for reader in value.consumers():
+            for reader in self._readers(value):
                 if reader in self.integer_nodes:
                     return True
                 if self._data.get(reader) is value and reader in self.integer_layers:
@@ -193,7 +199,7 @@ class Regions:
 
     def _activated(self, value: ir.Value) -> ir.Value:
         """The value after the activation that the range of `value` can stand for."""
-        consumers = list(value.consumers())
+        consumers = self._readers(value)
         if len(consumers) == 1 and self._folds(consumers[0]):
             return consumers[0].outputs[0]
         return value

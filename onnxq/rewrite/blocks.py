@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.rewrite.split import reads
+from onnxq.graph.nested import reads
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.graph.constants import scalar
 from onnxq.load.limits import DEFAULT_DOMAINS
+from onnxq.normalise.facts import input_at
 from onnxq.rewrite.layer_weights import (
     LAYER_TYPES,
     in_features,
@@ -79,6 +80,8 @@ def _pair_from(producer: ir.Node) -> Pair | str:
         if value.is_graph_output() or len(value.uses()) != 1:
             return f"'{value.name}' is an output or not read exactly once"
         node, index = next(iter(value.uses()))
+        if node.graph is not value.graph:
+            return f"'{value.name}' is read inside a sub-graph"
         if index != 0:
             return f"'{value.name}' is not the data input of '{node.name}'"
         if node.op_type in LAYER_TYPES:
@@ -102,7 +105,7 @@ def _checked(producer: ir.Node, consumer: ir.Node, between: list[ir.Node]) -> Pa
     if len(clips) > 1:
         return f"more than one Clip lies before '{consumer.name}'"
     clip = clips[0] if clips else None
-    bound = _constant(clip.inputs, 2, math.inf) if clip else None
+    bound = scalar(input_at(clip, 2), math.inf) if clip else None
     return Pair(
         producer=producer,
         consumer=consumer,
@@ -129,7 +132,7 @@ def _between_refusal(node: ir.Node) -> str | None:
     if node.op_type in _HOMOGENEOUS:
         return _slope_refusal(node) if node.op_type == "PRelu" else None
     if node.op_type == "Clip":
-        low, high = _constant(node.inputs, 1, -math.inf), _constant(node.inputs, 2, math.inf)
+        low, high = scalar(input_at(node, 1), -math.inf), scalar(input_at(node, 2), math.inf)
         fits = low == 0.0 and high is not None and high > 0.0
         return None if fits else f"'{node.name}' is not a Clip from 0 to a constant"
     if node.op_type == "Flatten" and int_attribute(node, "axis", 1) == 1:
@@ -160,13 +163,3 @@ def _flattens(node: ir.Node) -> bool:
         return bool(dims[:1] == numbers[:1])
     features = [dim for dim in dims[1:] if isinstance(dim, int)]
     return len(features) == len(dims) - 1 and math.prod(features) == int(numbers[1])
-
-
-def _constant(inputs: Sequence[ir.Value | None], index: int, absent: float) -> float | None:
-    """The scalar that an optional input holds, `absent` without it, None if not constant."""
-    value = inputs[index] if index < len(inputs) else None
-    if value is None:
-        return absent
-    if value.const_value is None:
-        return None
-    return float(value.const_value.numpy().reshape(-1)[0])

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.graph.nested import nested_nodes, reads
+
 
 @dataclass(frozen=True)
 class Split:
@@ -31,7 +33,7 @@ def split(model: ir.Model, seeds: Collection[str]) -> Split:
     """The model cut before everything that the seeds reach.
 
     Args:
-        model: a graph without sub-graphs that read its values; it isn't changed.
+        model: it isn't changed.
         seeds: names of nodes, or of graph inputs whose readers are meant.
     """
     reached = reach(model.graph, seeds)
@@ -44,7 +46,7 @@ def between(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) ->
     """The part of a graph from some of its tensors to some others.
 
     Args:
-        model: a graph without sub-graphs that read its values; it isn't changed.
+        model: it isn't changed.
         inputs: names of tensors that become inputs, or are.
         outputs: names of the tensors wanted; none of them among the inputs.
     """
@@ -73,15 +75,6 @@ def reach(graph: ir.Graph, seeds: Collection[str]) -> set[str]:
             found.add(str(node.name))
             changed.update(node.outputs)
     return found
-
-
-def reads(node: ir.Node) -> Iterable[ir.Value]:
-    """The values that a node reads, its sub-graphs included."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph():
-                yield from reads(inner)
 
 
 def _cut(graph: ir.Graph, reached: Collection[str]) -> list[ir.Value]:
@@ -144,11 +137,9 @@ def _as_input(graph: ir.Graph, value: ir.Value) -> None:
 
 def _remove(node: ir.Node) -> None:
     """Take a node out of its graph, with what its sub-graphs read."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph().all_nodes():
-                for index in range(len(inner.inputs)):
-                    inner.replace_input_with(index, None)
+    for inner in nested_nodes(node):
+        for index in range(len(inner.inputs)):
+            inner.replace_input_with(index, None)
     assert node.graph is not None
     node.graph.remove(node, safe=True)
 

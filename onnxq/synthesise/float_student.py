@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
+from onnxq.graph.nested import has_subgraph, reads
 from onnxq.learn.engine import Engine
-from onnxq.learn.engine.path import has_subgraph, read_values
 from onnxq.learn.loss import target_name
 from onnxq.learn.nested import flattened, nested
 from onnxq.learn.optimizer import Adam
@@ -123,7 +123,7 @@ def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
     reached = {v for v in model.graph.inputs if v.name == images}
     nodes = []
     for node in model.graph:
-        if reached.intersection(read_values(node)):
+        if reached.intersection(reads(node)):
             nodes.append(node)
             reached.update(node.outputs)
         reached.update(v for v in node.outputs if v.name == images)
@@ -132,7 +132,7 @@ def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
     for node in reversed(nodes):
         if wanted.intersection(node.outputs):
             kept.append(node)
-            wanted.update(read_values(node))
+            wanted.update(reads(node))
     for node in kept:
         if has_subgraph(node):
             raise ModelError(

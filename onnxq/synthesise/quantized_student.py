@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.learn.engine.path import has_subgraph
+from onnxq.graph.nested import has_subgraph
 from onnxq.normalise.facts import constant
 from onnxq.session import Arrays, Feeds
 from onnxq.synthesise.float_student import PREFIX

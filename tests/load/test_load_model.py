@@ -105,16 +105,6 @@ def test_an_operator_that_onnx_never_had(tmp_path):
     assert 'The node "y"' in message and "which ONNX does not have (up to opset" in message
 
 
-def test_a_function_may_be_named_in_onnx_own_domain(tmp_path):
-    proto = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["" : 13]>
-        g (float[2,4] x) => (float[2,4] y) { y = Magic(x) }
-        <opset_import: ["" : 13], domain: ""> Magic (a) => (b) { b = Neg(a) }"""
-    )
-    model = load_model(_save(tmp_path, proto))
-    assert [node.op_type for node in model.graph] == ["Neg"]
-
-
 @pytest.mark.parametrize("opset", [9, 12, 14, 16])
 def test_an_operator_before_its_time_brings_the_opset_up(tmp_path, opset):
     """ONNX Runtime runs LayerNormalization at any opset, and its optimizer writes such models."""
@@ -129,24 +119,6 @@ def test_an_operator_before_its_time_brings_the_opset_up(tmp_path, opset):
     feeds["x"] = rng.normal(size=(2, 4)).astype(np.float32)
     expected = open_session(path, optimise=False).run(None, feeds)[0]
     np.testing.assert_allclose(open_session(model, optimise=False).run(None, feeds)[0], expected)
-
-
-def test_functions_are_inlined(tmp_path):
-    proto = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["" : 13, "custom" : 1]>
-        g (float[2,4] x) => (float[2,4] y) { y = custom.Magic(x) }
-        <opset_import: ["" : 13], domain: "custom"> Magic (a) => (b) { c = Relu(a) b = Neg(c) }"""
-    )
-    model = load_model(_save(tmp_path, proto))
-    assert [node.op_type for node in model.graph] == ["Relu", "Neg"]
-
-
-def test_maps(tmp_path):
-    proto = _proto("y = Relu(x)")
-    kind = proto.graph.output[0].type.sequence_type.elem_type.map_type
-    kind.key_type = onnx.TensorProto.INT64
-    kind.value_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    assert '"map_type"' in _message(_save(tmp_path, proto))
 
 
 def test_external_data(tmp_path):

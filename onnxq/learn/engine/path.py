@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+
+from onnxq.graph.nested import reads
 
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -33,7 +35,7 @@ def carrying_values(
     names = set(trainable)
     dependent = {value for value in graph.inputs if value.name in names}
     for node in graph:
-        if any(value in dependent for value in read_values(node)):
+        if any(value in dependent for value in reads(node)):
             dependent.update(value for value in node.outputs if is_float(value))
     return dependent & _ancestors(graph, set(losses))
 
@@ -43,23 +45,8 @@ def carrying_nodes(graph: ir.Graph, carrying: set[ir.Value]) -> list[ir.Node]:
     return [
         node
         for node in graph
-        if carrying.intersection(node.outputs) and carrying.intersection(read_values(node))
+        if carrying.intersection(node.outputs) and carrying.intersection(reads(node))
     ]
-
-
-def read_values(node: ir.Node) -> list[ir.Value]:
-    """The values that a node reads, those captured by its sub-graphs included."""
-    values = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        for graph in _graphs(attribute):
-            values.extend(value for inner in graph for value in read_values(inner))
-            values.extend(graph.outputs)
-    return values
-
-
-def has_subgraph(node: ir.Node) -> bool:
-    """Whether the node runs other graphs (If, Loop, Scan)."""
-    return any(True for attribute in node.attributes.values() for _ in _graphs(attribute))
 
 
 def is_float(value: ir.Value) -> bool:
@@ -71,13 +58,5 @@ def _ancestors(graph: ir.Graph, losses: set[str]) -> set[ir.Value]:
     found = {value for value in graph.outputs if value.name in losses}
     for node in reversed(graph):
         if found.intersection(node.outputs):
-            found.update(read_values(node))
+            found.update(reads(node))
     return found
-
-
-def _graphs(attribute: ir.Attr) -> Iterable[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    if attribute.type == ir.AttributeType.GRAPHS:
-        return attribute.as_graphs()
-    return []

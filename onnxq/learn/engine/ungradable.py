@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from onnxq.graph.nested import has_subgraph
 from onnxq.learn.engine.builtin import refuse_builtin
 from onnxq.learn.engine.form import Form, make_form
 from onnxq.learn.engine.gradients import find_rule
-from onnxq.learn.engine.path import carrying_nodes, carrying_values, has_subgraph, infer_types
+from onnxq.learn.engine.path import carrying_nodes, carrying_values, infer_types
 
 
 def ungradable_nodes(
