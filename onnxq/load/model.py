@@ -113,24 +113,6 @@ def _convert(model: ir.Model, name: str, least_opset: int) -> ir.Model:
     return model if converted is proto else deserialize(converted, name)
 
 
-def check_opens(model: ir.Model | Path, name: str) -> None:
-    """Raises ModelError where ONNX Runtime can't open a model, or the file of one.
-
-    Args:
-        model: what is tried.
-        name: how the error calls it.
-    """
-    try:
-        open_session(model, optimise=False)
-    except Exception as error:
-        # ONNX Runtime's exceptions share no base class but Exception.
-        reason = reason_of(error)
-        raise ModelError(
-            f'ONNX Runtime can\'t open the model "{name}" ({reason}); '
-            "check it with onnx.checker, or export it again."
-        ) from error
-
-
 def _check_conversion(proto: onnx.ModelProto, model: ir.Model, path: Path) -> None:
     """Compare the converted model with the one of the file, on random inputs.
 
