@@ -21,7 +21,6 @@ DEEPEST, MOST = 8, 4000
 
 _WHOLE = {
     FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
-    FieldDescriptor.TYPE_ENUM: (-(2**31), 2**31 - 1),
     FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
     FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1),
 }
@@ -118,6 +117,8 @@ def _add(items: Any, field: FieldDescriptor, rng: np.random.Generator) -> None:
 
 
 def _value(field: FieldDescriptor, rng: np.random.Generator, old: Any) -> Any:
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        return int(rng.choice(sorted(field.enum_type.values_by_number)))
     if field.type in _WHOLE:
         low, high = _WHOLE[field.type]
         near = [] if old is None else [old + 1, old - 1, old * 2]

@@ -13,7 +13,7 @@ def table(lines: Iterable[Line]) -> str:
     """A row for each family: cases by outcome and minutes; then the failures."""
     lines = list(lines)
     families = list(dict.fromkeys(line.family for line in lines))
-    head = ["family", "cases", *GOOD, "failures", "CPU minutes", "slowest, s"]
+    head = ["family", "cases", *GOOD, "failures", "minutes", "slowest, s"]
     rows = [_row(name, [line for line in lines if line.family == name]) for name in families]
     if len(rows) != 1:
         rows.append(_row("all", lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,10 @@ class SentenceGroup(click.Group):
                 # A terminal without × and ─ is no reason to lose a result.
                 stream.reconfigure(errors="replace")
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                # numpy's, about weights and samples: what comes of them is measured and told.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                return super().invoke(ctx)
         except OnnxqError as error:
             raise click.ClickException(_sentence(str(error))) from error
         except KeyboardInterrupt:
