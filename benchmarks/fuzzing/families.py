@@ -22,7 +22,9 @@ from fuzzing.valid import Valid, save_arrays, valid_model
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ROOT / "sample_models" / "digits_mlp.onnx"
 
-QUICK = ("--learn", "none", "--samples", "8", "--threads", "1")
+QUICK = ("--learn", "none", "--threads", "1")
+FEW = ("--samples", "8")
+"""Samples where what comes out need not be good."""
 LEARNS = (
     "auto", "auto", "thresholds", "rounding", "steps", "weights", "biases", "float-layers",
 )  # fmt: skip
@@ -87,7 +89,7 @@ def _inspect(rng: np.random.Generator, valid: bool, folder: Path, compressed: Pa
 def _compress(rng: np.random.Generator, valid: bool, folder: Path, compressed: Path) -> Prepared:
     model, made, kind = _model(rng, valid, folder, compressed)
     arguments, out = _command(model, _data(made or valid_model(rng), folder), folder)
-    more = [] if valid else _options(rng, 0.4)
+    more = [] if valid else [*FEW, *_options(rng, 0.4)]
     return Prepared(kind, [*arguments, *QUICK, *more], made if valid else None, valid, out)
 
 
@@ -95,7 +97,7 @@ def _learn(rng: np.random.Generator, valid: bool, folder: Path, compressed: Path
     taken = valid or bool(rng.random() < 0.5)
     model, made, kind = _model(rng, taken, folder, compressed)
     arguments, out = _command(model, _data(made or valid_model(rng), folder), folder)
-    arguments += ["--max-minutes", "0.02", "--epochs", "1", "--samples", "16", "--threads", "1"]
+    arguments += ["--max-minutes", "0.02", "--epochs", "1", "--threads", "1"]
     if valid:
         return Prepared(kind, arguments, made, True, out)
     if rng.random() < 0.1:
@@ -103,7 +105,7 @@ def _learn(rng: np.random.Generator, valid: bool, folder: Path, compressed: Path
         arguments[at : at + 2] = ["--data-free"]
         kind += ", data-free"
     learn = LEARNS[rng.integers(len(LEARNS))]
-    arguments += ["--learn", learn, *_options(rng, 0.4)]
+    arguments += ["--learn", learn, "--samples", "16", *_options(rng, 0.4)]
     return Prepared(f"{learn} {kind}", arguments, None, False, out)
 
 

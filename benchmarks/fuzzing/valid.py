@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fuzzing.graph_writer import GraphWriter
 
 BATCHES: tuple[int | str | None, ...] = ("N", "batch", None, 1, 4)
 BATCH_ODDS = (0.5, 0.2, 0.1, 0.1, 0.1)
-ROWS = 24
+ROWS = 64
 """Samples in a file; fixed batches divide it."""
 
 Arrays = dict[str, np.ndarray]
@@ -66,8 +67,6 @@ def _arrays(writer: GraphWriter, rng: np.random.Generator, rows: int, uniform: b
 
 def save_arrays(path: Path, arrays: Arrays) -> None:
     """Write arrays as `.npz`, whatever their names are."""
-    import zipfile
-
     with zipfile.ZipFile(path, "w") as file:
         for name, array in arrays.items():
             with file.open(f"{name}.npy", "w") as member:
