@@ -1,6 +1,6 @@
 """Fuzz onnxq: thousands of valid and damaged models, samples and settings.
 
-    python benchmarks/fuzz.py [--cases 10000] [--family NAME ...] [--out FILE] [--processes 2]
+    python benchmarks/fuzz.py [--cases 10000] [--family NAME ...] [--valid] [--out FILE]
     python benchmarks/fuzz.py --case FAMILY:SEED [--keep] [--command]
     python benchmarks/fuzz.py --ci
     python benchmarks/fuzz.py --table FILE
@@ -23,7 +23,7 @@ import traceback
 from pathlib import Path
 
 from fuzzing.case import Line, run_case
-from fuzzing.families import FAMILIES
+from fuzzing.families import FAMILIES, is_valid
 from fuzzing.table import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +65,8 @@ def _run(arguments: argparse.Namespace, out: Path, compressed: Path) -> int:
     works = _ci_works() if arguments.ci else _works(arguments.cases, arguments.first)
     wanted = arguments.family or list(FAMILIES)
     works = [work for work in works if work[:2] not in done and work[0] in wanted]
+    if arguments.valid:
+        works = [work for work in works if is_valid(work[1])]
     began = time.monotonic()
     _run_all(works, out, compressed, arguments.processes)
     print(f"{len(works)} cases in {time.monotonic() - began:.0f} s\n")
@@ -76,6 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=10_000, help="shared out among the families")
     parser.add_argument("--first", type=int, default=0, help="number of the first case of a family")
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="these alone")
+    parser.add_argument("--valid", action="store_true", help="the valid cases alone")
     parser.add_argument("--out", type=Path, help="the file for a line of each case")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--case", metavar="FAMILY:SEED", help="repeat one case")

@@ -66,7 +66,12 @@ def prepare(family: str, seed: int, folder: Path, compressed: Path) -> Prepared:
     """
     rng = np.random.default_rng([list(FAMILIES).index(family), seed])
     make, _ = FAMILIES[family]
-    return make(rng, seed % 10 == 0, folder, compressed)
+    return make(rng, is_valid(seed), folder, compressed)
+
+
+def is_valid(seed: int) -> bool:
+    """Whether the case of a number is valid, whatever its family."""
+    return seed % 10 == 0
 
 
 def _inspect(rng: np.random.Generator, valid: bool, folder: Path, compressed: Path) -> Prepared:
