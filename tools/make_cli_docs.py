@@ -40,7 +40,8 @@ onnxq compress model.onnx --data-free --mean .485,.456,.406 --std .229,.224,.225
 onnxq compress model.onnx --dry-run --exclude Gemm""",
     "inspect": """\
 onnxq inspect model.onnx
-onnxq inspect model-onnxq.onnx --json""",
+onnxq inspect model-onnxq.onnx --json
+onnxq inspect model.onnx --json | jq '.contents[] | select(.quantized | not)'""",
     "evaluate": """\
 onnxq evaluate model-onnxq.onnx --data labelled --reference model.onnx
 onnxq evaluate model-onnxq.onnx --data unlabelled.npz --reference model.onnx""",
@@ -61,6 +62,20 @@ onnxq distill large.onnx small.onnx --data images --epochs 100 --lr 0.001 --augm
 }
 
 
+MORE = {
+    "inspect": """\
+The first table lists the layers, with the reason where one stays float; a layer that reads the
+weights of an earlier one says so. The second table is the file, byte by byte, as it is stored:
+weights and biases by operator, tables of Gather, parameters of other nodes, constants in
+Constant nodes, sub-graphs and functions, external data, what nothing reads, and the graph
+itself. Weights that several layers read count once. The sum is the size of the file with its
+external data. In JSON it is `contents`, with `what`, `tensors`, `bytes`, `quantized`, `largest`
+(a name) and `reason` for each kind.
+""",
+}
+"""What the help text and the examples of a command leave to say."""
+
+
 def cli_docs() -> str:
     """The whole text of docs/cli.md."""
     settings = {"terminal_width": WIDTH, **main.context_settings, "max_content_width": WIDTH}
@@ -69,6 +84,7 @@ def cli_docs() -> str:
         for name, command in main.commands.items():
             with click.Context(command, parent=root, info_name=name) as context:
                 parts.append(_section(f"onnxq {name}", command.get_help(context), EXAMPLES[name]))
+            parts += [MORE[name]] if name in MORE else []
     return "\n".join(parts)
 
 

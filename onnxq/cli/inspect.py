@@ -20,8 +20,8 @@ from onnxq.report.tables import print_inspection
 def inspect_command(model: Path, as_json: bool, quiet: bool, verbose: int) -> None:
     """Show what MODEL is made of, and what can be quantized.
 
-    Layers, parameters, bytes, and the reason where a layer can't be quantized; on a file that
-    onnxq wrote, its recipe and figures.
+    Layers, parameters, bytes, and the reason where a layer can't be quantized; then every byte of
+    the file by what it is. On a file that onnxq wrote, its recipe and figures.
     """
     start_log(verbose)
     found: Any = run_inspect(require_model(model))

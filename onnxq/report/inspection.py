@@ -13,7 +13,10 @@ import onnx_ir as ir
 
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
+from onnxq.load.contents import read_contents
 from onnxq.load.limits import COMPRESSED_KEY
+from onnxq.load.read import read_proto
+from onnxq.normalise.name_everything import NameEverything
 from onnxq.numerics.packing import bits_per_index
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
@@ -22,6 +25,7 @@ from onnxq.plan.operators import WEIGHT_OPERATORS
 from onnxq.plan.spec import LayerSpec
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
+from onnxq.report.contents import ContentRow, Fates, content_rows
 from onnxq.report.stored import stored_weight
 from onnxq.verify.figures import METADATA_KEY, Figures
 from onnxq.verify.opened import OpenedModel, open_model
@@ -44,6 +48,8 @@ class LayerRow:
         reason: why it is not on integer kernels, or has no codebook; empty where there is nothing
             to say.
         codebook: number of centroids, or None.
+        weight: name of its weights; of several constants, of the largest.
+        shares: name of an earlier layer that reads the same weights; empty where none does.
     """
 
     name: str
@@ -55,6 +61,8 @@ class LayerRow:
     compute: str
     reason: str = ""
     codebook: int | None = None
+    weight: str = ""
+    shares: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,10 @@ class Inspection:
         ir_version: version of the file format.
         inputs: dtype and shape by name.
         outputs: dtype and shape by name.
-        parameters: number of constant values.
+        parameters: number of constant values, wherever they are in the file; shared ones once.
         operators: number of nodes by operator.
         layers: the nodes with weights.
+        contents: every byte of the file, by what it is.
         notes: what normalisation could not do.
         version: version of onnxq that wrote the file; None for any other file.
         recipe: its options.
@@ -87,6 +96,7 @@ class Inspection:
     parameters: int
     operators: dict[str, int]
     layers: list[LayerRow]
+    contents: list[ContentRow]
     notes: list[str] = field(default_factory=list)
     version: str | None = None
     recipe: Recipe | None = None
@@ -129,7 +139,20 @@ def plan_rows(model: ir.Model, plan: Plan) -> list[LayerRow]:
             rows.append(_planned_row(plan.layers[name]))
         elif name in plan.left_alone:
             rows.append(_float_row(node, plan.left_alone[name]))
-    return rows
+    return _with_shared(rows)
+
+
+def _with_shared(rows: list[LayerRow]) -> list[LayerRow]:
+    """Rows that know which earlier one reads the same weights."""
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault(row.weight, row.name)
+    return [
+        dataclasses.replace(row, shares=first[row.weight])
+        if row.weight and first[row.weight] != row.name
+        else row
+        for row in rows
+    ]
 
 
 def _planned_row(spec: LayerSpec) -> LayerRow:
@@ -144,7 +167,16 @@ def _planned_row(spec: LayerSpec) -> LayerRow:
     reasons = (spec.reason or (INT4_REASON if spec.int4 else ""), spec.refusal)
     reason = "; ".join(each for each in reasons if each)
     return LayerRow(
-        spec.name, spec.op_type, count, 4 * count, size, bits, spec.compute, reason, spec.codebook
+        spec.name,
+        spec.op_type,
+        count,
+        4 * count,
+        size,
+        bits,
+        spec.compute,
+        reason,
+        spec.codebook,
+        spec.weight,
     )
 
 
@@ -152,7 +184,9 @@ def _float_row(node: ir.Node, reason: str) -> LayerRow:
     arrays = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
     parameters = sum(array.size for array in arrays)
     size = sum(array.nbytes for array in arrays)
-    return LayerRow(str(node.name), node.op_type, parameters, size, size, None, "float", reason)
+    name, kind = str(node.name), node.op_type
+    weight = max(arrays, key=lambda array: array.size).name if arrays else None
+    return LayerRow(name, kind, parameters, size, size, None, "float", reason, weight=weight or "")
 
 
 def _compressed(opened: OpenedModel) -> Inspection:
@@ -195,14 +229,24 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
         bits = figures.narrow.get(name, stored.num_bits)
         sizes = 4 * count, size
         rows.append(
-            LayerRow(name, node.op_type, count, *sizes, bits, compute, reason, stored.codebook)
+            LayerRow(
+                name,
+                node.op_type,
+                count,
+                *sizes,
+                bits,
+                compute,
+                reason,
+                stored.codebook,
+                stored.name,
+            )
         )
-    return rows
+    return _with_shared(rows)
 
 
 def _inspection(opened: OpenedModel, layers: list[LayerRow], notes: list[str]) -> Inspection:
     graph = opened.model.graph
-    constants = [v.const_value for v in graph.initializers.values() if v.const_value is not None]
+    contents = read_contents(read_proto(opened.path), opened.path)
     return Inspection(
         path=opened.path,
         size=opened.size,
@@ -210,10 +254,21 @@ def _inspection(opened: OpenedModel, layers: list[LayerRow], notes: list[str]) -
         ir_version=opened.model.ir_version,
         inputs={spec.name: str(spec) for spec in opened.inputs},
         outputs={str(value.name): _described(value) for value in graph.outputs},
-        parameters=sum(constant.size for constant in constants),
+        parameters=sum(tensor.size for tensor in contents.tensors if tensor.bytes),
         operators=dict(sorted(Counter(node.op_type for node in graph.all_nodes()).items())),
         layers=layers,
+        contents=content_rows(contents, _fates(opened.model, layers)),
         notes=notes,
+    )
+
+
+def _fates(model: ir.Model, layers: list[LayerRow]) -> Fates:
+    named = NameEverything()(model.clone()).model
+    reasons = [row.reason if row.compute == "float" else None for row in layers]
+    return Fates(
+        [str(node.name) for node in named.graph],
+        dict(zip((row.name for row in layers), reasons, strict=True)),
+        dict(zip((row.weight for row in layers), reasons, strict=True)),
     )
 
 

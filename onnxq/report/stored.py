@@ -26,6 +26,7 @@ class Stored:
         num_bits: width of an index, or of what holds a code.
         codebook: number of centroids, or None where each weight is stored as a code.
         int4: the codes have the type INT4.
+        name: of the codes or packed indices.
     """
 
     parameters: int
@@ -33,6 +34,7 @@ class Stored:
     num_bits: float
     codebook: int | None = None
     int4: bool = False
+    name: str = ""
 
 
 def stored_weight(value: ir.Value | None) -> Stored | None:
@@ -50,7 +52,7 @@ def stored_weight(value: ir.Value | None) -> Stored | None:
     if tensor.dtype not in _WIDTHS:
         return None
     int4 = tensor.dtype == ir.DataType.INT4
-    return Stored(tensor.size, tensor.nbytes, _WIDTHS[tensor.dtype], int4=int4)
+    return Stored(tensor.size, tensor.nbytes, _WIDTHS[tensor.dtype], None, int4, str(value.name))
 
 
 def _codebook(gather: ir.Node) -> Stored | None:
@@ -59,13 +61,14 @@ def _codebook(gather: ir.Node) -> Stored | None:
     A table of all codes of n bits is no codebook: its indices are codes.
     """
     table = None if gather.inputs[0] is None else gather.inputs[0].const_value
-    parameters, packed, waiting = 0, 0, [gather.inputs[1]]
+    parameters, packed, waiting, name = 0, 0, [gather.inputs[1]], ""
     while waiting:
         value = waiting.pop()
         if value is None:
             continue
         if value.const_value is not None:
             packed += value.const_value.nbytes
+            name = name or str(value.name)
             continue
         node = value.producer()
         if node is None:
@@ -80,5 +83,5 @@ def _codebook(gather: ir.Node) -> Stored | None:
     size, count = packed + table.nbytes, table.size
     num_bits = uniform_bits(table.numpy())
     if num_bits is not None:
-        return Stored(parameters, size, num_bits)
-    return Stored(parameters, size, bits_per_index(count), count)
+        return Stored(parameters, size, num_bits, name=name)
+    return Stored(parameters, size, bits_per_index(count), count, name=name)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxq.distil.result import DistillResult
+from onnxq.report.contents import ContentRow
 from onnxq.report.distillation import distil_rows
 from onnxq.report.inspection import Inspection, LayerRow
 from onnxq.report.result import figure_rows
@@ -18,6 +19,7 @@ from onnxq.report.text import (
     NONE,
     decibels_text,
     number_text,
+    percent_text,
     points_text,
     size_text,
     time_text,
@@ -76,15 +78,33 @@ def print_layers(rows: Sequence[LayerRow]) -> None:
     for row in rows:
         bits = NONE if row.num_bits is None else f"{row.num_bits:g}"
         sizes = f"{row.bytes_before:,} -> {row.bytes_after:,}"
-        compute = _compute_text(row)
-        _add(table, row.name, row.op_type, f"{row.parameters:,}", sizes, bits, compute, row.reason)
+        compute, shares = _compute_text(row), f"reads the weights of '{row.shares}'"
+        reason = "; ".join(text for text in (row.reason, shares if row.shares else "") if text)
+        _add(table, row.name, row.op_type, f"{row.parameters:,}", sizes, bits, compute, reason)
     _console().print(table)
-    before, after = sum(r.bytes_before for r in rows), sum(r.bytes_after for r in rows)
+    own = [row for row in rows if not row.shares]
+    before, after = sum(r.bytes_before for r in own), sum(r.bytes_after for r in own)
     integer = sum(row.compute == "integer" for row in rows)
     _console().print(
         f"{len(rows)} layers, {integer} on integer kernels; weights "
         f"{size_text(before)} -> {size_text(after)}"
     )
+
+
+def print_contents(rows: Sequence[ContentRow]) -> None:
+    """One line per kind of bytes, the largest first, and their sum: the file's size."""
+    right = ("tensors", "bytes", "share")
+    table = _table("in the file", *right, "quantized", "largest", "reason", right=right)
+    size = sum(row.bytes for row in rows)
+    for row in rows:
+        share = percent_text(row.bytes / size)
+        quantized = ("yes" if row.quantized else "no") if row.tensors else NONE
+        count = row.tensors or NONE
+        _add(table, row.what, count, f"{row.bytes:,}", share, quantized, row.largest, row.reason)
+    table.add_section()
+    tensors = sum(row.tensors for row in rows)
+    _add(table, "in all", tensors, f"{size:,}", percent_text(1.0), "", "", "")
+    _console().print(table)
 
 
 def _compute_text(row: LayerRow) -> str:
@@ -129,6 +149,7 @@ def print_inspection(found: Inspection, *, layers: bool = True) -> None:
     console.print(escape("\n".join(lines)), soft_wrap=True)
     if layers:
         print_layers(found.layers)
+        print_contents(found.contents)
     if found.figures is not None:
         print_figures(found.figures)
     print_notes(found.notes)
