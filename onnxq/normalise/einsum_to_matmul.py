@@ -7,11 +7,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.einsum import Product
+from onnxq.graph.products import einsum_product, einsum_refusal, weight_index
 from onnxq.normalise.editor import Editor
-from onnxq.normalise.einsum_equation import NO_PRODUCT, Product, as_product
-from onnxq.normalise.facts import constant, rank, static_dim, string_attribute
+from onnxq.normalise.facts import constant
 from onnxq.normalise.passes import NodePass
-from onnxq.normalise.weight_forms import SHARED, may_copy, rearranged
+from onnxq.normalise.weight_forms import rearranged
 
 
 class EinsumToMatMul(NodePass):
@@ -26,20 +27,14 @@ class EinsumToMatMul(NodePass):
 
     def refusal(self, node: ir.Node) -> str | None:
         """Why the Einsum stays; None where it is a product of matrices."""
-        found = _product(node)
-        if isinstance(found, str):
-            return found
-        if not np.issubdtype(_weight_array(node).dtype, np.floating):
-            return "its weights are not float"
-        return None if may_copy(node.inputs[_weight_index(node)]) else SHARED
+        return einsum_refusal(node)
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
         """The nodes that are needed, in the place of the Einsum; the MatMul keeps its name."""
-        product = _product(node)
-        assert isinstance(product, Product)
-        index, array = _weight_index(node), _weight_array(node)
+        product, index = einsum_product(node), weight_index(node)
         weight, data = node.inputs[index], node.inputs[1 - index]
-        assert weight is not None
+        array = constant(weight)
+        assert isinstance(product, Product) and weight is not None and array is not None
         sizes = dict(zip(product.weight, array.shape, strict=True))
         chain = _Chain(editor, node, data)
         order = _data_order(product)
@@ -103,40 +98,3 @@ def _data_order(product: Product) -> str:
 
 def _count(letters: str, sizes: dict[str, int]) -> int:
     return int(np.prod([sizes[c] for c in letters]))
-
-
-def _weight_index(node: ir.Node) -> int:
-    return 1 if constant(node.inputs[0]) is None else 0
-
-
-def _weight_array(node: ir.Node) -> np.ndarray:
-    array = constant(node.inputs[_weight_index(node)])
-    assert array is not None
-    return array
-
-
-def _product(node: ir.Node) -> Product | str:
-    """What the equation means; why it means nothing of the kind."""
-    equation, known = string_attribute(node, "equation", ""), [rank(v) for v in node.inputs]
-    if len(node.inputs) != 2:
-        return f"{NO_PRODUCT}'{equation}' has {len(node.inputs)} operands"
-    if sum(constant(value) is None for value in node.inputs) != 1:
-        return "it has no constant operand beside a computed one"
-    ranks = [count for count in known if count is not None]
-    if len(ranks) < 2:
-        return "the rank of its input is not known"
-    product = as_product(equation, ranks, _weight_index(node))
-    if isinstance(product, Product) and _spreads(product, node):
-        return f"{NO_PRODUCT}an index of '{equation}' has two sizes, one of which is 1"
-    return product
-
-
-def _spreads(product: Product, node: ir.Node) -> bool:
-    """Whether one operand is repeated along an index that both have, as Einsum allows."""
-    data = node.inputs[1 - _weight_index(node)]
-    sizes = dict(zip(product.weight, _weight_array(node).shape, strict=True))
-    for letter in product.batch + product.summed:
-        found = static_dim(data, product.data.index(letter))
-        if found != sizes[letter] and (found is not None or sizes[letter] == 1):
-            return True
-    return False

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.products import alpha_refusal
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import (
     constant,
@@ -15,10 +16,6 @@ from onnxq.normalise.facts import (
     int_attribute,
 )
 from onnxq.normalise.passes import NodePass
-from onnxq.normalise.weight_forms import may_copy
-
-MOST_COPIES = 2
-"""So many copies of codes are smaller than one float weight."""
 
 
 class GemmToPlain(NodePass):
@@ -39,9 +36,9 @@ class GemmToPlain(NodePass):
             return "its weights are not constant"
         if not np.issubdtype(array.dtype, np.floating):
             return f"its weights are {array.dtype.name}"
+        if (reason := alpha_refusal(node)) is not None:
+            return reason
         alpha = float_attribute(node, "alpha", 1.0)
-        if alpha != 1 and not (may_copy(weight) and len(weight.uses()) <= MOST_COPIES):
-            return "its alpha is not 1, and other nodes read its weights too"
         beta = float_attribute(node, "beta", 1.0)
         if alpha != 1 or beta != 1 or int_attribute(node, "transA", 0):
             return None

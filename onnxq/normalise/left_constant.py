@@ -7,11 +7,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.products import left_refusal
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import constant, float_attribute, input_at, int_attribute, rank
 from onnxq.normalise.gemm_to_plain import bias_as_added
 from onnxq.normalise.passes import NodePass
-from onnxq.normalise.weight_forms import SHARED, may_copy, rearranged
+from onnxq.normalise.weight_forms import rearranged
 
 
 class LeftConstant(NodePass):
@@ -26,18 +27,7 @@ class LeftConstant(NodePass):
 
     def refusal(self, node: ir.Node) -> str | None:
         """Why the node stays; None where the operands change places."""
-        weight = constant(node.inputs[0])
-        if weight is None or constant(node.inputs[1]) is not None:
-            return "its first operand is not its weights"
-        if not np.issubdtype(weight.dtype, np.floating):
-            return f"its weights are {weight.dtype.name}"
-        if weight.ndim < 2:
-            return f"its weights have {weight.ndim} dimension"
-        if node.op_type == "Gemm":
-            return None
-        if rank(node.inputs[1]) in (None, 0):
-            return "its weights are its first operand, and the rank of the second is not known"
-        return None if may_copy(node.inputs[0]) else SHARED
+        return left_refusal(node)
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
         """The product the other way round between two Transposes; it keeps the node's name."""

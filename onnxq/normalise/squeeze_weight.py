@@ -7,10 +7,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.products import SHARED, may_copy
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import constant, rank
 from onnxq.normalise.passes import NodePass
-from onnxq.normalise.weight_forms import SHARED, may_copy, rearranged
+from onnxq.normalise.weight_forms import rearranged
 
 
 class SqueezeWeight(NodePass):

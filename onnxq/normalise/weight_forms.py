@@ -8,21 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.normalise.editor import Editor
-from onnxq.normalise.facts import constant, is_op
-
-SHARED = "other nodes, which are no layers, read its weights too"
-
-_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Gather"})
-"""Operators whose weights become integers, so that a second arrangement is smaller than a float."""
-
-
-def may_copy(value: ir.Value | None) -> bool:
-    """Whether a new form of a constant makes no larger file: all that read it read integers."""
-    return (
-        value is not None
-        and not value.is_graph_output()
-        and all(is_op(use.node, *_QUANTIZED) for use in value.uses())
-    )
+from onnxq.normalise.facts import constant
 
 
 def rearranged(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.normalise.gemm_to_plain import GemmToPlain
+from onnxq.graph.products import alpha_refusal
 from onnxq.plan.operators import (
     RECURRENT_OPERATORS,
     WEIGHT_OPERATORS,
@@ -68,7 +68,8 @@ def layer_of(node: ir.Node) -> Layer | str:
     if not array.size:
         return "its weights are empty"
     axis = weight_axis(node, array.ndim)
-    groups = attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
+    # Weights of a ConvTranspose hold the output channels of one group, depthwise ones of all.
+    groups = attribute(node, "group", 1) if node.op_type == "ConvTranspose" and axis == 1 else 1
     assert isinstance(groups, int)
     reason = _unsupported_form(node, bias, array.shape[axis] * groups)
     return reason or Layer(node, data, weight, bias, axis)
@@ -94,7 +95,7 @@ def _unsupported_form(node: ir.Node, bias: ir.Value | None, channels: int) -> st
     if node.op_type != "Gemm":
         return ""
     if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
-        return GemmToPlain().refusal(node) or "its alpha or beta is not 1"
+        return alpha_refusal(node) or "its alpha or beta is not 1"
     if attribute(node, "transA", 0):
         return "it transposes its input"
     return ""

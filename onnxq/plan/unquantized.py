@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.normalise.einsum_to_matmul import EinsumToMatMul
-from onnxq.normalise.left_constant import LeftConstant
+from onnxq.graph.products import einsum_refusal, left_refusal
 from onnxq.plan.operators import FUSED_OPERATORS, RECURRENT_OPERATORS, constant
 
 _OTHER_OPERATORS = ("DeformConv",)
@@ -25,8 +24,8 @@ def has_weights(node: ir.Node) -> bool:
 def refusal_of_weights(node: ir.Node) -> str | None:
     """Why a node that is no layer can't have integer weights; None where it has no weights.
 
-    Normalisation has brought to a layer's form what it can; of what is left, the pass that
-    would do it says why it didn't.
+    Normalisation has brought to a layer's form what it can; what is left
+    has the reason that kept it from being done.
     """
     if node.op_type in FUSED_OPERATORS:
         return (
@@ -40,9 +39,9 @@ def refusal_of_weights(node: ir.Node) -> str | None:
     if not any(_is_weight(value) for value in node.inputs):
         return None
     if node.op_type == "Einsum":
-        return EinsumToMatMul().refusal(node)
+        return einsum_refusal(node)
     if node.op_type in ("MatMul", "Gemm"):
-        return LeftConstant().refusal(node)
+        return left_refusal(node)
     if node.op_type in _OTHER_OPERATORS:
         return f"{node.op_type} has no integer kernel"
     return None

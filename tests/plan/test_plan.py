@@ -425,7 +425,7 @@ def test_a_spared_tensor_keeps_the_layers_around_it_float():
 
 
 def test_a_depthwise_transposed_convolution_has_a_scale_per_group():
-    body = "a = Conv (x, wx, bx) z = ConvTranspose <group = 6, strides = [2, 2]> (a, dw)"
+    body = "a = Conv (x, wx, bx) z = ConvTranspose <group = 6, strides = [2, 2]> (a, dw, db)"
     plan = make_plan(image_graph(f"{body} {HEAD}"), Recipe())
     [spec] = [s for s in plan.layers.values() if s.op_type == "ConvTranspose"]
     assert spec.axis == 0
