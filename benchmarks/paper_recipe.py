@@ -75,7 +75,8 @@ def rows(
             run.recipe = replace(recipe, lr=rate)
             learned = start if rate is None else run.learn(variant)
             final = run.finish(variant, learned)
-            model, figures = run.export(final, learned)
+            model = run.export(final)
+            figures = run.verify(final, learned, model)
             out = Path(folder) / "out.onnx"
             save_model(model, out)
             found = evaluate(out, subject.labelled, subject.model, preprocess=subject.preprocess)

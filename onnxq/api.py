@@ -12,6 +12,7 @@ from onnxq.errors import (
     PassError,
     RecipeError,
     UnreadableError,
+    WorseError,
 )
 from onnxq.pipeline import Result, compress, sensitivity
 from onnxq.recipe import LayerOverride, Recipe
@@ -37,6 +38,7 @@ __all__ = [
     "Result",
     "SweepTable",
     "UnreadableError",
+    "WorseError",
     "__version__",
     "benchmark",
     "compare",

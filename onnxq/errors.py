@@ -6,6 +6,7 @@ OnnxqError
 │   └── UnreadableError one file of them: no array, or truncated
 ├── RecipeError         options: unknown, out of range, contradicting each other
 ├── OutputError         the output file: exists, not writable, no space
+├── WorseError          a result that is no smaller than the original, or broken
 ├── PassError           a graph pass changed what the model computes (a defect of onnxq)
 └── EngineError         the training engine: not installed, or shadowed by another onnxruntime
 """
@@ -36,6 +37,10 @@ class RecipeError(OnnxqError):
 
 class OutputError(OnnxqError):
     """The output can't be written."""
+
+
+class WorseError(OnnxqError):
+    """What came out is no smaller than the original, or gives other outputs; it is not written."""
 
 
 class PassError(OnnxqError):

@@ -13,6 +13,7 @@ from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
+from onnxq.export.compact import float_bytes
 from onnxq.export.save import save_model
 from onnxq.learn.augment import Augmentation, check_images, chosen_kinds, image_layout
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
@@ -20,11 +21,13 @@ from onnxq.learn.teacher import TeacherOutputs
 from onnxq.load.inputs import input_specs
 from onnxq.load.interface import interface_of
 from onnxq.load.model import load_model
+from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
 from onnxq.normalise.free_batch import fix_batch
 from onnxq.normalise.pipeline import normalise
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.float_layers import check_float_layers
+from onnxq.plan.size import saved_bytes
 from onnxq.progress import Progress
 from onnxq.recipe import Recipe
 from onnxq.session import Feeds
@@ -42,6 +45,12 @@ HELD_BACK_OF_SEARCH = 512
 SYNTHESIS_SHARE = 0.5
 """Share of the time that samples may be made in."""
 
+CLOSE_IN_SIZE = 0.8
+"""Share of the original's size from which on the file's is worth a look before learning."""
+
+ESTIMATE_ERROR = 0.05
+"""Share of a file's size by which a plan may be mistaken about it."""
+
 CHECK_SAMPLES = 2
 """Samples on which every pass of normalisation is checked."""
 
@@ -54,6 +63,8 @@ class Intake:
         recipe: the options.
         progress: told where the work stands.
         quantizes: whether the model is to be quantized, so that it needs layers that can be.
+        allow_worse: whether layers are quantized that are no smaller as integers, and a result is
+            wanted that is no smaller than the original, or broken.
 
     Attributes:
         notes: sentences for the user, so far.
@@ -66,12 +77,23 @@ class Intake:
         held_back: the others.
         synthesis: how samples were made, where there were none.
         seconds: what making them took.
+        all_layers: whether no layer stays float for its size, once loaded.
+        close_in_size: whether the file may turn out no smaller than the original, once loaded.
     """
 
     def __init__(
-        self, path: Path, recipe: Recipe, progress: Progress, *, quantizes: bool = True
+        self,
+        path: Path,
+        recipe: Recipe,
+        progress: Progress,
+        *,
+        quantizes: bool = True,
+        allow_worse: bool = False,
     ) -> None:
         self.path, self.recipe, self.progress = path, recipe, progress
+        self.allow_worse = allow_worse
+        self._layers: tuple[str, ...] = ()
+        self.all_layers, self.close_in_size = True, False
         self._quantizes = quantizes
         self.notes: list[str] = []
         self.synthesis: Synthesis | None = None
@@ -103,7 +125,8 @@ class Intake:
         self.normalised = normalise(original, [self.check_feeds])
         self.notes += self.normalised.notes
         if self._quantizes:
-            self._check_plan(make_plan(self.normalised.model, self.recipe))
+            smaller = not self.allow_worse
+            self._check_plan(make_plan(self.normalised.model, self.recipe, smaller=smaller))
         if chosen_kinds(self.recipe.augment, by_heart=False):
             check_images(input_specs(self.normalised.model), self.preprocess)
         self._least = self.normalised.original_batch or 1
@@ -245,12 +268,45 @@ class Intake:
 
     def _check_plan(self, plan: Plan) -> None:
         check_float_layers(plan, self.recipe)
+        self._layers = tuple(plan.layers)
+        self.all_layers = len(make_plan(self.normalised.model, self.recipe).layers) == len(
+            plan.layers
+        )
         if plan.layers:
+            self._check_bytes(plan)
             return
+        self._check_gain(plan)
         reasons = "; ".join(f"'{n}': {r}" for n, r in list(plan.left_alone.items())[:3])
         raise ModelError(
             f"'{self.path}' has nothing to quantize: no Conv, ConvTranspose, Gemm or MatMul "
             f"with constant float weights" + (f" ({reasons})" if reasons else "")
+        )
+
+    def _check_gain(self, plan: Plan) -> None:
+        """Raises ModelError where layers could be quantized, and none would be smaller."""
+        could = make_plan(self.normalised.model, self.recipe).layers
+        if not could:
+            return
+        first = next(iter(could))
+        raise ModelError(
+            f"'{self.path}' would not get smaller: none of its layers takes fewer bytes as "
+            f"integers ('{first}': {plan.left_alone[first]}); leave it as it is, or add "
+            "--allow-worse to quantize it all the same"
+        )
+
+    def _check_bytes(self, plan: Plan) -> None:
+        """Raises ModelError where the plan shows that the file would be no smaller."""
+        model, size = self.normalised.model, file_bytes(self.path)
+        floats = float_bytes(model)
+        expected = floats - saved_bytes(model.graph, plan)
+        self.close_in_size = expected > CLOSE_IN_SIZE * size
+        if self.allow_worse or self.recipe.searches or (1 - ESTIMATE_ERROR) * expected < size:
+            return
+        reason = f"as floats they take {floats:,}" if floats > size else "most of them stay float"
+        raise ModelError(
+            f"'{self.path}' would not get smaller: its {size:,} bytes would become about "
+            f"{expected:,} with {len(plan.layers)} layers as integers ({reason}); leave it as it "
+            "is, or add --allow-worse to quantize it all the same"
         )
 
     def checkpoint(self, out: Path | None, data: Path | None, **more: str) -> Checkpoint | None:
@@ -264,6 +320,7 @@ class Intake:
             "generator": "none" if made_by is None else file_digest(Path(made_by)),
             "data": "none" if data is None else f"{data.absolute()} {len(self.samples)}",
             "recipe": self.recipe.to_json(),
+            "layers": hashlib.sha256("\n".join(self._layers).encode()).hexdigest(),
             "version": VERSION,
         }
         return Checkpoint(checkpoint_folder(out), identity)

@@ -62,11 +62,13 @@ class PlanReport:
     notes: list[str]
 
 
-def plan_model(model: str | Path, recipe: Recipe | None = None) -> PlanReport:
+def plan_model(
+    model: str | Path, recipe: Recipe | None = None, *, allow_worse: bool = False
+) -> PlanReport:
     """Load, normalise and plan a model; nothing is learned and nothing written."""
     recipe = recipe or Recipe()
     normalised = normalise(load_model(Path(model), least_opset(recipe.target)), None)
-    plan = make_plan(normalised.model, recipe)
+    plan = make_plan(normalised.model, recipe, smaller=not allow_worse)
     check_float_layers(plan, recipe)
     return PlanReport(normalised.model, plan, normalised.notes)
 
@@ -83,6 +85,7 @@ def compress(
     progress: Progress | None = None,
     generator: str | Path | None = None,
     save_generator: str | Path | None = None,
+    allow_worse: bool = False,
 ) -> Result:
     """Quantize a float ONNX model with unlabelled samples, or with samples made from it alone.
 
@@ -97,15 +100,19 @@ def compress(
         progress: told where the work stands.
         generator: of a data-free recipe: the file of a saved generator, which makes the samples.
         save_generator: the file to write the generator to that was trained.
+        allow_worse: quantize layers that are no smaller as integers too, and write a result that
+            is no smaller than the original, or broken.
 
     Raises:
-        OnnxqError: something that the user can mend, in one sentence.
+        WorseError: the result is no smaller than the original, or held-out samples show that it
+            is broken; a broken one is written where the recipe names the method.
+        OnnxqError: something else that the user can mend, in one sentence.
     """
     model_path, recipe = Path(model), recipe or Recipe()
     check_data(recipe, data)
     data_path, out_path = (None if path is None else Path(path) for path in (data, out))
     _check_files(recipe, model_path, out_path, generator, save_generator, force)
-    intake = Intake(model_path, recipe, progress or Silent())
+    intake = Intake(model_path, recipe, progress or Silent(), allow_worse=allow_worse)
     intake.load(data_path, preprocess, generator)
     checkpoint = intake.checkpoint(out_path, data_path)
     with run_folder(checkpoint, resume) as folder:
@@ -113,10 +120,12 @@ def compress(
             intake.synthesise(folder, checkpoint, resume, save_generator)
         run = Run(intake)
         variant = run.prepare(folder)
+        run.check_size(variant)
         variant = run.search(variant, checkpoint, resume)
         learned = run.learn(variant, checkpoint, resume)
         final = run.finish(variant, learned)
-        exported, figures = run.export(final, learned)
+        exported = run.export(final)
+        figures = run.verify(final, learned, exported)
         if out_path is not None:
             save_model(exported, out_path)
     plan = final.student.plan
@@ -149,7 +158,8 @@ def sensitivity(
     recipe = (recipe or Recipe()).for_sweep()
     check_data(recipe, data)
     check_generator_files(recipe, generator, None)
-    intake = Intake(Path(model), recipe, progress or Silent())
+    # What a setting does to the outputs has nothing to do with the size.
+    intake = Intake(Path(model), recipe, progress or Silent(), allow_worse=True)
     intake.load(None if data is None else Path(data), preprocess, generator)
     with run_folder(None, False) as folder:
         if data is None:

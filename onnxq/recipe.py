@@ -255,9 +255,16 @@ class Recipe:
         """Every glob in the recipe, each of which should match something."""
         return tuple(dict.fromkeys([*self.exclude, *(layer.pattern for layer in self.layers)]))
 
-    def to_json(self) -> str:
-        """The recipe as one line of JSON, every option spelt out, keys sorted."""
-        return json.dumps(_to_fields(self), sort_keys=True, separators=(",", ":"))
+    def to_json(self, *, spelt_out: bool = True) -> str:
+        """The recipe as one line of JSON, keys sorted.
+
+        Args:
+            spelt_out: every option is there; else only those that are not at their defaults.
+        """
+        fields, defaults = _to_fields(self), _to_fields(Recipe())
+        if not spelt_out:
+            fields = {key: value for key, value in fields.items() if value != defaults[key]}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
+from onnxq.errors import WorseError
 from onnxq.export.compact import export
 from onnxq.export.save import describe
 from onnxq.intake import Intake
@@ -39,9 +40,10 @@ from onnxq.search.memo import Memo
 from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep
 from onnxq.search.table import SweepTable
+from onnxq.verify.figures import LEAST_FIGURES, SHORT_FIGURES, Figures
 from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
-from onnxq.verify.figures import Figures
 from onnxq.verify.shipped import shipped_model
+from onnxq.verify.verdict import judge, names_method, size_remedy
 from onnxq.verify.verify import Exported, verify
 from onnxq.version import VERSION
 
@@ -78,6 +80,7 @@ class Run:
         self.recipe, self.notes = intake.recipe, list(intake.notes)
         self.found: Found | None = None
         self._spent = intake.seconds
+        self._checkpoint: Checkpoint | None = None
 
     def prepare(self, folder: Path) -> Variant:
         """The original's outputs, then the best form of the model, calibrated."""
@@ -93,6 +96,7 @@ class Run:
             held_back,
             self._shard,
             self._progress,
+            smaller=not intake.allow_worse,
         )
         return self._variants.choose(teacher)
 
@@ -155,6 +159,7 @@ class Run:
             checkpoint: where to keep the state; None keeps none.
             resume: whether to go on from that state.
         """
+        self._checkpoint = checkpoint
         learned = learn(
             variant,
             self.train_outputs,
@@ -206,11 +211,42 @@ class Run:
         found = replace(variant, quantizers=learned.quantizers, score=score)
         return self._variants.corrected(found)
 
-    def export(self, variant: Variant, learned: Learned) -> tuple[ir.Model, Figures]:
-        """The deployable model and its figures, with both in its metadata."""
+    def export(self, variant: Variant) -> ir.Model:
+        """The deployable model, as yet with what its metadata holds at least.
+
+        Raises:
+            WorseError: its file would be no smaller than the original's, and nobody allowed that.
+        """
+        model = export(variant.student, variant.quantizers, self._intake.interface)
+        size = file_bytes(self._intake.path)
+        *_, least = self._metadata(Figures(size, 0))
+        found = describe(model, least)
+        if found >= size and not self._intake.allow_worse:
+            raise WorseError(
+                f"the compressed file would have {found:,} bytes, and '{self._intake.path}' has "
+                f"{size:,}: nothing was written; {size_remedy(self.recipe)}, and --allow-worse "
+                "writes it all the same"
+            )
+        return model
+
+    def check_size(self, variant: Variant) -> None:
+        """Find out before anything is learned whether the file will be smaller.
+
+        Raises:
+            WorseError: as `export`; a search finds sizes of its own.
+        """
+        if self._intake.close_in_size and not self.recipe.searches:
+            self.export(variant)
+
+    def verify(self, variant: Variant, learned: Learned, model: ir.Model) -> Figures:
+        """The figures of the deployable model, which are put into its metadata.
+
+        Raises:
+            WorseError: the held-out samples show that it is broken, and neither a method was named
+                nor a bad result allowed.
+        """
         plan = variant.student.plan
         variant.held_back.release()
-        model = export(variant.student, variant.quantizers, self._intake.interface)
         student = partial(bake, variant.student, variant.quantizers)
         exported = Exported(self._intake.path, self._intake.normalised.model, student, model, plan)
         samples = self._intake.held_back.in_batches_of(self._intake.normalised.original_batch)
@@ -241,6 +277,7 @@ class Run:
         figures.samples, figures.held_back = len(self._intake.samples), len(self._intake.held_back)
         self.notes += [*learned.notes, *figures.notes]
         figures.notes = self.notes
+        self._judge(figures)
         spared = sum(spec.reason == SPARED_REASON for spec in plan.layers.values())
         if spared:
             self.notes.append(
@@ -258,20 +295,58 @@ class Run:
         self._describe(model, figures)
         if figures.size_after > LITTLE_SMALLER * figures.size_before:
             self.notes.append(_size_note(figures))
-        return model, figures
+        return figures
+
+    def _judge(self, figures: Figures) -> None:
+        """Note what is wrong with the result, or refuse it."""
+        verdict = judge(figures, self.recipe)
+        if verdict is None:
+            return
+        if verdict.broken and not self._intake.allow_worse and not names_method(self.recipe):
+            # With other layers in integers it is another run.
+            at_once = ", at once with --resume" if self._resumable() else ""
+            raise WorseError(
+                f"the compressed model is broken: {verdict.text}; nothing was written, and "
+                f"--allow-worse writes it all the same{at_once}"
+            )
+        kind = "broken" if verdict.broken else "doubtful"
+        figures.verdict = f"the compressed model is {kind}: {verdict.text}"
+        self.notes.append(figures.verdict)
+
+    def _resumable(self) -> bool:
+        """Whether a run that allows a worse result can go on from this one's checkpoint."""
+        kept = self._checkpoint is not None and self._checkpoint.folder.is_dir()
+        return kept and self._intake.all_layers
 
     def _describe(self, model: ir.Model, figures: Figures) -> None:
-        """Put version, recipe, preprocessing and figures into the model's metadata."""
-        entries = {COMPRESSED_KEY: VERSION, RECIPE_KEY: self.recipe.to_json()}
-        if self._intake.preprocess is not None:
-            entries[PREPROCESS_KEY] = self._intake.preprocess.to_json()
+        """Put version, recipe, preprocessing and figures into the model's metadata.
 
-        def of_size(size: int) -> dict[str, str]:
-            figures.size_after = size
-            return {**entries, FIGURES_KEY: figures.to_metadata()}
-
-        figures.size_after = describe(model, of_size)
+        Less of it where all of it would make the file larger than the original.
+        """
+        for entries in self._metadata(figures):
+            figures.size_after = describe(model, entries)
+            if figures.size_after < figures.size_before:
+                break
         figures.shipped_after = shipped_model(model)
+
+    def _metadata(self, figures: Figures) -> Iterator[Callable[[int], dict[str, str]]]:
+        """What the file may say of itself, from all to the least, given its size."""
+        for spelt_out, wanted in ((True, None), (False, SHORT_FIGURES), (False, LEAST_FIGURES)):
+            entries = {
+                COMPRESSED_KEY: VERSION,
+                RECIPE_KEY: self.recipe.to_json(spelt_out=spelt_out),
+            }
+            if self._intake.preprocess is not None:
+                entries[PREPROCESS_KEY] = self._intake.preprocess.to_json()
+            yield partial(_of_size, entries, figures, wanted)
+
+
+def _of_size(
+    entries: dict[str, str], figures: Figures, wanted: Collection[str] | None, size: int
+) -> dict[str, str]:
+    """The entries and some of the figures of a file of so many bytes."""
+    figures.size_after = size
+    return {**entries, FIGURES_KEY: figures.to_metadata(wanted)}
 
 
 def _curve(learned: Learned) -> dict[str, list[float | None]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxq import pipeline
 from onnxq.calibrate.calibrator import Batches, calibrate
 from onnxq.export.lower import Lowering
 from onnxq.normalise.infer_shapes import InferShapes
@@ -19,6 +21,9 @@ from onnxq.rewrite.initial import initial_quantizers
 from onnxq.rewrite.quantizers import Quantizers
 from onnxq.rewrite.student import Student, bake, build_student
 from onnxq.session import Arrays, open_session
+
+compress = partial(pipeline.compress, allow_worse=True)
+"""The main job on graphs like these, which are mostly nodes and grow as integers."""
 
 CHANNELS = {
     "wx": (6, 3, 3, 3), "bx": (6,), "wy": (6, 3, 1, 1), "by": (6,), "w6": (6, 6, 3, 3),

@@ -20,13 +20,22 @@ INTRODUCTION = """\
 
 This file is made by `python -m tools.make_cli_docs`.
 
-Exit codes: 0 done; 1 an error that the user can mend, in one sentence on stderr; 2 wrong
-usage; 130 stopped by Ctrl-C (a checkpoint is kept while images are made and a model is learned,
-and the sentence says how to go on).
+Exit codes: 0 done; 1 an error that the user can mend, or a result that is worse than the
+original, in one sentence on stderr; 2 wrong usage; 130 stopped by Ctrl-C (a checkpoint is kept
+while images are made and a model is learned, and the sentence says how to go on).
 
 Figures and tables go to stdout, progress and notes on errors to stderr. Where stderr is not a
 terminal, progress is shown with `-v` only. The last line on stdout of a successful `compress`
 or `distill` names the file written and the size ratio; with `--json` the only line is JSON.
+
+`compress` writes nothing where the file would be no smaller than the original, or where held-out
+samples show that the result is broken: a classifier decides as the original on under 50 % of
+them; the worst float output of any other model has an SQNR under 10 dB, or under 3 dB where fewer
+than 8 bits were asked for. `--allow-worse` writes it all the same. A broken result is also
+written, with a note, where a method was named (`--learn none`, `--calibration max`,
+`--granularity per-tensor`, `--no-spare`, ...). Under 15 dB a note warns. A layer that would take
+no fewer bytes as integers stays float, unless the recipe has settings for it: `inspect` and
+`--dry-run` show the reason.
 
 Defaults of `compress` are those of a recipe: a value from `--recipe` goes before the default,
 and a flag goes before both.

@@ -72,6 +72,12 @@ from onnxq.report.text import size_text
 @click.option(
     "--force", is_flag=True, help="Overwrite OUT, and the files of --save-recipe and --report."
 )
+@click.option(
+    "--allow-worse",
+    is_flag=True,
+    help="Quantize layers that are no smaller as integers too, and write a result that is no "
+    "smaller than MODEL, or broken.",
+)
 @threads_option("Cores used at most.  [default: all]")
 @output_options
 @click.pass_context
@@ -93,7 +99,7 @@ def compress_command(
     recipe = recipe_from_flags(ctx)
     require_model(model)
     if dry_run:
-        _print_plan(model, recipe, flags["as_json"])
+        _print_plan(model, recipe, flags["as_json"], flags["allow_worse"])
         return
     check_samples(ctx, data, recipe.data_free, "--data-free and --dry-run go")
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
@@ -116,6 +122,7 @@ def compress_command(
             progress=progress,
             generator=flags["generator"],
             save_generator=flags["save_generator"],
+            allow_worse=flags["allow_worse"],
         )
     if flags["save_recipe"] is not None:
         save_recipe(result.recipe, flags["save_recipe"])
@@ -130,8 +137,8 @@ def _check_recipe_path(path: Path, model: Path, out: Path, force: bool) -> None:
     check_file(path, model, force, "recipe", "--save-recipe")
 
 
-def _print_plan(model: Path, recipe: Recipe, as_json: bool) -> None:
-    report = plan_model(model, recipe)
+def _print_plan(model: Path, recipe: Recipe, as_json: bool, allow_worse: bool) -> None:
+    report = plan_model(model, recipe, allow_worse=allow_worse)
     rows = plan_rows(report.model, report.plan)
     if as_json:
         fields = {"layers": [dataclasses.asdict(row) for row in rows], "notes": report.notes}
@@ -153,8 +160,9 @@ def _print_result(
             print_kernels(figures)
         print_figures(figures)
         print_notes(result_notes(result))
-    elif missed := figures.search.get("missed"):
+    else:
         # Told to say little, and not what was asked for.
-        click.echo(f"note: {missed}", err=True)
+        for told in filter(None, (figures.search.get("missed"), figures.verdict)):
+            click.echo(f"note: {told}", err=True)
     before, after = size_text(figures.size_before), size_text(figures.size_after)
     click.echo(f"wrote {out}: {figures.ratio:.1%} of the original size ({before} -> {after})")

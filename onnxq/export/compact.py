@@ -17,6 +17,7 @@ from onnx_ir.passes import common
 from onnxq.export.constants import CODES
 from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
+from onnxq.export.save import model_bytes
 from onnxq.load.interface import Interface
 from onnxq.rewrite.quantizers import Quantizers
 from onnxq.rewrite.student import QUANTIZED, RAW, Student
@@ -40,6 +41,17 @@ def export(
         restore_interface(model, interface)
     compact(model, student.model.graph)
     return model
+
+
+def float_bytes(model: ir.Model) -> int:
+    """Bytes of the file of a float model, written as `export` writes one; it isn't changed."""
+    copy, weights = model.clone(), 0
+    compact(copy, model.graph)
+    for value in copy.graph.initializers.values():
+        if value.const_value is not None and value.const_value.size > SMALL:
+            weights += value.const_value.nbytes
+            value.const_value = ir.tensor([], ir.DataType.FLOAT, name=value.name)
+    return weights + model_bytes(copy)
 
 
 def compact(model: ir.Model, student: ir.Graph) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.errors import OnnxqError, OutputError
+from onnxq.errors import OnnxqError, OutputError, WorseError
 
 STATE = "state"
 IDENTITY = "identity"
@@ -107,8 +107,8 @@ def run_folder(checkpoint: Checkpoint | None, resume: bool) -> Iterator[Path]:
     """A folder for the time of a run, and the run's checkpoint for as long as it is of use.
 
     A run that begins anew removes what another has left, from which its later stages would go on,
-    and leaves none where it ends with an error of the user's. One that is stopped keeps it, one
-    that is done does not.
+    and leaves none where it ends with an error of the user's. One that is stopped keeps it, and so
+    does one whose result is too bad to be written unasked; one that is done does not.
 
     Args:
         checkpoint: of the run; None where it keeps none.
@@ -120,6 +120,8 @@ def run_folder(checkpoint: Checkpoint | None, resume: bool) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
             yield Path(folder)
+    except WorseError:
+        raise
     except OnnxqError:
         if fresh is not None:
             fresh.discard()

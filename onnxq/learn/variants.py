@@ -103,6 +103,7 @@ class Variants:
         held_back_outputs: the original's outputs on the held-back slice.
         batch_size: samples in one run.
         progress: told how far each calibration is.
+        smaller: whether layers that are no smaller as integers stay float.
     """
 
     def __init__(
@@ -113,8 +114,11 @@ class Variants:
         held_back_outputs: TeacherOutputs,
         batch_size: int,
         progress: Progress | None = None,
+        *,
+        smaller: bool = False,
     ) -> None:
         self._progress = progress or Silent()
+        self._smaller = smaller
         self._recipe, self._train, self._batch_size = recipe, train, batch_size
         self._objective = choose_objective(train_outputs, distil=False)
         self._held_back_outputs = held_back_outputs
@@ -136,10 +140,10 @@ class Variants:
         spared: frozenset[str],
     ) -> Variant:
         infinite = _infinite(known)
-        plan = make_plan(model, recipe, infinite, spared)
+        plan = make_plan(model, recipe, infinite, spared, smaller=self._smaller)
         known = self._statistics(name, model, plan, known)
         if _infinite(known) != infinite:
-            plan = make_plan(model, recipe, _infinite(known), spared)
+            plan = make_plan(model, recipe, _infinite(known), spared, smaller=self._smaller)
             known = self._statistics(name, model, plan, known)
         return self.corrected(self._rewrite(name, model, recipe, plan, known, spared))
 

@@ -18,6 +18,7 @@ from onnxq.plan.multiplied import multiplied_tensors, wide_tensors
 from onnxq.plan.operators import never_negative
 from onnxq.plan.regions import Regions, Site
 from onnxq.plan.spec import CODE_BITS, SATURATION_BITS, Compute, LayerSpec, Plan, TensorSpec
+from onnxq.plan.worthwhile import growing_layers
 from onnxq.recipe import LayerOverride, Recipe, nearest_name
 
 INT4_CODEBOOK = "indices into centroids stay packed: INT4 tensors hold codes"
@@ -28,6 +29,8 @@ def make_plan(
     recipe: Recipe,
     infinite: frozenset[str] = frozenset(),
     spared: frozenset[str] = frozenset(),
+    *,
+    smaller: bool = False,
 ) -> Plan:
     """What the recipe means for the model: one spec per layer and per quantized tensor.
 
@@ -36,6 +39,8 @@ def make_plan(
         recipe: the options.
         infinite: names of tensors found to hold NaN or infinities, which have no range.
         spared: names of tensors that 8 bits were found to be too few for.
+        smaller: layers whose integer form takes no fewer bytes stay float, unless the recipe has
+            settings for them.
 
     Raises:
         RecipeError: a pattern of the recipe matches no layer.
@@ -47,20 +52,44 @@ def make_plan(
     left_alone |= {str(layer.node.name): EXCLUDED for layer in excluded}
     retrained = retrained_layers(excluded, wanted) if "float-layers" in recipe.learn else {}
     left_alone |= {name: spec.reason for name, spec in retrained.items()}
+    check_target(recipe, wanted, first_and_last(found))
+
+    def plan_of(layers: Sequence[Layer]) -> Plan:
+        return _plan_of(model.graph, found, layers, recipe, infinite, spared)
+
+    if smaller:
+        stated = {each.node for each in wanted if _is_stated(recipe, each)}
+        grown = growing_layers(model.graph, wanted, plan_of, stated)
+        left_alone |= grown
+        wanted = [layer for layer in wanted if layer.node.name not in grown]
+    return replace(plan_of(wanted), left_alone=left_alone, float_layers=retrained)
+
+
+def _is_stated(recipe: Recipe, layer: Layer) -> bool:
+    """Whether the recipe has settings for this layer."""
+    return bool(recipe.stated_for(str(layer.node.name), layer.node.op_type))
+
+
+def _plan_of(
+    graph: ir.Graph,
+    found: list[Layer],
+    wanted: Sequence[Layer],
+    recipe: Recipe,
+    infinite: frozenset[str],
+    spared: frozenset[str],
+) -> Plan:
+    """The plan that quantizes the wanted ones of the layers found."""
     ends = first_and_last(found)
-    check_target(recipe, wanted, ends)
     if recipe.activation_bits is None:
-        return _weight_only_plan(wanted, ends, left_alone, retrained, recipe)
+        return _weight_only_plan(wanted, ends, recipe)
     # Tensors that fewer bits are too few for get 8, those that 8 are too few for stay float.
     widened = spared if recipe.activation_bits < WIDE else frozenset[str]()
-    regions = Regions(model.graph, wanted, infinite, spared - widened)
+    regions = Regions(graph, list(wanted), infinite, spared - widened)
     return Plan(
         layers=_layer_specs(wanted, ends, regions.weight_only, recipe),
         tensors=_tensor_specs(regions, recipe, found, widened),
         moves=frozenset(str(n.name) for n in regions.moves),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
-        left_alone=left_alone,
-        float_layers=retrained,
         ends=_names(ends),
     )
 
@@ -104,20 +133,13 @@ def _override(recipe: Recipe, layer: Layer) -> LayerOverride:
     return recipe.override_for(str(layer.node.name), layer.node.op_type)
 
 
-def _weight_only_plan(
-    layers: list[Layer],
-    ends: frozenset[ir.Node],
-    left_alone: dict[str, str],
-    retrained: dict[str, LayerSpec],
-    recipe: Recipe,
-) -> Plan:
+def _weight_only_plan(layers: Sequence[Layer], ends: frozenset[ir.Node], recipe: Recipe) -> Plan:
     reasons = {layer.node: "activations stay float (--activation-bits none)" for layer in layers}
-    specs = _layer_specs(layers, ends, reasons, recipe)
-    return Plan(specs, {}, left_alone=left_alone, float_layers=retrained, ends=_names(ends))
+    return Plan(_layer_specs(layers, ends, reasons, recipe), {}, ends=_names(ends))
 
 
 def _layer_specs(
-    layers: list[Layer],
+    layers: Sequence[Layer],
     ends: frozenset[ir.Node],
     weight_only: dict[ir.Node, str],
     recipe: Recipe,

@@ -26,7 +26,7 @@ from onnxq.plan.spec import LayerSpec
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
 from onnxq.report.contents import ContentRow, Fates, content_rows
-from onnxq.report.stored import stored_weight
+from onnxq.report.stored import is_dequantized, stored_weight
 from onnxq.verify.figures import METADATA_KEY, Figures
 from onnxq.verify.opened import OpenedModel, open_model
 
@@ -224,7 +224,9 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
         reason = weight_only.get(name, "")
         if stored.int4:
             reason = reason or INT4_REASON
-        compute = "weight-only" if reason else "integer"
+        # A small file holds no reasons.
+        integer = not reason and is_dequantized(node.inputs[1])
+        compute = "integer" if integer else "weight-only"
         count, size = stored.parameters, stored.size
         bits = figures.narrow.get(name, stored.num_bits)
         sizes = 4 * count, size

@@ -55,6 +55,12 @@ def stored_weight(value: ir.Value | None) -> Stored | None:
     return Stored(tensor.size, tensor.nbytes, _WIDTHS[tensor.dtype], None, int4, str(value.name))
 
 
+def is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a weight comes out of DequantizeLinear, which integer kernels take in."""
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
 def _codebook(gather: ir.Node) -> Stored | None:
     """A table and the packed indices above it: the first constant of each branch.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,12 @@ OUTSIDE_FIELDS = (
     "latency_after_spread_ms",
 )
 """Figures of one machine or of other tools, and long ones: never written into a model file."""
+
+LEAST_FIGURES = ("equalization",)
+"""Figures without which a file can't be compared with its original, beside the sizes."""
+
+SHORT_FIGURES = (*LEAST_FIGURES, "agreement", "sqnr_db", "samples", "held_back", "verdict")
+"""Those that the file of a small model holds, for which all of them would be too long."""
 
 
 @dataclass
@@ -75,6 +81,7 @@ class Figures:
         samples: number of samples used.
         held_back: number of them that nothing was learned on.
         notes: what a user should know, in sentences.
+        verdict: why the result is broken or doubtful, in words; empty where it is neither.
     """
 
     size_before: int
@@ -110,6 +117,7 @@ class Figures:
     samples: int = 0
     held_back: int = 0
     notes: list[str] = field(default_factory=list)
+    verdict: str = ""
 
     @property
     def ratio(self) -> float:
@@ -132,15 +140,22 @@ class Figures:
         """One line of JSON with sorted keys."""
         return json.dumps(self.to_fields(), sort_keys=True)
 
-    def to_metadata(self) -> str:
+    def to_metadata(self, wanted: Collection[str] | None = None) -> str:
         """The same without the figures of the clock: a file's bytes don't depend on the time.
 
         What has its default is left out, and nothing is spaced: a small file holds it too.
+
+        Args:
+            wanted: names of the figures to write beside the sizes; None means all.
         """
         defaults = Figures(self.size_before, self.size_after)
         fields = self.to_fields(latency=False)
         sizes = {key: fields[key] for key in ("size_before", "size_after")}
-        found = {key: value for key, value in fields.items() if value != getattr(defaults, key)}
+        found = {
+            key: value
+            for key, value in fields.items()
+            if value != getattr(defaults, key) and (wanted is None or key in wanted)
+        }
         return json.dumps(sizes | found, sort_keys=True, separators=(",", ":"))
 
     @classmethod

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from small_graphs import compress
 
 from onnxq.normalise.ask_runtime import AskRuntime
 from onnxq.normalise.infer_shapes import InferShapes
-from onnxq.pipeline import compress, plan_model
+from onnxq.pipeline import plan_model
 from onnxq.recipe import Recipe
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>

@@ -1,0 +1,106 @@
+"""Whether a result is good enough to be written unasked, by its figures on held-out samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxq.plan.spec import CODE_BITS
+from onnxq.recipe import Recipe
+from onnxq.verify.figures import Figures
+
+BROKEN_AGREEMENT = 0.5
+"""Share of equal decisions below which a classifier is broken."""
+
+BROKEN_DB, BROKEN_LOW_BIT_DB = 10.0, 3.0
+"""SQNR of the worst output below which a result is broken: at 8 bits, and where fewer were asked
+for."""
+
+DOUBTFUL_DB = 15.0
+"""SQNR of the worst output below which a result is written with a warning."""
+
+METHODS = ("learn", "calibration", "granularity", "symmetric", "equalize", "bias_correction",
+           "spare")  # fmt: skip
+"""Options that name a method: whoever sets one gets what it gives."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a result.
+
+    Attributes:
+        broken: whether it is of no use; else it is doubtful.
+        text: the figures and the option that would help, as a clause.
+    """
+
+    broken: bool
+    text: str
+
+
+def judge(figures: Figures, recipe: Recipe) -> Verdict | None:
+    """What is wrong with a result; None where nothing is.
+
+    A classifier is judged by its decisions, any other model by its worst float output.
+
+    Args:
+        figures: of held-out samples.
+        recipe: the options that led to them.
+    """
+    remedy = _remedy(recipe)
+    agreement = figures.agreement
+    if agreement is not None and agreement < BROKEN_AGREEMENT:
+        return Verdict(
+            True,
+            f"it decides as the original on {agreement:.1%} of {figures.held_back} held-out "
+            f"samples, under {BROKEN_AGREEMENT:.0%}; {remedy}",
+        )
+    if not figures.sqnr_db:
+        return None
+    name, decibels = min(figures.sqnr_db.items(), key=lambda each: each[1])
+    limit = BROKEN_LOW_BIT_DB if _has_low_bits(recipe) else BROKEN_DB
+    decides = figures.kl is not None
+    if decibels >= DOUBTFUL_DB:
+        return None
+    broken = not decides and decibels < limit
+    return Verdict(
+        broken,
+        f"its output '{name}' has an SQNR of {decibels:.1f} dB on {figures.held_back} held-out "
+        f"samples, under {limit if broken else DOUBTFUL_DB:.0f} dB; {remedy}",
+    )
+
+
+def names_method(recipe: Recipe) -> bool:
+    """Whether the recipe names a method, for the whole model or for some layers."""
+    default = Recipe()
+    named = any(getattr(recipe, name) != getattr(default, name) for name in METHODS)
+    return named or any(
+        getattr(layer, name) is not None
+        for layer in recipe.layers
+        for name in ("granularity", "symmetric", "calibration")
+    )
+
+
+def size_remedy(recipe: Recipe) -> str:
+    """The option that may make a file smaller."""
+    if recipe.activation_bits is not None:
+        return "--activation-bits none takes fewer nodes"
+    return "--weight-bits 4 takes fewer bytes where layers are large"
+
+
+def _has_low_bits(recipe: Recipe) -> bool:
+    """Whether weights, biases or activations were asked for in fewer than 8 bits."""
+    widths = [recipe.weight_bits, recipe.first_last_bits, recipe.activation_bits]
+    for layer in recipe.layers:
+        widths += [layer.weight_bits, layer.activation_bits]
+    tables = [recipe.codebook, recipe.bias_centroids, *(layer.codebook for layer in recipe.layers)]
+    fewer = any(width is not None and width < CODE_BITS for width in widths)
+    return fewer or recipe.searches or any(isinstance(count, int) for count in tables)
+
+
+def _remedy(recipe: Recipe) -> str:
+    if _has_low_bits(recipe):
+        return "more bits help (--weight-bits, --activation-bits)"
+    if recipe.data_free:
+        return "samples of the model's own kind help (--data)"
+    if recipe.activation_bits is not None:
+        return "--activation-bits none keeps activations in float, which helps"
+    return "--exclude keeps layers in float, and 'onnxq sensitivity' finds the worst of them"
