@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.errors import WorseError
+from onnxq.export.border import restore_types
 from onnxq.export.compact import export
 from onnxq.export.save import describe
 from onnxq.intake import Intake
@@ -292,6 +293,7 @@ class Run:
                 f"{self.recipe.activation_bits} are too few for them, as samples showed "
                 "(--no-spare keeps theirs)"
             )
+        restore_types(model, self._intake.interface)
         self._describe(model, figures)
         if figures.size_after > LITTLE_SMALLER * figures.size_before:
             self.notes.append(_size_note(figures))

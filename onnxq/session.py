@@ -88,6 +88,26 @@ def open_session(
         return ort.InferenceSession(str(path), options, providers=providers)
 
 
+_FLOATS: Mapping[str, np.dtype] = {
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+}
+
+
+def as_session_takes(session: ort.InferenceSession, feeds: Feeds) -> Arrays:
+    """The feeds with floats as wide as the session takes them: models may differ in that alone."""
+    wanted = {str(each.name): _FLOATS.get(str(each.type)) for each in session.get_inputs()}
+    with np.errstate(over="ignore"):
+        return {name: _as_float(array, wanted.get(name)) for name, array in feeds.items()}
+
+
+def _as_float(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    # bfloat16 is of kind V to numpy.
+    is_float = array.dtype.kind in "fV"
+    return array.astype(dtype, copy=False) if dtype is not None and is_float else array
+
+
 def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of the model with these tensors as its only outputs."""
     copy = model.clone(deep_copy=False)
@@ -134,8 +154,9 @@ class SessionPool:
             ScaleError: scales among the feeds are too far apart for an integer kernel.
         """
         names = self.outputs if outputs is None else outputs
+        feeds = as_session_takes(self._session, feeds)
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
         except RuntimeException as error:
             if REFUSAL in str(error):
                 raise ScaleError(str(error)) from error

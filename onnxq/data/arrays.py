@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.data.inputs import InputSpec, shape_text
+from onnxq.data.inputs import InputSpec, is_float, shape_text
 from onnxq.errors import DataError, UnreadableError
 
 Arrays = dict[str, np.ndarray]
@@ -60,12 +60,14 @@ def _reason(error: Exception) -> str:
 def match_inputs(
     arrays: Mapping[str, np.ndarray], inputs: Sequence[InputSpec], path: Path
 ) -> Arrays:
-    """The arrays by input name, each with the dtype that the model takes.
+    """The arrays by input name, each of the kind of numbers that the model takes.
+
+    Floats may be of another width: `as_taken` gives them that of the model.
 
     A single array without a name of its own is that of a model's only input.
 
     Raises:
-        DataError: an input has no array, or one of another dtype.
+        DataError: an input has no array, or one of another kind of numbers.
     """
     if len(inputs) == 1 and len(arrays) == 1 and arrays.keys() <= UNNAMED:
         arrays = {inputs[0].name: next(iter(arrays.values()))}
@@ -107,9 +109,15 @@ def check_feed(arrays: Arrays, inputs: Sequence[InputSpec], path: Path) -> None:
             raise _shape_error(arrays[spec.name], spec, path)
 
 
-def check_finite(array: np.ndarray, name: str, path: Path) -> None:
-    """Raises DataError where the array holds NaN or infinity."""
-    if array.dtype.kind not in "fc":
+def as_taken(arrays: Arrays, inputs: Sequence[InputSpec]) -> Arrays:
+    """The arrays with floats as wide as the model takes them."""
+    dtypes = {spec.name: spec.dtype for spec in inputs}
+    return {k: v.astype(dtypes.get(k, v.dtype), copy=False) for k, v in arrays.items()}
+
+
+def check_finite(array: np.ndarray, spec: InputSpec, path: Path) -> None:
+    """Raises DataError where the array holds NaN or infinity, or does as the model takes it."""
+    if not is_float(array.dtype):
         return
     step = max(1, _CHUNK // max(1, array[:1].size)) if array.ndim else 1
     parts = (array[i : i + step] for i in range(0, len(array), step)) if array.ndim else (array,)
@@ -117,13 +125,20 @@ def check_finite(array: np.ndarray, name: str, path: Path) -> None:
         if not np.isfinite(part).all():
             found = "NaN" if np.isnan(part).any() else "infinity"
             raise DataError(
-                f"The array '{name}' in '{path}' holds {found}; expected finite numbers: "
+                f"The array '{spec.name}' in '{path}' holds {found}; expected finite numbers: "
                 "repair or remove it."
+            )
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(part.astype(spec.dtype, copy=False)).all()
+        if not fits:
+            raise DataError(
+                f"The array '{spec.name}' in '{path}' holds numbers beyond {spec.dtype.name}, "
+                "which the model takes; scale or remove them."
             )
 
 
 def _check_dtype(array: np.ndarray, spec: InputSpec, path: Path) -> None:
-    if array.dtype != spec.dtype:
+    if not spec.takes(array.dtype):
         hint = "; name a uint8 NHWC array 'images' to have it preprocessed"
         raise DataError(
             f"The array for the input '{spec.name}' in '{path}' is {array.dtype.name} "

@@ -11,6 +11,7 @@ import numpy as np
 from onnxq.data.arrays import (
     Arrays,
     as_samples,
+    as_taken,
     check_feed,
     check_finite,
     match_inputs,
@@ -29,12 +30,18 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class ArrayRows:
-    """Samples along the first axis of arrays in memory, or mapped from a file."""
+    """Samples along the first axis of arrays in memory, or mapped from a file.
 
-    def __init__(self, arrays: Arrays, batch: int | None) -> None:
+    Args:
+        arrays: by input name.
+        batch: the only batch size that the model takes; None where it is free.
+        inputs: the model's, whose dtypes batches get; without them, that of the arrays.
+    """
+
+    def __init__(self, arrays: Arrays, batch: int | None, inputs: Sequence[InputSpec] = ()) -> None:
         self.skipped: list[str] = []
         self.batch = batch
-        self._arrays = arrays
+        self._arrays, self._inputs = arrays, inputs
 
     def __len__(self) -> int:
         return len(next(iter(self._arrays.values())))
@@ -43,7 +50,8 @@ class ArrayRows:
         """Feeds of `size` samples each, in the order of the indices."""
         for start in range(0, len(indices), size):
             rows = indices[start : start + size]
-            yield {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
+            chosen = {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
+            yield as_taken(chosen, self._inputs)
 
 
 class FileRows:
@@ -69,7 +77,7 @@ class FileRows:
         out: Arrays = {}
         for owner in np.unique(owners):
             here = np.flatnonzero(owners == owner)
-            for name, array in self._files.samples(owner).items():
+            for name, array in as_taken(self._files.samples(owner), self._files.inputs).items():
                 if name not in out:
                     out[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
                 out[name][here] = array[rows[here] - self._starts[owner]]
@@ -91,7 +99,8 @@ class WholeFeeds:
         """One feed for each index; the size is that of the files."""
         del size
         for index in indices:
-            yield {k: np.asarray(v) for k, v in self._files.feed(index).items()}
+            feed = as_taken(self._files.feed(index), self._files.inputs)
+            yield {name: np.asarray(array) for name, array in feed.items()}
 
 
 class FeedFiles:
@@ -151,9 +160,9 @@ def open_rows(
     if limit is not None and total > limit:
         chosen = spread(total, limit, seed)
         rows = {name: array[chosen] for name, array in rows.items()}
-    for name, array in rows.items():
-        check_finite(array, name, path)
-    return ArrayRows(rows, fixed_batch(inputs))
+    for spec in inputs:
+        check_finite(rows[spec.name], spec, path)
+    return ArrayRows(rows, fixed_batch(inputs), inputs)
 
 
 def open_array_files(
@@ -236,10 +245,11 @@ def _keep_readable(files: FeedFiles, limit: int | None, seed: int, folder: Path)
 
 def _checked_shapes(files: FeedFiles, index: int) -> Shapes:
     arrays = files.feed(index)
-    for name, array in arrays.items():
-        check_finite(array, name, files.path(index))
+    for spec in files.inputs:
+        array = arrays[spec.name]
+        check_finite(array, spec, files.path(index))
         if not array.size:
-            raise DataError(f"The array '{name}' in '{files.path(index)}' is empty.")
+            raise DataError(f"The array '{spec.name}' in '{files.path(index)}' is empty.")
     return {name: array.shape for name, array in arrays.items()}
 
 

@@ -74,7 +74,7 @@ def image_input(
         DataError: it can't take images, or the preprocessing is missing or does not fit.
     """
     spec = inputs[0]
-    if len(inputs) > 1 or len(spec.shape) != 4 or spec.dtype.kind != "f":
+    if len(inputs) > 1 or len(spec.shape) != 4 or not spec.is_float:
         listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
         raise DataError(
             f"'{path}' holds images but the model takes {listed}; expected one float input of "

@@ -17,11 +17,26 @@ class InputSpec:
         dtype: the element type of the arrays fed.
         shape: one entry per dimension; None is a free one. A free first dimension is the
             batch.
+        original_dtype: what the model's file takes, where that is another width of float.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | None, ...]
+    original_dtype: np.dtype | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it takes floats of any width, bfloat16 among them."""
+        return is_float(self.dtype)
+
+    def takes(self, dtype: np.dtype) -> bool:
+        """Whether arrays of this dtype do: floats of 16 and 32 bits become each other."""
+        # numpy takes None for float64.
+        original = self.dtype if self.original_dtype is None else self.original_dtype
+        if dtype in (self.dtype, original):
+            return True
+        return self.is_float and is_float(dtype) and dtype.itemsize <= 4
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether an array of this shape can be fed."""
@@ -38,7 +53,12 @@ class InputSpec:
         dims = [str(dim) if dim is not None else "?" for dim in self.shape]
         if self.shape and self.shape[0] is None:
             dims[0] = "N"
-        return f"{self.dtype.name} {shape_text(dims)}"
+        return f"{(self.original_dtype or self.dtype).name} {shape_text(dims)}"
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it is a float type; bfloat16 is one, which numpy does not know as such."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def shape_text(dims: Sequence[object]) -> str:

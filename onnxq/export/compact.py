@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxq.export.constants import CODES
+from onnxq.export.halves import store_halves
 from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
 from onnxq.export.save import model_bytes
@@ -39,6 +40,7 @@ def export(
     model = Lowering(student, quantizers).run()
     if interface is not None:
         restore_interface(model, interface)
+    store_halves(model)
     compact(model, student.model.graph)
     return model
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.data.inputs import InputSpec
 from onnxq.errors import ModelError
+from onnxq.load.float_types import original_inputs
 from onnxq.session import Arrays
 
 _FREE_SIZE = 32
@@ -22,7 +23,9 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
         ModelError: an input is not a tensor of known element type and rank.
     """
     initializers = model.graph.initializers
-    return [_input_spec(value) for value in model.graph.inputs if value.name not in initializers]
+    original = original_inputs(model)
+    values = (value for value in model.graph.inputs if value.name not in initializers)
+    return [_input_spec(value, original.get(str(value.name))) for value in values]
 
 
 def random_feeds(specs: Sequence[InputSpec], batch: int, seed: int = 0) -> Arrays:
@@ -39,7 +42,7 @@ def random_feeds(specs: Sequence[InputSpec], batch: int, seed: int = 0) -> Array
     return feeds
 
 
-def _input_spec(value: ir.Value) -> InputSpec:
+def _input_spec(value: ir.Value, original: np.dtype | None) -> InputSpec:
     if not isinstance(value.type, ir.TensorType) or value.shape is None:
         raise ModelError(
             f'The input "{value.name}" is of type "{value.type}" with shape "{value.shape}", '
@@ -47,7 +50,7 @@ def _input_spec(value: ir.Value) -> InputSpec:
             "export the model with its input shapes (a dimension may be free)."
         )
     shape = tuple(_size(dim) for dim in value.shape)
-    return InputSpec(str(value.name), np.dtype(value.type.dtype.numpy()), shape)
+    return InputSpec(str(value.name), np.dtype(value.type.dtype.numpy()), shape, original)
 
 
 def _size(dim: int | ir.SymbolicDim) -> int | None:

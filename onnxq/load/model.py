@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 
 from onnxq.errors import ModelError
 from onnxq.load.domains import unify_domains
+from onnxq.load.float_types import compute_in_float32, gives_bfloat16, has_other_floats
 from onnxq.load.functions import drop_idle_functions, inline_functions
 from onnxq.load.inputs import input_specs, random_feeds
 from onnxq.load.interface import note_interface
@@ -20,7 +21,7 @@ from onnxq.load.limits import DEFAULT_DOMAINS, check_operators
 from onnxq.load.opens import check_opens
 from onnxq.load.order import sort_nodes
 from onnxq.load.outputs import run_model
-from onnxq.load.read import deserialize, load_external_data, read_proto
+from onnxq.load.read import deserialize, load_external_data, read_graph, read_proto
 from onnxq.load.types import check_types
 from onnxq.load.version import (
     MAX_IR_VERSION,
@@ -38,8 +39,9 @@ logger = logging.getLogger(__name__)
 def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir.Model:
     """The model of a file, at opset 13 to 21 and IR 7 to 10, with its functions inlined.
 
-    Initializers are no longer graph inputs afterwards. Nothing else is changed; what the file takes
-    and gives is written down (`interface_of`).
+    Initializers are no longer graph inputs afterwards, and float types are float32
+    (`compute_in_float32`). Nothing else is changed; what the file takes and gives is written down
+    (`interface_of`).
 
     Args:
         path: an `.onnx` file; external data is read from beside it.
@@ -66,30 +68,56 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
     model.ir_version = convert_ir_version(proto.ir_version, least_opset)
     common.RemoveInitializersFromInputsPass()(model)
     note_interface(model)
+    changed = bool(compute_in_float32(model))
     check_opens(model, path.name)
     opset = default_opset(proto)
     if converted or (opset is not None and opset < model.opset_imports.get("", opset)):
-        _check_conversion(proto, model, path)
+        original = in_float32(read_graph(path), path.name) if changed else path
+        _check_conversion(proto, model, path.name, original)
     return model
 
 
 def runnable(path: Path, model: ir.Model) -> Path | ir.Model:
-    """What a session opens for a file: the file, unless its versions are newer than ONNX Runtime.
+    """What a session opens for a file: the file, unless ONNX Runtime can't run it as it is.
 
     Args:
         path: the file.
         model: the model in it, as it is.
 
     Returns:
-        The file's path, or the model converted to versions that ONNX Runtime reads.
+        The file's path, or the model converted to versions that ONNX Runtime reads, or to float32
+        where it is in a float type that ONNX Runtime does not run on a CPU.
 
     Raises:
         ModelError: the model is too new and can't be converted.
     """
     opset = max(model.opset_imports.get(domain, 0) for domain in DEFAULT_DOMAINS)
-    if model.ir_version <= MAX_IR_VERSION and opset <= MAX_OPSET:
+    if model.ir_version > MAX_IR_VERSION or opset > MAX_OPSET:
+        return load_model(path)
+    if not has_other_floats(model) or (not gives_bfloat16(model) and _opens(path)):
         return path
-    return load_model(path)
+    return in_float32(read_graph(path), path.name)
+
+
+def in_float32(model: ir.Model, name: str) -> ir.Model:
+    """A model with its functions inlined and its other float types made float32.
+
+    Args:
+        model: it may be changed.
+        name: of its file, for errors.
+    """
+    inlined, _ = inline_functions(model, name)
+    compute_in_float32(inlined)
+    return inlined
+
+
+def _opens(path: Path) -> bool:
+    try:
+        check_opens(path, path.name)
+    except ModelError as error:
+        logger.debug("'%s' does not run as it is: %s", path.name, error)
+        return False
+    return True
 
 
 def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
@@ -113,23 +141,31 @@ def _convert(model: ir.Model, name: str, least_opset: int) -> ir.Model:
     return model if converted is proto else deserialize(converted, name)
 
 
-def _check_conversion(proto: onnx.ModelProto, model: ir.Model, path: Path) -> None:
+def _check_conversion(
+    proto: onnx.ModelProto, model: ir.Model, name: str, original: Path | ir.Model
+) -> None:
     """Compare the converted model with the one of the file, on random inputs.
+
+    Args:
+        proto: the model in the file.
+        model: the converted one.
+        name: of the file.
+        original: what runs it, in the float types of the converted one.
 
     Raises:
         ModelError: their outputs differ.
     """
     feeds = [random_feeds(input_specs(model), batch=1)]
     try:
-        expected = run_model(path, feeds, optimise=False)
+        expected = run_model(original, feeds, optimise=False)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
-        logger.debug("the conversion of '%s' is not checked: %s", path.name, error)
+        logger.debug("the conversion of '%s' is not checked: %s", name, error)
         return
     found = run_model(model, feeds, optimise=False)
     names = [str(value.name) for value in model.graph.outputs]
     if (reason := find_difference(names, expected, found)) is not None:
         raise ModelError(
-            f'The model "{path.name}" uses opset {default_opset(proto)} and converting it changes '
+            f'The model "{name}" uses opset {default_opset(proto)} and converting it changes '
             f"what it computes ({reason}); export it again with opset {MIN_OPSET} or newer."
         )

@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.numerics.equality import Outputs
-from onnxq.session import Feeds, open_session
+from onnxq.session import Feeds, as_session_takes, open_session
 
 
 def run_model(model: ir.Model | Path, feeds: Sequence[Feeds], *, optimise: bool) -> list[Outputs]:
     """The outputs of the model for each of the feeds, in the order of the graph."""
     session = open_session(model, optimise=optimise)
-    return [list(session.run(None, dict(feed))) for feed in feeds]
+    return [list(session.run(None, as_session_takes(session, feed))) for feed in feeds]

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
 from onnxq.load.contents import read_contents
+from onnxq.load.float_types import stored_type
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.read import read_proto
 from onnxq.normalise.name_everything import NameEverything
@@ -133,12 +134,13 @@ def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
 def plan_rows(model: ir.Model, plan: Plan) -> list[LayerRow]:
     """A row for each layer of a plan and each node that it leaves alone, in graph order."""
     rows = []
+    width = stored_type(model).itemsize
     for node in model.graph.all_nodes():
         name = str(node.name)
         if name in plan.layers:
-            rows.append(_planned_row(plan.layers[name]))
+            rows.append(_planned_row(plan.layers[name], width))
         elif name in plan.left_alone:
-            rows.append(_float_row(node, plan.left_alone[name]))
+            rows.append(_float_row(node, plan.left_alone[name], width))
     return _with_shared(rows)
 
 
@@ -155,7 +157,7 @@ def _with_shared(rows: list[LayerRow]) -> list[LayerRow]:
     ]
 
 
-def _planned_row(spec: LayerSpec) -> LayerRow:
+def _planned_row(spec: LayerSpec, width: float) -> LayerRow:
     count = spec.parameters
     bits: float = spec.num_bits
     size = packed_code_bytes(count, spec.num_bits) if spec.packed else count
@@ -170,7 +172,7 @@ def _planned_row(spec: LayerSpec) -> LayerRow:
         spec.name,
         spec.op_type,
         count,
-        4 * count,
+        round(width * count),
         size,
         bits,
         spec.compute,
@@ -180,10 +182,12 @@ def _planned_row(spec: LayerSpec) -> LayerRow:
     )
 
 
-def _float_row(node: ir.Node, reason: str) -> LayerRow:
+def _float_row(node: ir.Node, reason: str, width: float = 4) -> LayerRow:
+    """The row of a layer that stays float, whose float32 weights take so many bytes each."""
     arrays = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
     parameters = sum(array.size for array in arrays)
-    size = sum(array.nbytes for array in arrays)
+    floats = sum(array.size for array in arrays if array.dtype is ir.DataType.FLOAT)
+    size = sum(array.nbytes for array in arrays) + round((width - 4) * floats)
     name, kind = str(node.name), node.op_type
     weight = max(arrays, key=lambda array: array.size).name if arrays else None
     return LayerRow(name, kind, parameters, size, size, None, "float", reason, weight=weight or "")
@@ -213,6 +217,7 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
     figures = figures or Figures(0, 0)
     weight_only, left_alone = figures.weight_only, figures.left_alone
     rows = []
+    width = stored_type(model).itemsize
     for node in model.graph:
         if node.op_type not in WEIGHT_OPERATORS or len(node.inputs) < 2:
             continue
@@ -229,7 +234,7 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
         compute = "integer" if integer else "weight-only"
         count, size = stored.parameters, stored.size
         bits = figures.narrow.get(name, stored.num_bits)
-        sizes = 4 * count, size
+        sizes = round(width * count), size
         rows.append(
             LayerRow(
                 name,

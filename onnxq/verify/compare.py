@@ -135,7 +135,7 @@ def _compare(
     figures = _figures(opened)
     equalized = figures.equalization not in ("", "none")
     layers, outputs = pair_layers(teacher, opened, equalized), _common_outputs(teacher, opened)
-    noise = LayerNoise(teacher, opened.model, layers, outputs)
+    noise = LayerNoise(teacher, opened.computed, layers, outputs)
     noise.measure(samples, progress)
     bits = _weight_bits(teacher, opened)
     rows = [_row(layer, noise.sqnr_db(layer.tensor), figures, bits) for layer in layers]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.session import Feeds, open_session
+from onnxq.session import Feeds, as_session_takes, open_session
 
 ROUNDS = 50
 LEAST_ROUNDS = 5
@@ -56,7 +56,8 @@ def measure_latency(
     """
     all_feeds = [feeds] * len(models) if isinstance(feeds, Mapping) else list(feeds)
     sessions = [open_session(model, threads=threads, prepack=True) for model in models]
-    runs = list(zip(sessions, (dict(each) for each in all_feeds), strict=True))
+    pairs = zip(sessions, all_feeds, strict=True)
+    runs = [(session, as_session_takes(session, feed)) for session, feed in pairs]
     for session, feed in runs:
         for _ in range(WARM_UP):
             session.run(None, feed)

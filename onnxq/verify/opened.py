@@ -28,7 +28,8 @@ class OpenedModel:
         model: its graph; weights may stay on the disk.
         inputs: what it takes.
         size: bytes of the file and of its external data.
-        runnable: what a session opens: the file, or the model in older versions of ONNX.
+        runnable: what a session opens: the file, or the model in older versions of ONNX
+            or in float32.
     """
 
     path: Path
@@ -36,6 +37,11 @@ class OpenedModel:
     inputs: list[InputSpec]
     size: int
     runnable: Path | ir.Model
+
+    @property
+    def computed(self) -> ir.Model:
+        """The graph that a session computes: the file's, or in other versions or types."""
+        return self.runnable if isinstance(self.runnable, ir.Model) else self.model
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -74,7 +80,7 @@ def common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputS
     inputs = []
     for spec in opened.inputs:
         match = named.get(spec.name)
-        if match is None or match.dtype != spec.dtype or not _may_be_one(spec.shape, match.shape):
+        if match is None or not _take_alike(spec, match):
             raise DataError(
                 f"The reference '{other.path}' takes {_listed(other.inputs)}, but "
                 f"'{opened.path}' takes {_listed(opened.inputs)}; give the model's own original."
@@ -83,6 +89,12 @@ def common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputS
         shape = tuple(dim if dim is not None else dim2 for dim, dim2 in pairs)
         inputs.append(InputSpec(spec.name, spec.dtype, shape))
     return inputs
+
+
+def _take_alike(spec: InputSpec, other: InputSpec) -> bool:
+    """Whether one array does for both: floats are fed to each in its own width."""
+    same = spec.dtype == other.dtype or (spec.is_float and other.is_float)
+    return same and _may_be_one(spec.shape, other.shape)
 
 
 def _may_be_one(shape: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
@@ -118,7 +130,7 @@ def random_feeds(
                 f"The shape '{','.join(map(str, shape))}' does not fit the input '{spec.name}', "
                 f"which takes {spec}; give another with --shape."
             )
-        values = generator.standard_normal(shape) if spec.dtype.kind == "f" else np.zeros(shape)
+        values = generator.standard_normal(shape) if spec.is_float else np.zeros(shape)
         feeds[spec.name] = values.astype(spec.dtype)
     return feeds
 
