@@ -18,7 +18,6 @@ from onnxq.export.save import save_model
 from onnxq.learn.augment import Augmentation, check_images, chosen_kinds, image_layout
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.teacher import TeacherOutputs
-from onnxq.load.float_types import float_types_note
 from onnxq.load.inputs import input_specs
 from onnxq.load.interface import interface_of
 from onnxq.load.model import load_model
@@ -118,8 +117,6 @@ class Intake:
         """
         original = load_model(self.path, least_opset(self.recipe.target))
         self.interface = interface_of(original)
-        if (note := float_types_note(original)) is not None:
-            self.notes.append(note)
         self._generator = None if generator is None else load_model(generator)
         self._generator_file = generator
         self.preprocess = preprocess or find_preprocess(self.path, original.metadata_props)

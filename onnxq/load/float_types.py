@@ -86,15 +86,14 @@ def half_type(model: ir.Model) -> ir.DataType | None:
     return max(stored, key=lambda each: stored[each], default=None)
 
 
-def float_types_note(model: ir.Model) -> str | None:
-    """What became of the other float types of a loaded model, for the user; None without any."""
+def float_types_notes(model: ir.Model) -> list[str]:
+    """What became of the other float types of a loaded model, for the user."""
     gone = [np.dtype(each.numpy()).name for each in _noted_bytes(model) if each in _OTHERS]
-    if not gone:
-        return None
-    return (
-        f"what the original computes in {' and '.join(gone)} is computed in float32; inputs and "
-        "outputs keep their types"
+    text = (
+        f"the original's {' and '.join(gone)} is computed in float32; its inputs and outputs keep "
+        "their types"
     )
+    return [text] if gone else []
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.errors import ModelError, PassError, reason_of
+from onnxq.load.float_types import float_types_notes
 from onnxq.load.outputs import run_model
 from onnxq.normalise.ask_runtime import AskRuntime
 from onnxq.normalise.batch_norm_to_affine import BatchNormToAffine
@@ -130,7 +131,13 @@ def normalise(model: ir.Model, check_feeds: CheckFeeds = None) -> Normalised:
     for result in (folded, unfolded):
         if (reason := reference.difference(result)) is not None:
             _name_the_culprit(batch.model, reference, reason)
-    notes = [*batch.notes, *reference.notes, *runner.notes, *_left_over(folded)]
+    notes = [
+        *float_types_notes(model),
+        *batch.notes,
+        *reference.notes,
+        *runner.notes,
+        *_left_over(folded),
+    ]
     notes = list(dict.fromkeys(notes))
     return Normalised(folded, unfolded, batch.batch_free, notes, batch.original_size)
 

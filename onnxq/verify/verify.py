@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
+from onnxq.load.float_types import has_other_floats
 from onnxq.load.model import runnable
 from onnxq.load.read import file_bytes, model_files, read_graph
 from onnxq.numerics.qparams import IntArray, quantize_weight
@@ -22,6 +23,11 @@ from onnxq.verify.kernels import read_kernels
 from onnxq.verify.latency import measure_latency
 from onnxq.verify.outputs import compare_outputs, probability_outputs
 from onnxq.verify.shipped import shipped_files
+
+IN_FLOAT32 = (
+    "ONNX Runtime does not run the original's float types on a CPU; its latency is that of the "
+    "same model in float32"
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,11 @@ def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None
     """Time both files, or note why that can't be done: the result is none the worse for it."""
     feeds = next(samples.batches(1))
     try:
-        original = runnable(exported.original, read_graph(exported.original))
+        graph = read_graph(exported.original)
+        in_other_floats = has_other_floats(graph)
+        original = runnable(exported.original, graph)
+        if in_other_floats and isinstance(original, ir.Model):
+            figures.notes.append(IN_FLOAT32)
         # The compressed one first: it takes more memory while it opens.
         after, before = measure_latency([exported.model, original], feeds)
     except Exception as error:

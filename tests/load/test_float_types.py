@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxq.errors import ModelError
-from onnxq.load.float_types import STORED_KEY, float_types_note, half_type, stored_type
+from onnxq.load.float_types import STORED_KEY, float_types_notes, half_type, stored_type
 from onnxq.load.inputs import input_specs
 from onnxq.load.interface import interface_of
 from onnxq.load.model import load_model
@@ -64,21 +64,21 @@ def test_what_the_file_held_is_known(tmp_path, kind):
     (spec,) = input_specs(loaded)
     assert spec.dtype == np.float32
     assert str(spec) == f"{helper.tensor_dtype_to_np_dtype(kind).name} (N, 64)"
-    assert str(helper.tensor_dtype_to_np_dtype(kind).name) in float_types_note(loaded)
+    assert str(helper.tensor_dtype_to_np_dtype(kind).name) in float_types_notes(loaded)[0]
 
 
 def test_a_float32_model_stays_as_it_is(tmp_path):
     loaded = load_model(save(tmp_path, mlp()))
     assert STORED_KEY not in loaded.metadata_props
-    assert float_types_note(loaded) is None
+    assert float_types_notes(loaded) == []
     assert stored_type(loaded) == ir.DataType.FLOAT
 
 
 def test_float64_that_counts_positions_stays(tmp_path):
     model = parse(
         """g (float[1, 4] x) => (float[1, 4] y) {
-            s = Shape (x) d = Cast <to = 11> (s) third = Constant <value = double {0.333}> ()
-            e = Mul (d, third) f = Ceil (e) i = Cast <to = 7> (f) y = Expand (x, i)
+            s = Shape (x) d = Cast <to = 11> (s) quarter = Constant <value = double {0.25}> ()
+            e = Mul (d, quarter) f = Ceil (e) i = Cast <to = 7> (f) y = Expand (x, i)
         }"""
     )
     loaded = load_model(save(tmp_path, model))
