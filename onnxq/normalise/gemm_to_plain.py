@@ -83,9 +83,8 @@ def bias_as_added(
     if array is not None:
         scaled = (array.astype(np.float64) * beta).astype(array.dtype)
         return [], editor.initializer(f"{node.name}_bias", scaled)
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    factor = editor.initializer(f"{node.name}_beta", np.array(beta, weight.dtype))
+    weights = [found for each in node.inputs[:2] if (found := constant(each)) is not None]
+    factor = editor.initializer(f"{node.name}_beta", np.array(beta, weights[0].dtype))
     product = editor.node("Mul", [bias, factor], name=f"{node.name}_times_beta")
     return [product], product.outputs[0]
 

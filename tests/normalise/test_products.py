@@ -88,6 +88,12 @@ def test_gemm_with_its_weights_first(graph, applies, bias, operators, turned):
     assert _ops(changed) == operators
 
 
+def test_gemm_with_its_weights_first_and_a_computed_bias(graph, applies):
+    body = "r = Relu(x) y = Gemm<beta=0.5>(w, r, x)"
+    changed = applies(LeftConstant(), _product(graph, "[4,4]", body, _weights(4, 4)))
+    assert _ops(changed) == ["Relu", "Mul", "Gemm", "Transpose", "Add"]
+
+
 @pytest.mark.parametrize(
     ("attributes", "bias", "operators"),
     [
