@@ -310,8 +310,13 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     """
     try:
         Path(path).write_text(recipe_toml(recipe), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Can't write the recipe '{path}': {error.strerror}.") from error
+    except (OSError, UnicodeEncodeError) as error:
+        Path(path).unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            f"can't write the recipe '{path}' ({reason}); free some space or name another file "
+            "with --save-recipe"
+        ) from error
 
 
 def recipe_from_fields(fields: Mapping[str, Any], where: str) -> Recipe:

@@ -41,6 +41,8 @@ def judge(ended: Ended, folder: Path, before: dict[str, bytes], out: Path | None
         return f"crash, signal {-ended.code}"
     if "Traceback (most recent call last)" in ended.err:
         return "traceback"
+    if ended.err.startswith("Error: Internal error"):
+        return "internal error"
     return (
         _judge_texts(ended)
         or _judge_files(ended.code, folder, before, out)

@@ -30,6 +30,7 @@ from onnxq.pipeline import compress as run_compress
 from onnxq.recipe import Recipe, save_recipe
 from onnxq.report.html import PAGE, check_folder, write_report
 from onnxq.report.inspection import plan_rows
+from onnxq.report.printable import printable
 from onnxq.report.result import result_fields, result_notes
 from onnxq.report.tables import print_figures, print_kernels, print_layers, print_notes
 from onnxq.report.text import size_text
@@ -163,6 +164,6 @@ def _print_result(
     else:
         # Told to say little, and not what was asked for.
         for told in filter(None, (figures.search.get("missed"), figures.verdict)):
-            click.echo(f"note: {told}", err=True)
-    before, after = size_text(figures.size_before), size_text(figures.size_after)
-    click.echo(f"wrote {out}: {figures.ratio:.1%} of the original size ({before} -> {after})")
+            click.echo(f"note: {printable(told)}", err=True)
+    sizes = f"{size_text(figures.size_before)} -> {size_text(figures.size_after)}"
+    click.echo(f"wrote {printable(str(out))}: {figures.ratio:.1%} of the original size ({sizes})")

@@ -26,6 +26,7 @@ from onnxq.contradictions import INITS
 from onnxq.distil.result import DistillResult
 from onnxq.distillation import distill as run_distill
 from onnxq.report.distillation import distil_fields
+from onnxq.report.printable import printable
 from onnxq.report.tables import print_distillation, print_notes
 from onnxq.report.text import size_text
 
@@ -116,4 +117,4 @@ def _print(result: DistillResult, out: Path, quiet: bool) -> None:
         print_notes(result.notes)
     ratio = figures.student_bytes / max(figures.teacher_bytes, 1)
     sizes = f"{size_text(figures.teacher_bytes)} -> {size_text(figures.student_bytes)}"
-    click.echo(f"wrote {out}: {ratio:.1%} of the teacher's size ({sizes})")
+    click.echo(f"wrote {printable(str(out))}: {ratio:.1%} of the teacher's size ({sizes})")

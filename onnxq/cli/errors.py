@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import logging
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,29 +16,82 @@ from typing import Any
 
 import click
 
-from onnxq.errors import STOPPED, ModelError, OnnxqError
+from onnxq.errors import STOPPED, ModelError, OnnxqError, OutputError, reason_of
 from onnxq.learn.checkpoint import checkpoint_folder
+from onnxq.report.printable import printable, sentence
+
+logger = logging.getLogger(__name__)
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+"""What a system says where nothing more can be written."""
 
 
 class SentenceGroup(click.Group):
-    """A group whose commands end an `OnnxqError` with its sentence and exit code 1."""
+    """A group whose commands end an error with a sentence and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; anything but the root of our errors keeps its traceback."""
+        """Run the command; `-vv` logs the traceback of an error as well."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # A terminal without × and ─ is no reason to lose a result.
                 stream.reconfigure(errors="replace")
         try:
+            _check_working_folder()
             with warnings.catch_warnings():
                 # numpy's, about weights and samples: what comes of them is measured and told.
                 warnings.simplefilter("ignore", RuntimeWarning)
                 return super().invoke(ctx)
-        except OnnxqError as error:
-            raise click.ClickException(_sentence(str(error))) from error
         except KeyboardInterrupt:
             click.echo("\nstopped", err=True)
             sys.exit(STOPPED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                # Whoever read the output has seen enough; click knows what to do.
+                raise
+            logger.debug("the command ended with an error", exc_info=error)
+            _let_go_of_stdout()
+            raise click.ClickException(sentence(_described(error))) from error
+
+
+def _check_working_folder() -> None:
+    """Raises OutputError where the folder that relative paths start from is gone."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise OutputError(
+            "the working folder does not exist any more; change to another and run the command "
+            "again"
+        ) from error
+
+
+def _let_go_of_stdout() -> None:
+    """Where stdout takes nothing, keep Python from trying again when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = io.StringIO()
+
+
+def _described(error: Exception) -> str:
+    """What an error means for a user; what nobody foresaw is said to be a defect."""
+    if isinstance(error, OnnxqError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return (
+            "there is not enough memory for this model and these samples; give a smaller "
+            "--batch-size or fewer --samples, or use a machine with more"
+        )
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = "" if error.filename is None else f" '{os.fsdecode(error.filename)}'"
+        return f"can't write{where or ' the output'} ({error.strerror}); free some space and retry"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"internal error: {type(error).__name__} in {Path(place.filename).name}:{place.lineno} "
+        f"({reason_of(error)}); this is a defect of onnxq: run again with -vv and report the "
+        "traceback"
+    )
 
 
 @contextmanager
@@ -44,16 +101,10 @@ def stopped_sentence(out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         checkpoint = checkpoint_folder(out)
-        kept = f"run the same command with --resume to go on from {checkpoint}"
+        kept = f"run the same command with --resume to go on from {printable(str(checkpoint))}"
         rest = kept if checkpoint.exists() else "nothing was written"
         click.echo(f"\nstopped; {rest}", err=True)
         sys.exit(STOPPED)
-
-
-def _sentence(text: str) -> str:
-    """The text with a capital and a full stop, on one line."""
-    text = " ".join(text.split())
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def require_model(path: Path) -> Path:
@@ -63,6 +114,7 @@ def require_model(path: Path) -> Path:
         ModelError: it is not.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
+        exists = "is not an ordinary file" if path.exists() else "does not exist"
+        found = "is a folder" if path.is_dir() else exists
         raise ModelError(f"The model '{path}' {found}; give the path of an ONNX file.")
     return path

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from onnxq.progress import Progress as Listener
 from onnxq.progress import Silent
+from onnxq.report.printable import printable
 
 SECONDS = 2.0
 """Between two lines of a stage at least."""
@@ -84,14 +85,14 @@ class Lines:
     def start(self, stage: str, total: int) -> None:
         """A stage of `total` steps begins."""
         self._stage, self._total, self._said = stage, total, 0.0
-        click.echo(stage, err=True)
+        click.echo(printable(stage), err=True)
 
     def at(self, done: int, text: str = "") -> None:
         """`done` steps of the stage are over."""
         now = time.monotonic()
         if text and now - self._said >= SECONDS:
             self._said = now
-            click.echo(f"{self._stage}: {done}/{self._total} {text}", err=True)
+            click.echo(printable(f"{self._stage}: {done}/{self._total} {text}"), err=True)
 
     def finish(self) -> None:
         """The stage is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from onnxq.errors import ModelError, reason_of
 from onnxq.isolation import Crash, isolated
 from onnxq.load.read import file_bytes
 from onnxq.session import open_session, serialized
-from onnxq.weight_files import weight_bytes
+from onnxq.weight_files import is_large, weight_bytes
 
 MOST = 2**30
 """Bytes of a model above which it is opened in this process: twice would take too long."""
@@ -45,14 +46,14 @@ def check_opens(model: ir.Model | Path, name: str) -> None:
 def _try(model: ir.Model | Path) -> None:
     """Open a model in a child process, once for each content."""
     data: bytes | Path = model if isinstance(model, Path) else serialized(model)
-    content = str(data).encode() + data.read_bytes() if isinstance(data, Path) else data
+    content = os.fsencode(data) + data.read_bytes() if isinstance(data, Path) else data
     digest = hashlib.sha256(content).digest()
     if digest not in _OPENED:
-        isolated(_open, data)
+        isolated(_open, data, not isinstance(model, Path) and is_large(model))
         _OPENED.add(digest)
 
 
-def _open(model: bytes | Path) -> None:
+def _open(model: bytes | Path, large: bool) -> None:
     """Open a model as it is and optimised: each runs code that the other does not."""
     for optimise in (False, True):
-        open_session(model, optimise=optimise, prepack=False)
+        open_session(model, optimise=optimise, prepack=not large)

@@ -36,6 +36,13 @@ def read_proto(path: Path) -> onnx.ModelProto:
             says, or external data that are missing or outside the model's folder.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(
+            f'The name of the model "{path}" is not UTF-8, and ONNX Runtime opens no such file; '
+            "rename it, and the folders that are part of the path."
+        ) from error
+    try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()

@@ -14,6 +14,7 @@ from onnxq.distil.result import DistillResult
 from onnxq.report.contents import ContentRow
 from onnxq.report.distillation import distil_rows
 from onnxq.report.inspection import Inspection, LayerRow
+from onnxq.report.printable import printable
 from onnxq.report.result import figure_rows
 from onnxq.report.text import (
     NONE,
@@ -46,12 +47,16 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         justify = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(_text(column), justify=justify, overflow="fold")  # type: ignore[arg-type]
     return table
 
 
 def _add(table: Table, *cells: object) -> None:
-    table.add_row(*(escape(str(cell)) for cell in cells))
+    table.add_row(*(_text(cell) for cell in cells))
+
+
+def _text(cell: object) -> str:
+    return escape(printable(str(cell)))
 
 
 def print_figures(figures: Figures) -> None:
@@ -126,7 +131,7 @@ def print_kernels(figures: Figures) -> None:
 def print_notes(notes: Sequence[str]) -> None:
     """Sentences, one per line."""
     for note in notes:
-        _console().print(f"note: {escape(note)}", soft_wrap=True)
+        _console().print(f"note: {_text(note)}", soft_wrap=True)
 
 
 def print_inspection(found: Inspection, *, layers: bool = True) -> None:
@@ -146,7 +151,7 @@ def print_inspection(found: Inspection, *, layers: bool = True) -> None:
         lines.append(f"recipe: {found.recipe.to_json()}")
     if found.preprocess is not None:
         lines.append(f"preprocessing: {json.dumps(found.preprocess, sort_keys=True)}")
-    console.print(escape("\n".join(lines)), soft_wrap=True)
+    console.print("\n".join(map(_text, lines)), soft_wrap=True)
     if layers:
         print_layers(found.layers)
         print_contents(found.contents)
@@ -234,7 +239,7 @@ def _print_effects(table: SweepTable, title: str, text: Callable[[Effect], str])
         for row in table.rows:
             cells = [text(row.effects[s]) if s in row.effects else NONE for s in settings]
             _add(found, row.name, f"{row.parameters:,}", *cells)
-        _console().print(escape(f"{title}, {kind}"), found)
+        _console().print(_text(f"{title}, {kind}"), found)
 
 
 def print_benchmarks(results: Sequence[Benchmark]) -> None:

@@ -72,6 +72,7 @@ def onnxq() -> Callable[..., Finished]:
         result: Result = CliRunner().invoke(main, [str(each) for each in arguments])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
+        assert "Internal error" not in result.stderr, result.stderr
         return Finished(result.exit_code, result.stdout, result.stderr)
 
     return run

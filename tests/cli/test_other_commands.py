@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
+from onnxq.cli import main
+from onnxq.errors import ModelError
 from tests.cli.conftest import command, environment, start
 
 
@@ -180,13 +184,26 @@ def test_errors_are_one_sentence(onnxq, mlp, compressed, rows, tmp_path, argumen
     assert done.out == ""
 
 
-def test_anything_but_a_users_error_keeps_its_traceback(onnxq, mlp, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ZeroDivisionError("ours"), "Internal error: ZeroDivisionError in test_other_commands.py"),
+        (MemoryError(), "There is not enough memory for this model"),
+        (OSError(errno.ENOSPC, "No space left", "x"), "Can't write 'x' (No space left); free"),
+        (ModelError("\x1b[2Ja\n\u202eb \udce9"), "\\x1b[2Ja \\u202eb \\udce9."),
+        (ModelError("a" * 3000 + "; do this"), "aaa...aaa"),
+    ],
+)
+def test_an_error_is_one_line_of_plain_text(mlp, monkeypatch, error, text):
     def broken(*_: object) -> None:
-        raise ZeroDivisionError("ours")
+        raise error
 
     monkeypatch.setattr("onnxq.cli.inspect.run_inspect", broken)
-    with pytest.raises(ZeroDivisionError, match="ours"):
-        onnxq("inspect", mlp)
+    done = CliRunner().invoke(main, ["inspect", str(mlp)])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert text in done.stderr
+    assert len(done.stderr) < 1100
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_ctrl_c_is_exit_code_130(onnxq, mlp, monkeypatch):
