@@ -154,8 +154,9 @@ class Trained:
         total = dict(found)
         now = now or self.quantizers()
         for spec in self._corrected:
+            factor = self._start.factors.get(spec.name, np.float32(1))
             through_bias = shift_weight_gradient(
-                found[bias_name(spec)],
+                found[bias_name(spec)] * factor,
                 self._start.means[spec.name],
                 found[spec.weight].shape,
                 spec.op_type,

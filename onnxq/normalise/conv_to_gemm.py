@@ -20,6 +20,7 @@ from onnxq.normalise.facts import (
 )
 from onnxq.normalise.passes import NodePass
 from onnxq.normalise.pool_before_conv import is_pointwise
+from onnxq.normalise.scaled_weight import shares
 
 
 class ConvToGemm(NodePass):
@@ -37,6 +38,8 @@ class ConvToGemm(NodePass):
         if not is_pointwise(node) or int_attribute(node, "group", 1) != 1:
             return "it is not a plain 1×1 convolution"
         source, target = node.inputs[0], node.outputs[0]
+        if node.inputs[1] is not None and shares(node.inputs[1]):
+            return "its weight is shared, and a matrix would be a copy of it"
         if rank(source) != 4 or static_dim(source, 2) != 1 or static_dim(source, 3) != 1:
             return "its input is not known to be 1×1"
         if target.is_graph_output():

@@ -8,14 +8,21 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.load.limits import DEFAULT_DOMAINS
+from onnxq.normalise.scaled_weight import scaled_weight
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer or of a Constant node's output; None for anything else."""
+    """The array of an initializer, a Constant node's output or a shared weight under a factor.
+
+    None for anything else.
+    """
     if value is None or value.is_graph_input():
         return None
     tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
+    if tensor is not None:
+        return tensor.numpy()
+    scaled = scaled_weight(value)
+    return None if scaled is None else scaled.array
 
 
 def is_constant(value: ir.Value | None) -> bool:

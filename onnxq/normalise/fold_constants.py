@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,8 @@ from onnxq.load.limits import DEFAULT_DOMAINS
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import is_constant, is_used
 from onnxq.normalise.passes import PassResult
+from onnxq.normalise.scaled_weight import scaled_weight, shares
+from onnxq.numerics.collapse import collapsed
 from onnxq.session import open_session
 
 logger = logging.getLogger(__name__)
@@ -28,41 +30,40 @@ _RANDOM = frozenset(
 )
 
 
+SMALL = 1024
+"""Bytes of a result that is folded whatever it is made from: a shape, a scalar, a bias."""
+
+WEIGHT_SLOT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
+"""The input of each weight operator that is stored in integers."""
+
+
 class FoldConstants:
     """Runs the part of the main graph that no input reaches, once, and keeps its results.
 
-    Nodes with sub-graphs, random ones and those outside ONNX's own domain are left alone,
-    and so is a result of more than `size_limit` bytes that is larger than what it is made
-    from.
-
-    Args:
-        size_limit: bytes.
+    Nodes with sub-graphs, random ones and those outside ONNX's own domain are left alone. Results
+    that take more bytes than the constants that go with them are left to be computed when a
+    session starts: tiled and transposed copies, tables that a formula gives, weights under the
+    factors of layers that share them. A weight of a layer counts a byte for each element: it is
+    stored in integers. What repeats along an axis is stored once.
     """
-
-    def __init__(self, size_limit: int = 16 * 2**20) -> None:
-        self.size_limit = size_limit
 
     def __call__(self, model: ir.Model) -> PassResult:
         """The model and whether anything was folded."""
         nodes = _constant_nodes(model.graph)
         results = [v for node in nodes for v in node.outputs if _leaves(v, set(nodes))]
-        if not results:
-            return PassResult(model, modified=False)
-        arrays = self._run(model, nodes, results)
+        arrays = self._run(model, nodes, results) if results else None
         if arrays is None:
             return PassResult(model, modified=False)
+        found = {v: a for v, a in zip(results, arrays, strict=True) if isinstance(a, np.ndarray)}
         editor = Editor(model.graph)
         modified = False
-        for value, array in zip(results, arrays, strict=True):
-            if isinstance(array, np.ndarray) and self._worth(nodes, array):
-                _put(editor, value, array)
+        for part in _connected(nodes):
+            for value in _worth(part, found):
+                editor_value = editor.initializer(str(value.name), found[value])
+                value.replace_all_uses_with(editor_value)
                 modified = True
         editor.remove(nodes)
         return PassResult(model, modified)
-
-    def _worth(self, nodes: Sequence[ir.Node], array: np.ndarray) -> bool:
-        source = sum(_nbytes(value) for node in nodes for value in node.inputs)
-        return array.nbytes <= max(self.size_limit, source)
 
     def _run(
         self, model: ir.Model, nodes: Sequence[ir.Node], results: Sequence[ir.Value]
@@ -77,6 +78,48 @@ class FoldConstants:
             return None
 
 
+def _connected(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """The nodes in groups that no value connects with one another, each in graph order."""
+    group: dict[ir.Node, list[ir.Node]] = {}
+    for node in nodes:
+        merged = [node]
+        for value in node.inputs:
+            writer = None if value is None else value.producer()
+            if writer in group and group[writer] is not group.get(node):
+                merged = group[writer] + merged
+                group |= dict.fromkeys(merged, merged)
+        group |= dict.fromkeys(merged, merged)
+    order = {node: i for i, node in enumerate(nodes)}
+    found = {id(members): members for members in group.values()}
+    return [sorted(members, key=order.__getitem__) for members in found.values()]
+
+
+def _worth(part: Sequence[ir.Node], found: Mapping[ir.Value, np.ndarray]) -> list[ir.Value]:
+    """The results of a group to keep: small ones, and large ones where all of them pay."""
+    inside = set(part)
+    results = [v for node in part for v in node.outputs if v in found and _leaves(v, inside)]
+    costs = {value: _cost(value, found[value]) for value in results}
+    large = [value for value in results if costs[value] > SMALL]
+    if sum(costs[value] for value in large) <= _freed(part):
+        return results
+    return [value for value in results if value not in large]
+
+
+def _cost(value: ir.Value, array: np.ndarray) -> int:
+    """Bytes that a result takes in the file in the end."""
+    weight = all(WEIGHT_SLOT.get(use.node.op_type) == use.idx for use in value.uses())
+    stored = collapsed(array)
+    return stored.size if weight and array.dtype == np.float32 else stored.nbytes
+
+
+def _freed(part: Sequence[ir.Node]) -> int:
+    """Bytes of the constants that only the group reads."""
+    inside = set(part)
+    read = {v for node in part for v in node.inputs if v is not None and v.const_value is not None}
+    alone = (v for v in read if all(use.node in inside for use in v.uses()))
+    return sum(v.const_value.nbytes for v in alone if v.const_value and not v.is_graph_output())
+
+
 def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
     found: list[ir.Node] = []
     known: set[ir.Value] = set()
@@ -85,6 +128,7 @@ def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
         if (
             node.domain in DEFAULT_DOMAINS
             and node.op_type not in _RANDOM
+            and not _shared_under_factor(node)
             and all(value in known or is_constant(value) for value in inputs)
             and not any(
                 a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -101,8 +145,9 @@ def _leaves(value: ir.Value, nodes: set[ir.Node]) -> bool:
     return is_used(value) and any(use.node not in nodes for use in value.uses())
 
 
-def _nbytes(value: ir.Value | None) -> int:
-    return 0 if value is None or value.const_value is None else int(value.const_value.nbytes)
+def _shared_under_factor(node: ir.Node) -> bool:
+    """Whether the node gives a layer its share of a weight that others read too."""
+    return scaled_weight(node.outputs[0]) is not None and shares(node.outputs[0])
 
 
 def _part(model: ir.Model, nodes: Sequence[ir.Node], results: Sequence[ir.Value]) -> ir.Model:
@@ -132,9 +177,3 @@ def _part(model: ir.Model, nodes: Sequence[ir.Node], results: Sequence[ir.Value]
         name="constants",
     )
     return ir.Model(graph, ir_version=model.ir_version)
-
-
-def _put(editor: Editor, value: ir.Value, array: np.ndarray) -> None:
-    name = str(value.name)
-    new = editor.initializer(name, array)
-    value.replace_all_uses_with(new)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import constant, float_attribute, input_at, int_attribute, is_op, rank
+from onnxq.normalise.scaled_weight import scaled_weight, shares, usable_factor
 
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -57,8 +58,8 @@ def takes_term(node: ir.Node) -> bool:
 def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.ndarray) -> ir.Node:
     """Make the layer give `scale·y + term` per output channel.
 
-    The layer gets initializers of its own, so that a shared weight stays as it is for its
-    other readers.
+    A weight that others read too stays as it is, and the layer reads it under a factor; a small
+    one is copied. A bias becomes an initializer of the layer's own.
 
     Args:
         editor: of the graph that the layer is in.
@@ -71,11 +72,10 @@ def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.n
     """
     weight = constant(node.inputs[1])
     assert weight is not None and node.inputs[1] is not None
-    scaled = weight.astype(np.float64) * _along_channels(node, scale, weight)
     shifted = scale * _bias(node) + term
     new_weight = node.inputs[1]
     if not np.all(scale == 1):
-        new_weight = editor.initializer(f"{node.name}_weight", scaled.astype(weight.dtype))
+        new_weight = _scaled(editor, node, scale, weight)
     if node.op_type == "MatMul" and not shifted.any():
         node.replace_input_with(1, new_weight)
         return node
@@ -91,6 +91,24 @@ def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.n
     if "beta" in node.attributes:
         del node.attributes["beta"]  # it is in the bias now
     return node
+
+
+def _scaled(editor: Editor, node: ir.Node, scale: np.ndarray, weight: np.ndarray) -> ir.Value:
+    """The layer's weight times the factor: the shared one under a Mul, or one of its own."""
+    value = node.inputs[1]
+    assert value is not None
+    vector = _along_channels(node, scale, weight)
+    known = scaled_weight(value)
+    factor = vector if known is None else vector * constant(known.factor)
+    if shares(value) and node.op_type != "ConvTranspose" and usable_factor(factor):
+        shared = value if known is None else known.weight
+        spread = editor.initializer(f"{node.name}_factor", factor.astype(weight.dtype))
+        product = editor.node("Mul", [shared, spread], name=f"{node.name}_scaled")
+        product.outputs[0].type, product.outputs[0].shape = value.type, ir.Shape(weight.shape)
+        editor.graph.insert_before(node, product)
+        return product.outputs[0]
+    scaled = weight.astype(np.float64) * vector
+    return editor.initializer(f"{node.name}_weight", scaled.astype(weight.dtype))
 
 
 def _channel_axis(node: ir.Node) -> int:

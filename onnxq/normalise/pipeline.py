@@ -41,6 +41,7 @@ from onnxq.normalise.simplify import Simplify
 from onnxq.normalise.split_to_slices import SplitToSlices
 from onnxq.normalise.squeeze_weight import SqueezeWeight
 from onnxq.normalise.sweep_dead import SweepDead
+from onnxq.normalise.transposed_to_gemm import TransposedToGemm
 from onnxq.normalise.verify_batch import FreedBatch, free_and_verify_batch
 from onnxq.numerics.equality import Outputs, find_difference, rounding_noise
 from onnxq.session import Feeds
@@ -69,6 +70,7 @@ FORMS: tuple[GraphPass, ...] = (
     GemmToPlain(),
     SqueezeWeight(),
     MergeTransposes(),
+    TransposedToGemm(),
     FoldAffine(),
     PoolBeforeConv(),
     ConvToGemm(),
@@ -84,7 +86,7 @@ FOLD: tuple[GraphPass, ...] = (
 )
 """BatchNormalization goes; what it leaves may fold further."""
 
-START: tuple[GraphPass, ...] = (Simplify(), NameEverything(), AskRuntime())
+START: tuple[GraphPass, ...] = (LiftConstants(), Simplify(), NameEverything(), AskRuntime())
 
 FINISH: tuple[GraphPass, ...] = (SweepDead(), NameEverything(), InferShapes())
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.plan.layers import Layer
+from onnxq.plan.operators import TABLE
 from onnxq.recipe import Recipe
 
 WIDE_ENOUGH = 6
@@ -18,8 +19,12 @@ WIDE = 8
 
 
 def first_and_last(layers: Sequence[Layer]) -> frozenset[ir.Node]:
-    """The nodes of the first and the last layer in graph order, whether float or not."""
-    return frozenset(layer.node for layer in (*layers[:1], *layers[-1:]))
+    """The nodes of the first and the last layer in graph order, whether float or not.
+
+    A table's lookup multiplies nothing and is neither.
+    """
+    multiply = [layer for layer in layers if layer.node.op_type != TABLE]
+    return frozenset(layer.node for layer in (*multiply[:1], *multiply[-1:]))
 
 
 def for_first_and_last(recipe: Recipe) -> Recipe:

@@ -5,30 +5,53 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.products import alpha_refusal
+from onnxq.normalise.scaled_weight import scaled_weight
 from onnxq.plan.operators import (
     RECURRENT_OPERATORS,
+    TABLE,
     WEIGHT_OPERATORS,
     attribute,
     constant,
+    weight_index,
 )
 from onnxq.plan.spec import Compute, LayerSpec
 from onnxq.plan.unquantized import has_weights, has_weights_left, refusal_of_weights
 
 SMALLEST_RANK = 2
 
+SMALLEST_TABLE = 1024
+"""Elements of a table from which its lookup is a layer."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with constant weights, as found in the graph, before any choice is made."""
+    """A node with constant weights, as found in the graph, before any choice is made.
+
+    Attributes:
+        node: the node.
+        data: what it reads; the indices of a Gather.
+        weight: the initializer; several layers may read one.
+        bias: the bias, or None.
+        axis: the weight's axis of output channels, the rows of a table.
+        factor: a constant of the layer's own that its weight is multiplied by, or None.
+    """
 
     node: ir.Node
     data: ir.Value
     weight: ir.Value
     bias: ir.Value | None
     axis: int
+    factor: ir.Value | None = None
+
+    def array(self) -> np.ndarray:
+        """The weight as the layer reads it."""
+        weight, factor = constant(self.weight), constant(self.factor)
+        assert weight is not None
+        return weight if factor is None else np.asarray(weight * factor, weight.dtype)
 
 
 def spec_of(layer: Layer, axis: int | None, num_bits: int, compute: Compute) -> LayerSpec:
@@ -49,13 +72,18 @@ def spec_of(layer: Layer, axis: int | None, num_bits: int, compute: Compute) -> 
         reason="",
         parameters=array.size,
         channels=array.shape[layer.axis],
+        factor=None if layer.factor is None else str(layer.factor.name),
     )
 
 
 def layer_of(node: ir.Node) -> Layer | str:
     """The layer that a weight operator is, or the reason why it can't be quantized."""
-    data, weight = node.inputs[0], node.inputs[1]
+    index = weight_index(node.op_type)
+    data, weight = node.inputs[1 - index], node.inputs[index]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
+    scaled, factor = scaled_weight(weight), None
+    if scaled is not None:
+        weight, factor = scaled.weight, scaled.factor
     array = constant(weight)
     if data is None or weight is None or array is None:
         return "its weights are not constant"
@@ -72,7 +100,26 @@ def layer_of(node: ir.Node) -> Layer | str:
     groups = attribute(node, "group", 1) if node.op_type == "ConvTranspose" and axis == 1 else 1
     assert isinstance(groups, int)
     reason = _unsupported_form(node, bias, array.shape[axis] * groups)
-    return reason or Layer(node, data, weight, bias, axis)
+    if factor is not None and not _along(factor, axis):
+        reason = reason or "its weights are computed from constants, and are no matrix by channel"
+    return reason or Layer(node, data, weight, bias, axis, factor)
+
+
+def _along(factor: ir.Value, axis: int) -> bool:
+    """Whether a factor of the weight's rank, or a scalar, is one number per channel."""
+    array = constant(factor)
+    assert array is not None
+    return all(size == 1 for i, size in enumerate(array.shape) if i != axis)
+
+
+def is_table(node: ir.Node) -> bool:
+    """Whether the node looks rows up in a constant float matrix that is worth quantizing."""
+    if node.op_type != TABLE or node.domain or attribute(node, "axis", 0) != 0:
+        return False
+    array = constant(node.inputs[0])
+    if array is None or array.dtype != np.float32 or array.ndim != SMALLEST_RANK:
+        return False
+    return array.size >= SMALLEST_TABLE and constant(node.inputs[1]) is None
 
 
 def _is_per_channel(bias: ir.Value, channels: int) -> bool:
@@ -106,9 +153,9 @@ def weight_axis(node: ir.Node, rank: int) -> int:
 
     Conv (out, in/group, ...): 0. ConvTranspose (in, out/group, ...): 1, and 0 where groups
     have one output channel each. Gemm (in, out): 1, with transB (out, in): 0. MatMul
-    (..., in, out): the last.
+    (..., in, out): the last. Gather (rows, width): 0.
     """
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", TABLE):
         return 0
     if node.op_type == "ConvTranspose":
         weight = constant(node.inputs[1])
@@ -126,7 +173,8 @@ def find_layers(graph: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
     for node in graph:
         if not node.name:
             continue
-        if node.op_type in WEIGHT_OPERATORS and not node.domain and not has_weights_left(node):
+        own = node.op_type in WEIGHT_OPERATORS and not node.domain and not has_weights_left(node)
+        if own or is_table(node):
             found = layer_of(node)
             if isinstance(found, Layer):
                 layers.append(found)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxq.plan.first_last import first_and_last
 from onnxq.plan.layers import Layer
+from onnxq.plan.operators import TABLE
 from onnxq.plan.regions import root
 
 
 def multiplied_tensors(layers: Sequence[Layer]) -> frozenset[str]:
     """The names of the tensors that layers read, before any move."""
-    return frozenset(str(root(layer.data).name) for layer in layers)
+    return frozenset(str(root(each.data).name) for each in layers if each.node.op_type != TABLE)
 
 
 def wide_tensors(layers: Sequence[Layer]) -> frozenset[str]:
     """Those that the first and the last layer read."""
-    return multiplied_tensors([*layers[:1], *layers[-1:]])
+    ends = first_and_last(layers)
+    return multiplied_tensors([layer for layer in layers if layer.node in ends])

@@ -10,6 +10,9 @@ from onnxq.graph.constants import scalar
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose constant weights are quantized."""
 
+TABLE = "Gather"
+"""The operator that looks rows up in a table, whose rows are quantized as channels are."""
+
 RECURRENT_OPERATORS = ("LSTM", "GRU", "RNN")
 
 FUSED_OPERATORS = ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv")
@@ -86,6 +89,11 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     if value is None or value.const_value is None or value.is_graph_input():
         return None
     return value.const_value.numpy()
+
+
+def weight_index(op_type: str) -> int:
+    """The input of a layer that holds its weight: the first of a Gather, else the second."""
+    return 0 if op_type == TABLE else 1
 
 
 def attribute(node: ir.Node, name: str, default: object) -> object:

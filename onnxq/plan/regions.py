@@ -17,6 +17,7 @@ from onnxq.plan.layers import Layer
 from onnxq.plan.operators import (
     COMPUTES,
     FLOAT_RESULT_OPERATORS,
+    TABLE,
     activation_bounds,
     constant,
     is_move,
@@ -91,7 +92,9 @@ class Regions:
         reasons: dict[ir.Node, str] = {}
         for layer in layers:
             node, rank = layer.node, len(constant_shape(layer.weight))
-            if node.op_type == "ConvTranspose":
+            if node.op_type == TABLE:
+                reasons[node] = "rows are looked up in integers and then made float"
+            elif node.op_type == "ConvTranspose":
                 reasons[node] = "ConvTranspose has no integer kernel"
             elif node.op_type == "MatMul" and rank != 2:
                 reasons[node] = f"its weights have {rank} dimensions, an integer MatMul takes 2"

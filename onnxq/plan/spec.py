@@ -24,7 +24,7 @@ class LayerSpec:
 
     Attributes:
         name: the node's name.
-        op_type: Conv, ConvTranspose, Gemm or MatMul.
+        op_type: Conv, ConvTranspose, Gemm, MatMul or Gather.
         weight: name of the weight's initializer.
         bias: name of the bias' initializer, or None.
         input: name of the value that the node reads, as the teacher names it.
@@ -41,6 +41,8 @@ class LayerSpec:
         packed: codes of less than 8 bits are packed in the file.
         channels: number of output channels.
         int4: codes of 4 bits or fewer are a tensor of type INT4.
+        factor: name of the constant that this layer's weight is multiplied by, one number per
+            channel, where layers share the weight; or None.
     """
 
     name: str
@@ -60,6 +62,7 @@ class LayerSpec:
     packed: bool = False
     channels: int = 1
     int4: bool = False
+    factor: str | None = None
 
     @property
     def narrow(self) -> bool:

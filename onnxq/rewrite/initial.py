@@ -14,7 +14,7 @@ from onnxq.numerics.codebook import Codebook, fit_codebook
 from onnxq.numerics.qparams import FloatArray
 from onnxq.numerics.weight_clip import weight_threshold
 from onnxq.plan.spec import Plan, TensorSpec
-from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, model_weights
+from onnxq.rewrite.quantizers import SMALLEST_WIDTH, Quantizers, Range, model_factors, model_weights
 
 
 def initial_quantizers(
@@ -36,7 +36,8 @@ def initial_quantizers(
     }
     ranges = {name: tensor_range(s, statistics[name]) for name, s in plan.tensors.items()}
     codebooks = fit_codebooks(plan, weights)
-    return Quantizers(ranges, thresholds, weights, biases, codebooks=codebooks)
+    factors = model_factors(model, plan)
+    return Quantizers(ranges, thresholds, weights, biases, codebooks=codebooks, factors=factors)
 
 
 def with_shared_biases(quantizers: Quantizers, plan: Plan, count: int) -> Quantizers:

@@ -51,6 +51,8 @@ class Quantizers:
         means: the mean of each input channel by layer name, for layers whose bias is
             corrected for the mean error that their quantized weights make.
         codebooks: by weight name, for layers whose plan has one.
+        factors: by layer name, float32 (channels,), what the weight is multiplied by for that
+            layer alone, where layers share it; either sign.
     """
 
     ranges: dict[str, Range]
@@ -59,6 +61,7 @@ class Quantizers:
     biases: dict[str, FloatArray]
     means: dict[str, np.ndarray] = field(default_factory=dict)
     codebooks: dict[str, Codebook] = field(default_factory=dict)
+    factors: dict[str, FloatArray] = field(default_factory=dict)
 
     def with_ranges(self, ranges: Mapping[str, Range]) -> Quantizers:
         """A copy with other ranges for some tensors."""
@@ -114,6 +117,16 @@ def model_weights(
         if s.bias and needs_bias(s)
     }
     return weights, biases
+
+
+def model_factors(model: ir.Model, plan: Plan) -> dict[str, FloatArray]:
+    """What each layer multiplies a shared weight by, (channels,), by layer name."""
+    values = model.graph.initializers
+    return {
+        spec.name: _spread(_array(values[spec.factor]), spec.channels)
+        for spec in plan.layers.values()
+        if spec.factor is not None
+    }
 
 
 def _spread(bias: FloatArray, channels: int) -> FloatArray:
@@ -196,9 +209,26 @@ def weight_scales(
         bias = quantizers.biases.get(spec.name)
         if bias is not None and spec.compute == "integer":
             least = smallest_weight_scale(bias, input_scale(plan, quantizers, sources[spec.name]))
+            factor = np.abs(quantizers.factors.get(spec.name, np.ones((), np.float32)))
+            least = np.asarray(least / factor, np.float32)
             scale = np.maximum(scale, least.reshape(-1) if spec.axis is not None else least.max())
         scales[spec.weight] = np.maximum(scales.get(spec.weight, scale), scale)
     return scales
+
+
+def layer_scale(spec: LayerSpec, quantizers: Quantizers, scale: FloatArray) -> FloatArray:
+    """The scale under which a layer reads its weight's integers.
+
+    It is that of the weight. Where layers share the weight it is multiplied by the layer's own
+    factor, and may be negative.
+
+    Args:
+        spec: the layer.
+        quantizers: the numbers.
+        scale: of the weight, (channels,) or ().
+    """
+    factor = quantizers.factors.get(spec.name)
+    return scale if factor is None else np.asarray(scale * factor, np.float32)
 
 
 def _start_scale(spec: LayerSpec, quantizers: Quantizers) -> FloatArray:
@@ -253,7 +283,8 @@ def student_feeds(
             bias = corrected_bias(spec, quantizers, feeds[spec.weight])
             if spec.compute == "integer":
                 source = input_scale(plan, quantizers, sources[spec.name])
-                bias = fake_quant_bias(bias, bias_scale(source, scales[spec.weight]))
+                scale = layer_scale(spec, quantizers, scales[spec.weight])
+                bias = fake_quant_bias(bias, bias_scale(source, scale))
             feeds[bias_name(spec)] = bias
     feeds |= float_feeds(plan, quantizers)
     return feeds if wanted is None else {k: v for k, v in feeds.items() if k in wanted}
@@ -300,6 +331,7 @@ def corrected_bias(spec: LayerSpec, quantizers: Quantizers, fake: FloatArray) ->
         return bias
     weight = quantizers.weights[spec.weight]
     shift = weight_error_shift(weight, fake, mean, spec.op_type, spec.channel_axis)
+    shift = shift * quantizers.factors.get(spec.name, np.float32(1))
     return bias - shift.reshape(bias.shape)
 
 

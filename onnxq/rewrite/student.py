@@ -129,21 +129,17 @@ def _reads_codes(reader: ir.Node, index: int, plan: Plan) -> bool:
 def free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
     """Turn the layer's weight, and its bias where it is a parameter, into graph inputs."""
     node = graph.node(spec.name)
-    weight = node.inputs[1]
-    assert weight is not None
-    if weight.name in graph.initializers:
+    weight = graph.initializers.get(spec.weight)
+    if weight is not None:
         fresh = _input_like(weight, str(weight.name))
         weight.replace_all_uses_with(fresh)
         del graph.initializers[str(weight.name)]
         graph.inputs.append(fresh)
     if needs_bias(spec):
         bias = node.inputs[2]
-        freed = node.inputs[1]
-        assert bias is not None and freed is not None and freed.shape is not None
+        assert bias is not None
         # One number per channel, whatever the shape that the teacher's bias spreads from.
-        channels = freed.shape[spec.channel_axis]
-        assert isinstance(channels, int)
-        fresh = ir.val(bias_name(spec), ir.DataType.FLOAT, [channels])
+        fresh = ir.val(bias_name(spec), ir.DataType.FLOAT, [spec.channels])
         graph.inputs.append(fresh)
         node.replace_input_with(2, fresh)
         if not bias.uses():

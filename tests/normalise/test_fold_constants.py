@@ -44,9 +44,35 @@ def test_a_large_result_of_little_stays(graph, refuses):
     model = graph(
         "(float[N,4] x, int64[2] s) => (float y)",
         "a = ConstantOfShape<value=float[1]{2}>(s) y = MatMul(x, a)",
-        s=np.array([4, 100]),
+        s=np.array([4, 1000]),
     )
-    refuses(FoldConstants(size_limit=100), model)
+    refuses(FoldConstants(), model)
+
+
+SHARED = np.random.default_rng(0).normal(size=(32, 40)).astype(np.float32)
+
+
+def test_a_copy_of_what_others_read_stays(graph, refuses):
+    body = "e = Gather(w, i) t = Transpose<perm=[1,0]>(w) y = MatMul(e, t)"
+    refuses(FoldConstants(), graph("(int64[N] i, float[32,40] w) => (float y)", body, w=SHARED))
+
+
+def test_a_weight_of_one_layer_is_transposed_once(graph, applies):
+    body = "t = Transpose<perm=[1,0]>(w) y = MatMul(x, t)"
+    model = graph("(float[N,40] x, float[32,40] w) => (float y)", body, w=SHARED)
+    assert _ops(applies(FoldConstants(), model)) == ["MatMul"]
+
+
+def test_the_parts_of_a_fused_weight_are_cut_once(graph, applies):
+    body = "a, b = Split<axis=1>(w) p = MatMul(x, a) q = MatMul(x, b) y = Add(p, q)"
+    model = graph("(float[N,32] x, float[32,40] w) => (float y)", body, w=SHARED)
+    assert _ops(applies(FoldConstants(), model)) == ["MatMul", "MatMul", "Add"]
+
+
+def test_onnxsim_does_not_copy_what_others_read(graph):
+    body = "e = Gather(w, i) t = Transpose<perm=[1,0]>(w) y = MatMul(e, t)"
+    model = graph("(int64[N] i, float[32,40] w) => (float y)", body, w=SHARED)
+    assert "Transpose" in _ops(Simplify()(model).model)
 
 
 @pytest.mark.parametrize(

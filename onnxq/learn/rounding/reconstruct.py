@@ -23,6 +23,7 @@ from onnxq.learn.rounding.moments import Moments
 from onnxq.learn.rounding.tensors import Tensors
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.learn.variants import Variant
+from onnxq.plan.operators import TABLE
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.rewrite.blocks import Block
@@ -121,7 +122,8 @@ def _inputs(spec: LayerSpec, quantizers: Quantizers) -> int:
 
 
 def _notes(plan: Plan, layers: Sequence[LayerSpec]) -> list[str]:
-    others = [s.name for s in plan.layers.values() if s not in layers and s.codebook is None]
+    fit = (s for s in plan.layers.values() if s.codebook is None and s.op_type != TABLE)
+    others = [spec.name for spec in fit if spec not in layers]
     if not others:
         return []
     return [

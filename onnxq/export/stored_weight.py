@@ -1,0 +1,186 @@
+"""One weight in the file, as integers, and how each of the layers that share it reads it.
+
+Integer kernels read the integers through DequantizeLinear. Weight-only layers read
+`Cast(integers) * scale`, which ONNX Runtime folds into a float constant at session start
+(it doesn't fold DequantizeLinear). A codebook takes the place of the integers, and
+those of less than 8 bits are packed as one of all their values: see `lookup`. For accelerators that
+take tensors of type INT4, integers of 4 bits or fewer are one of those.
+
+A layer that multiplies the weight by a factor of its own has that in the scale, with its sign. A
+Gather looks rows up among the integers and makes those float that it found: ONNX Runtime would
+dequantize the whole table in every run, or keep a float copy of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.export.constants import CODES, SCALE, add_constant
+from onnxq.export.lookup import add_lookup
+from onnxq.numerics.codebook import uniform_codebook
+from onnxq.numerics.qparams import FloatArray, per_channel, quantize_weight
+from onnxq.plan.operators import TABLE, weight_index
+from onnxq.plan.spec import LayerSpec
+from onnxq.rewrite.quantizers import Quantizers, layer_scale
+
+REAL = ".real"
+"""Suffix of a weight or bias as the layer reads it."""
+
+
+class StoredWeight:
+    """The integers of a weight, in a graph.
+
+    Args:
+        graph: the exported graph.
+        spec: of the layer that decides the form: one on an integer kernel, if any is.
+        quantizers: the numbers to write.
+        scale: of the weight, float32 (channels,) or ().
+    """
+
+    def __init__(
+        self, graph: ir.Graph, spec: LayerSpec, quantizers: Quantizers, scale: FloatArray
+    ) -> None:
+        self._graph, self._spec, self._quantizers, self.scale = graph, spec, quantizers, scale
+        self._rank = quantizers.weights[spec.weight].ndim
+        self._type = ir.DataType.INT4 if spec.int4 else ir.DataType.INT8
+        # Cast doesn't take INT4.
+        self._integer = spec.compute == "integer" or spec.int4
+        # Float centroids without channels are the weights themselves.
+        self._scaled = self._integer or spec.codebook is None or spec.axis is not None
+        self._scales: dict[str, ir.Value] = {}
+        self._shared: dict[str, ir.Value] = {}
+        self._stored = self._store()
+
+    def _store(self) -> ir.Value:
+        spec, name = self._spec, self._spec.weight
+        if spec.codebook is not None:
+            return add_lookup(self._graph, name, self._quantizers.codebooks[name])
+        weight = self._quantizers.weights[name]
+        codes = quantize_weight(weight, self.scale, spec.num_bits, spec.axis)
+        if spec.packed:
+            return add_lookup(self._graph, name, uniform_codebook(codes, spec.num_bits, self.scale))
+        return add_constant(self._graph, f"{name}{CODES}", codes.astype(self._type.numpy()))
+
+    def connect(self, node: ir.Node, spec: LayerSpec) -> None:
+        """Let a layer read the weight in its own way, if it has one; else `replace` does it."""
+        if spec.op_type == TABLE and (spec.codebook is None or self._integer):
+            self._look_rows_up(node)
+        elif spec.factor is not None:
+            self._read_under_factor(node, spec)
+
+    def replace(self, value: ir.Value) -> None:
+        """Let all others that read the student's input for the weight read it as floats."""
+        if value.uses() or value.is_graph_output():
+            real = self._real(self._spec.weight, self._spec.weight, self.scale)
+            replace_input(self._graph, value, real)
+        else:
+            self._graph.inputs.remove(value)
+
+    def scale_value(self, spec: LayerSpec) -> ir.Value:
+        """The scale under which a layer on an integer kernel reads the weight."""
+        owner = spec.weight if spec.factor is None else _name_of(spec)
+        return self._scales[owner]
+
+    def _read_under_factor(self, node: ir.Node, spec: LayerSpec) -> None:
+        product = node.inputs[1]
+        assert product is not None
+        multiply = product.producer()
+        assert multiply is not None
+        scale = layer_scale(spec, self._quantizers, self.scale)
+        real = self._real(_name_of(spec), spec.weight, scale, spec)
+        real.name, real.type, real.shape = f"{_name_of(spec)}{REAL}", product.type, product.shape
+        node.replace_input_with(1, real)
+        self._graph.remove(multiply, safe=True)
+        factor = self._graph.initializers.get(str(spec.factor))
+        if factor is not None and not factor.uses():
+            del self._graph.initializers[str(spec.factor)]
+
+    def _real(
+        self, owner: str, name: str, scale: FloatArray, layer: LayerSpec | None = None
+    ) -> ir.Value:
+        """The weight as floats under a scale of its owner's, a layer or the weight itself."""
+        axis = self._spec.axis if layer is None or not scale.ndim else layer.channel_axis
+        if self._integer:
+            value = self._scales[owner] = add_constant(self._graph, f"{owner}{SCALE}", scale)
+            return dequantize(self._graph, [self._stored, value, self._zero(scale)], axis, owner)
+        if not self._scaled and layer is None:
+            return self._stored
+        if not self._scaled and layer is not None:
+            scale = self._quantizers.factors[layer.name]
+        shaped = per_channel(scale, self._rank, axis)
+        value = add_constant(self._graph, f"{owner}{SCALE}", shaped)
+        product = ir.node("Mul", [self._unscaled(name), value], name=f"{owner}.rescale")
+        self._graph.insert_before(self._graph[0], product)
+        return product.outputs[0]
+
+    def _zero(self, scale: FloatArray) -> ir.Value:
+        """The zero points of a scale, one constant for all scales of its shape."""
+        key = f"{self._spec.weight}.zero_point" + ("" if scale.ndim == self.scale.ndim else "s")
+        if key not in self._shared:
+            zeros = np.zeros(scale.shape, self._type.numpy())
+            self._shared[key] = add_constant(self._graph, key, zeros)
+        return self._shared[key]
+
+    def _unscaled(self, name: str) -> ir.Value:
+        """The integers as floats; a table of float centroids is float already."""
+        if self._spec.codebook is not None:
+            return self._stored
+        if name not in self._shared:
+            cast = ir.node("Cast", [self._stored], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
+            cast.outputs[0].name = f"{name}.unscaled"
+            self._graph.insert_before(self._graph[0], cast)
+            self._shared[name] = cast.outputs[0]
+        return self._shared[name]
+
+    def _look_rows_up(self, node: ir.Node) -> None:
+        """Rows of integers, made float, times their scales, which are looked up alike."""
+        index = weight_index(TABLE)
+        indices, result, name = node.inputs[1 - index], node.outputs[0], str(node.name)
+        assert indices is not None
+        scale: ir.Value = self._table_scale()
+        node.replace_input_with(index, self._stored)
+        cast = ir.node("Cast", [result], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
+        made = [cast]
+        if self.scale.ndim:
+            rows = ir.node("Gather", [scale, indices], {"axis": 0}, name=f"{name}.scales")
+            made, scale = [cast, rows], rows.outputs[0]
+            scale.name = f"{name}.rows{SCALE}"
+        product = ir.node("Mul", [cast.outputs[0], scale], name=f"{name}.rescale")
+        real = product.outputs[0]
+        real.type, real.shape = result.type, result.shape
+        result.replace_all_uses_with(real, replace_graph_outputs=True)
+        cast.replace_input_with(0, result)
+        real.name, result.name = result.name, f"{result.name}{CODES}"
+        cast.outputs[0].name = f"{name}.unscaled"
+        result.type = ir.TensorType(self._type)
+        self._graph.insert_after(node, [*made, product])
+
+    def _table_scale(self) -> ir.Value:
+        """The scales of the rows, (rows, 1), or the one of the table."""
+        name = f"{self._spec.weight}.rows"
+        if name not in self._shared:
+            shaped = per_channel(self.scale, self._rank, 0 if self.scale.ndim else None)
+            self._shared[name] = add_constant(self._graph, f"{name}{SCALE}", shaped)
+        return self._shared[name]
+
+
+def _name_of(spec: LayerSpec) -> str:
+    """What the constants of a layer's own reading of a shared weight are named after."""
+    return f"{spec.name}.weight"
+
+
+def dequantize(graph: ir.Graph, inputs: list[ir.Value], axis: int | None, name: str) -> ir.Value:
+    """The output of a new DequantizeLinear at the head of the graph."""
+    attributes = {} if axis is None else {"axis": axis}
+    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.dq")
+    graph.insert_before(graph[0], node)
+    return node.outputs[0]
+
+
+def replace_input(graph: ir.Graph, value: ir.Value, real: ir.Value) -> None:
+    """Let the readers of a graph input read another value, and remove the input."""
+    real.name = f"{value.name}{REAL}"
+    real.type, real.shape = value.type, value.shape
+    value.replace_all_uses_with(real)
+    graph.inputs.remove(value)

@@ -1,0 +1,91 @@
+"""Weights that several layers share, with a factor per channel of each layer's own.
+
+Where a factor is folded into a layer (BatchNormalization, Mul), and others read the layer's weight
+too, a copy of the weight would be stored for each of them. The layer reads
+
+    Mul(weight, factor)
+
+instead, which ONNX Runtime folds when a session starts. The file holds the weight once, and the
+export turns the factor into the layer's own scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.load.limits import DEFAULT_DOMAINS
+
+LEAST = 1024
+"""Bytes of a weight from which sharing it saves more than the Mul takes."""
+
+WIDEST = 1024.0
+"""Largest ratio between two factors of a layer.
+
+Channels further apart would want integer biases that 32 bits do not hold.
+"""
+
+
+@dataclass(frozen=True)
+class ScaledWeight:
+    """A weight times a factor.
+
+    Attributes:
+        node: the Mul.
+        weight: the constant that others read too.
+        factor: a constant that spreads over it.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    factor: ir.Value
+
+    @property
+    def array(self) -> np.ndarray:
+        """The weight as its layer reads it."""
+        arrays = [v.const_value.numpy() for v in (self.weight, self.factor) if v.const_value]
+        return np.asarray(arrays[0] * arrays[1], arrays[0].dtype)
+
+
+def scaled_weight(value: ir.Value | None) -> ScaledWeight | None:
+    """What a value is made of, if it is the product of two float constants of the graph.
+
+    The factor has the weight's rank, or is a scalar, and has one element along all axes but one.
+    """
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Mul" or node.domain not in DEFAULT_DOMAINS:
+        return None
+    pairs = (node.inputs, tuple(reversed(node.inputs)))
+    for weight, factor in pairs:
+        if weight is not None and factor is not None and _spreads(weight, factor):
+            return ScaledWeight(node, weight, factor)
+    return None
+
+
+def shares(value: ir.Value) -> bool:
+    """Whether a weight, or the one behind its factor, is worth sharing and has other readers."""
+    known = scaled_weight(value)
+    weight = value if known is None else known.weight
+    tensor = weight.const_value
+    return tensor is not None and tensor.nbytes >= LEAST and len(weight.uses()) > 1
+
+
+def usable_factor(factor: np.ndarray) -> bool:
+    """Whether a weight may be shared under the factor: all of it near enough to the largest."""
+    sizes = np.abs(factor)
+    return bool(np.all(np.isfinite(sizes)) and sizes.min() * WIDEST >= sizes.max() > 0)
+
+
+def _spreads(weight: ir.Value, factor: ir.Value) -> bool:
+    tensors = weight.const_value, factor.const_value
+    if any(t is None or t.dtype != ir.DataType.FLOAT for t in tensors):
+        return False
+    if weight.is_graph_input() or factor.is_graph_input():
+        return False
+    shape, spread = (tuple(t.numpy().shape) for t in tensors if t is not None)
+    if len(shape) < 2 or len(spread) not in (0, len(shape)):
+        return False
+    own = [i for i, size in enumerate(spread) if size != 1]
+    return len(own) <= 1 and all(spread[i] == shape[i] for i in own)
