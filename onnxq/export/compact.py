@@ -19,6 +19,7 @@ from onnxq.export.halves import store_halves
 from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
 from onnxq.export.save import model_bytes
+from onnxq.export.repeats import spread_repeats
 from onnxq.load.interface import Interface
 from onnxq.rewrite.quantizers import Quantizers
 from onnxq.rewrite.student import QUANTIZED, RAW, Student
@@ -40,6 +41,7 @@ def export(
     model = Lowering(student, quantizers).run()
     if interface is not None:
         restore_interface(model, interface)
+    spread_repeats(model.graph)
     store_halves(model)
     compact(model, student.model.graph)
     return model

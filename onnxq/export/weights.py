@@ -28,9 +28,6 @@ from onnxq.rewrite.quantizers import (
 )
 from onnxq.rewrite.student import Student, fix_inputs
 
-EXPAND_BYTES = 60
-"""Bytes of an Expand with its constants, about."""
-
 MOST_CENTROIDS = 256
 """An index has 8 bits at most."""
 
@@ -91,12 +88,6 @@ def _bias_scale(graph: ir.Graph, name: str, source: str, weight: ir.Value) -> ir
 def _real_bias(graph: ir.Graph, name: str, bias: FloatArray) -> ir.Value:
     """A float bias, in whichever form takes the fewest bytes; all fold when a session starts."""
     values, indices = np.unique(bias, return_inverse=True)
-    if values.size == 1 and bias.nbytes > EXPAND_BYTES:
-        value = add_constant(graph, f"{name}.value", values)
-        shape = add_constant(graph, f"{name}.shape", np.array(bias.shape, np.int64))
-        node = ir.node("Expand", [value, shape], name=f"{name}.expand")
-        graph.insert_before(graph[0], node)
-        return node.outputs[0]
     shared = 1 < values.size <= MOST_CENTROIDS
     if shared and codebook_bytes(bias.size, values.size, integer=False) < bias.nbytes:
         codes = np.asarray(indices.reshape(bias.shape), np.uint8)

@@ -86,7 +86,13 @@ FOLD: tuple[GraphPass, ...] = (
 )
 """BatchNormalization goes; what it leaves may fold further."""
 
-START: tuple[GraphPass, ...] = (LiftConstants(), Simplify(), NameEverything(), AskRuntime())
+START: tuple[GraphPass, ...] = (
+    LiftConstants(),
+    FoldConstants(),
+    Simplify(),
+    NameEverything(),
+    AskRuntime(),
+)
 
 FINISH: tuple[GraphPass, ...] = (SweepDead(), NameEverything(), InferShapes())
 

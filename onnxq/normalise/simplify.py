@@ -1,4 +1,4 @@
-"""onnxsim, kept from folding BatchNormalization and large constants: passes of our own do."""
+"""onnxsim, kept from folding constants and BatchNormalization: those are passes of our own."""
 
 from __future__ import annotations
 
@@ -10,28 +10,26 @@ import onnxsim
 
 from onnxq.errors import reason_of
 from onnxq.normalise.passes import PassResult
+from onnxq.weight_files import SMALLEST, is_large
 
 logger = logging.getLogger(__name__)
-
-FOLDED = 1024
-"""Bytes of constants, and of what is computed from them, up to which onnxsim folds: FoldConstants
-weighs the bytes of larger ones."""
 
 
 class Simplify:
     """Replaces the model by what onnxsim makes of it, BatchNormalization kept.
 
-    It sees weights as inputs, so that it neither copies nor folds them. The protobuf hand-off of
-    this stage. A model that onnxsim can't take is given back as it
+    It folds constants whatever their size; `FoldConstants` weighs the bytes.
+    Of a large model it sees the large weights as inputs, so that it makes no copies of them. The
+    protobuf hand-off of this stage. A model that onnxsim can't take is given back as it
     is, with a note. `modified` compares the serialised graphs.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
         """The simplified model, a new object."""
-        light, weights = _without_weights(model)
+        light, weights = _without_large_weights(model)
         proto = ir.to_proto(light)
         try:
-            simplified, _ = onnxsim.simplify(proto, skip_fuse_bn=True, tensor_size_threshold="1KB")
+            simplified, _ = onnxsim.simplify(proto, skip_fuse_bn=True, skip_constant_folding=True)
         except Exception as error:
             # Its exceptions come from C++ and share no base class but Exception.
             return _left_alone(model, reason_of(error))
@@ -50,13 +48,15 @@ class Simplify:
 Weights = dict[str, ir.TensorProtocol]
 
 
-def _without_weights(model: ir.Model) -> tuple[ir.Model, Weights]:
-    """A copy that takes its weights as inputs, and these by name."""
+def _without_large_weights(model: ir.Model) -> tuple[ir.Model, Weights]:
+    """A copy that takes its large weights as inputs, and these by name; a small model itself."""
+    if not is_large(model):
+        return model, {}
     copy = model.clone(deep_copy=False)
     graph, weights = copy.graph, Weights()
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes > FOLDED:
+        if tensor is not None and tensor.nbytes >= SMALLEST:
             del graph.initializers[name]
             weights[name], value.const_value = tensor, None
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)

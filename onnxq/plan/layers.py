@@ -19,9 +19,16 @@ from onnxq.plan.operators import (
     weight_index,
 )
 from onnxq.plan.spec import Compute, LayerSpec
-from onnxq.plan.unquantized import has_weights, has_weights_left, refusal_of_weights
+from onnxq.plan.unquantized import (
+    comes_of_constants,
+    has_weights,
+    has_weights_left,
+    refusal_of_weights,
+)
 
 SMALLEST_RANK = 2
+
+COMPUTED = "its weights are computed from constants, which take fewer bytes than they would"
 
 SMALLEST_TABLE = 1024
 """Elements of a table from which its lookup is a layer."""
@@ -86,7 +93,7 @@ def layer_of(node: ir.Node) -> Layer | str:
         weight, factor = scaled.weight, scaled.factor
     array = constant(weight)
     if data is None or weight is None or array is None:
-        return "its weights are not constant"
+        return COMPUTED if comes_of_constants(weight) else "its weights are not constant"
     if constant(data) is not None:
         return "its input is constant"
     if array.dtype.name != "float32":

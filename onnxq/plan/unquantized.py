@@ -18,7 +18,7 @@ def has_weights_left(node: ir.Node) -> bool:
 
 def has_weights(node: ir.Node) -> bool:
     """Whether an input is constant, or computed from constants alone as in a sub-graph."""
-    return any(_is_weight(value) or _comes_of_constants(value) for value in node.inputs)
+    return any(_is_weight(value) or comes_of_constants(value) for value in node.inputs)
 
 
 def refusal_of_weights(node: ir.Node) -> str | None:
@@ -52,12 +52,13 @@ def _outside(node: ir.Node) -> str | None:
     return f"{node.domain}::{node.op_type} has no integer kernel" if matrices else None
 
 
-def _comes_of_constants(value: ir.Value | None) -> bool:
+def comes_of_constants(value: ir.Value | None) -> bool:
+    """Whether a value is computed from constants alone."""
     node = None if value is None else value.producer()
     if node is None or not node.inputs:
         return node is not None and node.op_type == "Constant"
     return all(
-        each is None or each.const_value is not None or _comes_of_constants(each)
+        each is None or each.const_value is not None or comes_of_constants(each)
         for each in node.inputs
     )
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxq.numerics.codebook import uniform_bits
 from onnxq.numerics.packing import bits_per_index
 
-_STORED_FORM = ("DequantizeLinear", "Cast", "Mul")
+_STORED_FORM = ("DequantizeLinear", "Cast", "Mul", "Expand")
 """What stands between integer weights, or a lookup, and the layer that reads them."""
 
 _WIDTHS = {ir.DataType.INT8: 8, ir.DataType.UINT8: 8, ir.DataType.INT4: 4}

@@ -12,10 +12,9 @@ from onnxq.data.samples import Samples
 from onnxq.load.float_types import has_other_floats
 from onnxq.load.model import runnable
 from onnxq.load.read import file_bytes, model_files, read_graph
-from onnxq.numerics.qparams import IntArray, quantize_weight
+from onnxq.numerics.qparams import IntArray
 from onnxq.numerics.saturation import may_saturate
 from onnxq.plan import Plan
-from onnxq.plan.spec import LayerSpec
 from onnxq.progress import Progress
 from onnxq.session import SessionPool
 from onnxq.verify.figures import Figures
@@ -23,6 +22,7 @@ from onnxq.verify.kernels import read_kernels
 from onnxq.verify.latency import measure_latency
 from onnxq.verify.outputs import compare_outputs, probability_outputs
 from onnxq.verify.shipped import shipped_files
+from onnxq.verify.stored_weights import stored_array
 
 IN_FLOAT32 = (
     "ONNX Runtime does not run the original's float types on a CPU; its latency is that of the "
@@ -78,7 +78,7 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
         batch_size=batch_size,
         on_batch=lambda done: progress.at(len(samples) + done),
     )
-    saturating = _saturating_layers(exported, student)
+    saturating = _saturating_layers(exported)
     # What follows opens sessions of its own.
     del candidate, student
     figures = _static_figures(exported, saturating)
@@ -112,32 +112,26 @@ def _static_figures(exported: Exported, saturating: list[str]) -> Figures:
     )
 
 
-def _saturating_layers(exported: Exported, student: ir.Model) -> list[str]:
+def _saturating_layers(exported: Exported) -> list[str]:
     nodes = {str(node.name): node for node in exported.model.graph}
     names = []
     for spec in exported.plan.integer_layers():
         if spec.int4:
             continue  # no integer kernel reads INT4
-        codes = _codes(nodes[spec.name], student, spec)
+        codes = _codes(nodes[spec.name])
         if may_saturate(codes, spec.channel_axis):
             names.append(spec.name)
     return names
 
 
-def _codes(layer: ir.Node, student: ir.Model, spec: LayerSpec) -> IntArray:
-    """The codes of a layer's weight, which its DequantizeLinear reads.
-
-    Where the file has their indices, they are the student's weight over its scale.
-    """
+def _codes(layer: ir.Node) -> IntArray:
+    """The integers of a layer's weight, which its DequantizeLinear reads."""
     assert layer.inputs[1] is not None
     dequantize = layer.inputs[1].producer()
     assert dequantize is not None
-    stored, scale = (each.const_value if each else None for each in dequantize.inputs[:2])
-    if stored is not None:
-        return stored.numpy()
-    weight = student.graph.initializers[spec.weight].const_value
-    assert weight is not None and scale is not None
-    return quantize_weight(weight.numpy(), scale.numpy(), 8, spec.axis)
+    codes = stored_array(dequantize.inputs[0])
+    assert codes is not None
+    return codes
 
 
 def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None:

@@ -42,11 +42,23 @@ def test_constant_arithmetic_is_done_once(graph, applies):
 
 def test_a_large_result_of_little_stays(graph, refuses):
     model = graph(
+        "(float[N,4] x, float zero, float end, float one, int64[2] s) => (float y)",
+        "r = Range(zero, end, one) a = Reshape(r, s) y = MatMul(x, a)",
+        zero=np.float32(0),
+        end=np.float32(4000),
+        one=np.float32(1),
+        s=np.array([4, 1000]),
+    )
+    refuses(FoldConstants(), model)
+
+
+def test_a_large_result_that_repeats_is_stored_once(graph, applies):
+    model = graph(
         "(float[N,4] x, int64[2] s) => (float y)",
         "a = ConstantOfShape<value=float[1]{2}>(s) y = MatMul(x, a)",
         s=np.array([4, 1000]),
     )
-    refuses(FoldConstants(), model)
+    assert _ops(applies(FoldConstants(), model)) == ["MatMul"]
 
 
 SHARED = np.random.default_rng(0).normal(size=(32, 40)).astype(np.float32)
