@@ -18,8 +18,8 @@ from onnxq.export.constants import CODES
 from onnxq.export.halves import store_halves
 from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
-from onnxq.export.save import model_bytes
 from onnxq.export.repeats import spread_repeats
+from onnxq.export.save import model_bytes
 from onnxq.load.interface import Interface
 from onnxq.rewrite.quantizers import Quantizers
 from onnxq.rewrite.student import QUANTIZED, RAW, Student

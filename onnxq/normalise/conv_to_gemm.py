@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.scaled_weight import shares
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import (
     axes_of,
@@ -20,7 +21,6 @@ from onnxq.normalise.facts import (
 )
 from onnxq.normalise.passes import NodePass
 from onnxq.normalise.pool_before_conv import is_pointwise
-from onnxq.normalise.scaled_weight import shares
 
 
 class ConvToGemm(NodePass):

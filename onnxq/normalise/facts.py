@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.scaled_weight import scaled_weight
 from onnxq.load.limits import DEFAULT_DOMAINS
-from onnxq.normalise.scaled_weight import scaled_weight
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

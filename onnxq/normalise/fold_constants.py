@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.scaled_weight import scaled_weight, shares
 from onnxq.load.limits import DEFAULT_DOMAINS
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import is_constant, is_used
 from onnxq.normalise.passes import PassResult
-from onnxq.normalise.scaled_weight import scaled_weight, shares
 from onnxq.numerics.collapse import collapsed
 from onnxq.session import open_session
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.scaled_weight import shares
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import input_at, ints_attribute, is_constant, is_op, rank, static_dim
 from onnxq.normalise.passes import NodePass
-from onnxq.normalise.scaled_weight import shares
 
 MATRIX = 2
 

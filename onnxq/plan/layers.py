@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.products import alpha_refusal
-from onnxq.normalise.scaled_weight import scaled_weight
+from onnxq.graph.scaled_weight import scaled_weight
 from onnxq.plan.operators import (
     RECURRENT_OPERATORS,
     TABLE,

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.load.limits import DEFAULT_DOMAINS
-
 LEAST = 1024
 """Bytes of a weight from which sharing it saves more than the Mul takes."""
 
@@ -55,7 +53,7 @@ def scaled_weight(value: ir.Value | None) -> ScaledWeight | None:
     The factor has the weight's rank, or is a scalar, and has one element along all axes but one.
     """
     node = None if value is None else value.producer()
-    if node is None or node.op_type != "Mul" or node.domain not in DEFAULT_DOMAINS:
+    if node is None or node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
         return None
     pairs = (node.inputs, tuple(reversed(node.inputs)))
     for weight, factor in pairs:
