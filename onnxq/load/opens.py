@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from onnxq.isolation import Crash, isolated
 from onnxq.load.read import file_bytes
 from onnxq.session import open_session, serialized
 from onnxq.weight_files import is_large, weight_bytes
+
+logger = logging.getLogger(__name__)
 
 MOST = 2**30
 """Bytes of a model above which it is opened in this process: twice would take too long."""
@@ -54,6 +57,13 @@ def _try(model: ir.Model | Path) -> None:
 
 
 def _open(model: bytes | Path, large: bool) -> None:
-    """Open a model as it is and optimised: each runs code that the other does not."""
-    for optimise in (False, True):
-        open_session(model, optimise=optimise, prepack=not large)
+    """Open a model as it is, and see whether ONNX Runtime's optimiser, too, survives it.
+
+    The optimiser refuses some sound models whose nodes have no names, which they get here later.
+    """
+    open_session(model, optimise=False, prepack=not large)
+    try:
+        open_session(model, optimise=True, prepack=not large)
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        logger.debug("the optimiser refuses the model: %s", error)
