@@ -88,6 +88,8 @@ class _Attach:
         self._graph = model.graph
         self._axes_are_input = model.opset_imports[""] >= 18
         self._constants: dict[str, ir.Value] = {}
+        firsts = [value.shape[0] for value in self._graph.inputs if value.shape]
+        self._batch = frozenset(str(dim) for dim in firsts if not isinstance(dim, int))
 
     def observer(self, value: ir.Value, wants_channels: bool, batch_size: int) -> Observer:
         """Observes one tensor."""
@@ -97,7 +99,7 @@ class _Attach:
             value = self._node("Cast", [value], name, to_float, ir.DataType.FLOAT)
         minimum = self._output("ReduceMin", [value], name, {"keepdims": 0})
         maximum = self._output("ReduceMax", [value], name, {"keepdims": 0})
-        sample = self._sample(value, name, stride_for(value.shape, batch_size))
+        sample = self._sample(value, name, stride_for(value.shape, batch_size, self._batch))
         channels = self._channels(value, name) if wants_channels else None
         return Observer(name, minimum, maximum, sample, channels)
 
@@ -163,21 +165,30 @@ class _Attach:
         return self._constants[name]
 
 
-def stride_for(shape: ir.Shape | None, batch_size: int) -> int:
+def stride_for(
+    shape: ir.Shape | None, batch_size: int, batch: Collection[str] = frozenset()
+) -> int:
     """The stride that draws about ``VALUES_PER_BATCH`` elements of a tensor from a batch.
 
     1 for a small tensor, else a prime: it steps through all rows, columns and channels,
     whose counts are seldom its multiples.
+
+    Args:
+        shape: of the tensor, where it is known.
+        batch_size: what a free first dimension is.
+        batch: names of the inputs' first dimensions, which a Transpose may have moved.
     """
     if shape is None:
         return DEFAULT_STRIDE
-    dims = list(shape)
-    known = [dim for dim in dims if isinstance(dim, int)]
-    if dims and not isinstance(dims[0], int):
-        known.append(batch_size)
-    if len(known) < len(dims):
-        return DEFAULT_STRIDE
-    return _prime_from(math.prod(known) // VALUES_PER_BATCH)
+    sizes: list[int] = []
+    for axis, dim in enumerate(shape):
+        if isinstance(dim, int):
+            sizes.append(dim)
+        elif axis == 0 or str(dim) in batch:
+            sizes.append(batch_size)
+        else:
+            return DEFAULT_STRIDE
+    return _prime_from(math.prod(sizes) // VALUES_PER_BATCH)
 
 
 def _prime_from(least: int) -> int:

@@ -237,3 +237,8 @@ def test_calibrated_resnet_has_sane_statistics(assets: object) -> None:
         channels = found[name].channel_maximum
         assert channels is not None
         assert channels.max() == found[name].maximum
+
+
+def test_a_moved_batch_is_known_by_its_name() -> None:
+    assert stride_for(ir.Shape([4, "N"]), 8) == 17
+    assert stride_for(ir.Shape([4, "N"]), 8, frozenset("N")) == 1
