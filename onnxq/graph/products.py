@@ -8,9 +8,6 @@ from onnxq.graph.einsum import NO_PRODUCT, Product, as_product
 
 SHARED = "other nodes, which are no layers, read its weights too"
 
-MOST_COPIES = 2
-"""So many copies of codes are smaller than one float weight."""
-
 _QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Gather"})
 """Operators whose weights become integers, so that a second arrangement is smaller than a float."""
 
@@ -41,16 +38,6 @@ def left_refusal(node: ir.Node) -> str | None:
     if _rank(node.inputs[1]) in (None, 0):
         return "its weights are its first operand, and the rank of the second is not known"
     return None if may_copy(node.inputs[0]) else SHARED
-
-
-def alpha_refusal(node: ir.Node) -> str | None:
-    """Why the alpha of a Gemm can't go into its weights; None where it can, or is 1."""
-    alpha, weight = node.attributes.get("alpha"), node.inputs[1]
-    if weight is None or alpha is None or alpha.as_float() == 1:
-        return None
-    if may_copy(weight) and len(weight.uses()) <= MOST_COPIES:
-        return None
-    return "its alpha is not 1, and other nodes read its weights too"
 
 
 def einsum_refusal(node: ir.Node) -> str | None:

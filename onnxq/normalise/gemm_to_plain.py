@@ -7,7 +7,6 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.products import alpha_refusal
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import (
     constant,
@@ -15,15 +14,16 @@ from onnxq.normalise.facts import (
     input_at,
     int_attribute,
 )
+from onnxq.normalise.linear import times_factor
 from onnxq.normalise.passes import NodePass
 
 
 class GemmToPlain(NodePass):
     """Brings `alpha·xᵀ·W + beta·b` into the form `x·W + b`.
 
-    Alpha goes into the weights where that makes no larger file, beta into the bias, and transA
-    becomes a Transpose. A bias that is computed, or is no number per column, becomes an Add
-    behind the product.
+    Alpha goes into the weights, or before them where other layers read them too, beta into the
+    bias, and transA becomes a Transpose. A bias that is computed, or is no number per column,
+    becomes an Add behind the product.
     """
 
     op_types: ClassVar[frozenset[str]] = frozenset({"Gemm"})
@@ -36,8 +36,6 @@ class GemmToPlain(NodePass):
             return "its weights are not constant"
         if not np.issubdtype(array.dtype, np.floating):
             return f"its weights are {array.dtype.name}"
-        if (reason := alpha_refusal(node)) is not None:
-            return reason
         alpha = float_attribute(node, "alpha", 1.0)
         beta = float_attribute(node, "beta", 1.0)
         if alpha != 1 or beta != 1 or int_attribute(node, "transA", 0):
@@ -103,5 +101,4 @@ def _times_alpha(node: ir.Node, editor: Editor) -> ir.Value | None:
     assert weight is not None
     if alpha == 1:
         return node.inputs[1]
-    scaled = (weight.astype(np.float64) * alpha).astype(weight.dtype)
-    return editor.initializer(f"{node.name}_weight", scaled)
+    return times_factor(editor, node, np.full(_columns(node, weight), alpha))

@@ -75,7 +75,7 @@ def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.n
     shifted = scale * _bias(node) + term
     new_weight = node.inputs[1]
     if not np.all(scale == 1):
-        new_weight = _scaled(editor, node, scale, weight)
+        new_weight = times_factor(editor, node, scale)
     if node.op_type == "MatMul" and not shifted.any():
         node.replace_input_with(1, new_weight)
         return node
@@ -93,10 +93,16 @@ def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.n
     return node
 
 
-def _scaled(editor: Editor, node: ir.Node, scale: np.ndarray, weight: np.ndarray) -> ir.Value:
-    """The layer's weight times the factor: the shared one under a Mul, or one of its own."""
-    value = node.inputs[1]
-    assert value is not None
+def times_factor(editor: Editor, node: ir.Node, scale: np.ndarray) -> ir.Value:
+    """The layer's weight times a factor: the shared one under a Mul, or one of its own.
+
+    Args:
+        editor: of the graph that the layer is in, which gets the Mul.
+        node: a layer that `layer_refusal` lets through; it stays as it is.
+        scale: float64 `(out_channels,)`.
+    """
+    value, weight = node.inputs[1], constant(node.inputs[1])
+    assert value is not None and weight is not None
     vector = _along_channels(node, scale, weight)
     known = scaled_weight(value)
     factor = vector if known is None else vector * constant(known.factor)

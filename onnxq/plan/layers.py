@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.products import alpha_refusal
 from onnxq.graph.scaled_weight import scaled_weight
 from onnxq.plan.operators import (
     RECURRENT_OPERATORS,
@@ -149,7 +148,7 @@ def _unsupported_form(node: ir.Node, bias: ir.Value | None, channels: int) -> st
     if node.op_type != "Gemm":
         return ""
     if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
-        return alpha_refusal(node) or "its alpha or beta is not 1"
+        return "its alpha or beta is not 1"
     if attribute(node, "transA", 0):
         return "it transposes its input"
     return ""

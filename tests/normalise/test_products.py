@@ -112,6 +112,19 @@ def test_factors_of_gemm_go_into_its_constants(graph, applies, attributes, bias,
     assert set(changed.graph[0].attributes) == {"transB"}
 
 
+def test_layers_with_an_alpha_each_share_their_weights(graph, applies):
+    body = "a = Gemm<alpha=2.0>(x, w) b = Gemm<alpha=-0.5>(x, w) d = Gemm(x, w) y = Sum(a, b, d)"
+    changed = applies(GemmToPlain(), _product(graph, "[16,16]", body, _weights(16, 16)))
+    assert _ops(changed) == ["Mul", "Gemm", "Mul", "Gemm", "Gemm", "Sum"]
+    assert (
+        sum(
+            len(value.shape) == 2 and value.shape[0] > 1
+            for value in changed.graph.initializers.values()
+        )
+        == 1
+    )
+
+
 def test_gemm_of_a_transposed_input_with_a_computed_bias(graph, applies):
     body = "r = Relu(x) y = Gemm<transA=1, transB=1, beta=0.5>(r, w, x)"
     changed = applies(GemmToPlain(), _product(graph, "[4,4]", body, _weights(4, 4)))
@@ -123,10 +136,8 @@ def test_gemm_of_a_transposed_input_with_a_computed_bias(graph, applies):
     [
         "y = Gemm<transB=1>(x, w, c)",
         "y = Gemm<alpha=1.0, beta=1.0>(x, w)",
-        "a = Gemm<alpha=2.0>(x, w) y = Add(a, w)",
-        "a = Gemm<alpha=2.0>(x, w) b = Gemm(x, w) d = Gemm(x, w) y = Sum(a, b, d)",
     ],
-    ids=["plain", "factors of one", "weights read by no layer", "too many copies"],
+    ids=["plain", "factors of one"],
 )
 def test_a_gemm_that_stays(graph, refuses, body):
     model = _product(graph, "[4,4]", body, _weights(4, 4), c=_weights(4))
