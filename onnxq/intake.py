@@ -18,6 +18,7 @@ from onnxq.export.save import save_model
 from onnxq.learn.augment import Augmentation, check_images, chosen_kinds, image_layout
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.learn.teacher import TeacherOutputs
+from onnxq.load.float_types import halved_constants
 from onnxq.load.inputs import input_specs
 from onnxq.load.interface import interface_of
 from onnxq.load.model import load_model
@@ -298,7 +299,7 @@ class Intake:
         """Raises ModelError where the plan shows that the file would be no smaller."""
         model, size = self.normalised.model, file_bytes(self.path)
         floats = float_bytes(model)
-        expected = floats - saved_bytes(model.graph, plan)
+        expected = floats - saved_bytes(model.graph, plan, halved_constants(model).keys())
         self.close_in_size = expected > CLOSE_IN_SIZE * size
         if self.allow_worse or self.recipe.searches or (1 - ESTIMATE_ERROR) * expected < size:
             return

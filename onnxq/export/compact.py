@@ -50,11 +50,13 @@ def export(
 def float_bytes(model: ir.Model) -> int:
     """Bytes of the file of a float model, written as `export` writes one; it isn't changed."""
     copy, weights = model.clone(), 0
+    store_halves(copy)
     compact(copy, model.graph)
     for value in copy.graph.initializers.values():
         if value.const_value is not None and value.const_value.size > SMALL:
             weights += value.const_value.nbytes
-            value.const_value = ir.tensor([], ir.DataType.FLOAT, name=value.name)
+            dtype = value.const_value.dtype
+            value.const_value = ir.tensor([], dtype, name=value.name)
     return weights + model_bytes(copy)
 
 

@@ -23,6 +23,9 @@ STORED_KEY = "onnxq.stored"
 """The key of metadata, of a loaded model and of the file made of it, for what the original has in
 other types than float32, as JSON."""
 
+LEAST_HALVED = 64
+"""Elements of a constant in 16 bits: the Cast takes about as many bytes as fewer spare."""
+
 _OTHERS = (*HALVES, ir.DataType.DOUBLE)
 _FLOATS = (ir.DataType.FLOAT, *_OTHERS)
 
@@ -94,6 +97,39 @@ def float_types_notes(model: ir.Model) -> list[str]:
         "their types"
     )
     return [text] if gone else []
+
+
+def halved_constants(model: ir.Model) -> dict[str, np.ndarray]:
+    """The float32 constants of the main graph that a file holds in 16 bits, as the original did.
+
+    Nothing is rounded: what is not a 16-bit number exactly stays float32.
+
+    Args:
+        model: a loaded one, or one that was made of it.
+
+    Returns:
+        The 16-bit arrays by name.
+    """
+    dtype = half_type(model)
+    if dtype is None:
+        return {}
+    found = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype is not ir.DataType.FLOAT or value.is_graph_output():
+            continue
+        half = _exact_half(tensor, dtype) if tensor.size >= LEAST_HALVED else None
+        if half is not None:
+            found[name] = half
+    return found
+
+
+def _exact_half(tensor: ir.TensorProtocol, dtype: ir.DataType) -> np.ndarray | None:
+    array = tensor.numpy()
+    with np.errstate(over="ignore"):
+        half = array.astype(dtype.numpy())
+    same = np.array_equal(half.astype(np.float32), array, equal_nan=True)
+    return half if same else None
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:

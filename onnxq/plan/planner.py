@@ -9,6 +9,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
+from onnxq.load.float_types import halved_constants
 from onnxq.options import INT4_BITS, Target
 from onnxq.plan.codebooks import codebook_refusal, packing_refusal
 from onnxq.plan.first_last import WIDE, first_and_last, for_first_and_last
@@ -59,7 +60,7 @@ def make_plan(
 
     if smaller:
         stated = {each.node for each in wanted if _is_stated(recipe, each)}
-        grown = growing_layers(model.graph, wanted, plan_of, stated)
+        grown = growing_layers(model.graph, wanted, plan_of, stated, halved_constants(model).keys())
         left_alone |= grown
         wanted = [layer for layer in wanted if layer.node.name not in grown]
     return replace(plan_of(wanted), left_alone=left_alone, float_layers=retrained)

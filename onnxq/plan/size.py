@@ -8,7 +8,7 @@ that the file has.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
@@ -28,12 +28,13 @@ MOVED_BYTES = 32
 """Another DequantizeLinear, behind nodes that move the codes."""
 
 
-def saved_bytes(graph: ir.Graph, plan: Plan) -> int:
+def saved_bytes(graph: ir.Graph, plan: Plan, halved: Collection[str] = ()) -> int:
     """The bytes by which the file of a plan is smaller than its float form, about.
 
     Args:
         graph: the normalised float model's.
         plan: of its layers and tensors; a weight that several layers read counts once.
+        halved: names of the constants that the float form holds in 16 bits.
 
     Returns:
         A negative number where the file of the plan is larger.
@@ -42,8 +43,8 @@ def saved_bytes(graph: ir.Graph, plan: Plan) -> int:
     weights: dict[str, list[LayerSpec]] = {}
     for spec in plan.layers.values():
         weights.setdefault(spec.weight, []).append(spec)
-    saved = sum(_saved_by_weight(graph, group) for group in weights.values())
-    saved += sum(_saved_by_bias(graph, nodes, spec) for spec in plan.layers.values())
+    saved = sum(_saved_by_weight(graph, group, halved) for group in weights.values())
+    saved += sum(_saved_by_bias(nodes, spec, halved) for spec in plan.layers.values())
     for tensor in plan.tensors.values():
         saved -= QUANTIZED_TENSOR_BYTES + (CLIP_BYTES if tensor.num_bits < CODE_BITS else 0)
         if tensor.folded is not None:
@@ -51,21 +52,24 @@ def saved_bytes(graph: ir.Graph, plan: Plan) -> int:
     return saved
 
 
-def weight_saving(graph: ir.Graph, readers: Iterable[LayerSpec]) -> int:
+def weight_saving(
+    graph: ir.Graph, readers: Iterable[LayerSpec], halved: Collection[str] = ()
+) -> int:
     """The bytes that one stored weight saves with its biases, before any activation is counted."""
     nodes = {str(node.name): node for node in graph}
     group = list(readers)
-    return _saved_by_weight(graph, group) + sum(_saved_by_bias(graph, nodes, s) for s in group)
+    by_biases = sum(_saved_by_bias(nodes, spec, halved) for spec in group)
+    return _saved_by_weight(graph, group, halved) + by_biases
 
 
-def _saved_by_weight(graph: ir.Graph, group: list[LayerSpec]) -> int:
+def _saved_by_weight(graph: ir.Graph, group: list[LayerSpec], halved: Collection[str]) -> int:
     """Of one stored weight: floats and their name, less codes, scales and the nodes that read."""
     spec = min(group, key=lambda each: each.compute != "integer")
     value = graph.initializers[spec.weight]
     rank = len(value.shape or ())
     integer = spec.compute == "integer" or spec.int4
     header = TENSOR_BYTES + DIMENSION_BYTES * rank
-    before = 4 * spec.parameters + header + _name_bytes(value)
+    before = _float_bytes(spec.weight, spec.parameters, halved) + header + _name_bytes(value)
     if not integer:
         cast = CAST_BYTES if spec.codebook is None else 0
         return before - weight_bytes(spec, integer=False) - 2 * header - cast - MUL_BYTES
@@ -81,13 +85,19 @@ def _stored_bytes(spec: LayerSpec) -> int:
     return math.ceil(spec.parameters / 2) + scales * SCALE_BYTES + math.ceil(scales / 2)
 
 
-def _saved_by_bias(graph: ir.Graph, nodes: dict[str, ir.Node], spec: LayerSpec) -> int:
-    """An integer bias has as many bytes as a float one, and two nodes for its scale."""
+def _saved_by_bias(nodes: dict[str, ir.Node], spec: LayerSpec, halved: Collection[str]) -> int:
+    """An integer bias has as many bytes as a float32 one, and two nodes for its scale."""
     if spec.bias is None:
         return 0
     value = next(v for v in nodes[spec.name].inputs if v is not None and v.name == spec.bias)
     named = _name_bytes(value)
+    named -= 4 * spec.channels - _float_bytes(spec.bias, spec.channels, halved)
     return named if spec.compute == "weight-only" else named - DEQUANTIZE_BYTES - MUL_BYTES
+
+
+def _float_bytes(name: str, elements: int, halved: Collection[str]) -> int:
+    """A constant in float32, or in 16 bits under a Cast."""
+    return 2 * elements + CAST_BYTES if name in halved else 4 * elements
 
 
 def _name_bytes(value: ir.Value) -> int:

@@ -17,7 +17,11 @@ Planner = Callable[[Sequence[Layer]], Plan]
 
 
 def growing_layers(
-    graph: ir.Graph, layers: Sequence[Layer], plan_of: Planner, wanted: Collection[ir.Node]
+    graph: ir.Graph,
+    layers: Sequence[Layer],
+    plan_of: Planner,
+    wanted: Collection[ir.Node],
+    halved: Collection[str] = (),
 ) -> dict[str, str]:
     """Names of the layers that would make the file larger as integers, with the reason.
 
@@ -30,17 +34,18 @@ def growing_layers(
         layers: those that may be quantized.
         plan_of: the plan where these layers are quantized, and no others.
         wanted: nodes of layers that are quantized whatever their size.
+        halved: names of the constants that stay in 16 bits where they stay float.
     """
     kept, reasons = list(layers), dict[str, str]()
     plan = plan_of(kept)
-    saved = saved_bytes(graph, plan)
-    for group in _smallest_first(graph, layers, plan, wanted):
+    saved = saved_bytes(graph, plan, halved)
+    for group in _smallest_first(graph, layers, plan, wanted, halved):
         others = [layer for layer in kept if layer not in group]
         without = plan_of(others)
-        more = saved_bytes(graph, without) - saved
+        more = saved_bytes(graph, without, halved) - saved
         needed = saved > 0 and _takes_kernels(plan, without, group)
         if more >= 0 and not needed:
-            reasons |= {str(layer.node.name): _reason(group[0], -more) for layer in group}
+            reasons |= {str(each.node.name): _reason(group[0], -more, halved) for each in group}
             kept, plan, saved = others, without, saved + more
     if kept and saved <= 0 and not any(layer.node in wanted for layer in kept):
         # Each is smaller beside the others, whose activations it shares, and all together are not.
@@ -56,7 +61,11 @@ def _takes_kernels(plan: Plan, without: Plan, group: Sequence[Layer]) -> bool:
 
 
 def _smallest_first(
-    graph: ir.Graph, layers: Sequence[Layer], plan: Plan, wanted: Collection[ir.Node]
+    graph: ir.Graph,
+    layers: Sequence[Layer],
+    plan: Plan,
+    wanted: Collection[ir.Node],
+    halved: Collection[str],
 ) -> list[list[Layer]]:
     """The layers by stored weight, of those weights whose saving activations may use up."""
     groups: dict[str, list[Layer]] = {}
@@ -64,7 +73,7 @@ def _smallest_first(
         groups.setdefault(str(layer.weight.name), []).append(layer)
     found = []
     for group in groups.values():
-        saving = weight_saving(graph, [_spec(plan, layer) for layer in group])
+        saving = weight_saving(graph, [_spec(plan, layer) for layer in group], halved)
         limit = len(group) * MOST_TENSORS * QUANTIZED_TENSOR_BYTES
         if saving <= limit and not any(layer.node in wanted for layer in group):
             found.append((saving, group))
@@ -75,12 +84,13 @@ def _spec(plan: Plan, layer: Layer) -> LayerSpec:
     return plan.layers[str(layer.node.name)]
 
 
-def _reason(layer: Layer, saving: int) -> str:
+def _reason(layer: Layer, saving: int, halved: Collection[str]) -> str:
     constant = layer.weight.const_value
     assert constant is not None
+    size = constant.nbytes // 2 if layer.weight.name in halved else constant.nbytes
     return (
-        f"as integers, with their scales and nodes, its weights take {constant.nbytes - saving:,} "
-        f"bytes, not {constant.nbytes:,}"
+        f"as integers, with their scales and nodes, its weights take {size - saving:,} "
+        f"bytes, not {size:,}"
     )
 
 
