@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
-from onnx import inliner
 from onnx_ir.passes import common
 
 from onnxq.errors import ModelError, reason_of
@@ -50,57 +49,34 @@ def _calls(nodes: Iterable[onnx.NodeProto]) -> list[Identifier]:
     return [_identifier(node, node.op_type) for node in nested_nodes(nodes)]
 
 
-def inline_functions(model: ir.Model, name: str) -> tuple[ir.Model, bool]:
-    """The model without functions, and whether any of them had to be converted to its opset.
+def inline_functions(model: ir.Model, name: str) -> None:
+    """Put the functions' nodes in the place of the calls, in place.
+
+    A body of another opset is read at the model's, as ONNX Runtime reads it.
 
     Args:
-        model: it must not be used afterwards.
+        model: the model.
         name: the file's name, for the error.
 
     Raises:
-        ModelError: functions call each other in a circle, or can't be converted.
+        ModelError: functions call each other in a circle, or can't be inlined.
     """
     if not model.functions:
-        return model, False
+        return
     common.OutputFixPass()(model)  # a function that hands an input on has no value to rename
-    inline = common.InlinePass()
+    for function in model.functions.values():
+        function.opset_imports.update(
+            {each: model.opset_imports[each] for each in _shared_domains(function, model)}
+        )
     try:
-        inline.requires(model)
-        for function in model.functions.values():
-            _take_over_opset(function, model.opset_imports)
-        convert = any(_is_foreign(each, model.opset_imports) for each in model.functions.values())
-        if convert:
-            proto = inliner.inline_local_functions(ir.to_proto(model), convert_version=True)
-            model = ir.from_proto(proto)
-        inline(model)
+        common.InlinePass()(model)
     except (ValueError, RuntimeError, ir.passes.InvariantError) as error:
         raise ModelError(
             f'The functions of "{name}" can\'t be put in the place of their calls '
-            f"({reason_of(error)}); export the model without functions, at one opset."
+            f"({reason_of(error)}); export the model without functions."
         ) from error
     common.RemoveUnusedOpsetsPass()(model)
-    return model, convert
 
 
-def _is_foreign(function: ir.Function, versions: dict[str, int]) -> bool:
-    """Whether the function is of another opset than the model."""
-    return any(
-        versions.get(domain, version) != version
-        for domain, version in function.opset_imports.items()
-    )
-
-
-def _take_over_opset(function: ir.Function, versions: dict[str, int]) -> None:
-    """Bring the function to the model's opset where its operators are the same in both."""
-    for domain, version in function.opset_imports.items():
-        wanted = versions.get(domain, version)
-        own = [node.op_type for node in function.all_nodes() if node.domain == domain]
-        if all(_since(each, version, domain) == _since(each, wanted, domain) for each in own):
-            function.opset_imports[domain] = wanted
-
-
-def _since(op_type: str, version: int, domain: str) -> int | None:
-    """The opset that brought the form of an operator which a version has."""
-    if not onnx.defs.has(op_type, version, domain):
-        return None
-    return int(onnx.defs.get_schema(op_type, version, domain).since_version)
+def _shared_domains(function: ir.Function, model: ir.Model) -> list[str]:
+    return [domain for domain in function.opset_imports if domain in model.opset_imports]

@@ -62,7 +62,7 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
     proto, weights = take_out_weights(proto)
     model = deserialize(proto, path.name)
     sort_nodes(model, path.name)
-    model, converted = inline_functions(model, path.name)
+    inline_functions(model, path.name)
     model = _convert(model, path.name, least_opset)
     put_in_weights(model, weights, path.absolute().parent)
     model.ir_version = convert_ir_version(proto.ir_version, least_opset)
@@ -71,7 +71,7 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
     changed = bool(compute_in_float32(model))
     check_opens(model, path.name)
     opset = default_opset(proto)
-    if converted or (opset is not None and opset < model.opset_imports.get("", opset)):
+    if opset is not None and opset < model.opset_imports.get("", opset):
         original = in_float32(read_graph(path), path.name) if changed else path
         _check_conversion(proto, model, path.name, original)
     return model

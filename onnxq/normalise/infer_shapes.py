@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxq.normalise.facts import is_op, rank
 from onnxq.normalise.passes import PassResult
 
 _MAY_GIVE_SEQUENCES = frozenset(
@@ -30,7 +31,8 @@ class InferShapes:
     Names of dimensions that are not those of graph inputs are forgotten first: inference
     made them up where it knew less, and it would keep them where it could do better now.
     Those of graph outputs go too: exporters give one name to several sizes, and ONNX Runtime
-    shares a buffer between tensors whose names agree.
+    shares a buffer between tensors whose names agree. Behind operators that ONNX does not have,
+    a rank may only be known from what reads the value.
 
     `modified` is always False: nothing that is computed changes, and a loop over passes
     must not go on for the sake of a shape.
@@ -40,7 +42,10 @@ class InferShapes:
         """The model with the shapes filled in."""
         _forget_invented_names(model)
         before = _sequence_candidates(model)
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        infer = common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
+        infer(model)
+        if _ranks_from_readers(model):
+            infer(model)
         if any(isinstance(kind, ir.SequenceType | ir.OptionalType) for _, kind, _ in before) or (
             _gives_sequences(model)
         ):
@@ -48,6 +53,22 @@ class InferShapes:
             for value, kind, shape in before:
                 value.type, value.shape = kind, shape
         return PassResult(model, modified=False)
+
+
+def _ranks_from_readers(model: ir.Model) -> bool:
+    """Ranks that only the readers tell: 2 before a Gemm, that of its weights before a Conv."""
+    found = False
+    for node in model.graph:
+        if not is_op(node, "Gemm", "Conv", "ConvTranspose"):
+            continue
+        source, weight = node.inputs[0], node.inputs[1]
+        size = 2 if node.op_type == "Gemm" else rank(weight)
+        if source is None or source.type is None or source.shape is not None:
+            continue
+        if size is not None:
+            source.shape = ir.Shape([None] * size)
+            found = True
+    return found
 
 
 def _sequence_candidates(

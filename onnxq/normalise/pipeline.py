@@ -24,6 +24,7 @@ from onnxq.normalise.fold_affine import FoldAffine
 from onnxq.normalise.fold_batch_norm import FoldBatchNorm
 from onnxq.normalise.fold_constants import FoldConstants
 from onnxq.normalise.fold_shapes import FoldShapes
+from onnxq.normalise.full_pads import FullPads
 from onnxq.normalise.gemm_to_plain import GemmToPlain
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.normalise.left_constant import LeftConstant
@@ -58,6 +59,7 @@ CLEAN: tuple[GraphPass, ...] = (
 
 FORMS: tuple[GraphPass, ...] = (
     MakePadsExplicit(),
+    FullPads(),
     SplitToSlices(),
     ExpandWhere(),
     ChainSum(),

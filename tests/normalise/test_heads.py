@@ -89,3 +89,16 @@ def test_a_convolution_of_more_pixels_stays(graph, refuses, shape):
 def test_a_convolution_read_twice_stays(graph, refuses):
     body = "c = Conv(x, w, bias) f = Flatten(c) g = Flatten(c) y = Add(f, g)"
     refuses(ConvToGemm(), _head(graph, "N,4,1,1", body))
+
+
+def test_a_convolution_that_a_sub_graph_flattens_stays(graph, refuses):
+    model = graph(
+        "(float[N,4,1,1] x, float[3,4,1,1] w, bool k) => (float[N,3] y)",
+        "a = Conv(x, w) y = If(k) <then_branch = t () => (float[N,3] u) { u = Flatten(a) }, "
+        "else_branch = e () => (float[N,3] v) { s = Flatten(x) "
+        "c = Constant <value_ints = [0]> () d = Constant <value_ints = [3]> () "
+        "o = Constant <value_ints = [1]> () v = Slice(s, c, d, o) }>",
+        w=np.ones((3, 4, 1, 1)),
+        k=np.array(True),
+    )
+    refuses(ConvToGemm(), model)

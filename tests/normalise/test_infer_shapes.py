@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
+from onnxq.normalise.ask_runtime import AskRuntime
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.normalise.pipeline import normalise
 
@@ -38,3 +40,18 @@ def test_a_name_that_outputs_share_is_forgotten(graph):
     names = [dim.value for v in model.graph.outputs for dim in v.shape if not isinstance(dim, int)]
     assert "dim" not in names
     assert "N" in names
+
+
+def test_a_rank_that_only_the_reader_tells(graph):
+    model = graph(
+        "(float[N,4] x, float[4,3] w) => (float[N,3] y)",
+        'n = ai.onnx.ml.Normalizer <norm = "L2"> (x) r = Relu(n) g = Gemm(r, w) y = Neg(g)',
+        w=np.ones((4, 3)),
+    )
+    normalizer, relu, gemm, _ = model.graph
+    AskRuntime()(model)
+    assert normalizer.outputs[0].dtype == ir.DataType.FLOAT
+    assert normalizer.outputs[0].shape is None, "ONNX Runtime says [] of what it does not know"
+    InferShapes()(model)
+    assert len(relu.outputs[0].shape) == 2
+    assert len(gemm.outputs[0].shape) == 2

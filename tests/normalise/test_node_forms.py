@@ -8,6 +8,7 @@ import pytest
 from onnxq.normalise.chain_sum import ChainSum
 from onnxq.normalise.clip_to_relu import ClipToRelu
 from onnxq.normalise.expand_where import ExpandWhere
+from onnxq.normalise.full_pads import FullPads
 from onnxq.normalise.mean_to_pool import MeanToPool
 from onnxq.normalise.remove_identity import RemoveIdentity
 from onnxq.normalise.split_to_slices import SplitToSlices
@@ -211,3 +212,30 @@ def test_padding_by_nothing_goes(graph, applies):
         p=np.zeros(4, dtype=np.int64),
     )
     assert _ops(applies(RemoveIdentity(), model)) == ["Relu", "Relu"]
+
+
+@pytest.mark.parametrize(("axes", "pads"), [([2, 3], [1, 2, 3, 4]), ([-1], [1, 2])])
+def test_padding_of_some_axes_is_padding_of_all(graph, applies, axes, pads):
+    model = graph(
+        "(float[N,2,5,6] x, int64[K] p, float v, int64[M] a) => (float[N,2,H,W] y)",
+        "y = Pad(x, p, v, a)",
+        opset=18,
+        p=np.array(pads),
+        v=np.array(2.0),
+        a=np.array(axes),
+    )
+    (pad,) = applies(FullPads(), model).graph
+    assert len(pad.inputs) == 3 and pad.inputs[1].const_value.size == 8
+
+
+def test_padding_of_all_axes_or_of_an_unknown_rank_stays(graph, refuses):
+    signature = "(float[N,4] x, int64[4] p) => (float[N,M] y)"
+    refuses(FullPads(), graph(signature, "y = Pad(x, p)", p=np.ones(4, np.int64)))
+    model = graph(
+        "(float[N,4] x, int64[2] p, int64[1] a, int64[s] k) => (float[N,M] y)",
+        "r = Reshape(x, k) z = Pad(r, p, , a) y = Flatten(z)",
+        opset=18,
+        p=np.array([1, 2]),
+        a=np.array([1]),
+    )
+    refuses(FullPads(), model)
