@@ -103,12 +103,12 @@ def in_float32(model: ir.Model, name: str) -> ir.Model:
     """A model with its functions inlined and its other float types made float32.
 
     Args:
-        model: it may be changed.
+        model: changed in place.
         name: of its file, for errors.
     """
-    inlined, _ = inline_functions(model, name)
-    compute_in_float32(inlined)
-    return inlined
+    inline_functions(model, name)
+    compute_in_float32(model)
+    return model
 
 
 def _opens(path: Path) -> bool:
