@@ -22,8 +22,9 @@ from onnxq.numerics.packing import bits_per_index
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
 from onnxq.plan.codebooks import codebook_bytes, packed_code_bytes
-from onnxq.plan.operators import WEIGHT_OPERATORS
+from onnxq.plan.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.plan.spec import LayerSpec
+from onnxq.plan.unquantized import comes_of_constants
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
 from onnxq.report.contents import ContentRow, Fates, content_rows
@@ -219,10 +220,14 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
     rows = []
     width = stored_type(model).itemsize
     for node in model.graph:
-        if node.op_type not in WEIGHT_OPERATORS or len(node.inputs) < 2:
+        table = node.op_type == TABLE
+        if node.op_type not in (*WEIGHT_OPERATORS, TABLE) or len(node.inputs) < 2:
             continue
-        name = str(node.name)
-        stored = stored_weight(node.inputs[1])
+        name, weight = str(node.name), node.inputs[weight_index(node.op_type)]
+        stored = stored_weight(weight)
+        # What onnxq adds to look codes up has no name.
+        if table and (stored is None or not name or comes_of_constants(node.inputs[1])):
+            continue
         if stored is None:
             rows.append(_float_row(node, left_alone.get(name, "its weights are float")))
             continue
@@ -230,7 +235,7 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
         if stored.int4:
             reason = reason or INT4_REASON
         # A small file holds no reasons.
-        integer = not reason and is_dequantized(node.inputs[1])
+        integer = not reason and not table and is_dequantized(weight)
         compute = "integer" if integer else "weight-only"
         count, size = stored.parameters, stored.size
         bits = figures.narrow.get(name, stored.num_bits)

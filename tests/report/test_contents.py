@@ -16,7 +16,7 @@ from onnxq.recipe import LayerOverride, Recipe
 from onnxq.report.contents import GRAPH, ContentRow
 from onnxq.report.inspection import Inspection, inspect
 from onnxq.report.tables import print_contents, print_layers
-from tests.small_graphs import quantize, small_graph
+from tests.small_graphs import Feeds, build, quantize, small_graph
 
 SAMPLES = sorted((Path(__file__).parents[2] / "sample_models").glob("*.onnx"))
 
@@ -230,3 +230,22 @@ def test_a_compressed_files_codes_are_the_weights_of_its_layers(tmp_path, recipe
         # The codes, their scales, and what unpacks them.
         assert codes < weights.bytes < codes + 400
     assert rows["scales and zero points of tensors"].bytes < 100
+
+
+def test_a_table_that_onnxq_wrote_is_a_layer_of_the_file(tmp_path):
+    text = """net (int64[N, 3] ids) => (float[N, 3, 40] y) {
+        e = Gather (table, ids) r = Relu (e) y = MatMul (r, w)
+    }"""
+    teacher = build(text, {"table": (64, 32), "w": (32, 40)})
+    ids = np.arange(48).reshape(16, 3)
+    exported = quantize(teacher, Feeds([{"ids": ids}])).exported
+    exported.metadata_props["onnxq.version"] = "1"
+    save_model(exported, tmp_path / "small.onnx")
+    found = inspect(tmp_path / "small.onnx")
+    assert [(row.op_type, row.bytes_after) for row in found.layers] == [
+        ("Gather", 64 * 32),
+        ("MatMul", 32 * 40),
+    ]
+    assert found.layers[0].compute == "weight-only"
+    tables = {row.quantized: row.bytes for row in found.contents if "Gather" in row.what}
+    assert tables == {True: 64 * 32, False: 4 * 64}
