@@ -88,6 +88,8 @@ BODIES = {
     "hard_swish": f"{CONV} p = HardSwish (a) {LAST}",
     "max_pool_relu": f"{CONV} m = MaxPool <kernel_shape = [2, 2]> (a) p = Relu (m) {LAST}",
     "shared": f"{CONV} r = Relu (a) c = Conv (r, v6, c6) d = Conv (c, v6, b6) z = Relu (d)",
+    "shared_under_factors": f"{CONV} r = Relu (a) m = Mul (v6, plus_minus) c = Conv (r, m, c6) "
+    "n = Mul (half, v6) d = Conv (c, n, b6) z = Relu (d)",
     "relu_twice": f"{CONV} r = Relu (a) c = Conv (r, v6, c6) d = Conv (a, w6, b6) "
     "s = Slice (c, ones, minus_ones, axes) z = Add (s, d)",
     "float_side": f"{CONV} t = Tanh (a) r = Relu (a) c = Conv (r, v6, c6) z = Add (t, c)",
@@ -103,6 +105,9 @@ BODIES = {
 """Graphs from `x`, (N, 3, 8, 8), to `z`, 6 channels; `HEAD` follows."""
 
 CONSTANTS |= {"ones": np.array([1, 1]), "minus_ones": np.array([-1, -1])}
+# Powers of two, so that a factor may be in the weight or in its scale, bit by bit.
+CONSTANTS |= {"half": np.full((1, 1, 1, 1), 0.5, np.float32)}
+CONSTANTS |= {"plus_minus": np.array([1, -2, 0.5, -0.25, 4, -1], np.float32).reshape(6, 1, 1, 1)}
 CONSTANTS |= {"three": np.array(3), "yes": np.array(True)}
 CONSTANTS |= {"first_zero": np.zeros(1, np.float32), "first_six": np.full(1, 6, np.float32)}
 

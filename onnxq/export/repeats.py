@@ -11,8 +11,8 @@ from onnxq.numerics.collapse import collapsed
 WORTH = 80
 """Bytes that must be saved: an Expand takes up to as many, with its constants."""
 
-RANKS = {ir.DataType.FLOAT: 1, ir.DataType.INT8: 2}
-"""Least rank by type: integers of rank 1 are zero points, which are small and shared."""
+RANKS = {ir.DataType.FLOAT: 1, ir.DataType.INT32: 1, ir.DataType.INT8: 2}
+"""Least rank by type: int8 of rank 1 are zero points, which are small and shared."""
 
 
 def spread_repeats(graph: ir.Graph) -> None:

@@ -151,14 +151,14 @@ class StoredWeight:
         real.type, real.shape = result.type, result.shape
         result.replace_all_uses_with(real, replace_graph_outputs=True)
         cast.replace_input_with(0, result)
-        real.name, result.name = result.name, f"{result.name}{CODES}"
+        real.name, result.name = result.name, f"{name}.rows"
         cast.outputs[0].name = f"{name}.unscaled"
         result.type = ir.TensorType(self._type)
         self._graph.insert_after(node, [*made, product])
 
     def _table_scale(self) -> ir.Value:
         """The scales of the rows, (rows, 1), or the one of the table."""
-        name = f"{self._spec.weight}.rows"
+        name = f"{self._spec.weight}.by_row"
         if name not in self._shared:
             shaped = per_channel(self.scale, self._rank, 0 if self.scale.ndim else None)
             self._shared[name] = add_constant(self._graph, f"{name}{SCALE}", shaped)

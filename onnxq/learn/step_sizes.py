@@ -70,7 +70,7 @@ class StepSizes:
 
     def __init__(self, plan: Plan, start: Quantizers, elements: Mapping[str, int]) -> None:
         self._tensors = plan.tensors
-        self._layers = {s.weight: s for s in plan.layers.values() if s.codebook is None}
+        self._layers = {s.weight: s for s in plan.multiplied() if s.codebook is None}
         widths = {n: max(start.ranges[n][1], SMALLEST_WIDTH) for n in self._tensors}
         self._ranges = {n: (start.ranges[n][0], width) for n, width in widths.items()}
         self._thresholds = {w: start.thresholds[w] for w in self._layers}

@@ -69,9 +69,7 @@ class ThresholdScales:
     ) -> None:
         self._tensors = plan.tensors
         self._layers = {
-            s.weight: s
-            for s in plan.layers.values()
-            if s.codebook is None and not on_grid(s, start)
+            s.weight: s for s in plan.multiplied() if s.codebook is None and not on_grid(s, start)
         }
         self._bounds = {n: _full_range(s, *extremes[n]) for n, s in self._tensors.items()}
         self._largest = {

@@ -65,7 +65,7 @@ def make_parts(
         extremes: (minimum, maximum) of each tensor by name, from the calibration.
         elements: of each tensor in one sample, by name, where that is known.
     """
-    layers, floats = list(plan.layers.values()), list(plan.float_layers.values())
+    layers, floats = plan.multiplied(), list(plan.float_layers.values())
     parts: list[Part] = []
     if "thresholds" in learns:
         parts.append(ThresholdScales(plan, start, extremes))

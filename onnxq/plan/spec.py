@@ -132,3 +132,10 @@ class Plan:
     def integer_layers(self) -> list[LayerSpec]:
         """The layers that run on integer kernels."""
         return [spec for spec in self.layers.values() if spec.compute == "integer"]
+
+    def multiplied(self) -> list[LayerSpec]:
+        """The layers that multiply with their weights: all but those that look rows up in a table.
+
+        A table has no gradient worth its cost: that of each step would be as large as the table.
+        """
+        return [spec for spec in self.layers.values() if spec.op_type != "Gather"]

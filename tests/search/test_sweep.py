@@ -46,7 +46,11 @@ def swept(found: Quantized, samples: Samples, **options: Any) -> SweepTable:
 
 def whole_student(model: ir.Model, weight: str, setting: Setting) -> np.ndarray:
     """The outputs of a student whose other weights were left in float, by the whole graph."""
-    readers = [node.name for node, _ in model.graph.initializers[weight].uses()]
+    nodes = [node for node, _ in model.graph.initializers[weight].uses()]
+    # A factor stands between a weight and the layer that reads it.
+    readers = [
+        n.name if is_layer(model, n.name) else n.outputs[0].consumers()[0].name for n in nodes
+    ]
     others = [n.name for n in model.graph if n.name not in readers]
     recipe = Recipe(
         activation_bits=None,
