@@ -17,6 +17,7 @@ from onnxq.export.compact import float_bytes
 from onnxq.export.save import save_model
 from onnxq.learn.augment import Augmentation, check_images, chosen_kinds, image_layout
 from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
+from onnxq.learn.logits import find_logits
 from onnxq.learn.teacher import TeacherOutputs
 from onnxq.load.float_types import halved_constants
 from onnxq.load.inputs import input_specs
@@ -125,6 +126,11 @@ class Intake:
         self.check_feeds = self._feeds_to_check(original, samples)
         self.normalised = normalise(original, [self.check_feeds])
         self.notes += self.normalised.notes
+        if not find_logits(self.normalised.model):
+            raise ModelError(
+                f"'{self.path}' has nothing to match: no float output depends on its inputs; "
+                "export the model with its scores, those that classes are found in, as an output."
+            )
         if self._quantizes:
             smaller = not self.allow_worse
             self._check_plan(make_plan(self.normalised.model, self.recipe, smaller=smaller))

@@ -19,6 +19,7 @@ from onnxq.data.arrays import (
 )
 from onnxq.data.inputs import InputSpec, fixed_batch, has_sample_axis
 from onnxq.data.source import Source, check_batch, preferred, spread
+from onnxq.data.stacked import StackedFeeds, open_stack
 from onnxq.errors import DataError, UnreadableError
 from onnxq.load.tensor import load_tensor
 
@@ -144,15 +145,18 @@ class FeedFiles:
 
 def open_rows(
     arrays: Arrays, inputs: Sequence[InputSpec], path: Path, limit: int | None, seed: int
-) -> ArrayRows | None:
+) -> ArrayRows | StackedFeeds | None:
     """A source of samples along the first axis of arrays; None where they are one feed.
 
     Raises:
         DataError: an array does not fit the model, is empty, or holds NaN.
     """
+    matched = match_inputs(arrays, inputs, path)
+    if (stack := open_stack(matched, inputs, path, limit, seed)) is not None:
+        return stack
     if not has_sample_axis(inputs):
         return None
-    rows = as_samples(match_inputs(arrays, inputs, path), inputs, path)
+    rows = as_samples(matched, inputs, path)
     if rows is None:
         return None
     total = len(next(iter(rows.values())))

@@ -47,7 +47,7 @@ class Rows:
                 self._save(self._path(name), array)
             else:
                 # A tensor before a reshape may hold several rows of each sample.
-                rows = array.reshape(count, -1, *array.shape[1:])
+                rows = array.reshape(count, len(array) // count, *array.shape[1:])
                 self._memmap(name, rows)[self.stored : self.stored + count] = rows
         self.stored += count
 

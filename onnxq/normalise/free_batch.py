@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import constant, input_at, int_attribute, is_op, static_dim
 from onnxq.normalise.passes import PassResult
+from onnxq.normalise.reach import moved_by_inputs
 
 BATCH = "N"
 """The name of the dimension that is made free."""
@@ -36,7 +37,7 @@ class FreeBatch:
         editor = Editor(model.graph)
         nodes = [node for node in model.graph if is_op(node, "Reshape")]
         freed = [_free_reshape(editor, node, size) for node in nodes]
-        values = [*model.graph.inputs, *model.graph.outputs]
+        values = [*model.graph.inputs, *batch_outputs(model)]
         freed += [_free_value(value, size) for value in values]
         if any(freed):
             _forget_shapes(model)
@@ -44,11 +45,20 @@ class FreeBatch:
 
 
 def fixed_batch(model: ir.Model) -> int | None:
-    """The first dimension that all inputs and outputs share, if it is a fixed number."""
-    values = [*model.graph.inputs, *model.graph.outputs]
+    """The first dimension that all inputs and outputs share, if it is a fixed number.
+
+    Outputs that depend on no sample have none.
+    """
+    values = [*model.graph.inputs, *batch_outputs(model)]
     sizes = {static_dim(value, 0) for value in values}
     size = next(iter(sizes)) if len(sizes) == 1 else None
     return size if size is not None and size > 0 else None
+
+
+def batch_outputs(model: ir.Model) -> list[ir.Value]:
+    """The outputs that depend on the samples; a table of anchors has no batch."""
+    moved = moved_by_inputs(model.graph)
+    return [value for value in model.graph.outputs if value in moved]
 
 
 def fix_batch(model: ir.Model, size: int) -> None:

@@ -33,6 +33,7 @@ from onnxq.normalise.mean_to_pool import MeanToPool
 from onnxq.normalise.merge_transposes import MergeTransposes
 from onnxq.normalise.min_max_to_clip import MinMaxToClip
 from onnxq.normalise.name_everything import NameEverything
+from onnxq.normalise.own_outputs import OwnOutputs
 from onnxq.normalise.passes import GraphPass
 from onnxq.normalise.pool_before_conv import PoolBeforeConv
 from onnxq.normalise.prelu_to_leaky_relu import PReluToLeakyRelu
@@ -93,6 +94,7 @@ START: tuple[GraphPass, ...] = (
     FoldConstants(),
     Simplify(),
     NameEverything(),
+    OwnOutputs(),
     AskRuntime(),
 )
 

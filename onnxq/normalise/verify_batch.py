@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnxq.load.limits import DEFAULT_DOMAINS
 from onnxq.load.outputs import run_model
 from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, join_batches, split_batch, vary
-from onnxq.normalise.facts import axes_of, input_at, is_constant, rank
-from onnxq.normalise.free_batch import FreeBatch, fixed_batch, has_free_batch
+from onnxq.normalise.facts import axes_of, input_at, is_constant, rank, static_dim
+from onnxq.normalise.free_batch import FreeBatch, batch_outputs, fixed_batch, has_free_batch
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.numerics.equality import Outputs, find_difference
 from onnxq.session import Arrays
@@ -77,8 +77,11 @@ def free_and_verify_batch(
 def _verify_declared(model: ir.Model, source: CheckFeeds) -> FreedBatch:
     pieces = _two_pieces(model, source, 1) if has_free_batch(model) else None
     if pieces is None:
-        note = "Samples are run one by one: the inputs share no batch."
-        return FreedBatch(model, False, notes=(note,))
+        sizes = {static_dim(value, 0) for value in model.graph.inputs}
+        size = next(iter(sizes)) if len(sizes) == 1 else None
+        how = f"in batches of {size}" if size is not None and size > 1 else "one by one"
+        note = f"Samples are run {how}: the inputs and outputs share no batch."
+        return FreedBatch(model, False, size or None, (note,))
     reason = _batch_difference(model, model, pieces)
     if reason is None:
         return FreedBatch(model, True)
@@ -111,10 +114,13 @@ def _batch_difference(model: ir.Model, freed: ir.Model, pieces: Sequence[Arrays]
         # ONNX Runtime's exceptions share no base class but Exception.
         logger.debug("the batch is not free: %s", error)
         return "it does not run"
+    compared = batch_outputs(model)
+    places = [i for i, value in enumerate(model.graph.outputs) if value in compared]
+    alone, together = ([[run[i] for i in places] for run in runs] for runs in (alone, together))
     joined = _join(alone)
     if joined is None:
         return "its outputs are no batches"
-    names = [str(value.name) for value in model.graph.outputs]
+    names = [str(model.graph.outputs[i].name) for i in places]
     return find_difference(names, [joined], together)
 
 
@@ -138,7 +144,8 @@ def _join(runs: Sequence[Outputs]) -> Outputs | None:
     for parts in zip(*runs, strict=True):
         if not all(isinstance(part, np.ndarray) and part.ndim for part in parts):
             return None
-        if len({part.shape[1:] for part in parts}) != 1:
+        # Where the samples decide how many rows there are, nobody could tell whose they are.
+        if len({part.shape for part in parts}) != 1:
             return None
         joined.append(np.concatenate(parts))
     return joined

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxq.data.inputs import fixed_batch
 from onnxq.data.preprocess import find_preprocess
 from onnxq.data.samples import open_samples
 from onnxq.errors import ModelError, reason_of
@@ -52,7 +53,7 @@ def benchmark(
         models: ONNX files, float or quantized.
         threads: threads inside one operator.
         rounds: runs of each model, at most 15 seconds in all.
-        batch_size: what a free first dimension becomes.
+        batch_size: what a free first dimension becomes, unless one of the models fixes it.
         shapes: whole shapes by input name, needed where another dimension is free.
         data: samples whose first batch is fed instead of random values.
 
@@ -61,6 +62,7 @@ def benchmark(
     """
     opened = [open_model(Path(path)) for path in models]
     _check_names(opened, shapes or {})
+    batch_size = _common_batch(opened) or batch_size
     if data is None:
         feeds = [random_feeds(model.inputs, batch_size, shapes or {}) for model in opened]
     else:
@@ -79,6 +81,12 @@ def benchmark(
         Benchmark(model.path, model.size, latency, latency.median_ms / first)
         for model, latency in zip(opened, latencies, strict=True)
     ]
+
+
+def _common_batch(opened: list[OpenedModel]) -> int | None:
+    """The batch that some of the models insist on, so that the others run as many samples."""
+    sizes = {size for model in opened if (size := fixed_batch(model.inputs)) is not None}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _check_names(opened: list[OpenedModel], shapes: Mapping[str, tuple[int, ...]]) -> None:

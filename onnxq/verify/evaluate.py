@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import DataError
 from onnxq.progress import Progress, Silent
-from onnxq.session import SessionPool
+from onnxq.session import Arrays, SessionPool
 from onnxq.verify.opened import OpenedModel, common_inputs, open_model
 from onnxq.verify.outputs import (
     BATCH_SIZE,
@@ -30,6 +31,8 @@ from onnxq.verify.outputs import (
     probability_outputs,
 )
 from onnxq.verify.ranks import Ranks, paired_figures
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,13 @@ class _Run:
         on_batch: Callable[[int], None],
     ) -> None:
         self._samples, self._labels, self._tell = samples, labels, on_batch
-        self._size = samples.batch or batch_size
+        self._batch_size = batch_size
 
     def alone(self, opened: OpenedModel) -> Evaluation:
         """Top-1 and top-5 of a model."""
         assert self._labels is not None
-        ranks = Ranks(self._labels)
-        for found in SessionPool(opened.runnable).map(self._samples.batches(self._size)):
+        ranks, pool = Ranks(self._labels), SessionPool(opened.runnable)
+        for found in pool.map(self._samples.batches(self._size(pool))):
             ranks.add(found)
             self._tell(ranks.done)
         figures: dict[str, Any] = dict(ranks.figures())
@@ -168,16 +171,36 @@ class _Run:
         _check_outputs(pools[0].outputs, pools[1].outputs, opened, other)
         comparer = Comparer(pools[0].outputs, probability_outputs(other.model))
         both = None if self._labels is None else (Ranks(self._labels), Ranks(self._labels))
-        done = 0
-        for expected, found in paired_outputs(*pools, self._samples, self._size):
+        done, size = 0, self._size(*pools)
+        for expected, found in paired_outputs(*pools, self._samples, size):
             comparer.add(expected, found)
             if both is not None:
                 both[0].add(expected)
                 both[1].add(found)
-            done = min(done + self._size, len(self._samples))
+            done = min(done + size, len(self._samples))
             self._tell(done)
         figures = {} if both is None else dict(paired_figures(*both))
         return _evaluation(comparer.comparison(done), figures, self._samples.skipped)
+
+    def _size(self, *pools: SessionPool) -> int:
+        """Samples in a run: one where a model declares a batch that it does not take."""
+        if self._samples.batch is not None:
+            return self._samples.batch
+        feeds = next(self._samples.batches(self._batch_size))
+        count = len(next(iter(feeds.values())))
+        try:
+            takes = all(_gives_rows(pool.run(feeds), count) for pool in pools)
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class but Exception.
+            logger.debug("samples are run one by one: %s", error)
+            takes = False
+        return self._batch_size if takes else 1
+
+
+def _gives_rows(outputs: Arrays, count: int) -> bool:
+    """Whether no output looks like that of one sample."""
+    arrays = [each for each in outputs.values() if isinstance(each, np.ndarray) and each.ndim]
+    return count == 1 or not any(len(each) == 1 for each in arrays)
 
 
 def _check_outputs(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
+from onnxq.errors import reason_of
+from onnxq.learn.logits import compared_tensors
 from onnxq.load.float_types import has_other_floats
 from onnxq.load.model import runnable
 from onnxq.load.read import file_bytes, model_files, read_graph
@@ -21,6 +23,7 @@ from onnxq.verify.figures import Figures
 from onnxq.verify.kernels import read_kernels
 from onnxq.verify.latency import measure_latency
 from onnxq.verify.outputs import compare_outputs, probability_outputs
+from onnxq.verify.probe import with_outputs
 from onnxq.verify.shipped import shipped_files
 from onnxq.verify.stored_weights import stored_array
 
@@ -60,9 +63,10 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
     """
     progress.start("verify", 2 * len(samples))
     probabilities = probability_outputs(exported.teacher)
-    candidate = SessionPool(exported.model)
+    tensors = compared_tensors(exported.teacher)
+    candidate = _pool(exported.model, tensors)
     against_original = compare_outputs(
-        SessionPool(exported.teacher, candidate.outputs),
+        _pool(exported.teacher, tensors),
         candidate,
         samples,
         probabilities,
@@ -71,7 +75,7 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
     )
     student = exported.student()
     against_student = compare_outputs(
-        SessionPool(student, candidate.outputs),
+        _pool(student, tensors),
         candidate,
         samples,
         probabilities,
@@ -91,6 +95,13 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
     _add_latency(figures, exported, samples)
     progress.finish()
     return figures
+
+
+def _pool(model: ir.Model, tensors: Sequence[str]) -> SessionPool:
+    """A session that gives these tensors; the model itself where they are among its outputs."""
+    if set(tensors) <= {value.name for value in model.graph.outputs}:
+        return SessionPool(model, tensors)
+    return SessionPool(with_outputs(model, tensors), tensors)
 
 
 def _static_figures(exported: Exported, saturating: list[str]) -> Figures:
@@ -147,8 +158,7 @@ def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None
         after, before = measure_latency([exported.model, original], feeds)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        figures.notes.append(f"latency was not measured: a model does not run ({reason})")
+        figures.notes.append(f"latency was not measured: a model does not run ({reason_of(error)})")
         return
     figures.latency_before_ms, figures.latency_before_spread_ms = before.median_ms, before.spread_ms
     figures.latency_after_ms, figures.latency_after_spread_ms = after.median_ms, after.spread_ms
