@@ -137,7 +137,9 @@ def dense_prediction(w: GraphWriter) -> None:
         x = w.node("ConvTranspose", [x, weight], strides=[2, 2])
     else:
         scales = w.constant(np.array([1, 1, 2, 2], np.float32), "scales")
-        x = w.node("Resize", [x, "", scales], mode="nearest", nearest_mode="floor",
+        # Before opset 13 the region of interest is no option.
+        roi = "" if w.opset >= 13 else w.constant(np.array([], np.float32), "roi")
+        x = w.node("Resize", [x, roi, scales], mode="nearest", nearest_mode="floor",
                    coordinate_transformation_mode="asymmetric")  # fmt: skip
     w.output(conv(w, w.node("Relu", [x]), width, 3, 4), 4)
 
