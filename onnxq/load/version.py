@@ -105,7 +105,8 @@ def _put_back(model: onnx.ModelProto) -> None:
 def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -> onnx.ModelProto:
     try:
         converted = version_converter.convert_version(_put_aside(model, opset), target)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except Exception as error:
+        # The converter's exceptions come from C++: RuntimeError, IndexError, and others.
         reason = reason_of(error)
         raise ModelError(
             f'The model "{name}" uses opset {opset} and can\'t be converted to opset {target} '

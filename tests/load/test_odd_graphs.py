@@ -118,3 +118,9 @@ def test_an_output_without_a_type_is_what_is_inferred(tmp_path, last):
         assert "is of type sequence of tensor of float" in refusal(tmp_path, proto)
     else:
         assert operators(tmp_path, proto, X) == ["Relu"]
+
+
+@pytest.mark.parametrize(("opset", "body"), [(9, "y = Loop (x)"), (23, "y = Attention (x, x, x)")])
+def test_whatever_the_converter_throws_is_a_sentence(tmp_path, opset, body):
+    proto = parse(f"{SIGNATURE} {{ {body} }}", f'"" : {opset}')
+    assert f"uses opset {opset} and can't be converted" in refusal(tmp_path, proto)
