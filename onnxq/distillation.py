@@ -19,6 +19,8 @@ from onnxq.distil.pairing import Pairing, of_batch, pair_inputs, pair_models
 from onnxq.distil.result import METADATA_KEY, DistillResult, make_figures, metadata_text
 from onnxq.distil.stage import FILE, Subject, check_gradients
 from onnxq.distil.training import Distilled
+from onnxq.export.border import restore_types
+from onnxq.export.halves import store_halves
 from onnxq.export.save import check_file, check_output, describe, save_model
 from onnxq.intake import Intake, file_digest
 from onnxq.learn.checkpoint import Checkpoint, run_folder
@@ -26,6 +28,7 @@ from onnxq.learn.logits import find_logits
 from onnxq.learn.objective import choose_objective
 from onnxq.learn.train import NO_CLASSIFIER
 from onnxq.load.inputs import input_specs
+from onnxq.load.interface import interface_of
 from onnxq.load.model import load_model
 from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
@@ -119,6 +122,7 @@ class DistillRun:
         self.intake.load(data, preprocess, generator)
         teacher, feeds = self.intake.normalised.model, self.intake.check_feeds
         original = load_model(self.student, least_opset(self._recipe.target))
+        self._interface = interface_of(original)
         specs = input_specs(original)
         inputs = pair_inputs(input_specs(teacher), specs, batch=False)
         own_feeds = of_batch(Pairing(inputs, {}).student_feeds(feeds), fixed_batch(specs))
@@ -151,6 +155,8 @@ class DistillRun:
         intake, network = self.intake, self._network
         model = network.with_values(found.values)
         judged = self._subject.judge(model)
+        store_halves(model)
+        restore_types(model, self._interface)
         sizes = (file_bytes(intake.path), 0)
         count = sum(found.values[name].size for name in network.parameters)
         figures = make_figures(found, judged, sizes, count)
