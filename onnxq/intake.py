@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import Preprocess, find_preprocess
+from onnxq.data.sameness import notes_on_sameness
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.compact import float_bytes
@@ -149,6 +150,7 @@ class Intake:
                 f"{len(samples.skipped)} unreadable files were left out, "
                 f"the first is '{samples.skipped[0]}'"
             )
+        self.notes += [*samples.notes, *notes_on_sameness(samples)]
         self._use(samples)
 
     def _feeds_to_check(self, original: ir.Model, samples: Samples | None) -> Feeds:

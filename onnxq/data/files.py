@@ -41,6 +41,7 @@ class ArrayRows:
 
     def __init__(self, arrays: Arrays, batch: int | None, inputs: Sequence[InputSpec] = ()) -> None:
         self.skipped: list[str] = []
+        self.notes: list[str] = []
         self.batch = batch
         self._arrays, self._inputs = arrays, inputs
 
@@ -60,6 +61,7 @@ class FileRows:
 
     def __init__(self, files: FeedFiles, counts: Sequence[int], batch: int | None) -> None:
         self.skipped = files.skipped
+        self.notes: list[str] = []
         self.batch = batch
         self._files = files
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -90,6 +92,7 @@ class WholeFeeds:
 
     def __init__(self, files: FeedFiles) -> None:
         self.skipped = files.skipped
+        self.notes: list[str] = []
         self.batch: int | None = 1
         self._files = files
 

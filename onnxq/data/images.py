@@ -14,12 +14,23 @@ from PIL import Image
 
 from onnxq.data.arrays import Arrays
 from onnxq.data.inputs import InputSpec, fixed_batch, shape_text
+from onnxq.data.pixels import (
+    FULL_8,
+    FULL_16,
+    check_peak,
+    from_floats,
+    read_pixels,
+    with_channels,
+)
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.source import check_batch
 from onnxq.errors import DataError
 
 DECODERS = min(8, os.cpu_count() or 1)
 """Threads that decode; Pillow lets go of the interpreter's lock while it does."""
+
+IMAGE_TYPES = tuple(map(np.dtype, ("uint8", "uint16", "float16", "float32", "float64")))
+"""Types of an array of images."""
 
 AHEAD = 2 * DECODERS
 """Images in work at any time."""
@@ -110,11 +121,18 @@ class ImageFiles:
         paths: the files, all of them readable.
         target: the input that they feed.
         skipped: the files left out.
+        notes: sentences for the user.
     """
 
-    def __init__(self, paths: Sequence[Path], target: ImageInput, skipped: list[str]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        target: ImageInput,
+        skipped: list[str],
+        notes: Sequence[str] = (),
+    ) -> None:
         self.paths = list(paths)
-        self.skipped = skipped
+        self.skipped, self.notes = skipped, list(notes)
         self.batch = target.batch
         self._target = target
 
@@ -143,7 +161,7 @@ class ImageFiles:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                array = self._target.preprocess.apply(image)
+                array = self._target.preprocess.apply(image, path)
         except OSError as error:
             raise DataError(f"The image '{path}' can no longer be read: {error}.") from error
         return array.astype(self._target.spec.dtype, copy=False)
@@ -160,21 +178,23 @@ def _stack(next_image: Callable[[], np.ndarray], count: int) -> np.ndarray:
 
 
 class ImageArray:
-    """A uint8 array of images.
+    """An array of images.
 
     Args:
-        images: `(samples, height, width, channels)`, RGB or grey.
+        images: `(samples, height, width, channels)`, RGB or grey, uint8, uint16, or floats from 0
+            to 1; a fourth channel is alpha, which is left out.
         target: the input that they feed.
         size: height and width as they are fed.
     """
 
     def __init__(self, images: np.ndarray, target: ImageInput, size: tuple[int, int]) -> None:
         self.skipped: list[str] = []
+        self.notes: list[str] = []
         self.batch = target.batch
         self._images = images
         self._target = target
         channels = target.preprocess.channels
-        self._as_they_are = images.shape[1:] == (*size, channels)
+        self._as_they_are = images.shape[1:] == (*size, channels) and images.dtype == np.uint8
 
     def __len__(self) -> int:
         return len(self._images)
@@ -185,8 +205,18 @@ class ImageArray:
         for start in range(0, len(indices), size):
             pixels = self._images[indices[start : start + size]]
             if not self._as_they_are:
-                pixels = np.stack([preprocess.pixels(_to_image(each)) for each in pixels])
+                pixels = np.stack([self._fitted(each) for each in pixels])
             yield {spec.name: preprocess.normalise(pixels).astype(spec.dtype, copy=False)}
+
+    def _fitted(self, pixels: np.ndarray) -> np.ndarray:
+        """One image with the channels and the size that the model takes."""
+        preprocess = self._target.preprocess
+        if pixels.dtype == np.uint8:
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            return preprocess.fit(read_pixels(image, preprocess.channels, ""))
+        scale = FULL_8 / FULL_16 if pixels.dtype == np.uint16 else FULL_8
+        values = pixels[..., :3].astype(np.float32) * np.float32(scale)
+        return preprocess.fit(with_channels(values, preprocess.channels))
 
 
 def open_image_array(images: np.ndarray, target: ImageInput, path: Path) -> ImageArray:
@@ -197,18 +227,20 @@ def open_image_array(images: np.ndarray, target: ImageInput, path: Path) -> Imag
     """
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3, 4):
+    if images.ndim != 4 or images.dtype not in IMAGE_TYPES or images.shape[3] not in (1, 3, 4):
         raise DataError(
             f"The array 'images' in '{path}' is {images.dtype.name} {shape_text(images.shape)}; "
-            "expected uint8 (N, height, width, 1 or 3)."
+            "expected uint8 (N, height, width, 1 or 3), uint16, or floats from 0 to 1."
         )
     if not images.size:
         raise DataError(f"The array 'images' in '{path}' is empty; expected at least one image.")
+    what = f"The array 'images' in '{path}'"
+    if images.dtype == np.uint16:
+        check_peak(float(images.max()) / FULL_16, f"The images of '{path}'")
+    elif images.dtype != np.uint8:
+        for each in images:
+            from_floats(each, what)
     check_batch(len(images), target.batch, path)
     return ImageArray(
         images, target, target.size_after(images.shape[1], images.shape[2], str(path))
     )
-
-
-def _to_image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

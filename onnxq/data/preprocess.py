@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from onnxq.data.huggingface import fields_from_huggingface
+from onnxq.data.pixels import read_pixels
 from onnxq.errors import DataError
 
 METADATA_KEY = "onnxq.preprocess"
@@ -87,27 +88,40 @@ class Preprocess:
         height, width = self._resized(height, width)
         return (min(self.crop, height), min(self.crop, width)) if self.crop else (height, width)
 
-    def apply(self, image: Image.Image) -> np.ndarray:
-        """The image in the model's layout, float32, without a batch dimension."""
-        return self.normalise(self.pixels(image))
+    def apply(self, image: Image.Image, path: Path | str = "") -> np.ndarray:
+        """The image in the model's layout, float32, without a batch dimension.
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """The image resized and cropped: uint8 `(height, width, channels)`, RGB or grey."""
-        image = to_mode(image, "L" if self.channels == 1 else "RGB")
-        height, width = self._resized(image.height, image.width)
-        if (width, height) != image.size:
-            image = image.resize((width, height), _FILTERS[self.resample])
-        pixels = np.asarray(image, np.uint8)
+        Args:
+            image: just opened; it is changed.
+            path: of its file, for errors.
+
+        Raises:
+            DataError: nothing says how the values of the image are scaled.
+        """
+        return self.normalise(self.fit(read_pixels(image, self.channels, path)))
+
+    def fit(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels resized and cropped.
+
+        Args:
+            pixels: `(height, width, channels)`, uint8, or float32 from 0 to 255.
+
+        Returns:
+            The same of another size.
+        """
+        height, width = self._resized(*pixels.shape[:2])
+        if (height, width) != pixels.shape[:2]:
+            pixels = _resize(pixels, (width, height), _FILTERS[self.resample])
         if self.crop:
             top, left = (max(0, round((side - self.crop) / 2)) for side in (height, width))
             pixels = pixels[top : top + self.crop, left : left + self.crop]
-        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return pixels
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels as the model takes them: x = (pixel / 255 − mean) / std.
 
         Args:
-            pixels: uint8 `(..., height, width, channels)`, RGB or grey.
+            pixels: `(..., height, width, channels)`, RGB or grey: uint8, or float32 from 0 to 255.
 
         Returns:
             float32 `(..., channels, height, width)`, or `(..., height, width, channels)`.
@@ -264,12 +278,13 @@ def _is_side(side: Any) -> bool:
     return side is None or (type(side) is int and 0 < side <= MOST_PIXELS)
 
 
-def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The image as RGB or grey, whatever it was."""
-    if image.mode.startswith("I"):
-        # 16-bit grey; Pillow's own conversion would clip at 255.
-        wide = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(wide.clip(0, 255).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == mode else image.convert(mode)
+def _resize(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    """Pixels of another width and height; Pillow resizes floats channel by channel."""
+    if pixels.dtype == np.uint8:
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        found = np.asarray(image.resize(size, resample), np.uint8)
+        return found[:, :, None] if found.ndim == 2 else found
+    planes = (Image.fromarray(plane) for plane in np.moveaxis(pixels, -1, 0))
+    found = np.stack([np.asarray(plane.resize(size, resample)) for plane in planes], axis=-1)
+    # Some filters overshoot, which 8 bits clip.
+    return found.clip(0, 255)

@@ -38,6 +38,11 @@ class Samples:
         return self._source.skipped
 
     @property
+    def notes(self) -> list[str]:
+        """Sentences for the user on what was read."""
+        return self._source.notes
+
+    @property
     def batch(self) -> int | None:
         """The only batch size that the model takes; None where it is free."""
         return self._source.batch or self._batch

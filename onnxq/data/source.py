@@ -17,11 +17,13 @@ class Source(Protocol):
 
     Attributes:
         skipped: files that were left out because they are broken.
+        notes: sentences for the user on what was read.
         batch: the only batch size that the model takes; None where it is free. A source of
             whole feeds has 1: each "sample" is then one feed.
     """
 
     skipped: list[str]
+    notes: list[str]
     batch: int | None
 
     def __len__(self) -> int:

@@ -21,6 +21,7 @@ class MadeImages:
 
     def __init__(self, rows: Rows, batch: int | None) -> None:
         self.skipped: list[str] = []
+        self.notes: list[str] = []
         self.batch = batch
         self._rows = rows
 
