@@ -22,6 +22,7 @@ class StackedFeeds:
 
     def __init__(self, stacked: Arrays, shared: Arrays) -> None:
         self.skipped: list[str] = []
+        self.notes: list[str] = []
         self.batch: int | None = 1
         self._stacked, self._shared = stacked, shared
 
