@@ -21,6 +21,7 @@ from onnxq.distil.stage import FILE, Subject, check_gradients
 from onnxq.distil.training import Distilled
 from onnxq.export.border import restore_types
 from onnxq.export.halves import store_halves
+from onnxq.export.lock import locked
 from onnxq.export.save import check_file, check_output, describe, save_model
 from onnxq.intake import Intake, file_digest
 from onnxq.learn.checkpoint import Checkpoint, run_folder
@@ -87,7 +88,7 @@ def distill(
     run.load(data_path, preprocess, generator)
     more = {"student": file_digest(run.student), "init": init}
     checkpoint = run.intake.checkpoint(out_path, data_path, **more)
-    with run_folder(checkpoint, resume) as folder:
+    with locked(out_path), run_folder(checkpoint, resume) as folder:
         if data_path is None:
             run.intake.synthesise(folder, checkpoint, resume, save_generator)
         result = run.finish(run.train(folder, checkpoint, resume))

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxq.contradictions import check_data, check_generator_files
 from onnxq.data.preprocess import Preprocess
+from onnxq.export.lock import locked
 from onnxq.export.save import check_file, check_output, save_model
 from onnxq.intake import Intake
 from onnxq.learn.checkpoint import run_folder
@@ -115,7 +116,7 @@ def compress(
     intake = Intake(model_path, recipe, progress or Silent(), allow_worse=allow_worse)
     intake.load(data_path, preprocess, generator)
     checkpoint = intake.checkpoint(out_path, data_path)
-    with run_folder(checkpoint, resume) as folder:
+    with locked(out_path), run_folder(checkpoint, resume) as folder:
         if data_path is None:
             intake.synthesise(folder, checkpoint, resume, save_generator)
         run = Run(intake)

@@ -32,6 +32,7 @@ from onnxq.options import (
     matches,
     nearest_name,
 )
+from onnxq.temporary import write_whole
 
 __all__ = [
     "LayerOverride",
@@ -309,9 +310,8 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         OutputError: the file can't be written.
     """
     try:
-        Path(path).write_text(recipe_toml(recipe), encoding="utf-8")
+        write_whole(Path(path), recipe_toml(recipe).encode())
     except (OSError, UnicodeEncodeError) as error:
-        Path(path).unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
             f"can't write the recipe '{path}' ({reason}); free some space or name another file "

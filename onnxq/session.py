@@ -8,7 +8,6 @@ weights are held once, and the backward pass, which barely uses a second thread,
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
+from onnxq.temporary import temporary_folder
 from onnxq.weight_files import WeightFiles, is_large
 
 Feeds = Mapping[str, np.ndarray]
@@ -82,8 +82,8 @@ def open_session(
     if prepack and not large:
         return ort.InferenceSession(data, options, providers=providers)
     # Only a model that is opened from a file may name other files.
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(data)
         return ort.InferenceSession(str(path), options, providers=providers)
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import OutputError
+from onnxq.temporary import temporary_file
 
 LARGE = 64 * 2**20
 """Bytes of weights from which a model is large."""
@@ -73,14 +74,11 @@ class WeightFiles:
 
 def _write(array: np.ndarray) -> Path:
     try:
-        file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed below, kept for sessions
-            prefix="onnxq-", suffix=".weights", delete=False
-        )
-        with file:
-            np.ascontiguousarray(array).tofile(file)
+        path = temporary_file(".weights")
+        np.ascontiguousarray(array).tofile(path)
     except OSError as error:
         raise OutputError(
             f"the temporary folder '{tempfile.gettempdir()}' has no room for the model's weights "
             f"({error.strerror or error}); free some space or set TMPDIR to another folder"
         ) from error
-    return Path(file.name)
+    return path

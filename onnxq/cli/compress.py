@@ -125,11 +125,14 @@ def compress_command(
             save_generator=flags["save_generator"],
             allow_worse=flags["allow_worse"],
         )
-    if flags["save_recipe"] is not None:
-        save_recipe(result.recipe, flags["save_recipe"])
-    if flags["report_folder"] is not None:
-        write_report(flags["report_folder"], model, out, result)
-    _print_result(result, model, out, flags["as_json"], quiet, verbose)
+    try:
+        if flags["save_recipe"] is not None:
+            save_recipe(result.recipe, flags["save_recipe"])
+        if flags["report_folder"] is not None:
+            write_report(flags["report_folder"], model, out, result)
+    finally:
+        # The model is written, whatever becomes of what is told of it.
+        _print_result(result, model, out, flags["as_json"], quiet, verbose)
 
 
 def _check_recipe_path(path: Path, model: Path, out: Path, force: bool) -> None:

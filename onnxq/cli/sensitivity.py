@@ -97,11 +97,14 @@ def sensitivity_command(
             progress=progress,
             generator=flags["generator"],
         )
-    if output is not None:
-        write_table(output, table)
-    if report_folder is not None:
-        write_pictures(report_folder, model, table)
-    if as_json:
-        click.echo(json.dumps(table.to_fields(), sort_keys=True))
-    elif not quiet:
-        print_sweep(table, sizes=bool(verbose))
+    try:
+        if output is not None:
+            write_table(output, table)
+        if report_folder is not None:
+            write_pictures(report_folder, model, table)
+    finally:
+        # What took so long is told, whatever becomes of the files.
+        if as_json:
+            click.echo(json.dumps(table.to_fields(), sort_keys=True))
+        elif not quiet:
+            print_sweep(table, sizes=bool(verbose))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import onnx_ir as ir
 from onnxq.errors import ModelError, OutputError
 from onnxq.load.read import model_files
 from onnxq.session import PROTOBUF_LIMIT
+from onnxq.temporary import real_path, temporary_folder
 
 LONGEST_NAME = 200
 """Bytes of a file's name: most systems take 255, and a checkpoint's name is a little longer."""
@@ -57,7 +57,7 @@ def check_file(path: Path, model_path: Path, force: bool, what: str, option: str
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise OutputError(f"the {what} '{path}' is {kind}; name a file with {option}")
     check_new(path, force, what, option)
-    folder = path.absolute().parent
+    folder = real_path(path).absolute().parent
     if not folder.is_dir():
         raise OutputError(f"the folder '{folder}' of the {what} does not exist; make it first")
     try:
@@ -126,27 +126,24 @@ def model_bytes(model: ir.Model) -> int:
 def save_model(model: ir.Model, path: Path) -> int:
     """Write the model, beside its final place first, then rename; the size in bytes.
 
-    Above 2 GB the weights go to `<name>.data` beside it.
+    A link is followed to the file that it leads to. Above 2 GB the weights go to `<name>.data`
+    beside it.
 
     Raises:
         OutputError: there is no space, or the file can't be written; nothing is left.
     """
+    path = real_path(path)
     folder = path.absolute().parent
     try:
-        staging = Path(tempfile.mkdtemp(prefix=".onnxq-", dir=folder))
+        with temporary_folder(folder) as staging:
+            _write(model, staging, path.name)
+            written = sorted(staging.iterdir(), key=lambda p: p.name == path.name)
+            size = sum(file.stat().st_size for file in written)
+            for file in written:
+                file.replace(folder / file.name)
+            return size
     except OSError as error:
         raise _cannot_write(path, error) from error
-    try:
-        _write(model, staging, path.name)
-        written = sorted(staging.iterdir(), key=lambda p: p.name == path.name)
-        size = sum(file.stat().st_size for file in written)
-        for file in written:
-            file.replace(folder / file.name)
-        return size
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write(model: ir.Model, folder: Path, name: str) -> None:

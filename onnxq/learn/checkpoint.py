@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import OnnxqError, OutputError, WorseError
+from onnxq.temporary import temporary_folder
 
 STATE = "state"
 IDENTITY = "identity"
@@ -118,8 +118,8 @@ def run_folder(checkpoint: Checkpoint | None, resume: bool) -> Iterator[Path]:
     if fresh is not None:
         fresh.discard()
     try:
-        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-            yield Path(folder)
+        with temporary_folder() as folder:
+            yield folder
     except WorseError:
         raise
     except OnnxqError:

@@ -19,6 +19,7 @@ from onnxq.report.result import figure_rows, result_fields, result_notes, score_
 from onnxq.report.search import search_chart, search_title
 from onnxq.report.synthesis import class_bars, contact_sheet, loss_curves
 from onnxq.report.text import size_text
+from onnxq.temporary import write_whole
 from onnxq.version import VERSION
 
 PAGE = "report.html"
@@ -73,10 +74,10 @@ def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
     make_folder(folder)
     text = json.dumps(result_fields(result, model, out), sort_keys=True, indent=1)
     try:
-        (folder / PAGE).write_text(render(model, out, result), encoding="utf-8")
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / PAGE, render(model, out, result).encode(errors="backslashreplace"))
+        write_whole(folder / "report.json", f"{text}\n".encode())
         if result.synthesis is not None and (sheet := contact_sheet(result.synthesis)) is not None:
-            (folder / SHEET).write_bytes(sheet)
+            write_whole(folder / SHEET, sheet)
     except OSError as error:
         raise cannot_write(folder, error) from error
 

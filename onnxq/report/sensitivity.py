@@ -17,6 +17,7 @@ from onnxq.report.html import cannot_write, make_folder, template
 from onnxq.report.text import size_text
 from onnxq.search.allocation import find_frontier
 from onnxq.search.table import FLOAT, TITLES, Effect, Setting, SweepTable
+from onnxq.temporary import write_whole
 from onnxq.version import VERSION
 
 PAGE, JSON, CSV = "sensitivity.html", "sensitivity.json", "sensitivity.csv"
@@ -42,7 +43,7 @@ def write_table(path: Path, table: SweepTable) -> None:
         OutputError: the file can't be written.
     """
     try:
-        path.write_text(_json(table), encoding="utf-8")
+        write_whole(path, _json(table).encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
@@ -60,7 +61,7 @@ def write_pictures(folder: Path, model: Path, table: SweepTable) -> None:
     texts = {PAGE: render(model, table), JSON: _json(table), CSV: _csv(table)}
     try:
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise cannot_write(folder, error) from error
 

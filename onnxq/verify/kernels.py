@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from onnxq.errors import OutputError
 from onnxq.load.read import read_graph
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.session import open_session
+from onnxq.temporary import temporary_folder
 
 _INTEGER = (
     "QLinearConv ConvInteger QGemm QLinearMatMul MatMulInteger MatMulIntegerToFloat "
@@ -91,8 +91,8 @@ def optimised_nodes(model: ir.Model | bytes | str | Path) -> list[ir.Node]:
     Raises:
         OutputError: there is no room for the temporary file.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "optimised.onnx"
+    with temporary_folder() as folder:
+        path = folder / "optimised.onnx"
         try:
             open_session(model, optimised_path=path)
         except Exception as error:
@@ -206,8 +206,8 @@ def exported_graph(model: ir.Model | bytes | str | Path) -> ir.Graph:
         return model.graph
     if not isinstance(model, bytes):
         return read_graph(Path(model)).graph
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(model)
         return ir.load(path).graph
 

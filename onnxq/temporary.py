@@ -1,0 +1,100 @@
+"""Temporary files and folders, whose names say which process they belong to.
+
+A process that is killed leaves its own behind. The first temporary file that another one makes in
+the same folder sweeps them away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_NAME = "onnxq-{machine}-{process}-"
+_LEFT = re.compile(r"\.?onnxq-(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]+)-")
+
+_SWEPT: set[tuple[int, Path]] = set()
+"""Folders that a process has swept."""
+
+
+@contextmanager
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """A folder that goes at the end.
+
+    Args:
+        beside: a folder to make it in, where it is hidden; None takes the system's.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(beside), dir=_swept(beside)))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_file(suffix: str) -> Path:
+    """A new, empty file in the system's folder, which the caller removes."""
+    handle, name = tempfile.mkstemp(prefix=_prefix(None), suffix=suffix, dir=_swept(None))
+    os.close(handle)
+    return Path(name)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: it can't be written; what was there before is still there.
+    """
+    path = real_path(path)
+    with temporary_folder(path.absolute().parent) as folder:
+        fresh = folder / path.name
+        fresh.write_bytes(data)
+        fresh.replace(path)
+
+
+def real_path(path: Path) -> Path:
+    """The file that a path names: where it is a link, what that leads to."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def _prefix(beside: Path | None) -> str:
+    # Folders may be shared between machines, whose processes are not known here.
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    hidden = "" if beside is None else "."
+    return hidden + _NAME.format(machine=machine, process=os.getpid())
+
+
+def _swept(beside: Path | None) -> Path:
+    """The folder for temporary files, without those of processes that are no more."""
+    folder = Path(tempfile.gettempdir()) if beside is None else beside
+    if (os.getpid(), folder) not in _SWEPT:
+        _SWEPT.add((os.getpid(), folder))
+        with contextlib.suppress(OSError):
+            # What can't be listed can't be swept; making a file there says what is wrong.
+            for path in list(folder.iterdir()):
+                _sweep(path)
+    return folder
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a process of this machine has left, as far as the system lets us."""
+    found = _LEFT.match(path.name)
+    here = _LEFT.match(_prefix(None))
+    assert here is not None
+    if found is None or found["machine"] != here["machine"] or path.is_symlink():
+        return
+    if psutil.pid_exists(int(found["process"])):
+        return
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
