@@ -314,7 +314,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
-            f"can't write the recipe '{path}' ({reason}); free some space or name another file "
+            f"Can't write the recipe '{path}' ({reason}); free some space or name another file "
             "with --save-recipe"
         ) from error
 

@@ -46,7 +46,7 @@ def test_a_file_is_written_whole_or_not_at_all(folder, monkeypatch):
     path.write_text("before")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", lambda *_: os.open(folder / "no" / "such", os.O_RDONLY))
-        with pytest.raises(OutputError, match="can't write the recipe"):
+        with pytest.raises(OutputError, match="Can't write the recipe"):
             save_recipe(Recipe(), path)
     assert path.read_text() == "before"
     assert list(folder.iterdir()) == [path]
