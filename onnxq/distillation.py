@@ -21,6 +21,7 @@ from onnxq.distil.stage import FILE, Subject, check_gradients
 from onnxq.distil.training import Distilled
 from onnxq.export.border import restore_types
 from onnxq.export.halves import store_halves
+from onnxq.export.interface import restore_interface
 from onnxq.export.lock import locked
 from onnxq.export.save import check_file, check_output, describe, save_model
 from onnxq.intake import Intake, file_digest
@@ -33,6 +34,7 @@ from onnxq.load.interface import interface_of
 from onnxq.load.model import load_model
 from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
+from onnxq.normalise.free_batch import fix_batch
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Progress, Silent
 from onnxq.recipe import Recipe
@@ -127,7 +129,13 @@ class DistillRun:
         specs = input_specs(original)
         inputs = pair_inputs(input_specs(teacher), specs, batch=False)
         own_feeds = of_batch(Pairing(inputs, {}).student_feeds(feeds), fixed_batch(specs))
-        unfolded = normalise(original, [own_feeds]).unfolded
+        normalised = normalise(original, [own_feeds])
+        unfolded = normalised.unfolded
+        if not normalised.batch_free:
+            size = normalised.original_batch or 1
+            self.intake.insist_on_batch(size)
+            fix_batch(unfolded, size)
+        feeds = of_batch(feeds, fixed_batch(input_specs(teacher)))
         self._pairing = pair_models(teacher, unfolded, feeds)
         self._network = FloatNetwork(unfolded)
         check_gradients(self._network, self._pairing, feeds)
@@ -156,6 +164,7 @@ class DistillRun:
         intake, network = self.intake, self._network
         model = network.with_values(found.values)
         judged = self._subject.judge(model)
+        restore_interface(model, self._interface)
         store_halves(model)
         restore_types(model, self._interface)
         sizes = (file_bytes(intake.path), 0)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import build, run
 
+from onnxq.distillation import distill
 from onnxq.errors import ModelError
 from onnxq.pipeline import compress
 from onnxq.recipe import Recipe
@@ -95,3 +96,17 @@ def test_nothing_to_match_is_refused_before_the_work(tmp_path):
     with pytest.raises(ModelError, match="nothing to match"):
         compress(model, data, QUICK, out=out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("mixing", [False, True], ids=["freed", "stuck"])
+def test_a_student_keeps_its_batch(tmp_path, mixing):
+    body, name = (MIXING, "x0") if mixing else (BODY, "x")
+    paths = []
+    for role, n in (("teacher", "N"), ("student", "2")):
+        (tmp_path / role).mkdir()
+        signature = f"(float[{n},3,6,6] {name}) => (float[{n},5] y)"
+        given = (signature, body) if role == "student" else (signature.replace("x0", "x"), BODY)
+        paths.append(_files(tmp_path / role, *given))
+    (teacher, data, _), (student, _, out) = paths
+    distill(teacher, student, data, Recipe(epochs=1), out=out)
+    assert _shapes(out) == _shapes(student)
