@@ -13,7 +13,9 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxq.errors import ModelError, reason_of
+from onnxq.load.attributes import check_attributes
 from onnxq.load.external import external_files, external_place, load_external
+from onnxq.load.order import sort_nodes
 from onnxq.load.tensors import (
     all_tensors,
     data_problem,
@@ -58,11 +60,12 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise _unreadable(data, path)
     for tensor in all_tensors(proto):
         _check_tensor(tensor, path)
+    check_attributes(proto, path.name)
     return proto
 
 
 def read_graph(path: Path) -> ir.Model:
-    """The model in a file as it is; the external data of its initializers stay on the disk.
+    """The model in a file, its nodes sorted; the external data of its initializers stay on disk.
 
     Raises:
         ModelError: as `read_proto`, or it holds something that can't be represented.
@@ -70,6 +73,7 @@ def read_graph(path: Path) -> ir.Model:
     proto = read_proto(path)
     _load(inner_tensors(proto), path)
     model = deserialize(proto, path.name)
+    sort_nodes(model, path.name)
     ir.external_data.set_base_dir(model.graph, path.absolute().parent)
     return model
 

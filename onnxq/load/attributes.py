@@ -1,0 +1,54 @@
+"""Attributes of nodes that say what they are: whoever reads them need not ask."""
+
+from __future__ import annotations
+
+import onnx
+
+from onnxq.errors import ModelError
+from onnxq.load.limits import DEFAULT_DOMAINS, all_nodes, node_label
+
+CONSTANT_VALUES = frozenset(
+    {
+        "value",
+        "sparse_value",
+        "value_float",
+        "value_floats",
+        "value_int",
+        "value_ints",
+        "value_string",
+        "value_strings",
+    }
+)
+
+
+def check_attributes(model: onnx.ModelProto, name: str) -> None:
+    """Refuse attributes without a type or a value, and a Constant that holds nothing.
+
+    Args:
+        model: the message.
+        name: the file's name, for the error.
+
+    Raises:
+        ModelError: names the first such node.
+    """
+    for node in all_nodes(model):
+        reason = _refusal(node)
+        if reason:
+            raise ModelError(
+                f'The node "{node_label(node)}" ({node.op_type}) of "{name}" {reason}; the file is '
+                "damaged, so copy or export it again."
+            )
+
+
+def _refusal(node: onnx.NodeProto) -> str:
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            continue
+        if attribute.type == onnx.AttributeProto.UNDEFINED:
+            return f'has an attribute "{attribute.name}" without a type'
+        if attribute.type == onnx.AttributeProto.TENSOR and not attribute.t.data_type:
+            return f'has an attribute "{attribute.name}" without its tensor'
+    own = node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS
+    if own and [a.name in CONSTANT_VALUES for a in node.attribute] != [True]:
+        return "does not hold one value"
+    return ""
