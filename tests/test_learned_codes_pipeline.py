@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import run, small_graph
+from small_graphs import compress, run, small_graph
 
-from onnxq import Recipe, compress
+from onnxq import Recipe
 from onnxq.learn.train import NO_CLASSIFIER
 from onnxq.session import SessionPool
 

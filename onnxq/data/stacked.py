@@ -55,7 +55,7 @@ def open_stack(
     counts = {
         len(arrays[spec.name])
         for spec in inputs
-        if arrays[spec.name].ndim and spec.fits(arrays[spec.name].shape[1:])
+        if arrays[spec.name].ndim and _is_one_feed(spec) and spec.fits(arrays[spec.name].shape[1:])
     }
     count = counts.pop() if len(counts) == 1 else 0
     if not count:
@@ -76,6 +76,11 @@ def open_stack(
         chosen = spread(count, limit, seed)
         stacked = {name: each[chosen] for name, each in stacked.items()}
     return StackedFeeds(stacked, shared)
+
+
+def _is_one_feed(spec: InputSpec) -> bool:
+    """Whether the input has no batch, whose samples an array of its own rank would hold."""
+    return not spec.shape or spec.shape[0] is not None
 
 
 def _feeds(array: np.ndarray, spec: InputSpec) -> np.ndarray | None:

@@ -36,10 +36,20 @@ def split(model: ir.Model, seeds: Collection[str]) -> Split:
         model: it isn't changed.
         seeds: names of nodes, or of graph inputs whose readers are meant.
     """
-    reached = reach(model.graph, seeds)
+    # What constants give is no tensor of a sample: each part computes it for itself.
+    reached = reach(model.graph, seeds) | _constant_nodes(model.graph)
     cut = _cut(model.graph, reached)
     names = tuple(str(value.name) for value in cut)
     return Split(_prefix(model, names) if names else None, _suffix(model, reached, names), names)
+
+
+def _constant_nodes(graph: ir.Graph) -> set[str]:
+    """Names of the nodes that no graph input reaches."""
+    moving = set(graph.inputs)
+    for node in graph:
+        if any(value in moving for value in reads(node)):
+            moving.update(node.outputs)
+    return {str(n.name) for n in graph if not any(v in moving for v in n.outputs)}
 
 
 def between(model: ir.Model, inputs: Collection[str], outputs: Sequence[str]) -> ir.Model:

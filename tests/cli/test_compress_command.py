@@ -287,7 +287,8 @@ def test_float_layers_are_retrained(onnxq_process, onnxq, mlp, unlabelled, tmp_p
     learn = ("--learn", "float-layers", "--epochs", 1, "--samples", 128)
     done = onnxq("compress", mlp, "--data", unlabelled, "-o", out, *learn)
     assert done.code == 1 and "--exclude" in done.err
-    names = [row.split()[0] for row in onnxq("inspect", mlp).out.splitlines() if "Gemm" in row]
+    rows = [row.split() for row in onnxq("inspect", mlp).out.splitlines()]
+    names = [row[0] for row in rows if row[1:2] == ["Gemm"]]
     done = onnxq_process(
         "compress", mlp, "--data", unlabelled, "-o", out, *learn, "--exclude", names[-1]
     )
