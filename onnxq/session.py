@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
+from onnxq.errors import ModelError, reason_of
 from onnxq.temporary import temporary_folder
 from onnxq.weight_files import WeightFiles, is_large
 
@@ -152,15 +152,20 @@ class SessionPool:
 
         Raises:
             ScaleError: scales among the feeds are too far apart for an integer kernel.
+            ModelError: ONNX Runtime can't run the model.
         """
         names = self.outputs if outputs is None else outputs
         feeds = as_session_takes(self._session, feeds)
         try:
             return dict(zip(names, self._session.run(names, feeds), strict=True))
-        except RuntimeException as error:
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class but Exception.
             if REFUSAL in str(error):
                 raise ScaleError(str(error)) from error
-            raise
+            raise ModelError(
+                f"ONNX Runtime can't run the model ({reason_of(error)}); check the model with "
+                "onnx.checker, and give samples of the shapes that it expects."
+            ) from error
 
     def map(self, batches: Iterable[Feeds]) -> Iterator[Arrays]:
         """The outputs of each batch, in the order of the batches, a few batches ahead."""

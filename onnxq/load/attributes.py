@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 
 from onnxq.errors import ModelError
-from onnxq.load.limits import DEFAULT_DOMAINS, all_nodes, node_label
+from onnxq.load.limits import DEFAULT_DOMAINS, nested_nodes, node_label
 
 CONSTANT_VALUES = frozenset(
     {
@@ -31,8 +33,14 @@ def check_attributes(model: onnx.ModelProto, name: str) -> None:
     Raises:
         ModelError: names the first such node.
     """
-    for node in all_nodes(model):
-        reason = _refusal(node)
+    _check(nested_nodes(model.graph.node), name, in_function=False)
+    for function in model.functions:
+        _check(nested_nodes(function.node), name, in_function=True)
+
+
+def _check(nodes: Iterable[onnx.NodeProto], name: str, *, in_function: bool) -> None:
+    for node in nodes:
+        reason = _refusal(node, in_function=in_function)
         if reason:
             raise ModelError(
                 f'The node "{node_label(node)}" ({node.op_type}) of "{name}" {reason}; the file is '
@@ -40,10 +48,12 @@ def check_attributes(model: onnx.ModelProto, name: str) -> None:
             )
 
 
-def _refusal(node: onnx.NodeProto) -> str:
+def _refusal(node: onnx.NodeProto, *, in_function: bool) -> str:
     for attribute in node.attribute:
-        if attribute.ref_attr_name:
+        if attribute.ref_attr_name and in_function:
             continue
+        if attribute.ref_attr_name:
+            return f'has an attribute "{attribute.name}" that refers to one of a function'
         if attribute.type == onnx.AttributeProto.UNDEFINED:
             return f'has an attribute "{attribute.name}" without a type'
         if attribute.type == onnx.AttributeProto.TENSOR and not attribute.t.data_type:

@@ -21,7 +21,13 @@ from onnxq.load.limits import DEFAULT_DOMAINS, check_operators
 from onnxq.load.opens import check_opens
 from onnxq.load.order import sort_nodes
 from onnxq.load.outputs import run_model
-from onnxq.load.read import deserialize, load_external_data, read_graph, read_proto
+from onnxq.load.read import (
+    deserialize,
+    load_external_data,
+    read_graph,
+    read_proto,
+    unrepresentable,
+)
 from onnxq.load.types import check_types
 from onnxq.load.version import (
     MAX_IR_VERSION,
@@ -136,7 +142,10 @@ def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
 
 def _convert(model: ir.Model, name: str, least_opset: int) -> ir.Model:
     """The model at an opset in range: the same object where it is one already."""
-    proto = ir.to_proto(model)
+    try:
+        proto = ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        raise unrepresentable(name, error) from error
     converted = convert_version(proto, name, least_opset)
     return model if converted is proto else deserialize(converted, name)
 

@@ -117,10 +117,15 @@ def deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
         return ir.from_proto(proto)
     # What onnx-ir raises for a damaged message is not always an error of its own.
     except Exception as error:
-        raise ModelError(
-            f'The model "{name}" holds something that can\'t be represented '
-            f"({reason_of(_first_cause(error))}); check it with onnx.checker."
-        ) from error
+        raise unrepresentable(name, error) from error
+
+
+def unrepresentable(name: str, error: BaseException) -> ModelError:
+    """The sentence for a model that onnx-ir can't read or write."""
+    return ModelError(
+        f'The model "{name}" holds something that can\'t be represented '
+        f"({reason_of(_first_cause(error))}); check it with onnx.checker."
+    )
 
 
 def _load(tensors: Iterable[onnx.TensorProto], path: Path) -> None:

@@ -35,12 +35,17 @@ def _nothing(model: onnx.ModelProto) -> None:
     del model.graph.node[0].attribute[:]
 
 
+def _of_a_function(model: onnx.ModelProto) -> None:
+    model.graph.node[1].attribute[0].ref_attr_name = "axis"
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (_no_type, 'an attribute "axis" without a type'),
         (_no_tensor, 'an attribute "value" without its tensor'),
         (_other_name, "does not hold one value"),
+        (_of_a_function, 'an attribute "axis" that refers to one of a function'),
         (_nothing, "does not hold one value"),
     ],
 )
