@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxq.errors import ModelError, reason_of
+from onnxq.errors import ModelError, OnnxqError, reason_of
 from onnxq.temporary import temporary_folder
 from onnxq.weight_files import WeightFiles, is_large
 
@@ -144,7 +144,16 @@ class SessionPool:
         workers: int | None = None,
     ) -> None:
         self.workers = workers or available_cores()
-        self._session = open_session(model)
+        try:
+            self._session = open_session(model)
+        except OnnxqError:
+            raise
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class but Exception.
+            raise ModelError(
+                f"ONNX Runtime can't open the model ({reason_of(error)}); check it with "
+                "onnx.checker, or export it again."
+            ) from error
         self.outputs = list(outputs or (o.name for o in self._session.get_outputs()))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnxq.errors import ModelError, OutputError
+from onnxq.errors import ModelError, OutputError, reason_of
 from onnxq.load.read import model_files
 from onnxq.session import PROTOBUF_LIMIT
 from onnxq.temporary import real_path, temporary_folder
@@ -149,11 +149,21 @@ def save_model(model: ir.Model, path: Path) -> int:
 def _write(model: ir.Model, folder: Path, name: str) -> None:
     if _weight_bytes(model) < PROTOBUF_LIMIT:
         proto = ir.to_proto(model)
-        onnx.checker.check_model(proto)
+        _check(proto)
         (folder / name).write_bytes(proto.SerializeToString(deterministic=True))
         return
     ir.save(model, folder / name, external_data=f"{name}.data")
-    onnx.checker.check_model(str(folder / name))
+    _check(str(folder / name))
+
+
+def _check(model: onnx.ModelProto | str) -> None:
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"The model can't be written as valid ONNX ({reason_of(error)}); check the original "
+            "with onnx.checker, or export it again."
+        ) from error
 
 
 def _weight_bytes(model: ir.Model) -> int:

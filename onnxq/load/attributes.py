@@ -1,4 +1,4 @@
-"""Attributes of nodes that say what they are: whoever reads them need not ask."""
+"""Nodes whose names and attributes can be relied on: whoever reads them need not ask."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import onnx
 
 from onnxq.errors import ModelError
 from onnxq.load.limits import DEFAULT_DOMAINS, nested_nodes, node_label
+
+LONGEST_NAME = 10_000
+"""Bytes of a name at most: names become those of members of archives, which take 65,535."""
 
 CONSTANT_VALUES = frozenset(
     {
@@ -24,7 +27,7 @@ CONSTANT_VALUES = frozenset(
 
 
 def check_attributes(model: onnx.ModelProto, name: str) -> None:
-    """Refuse attributes without a type or a value, and a Constant that holds nothing.
+    """Refuse attributes without a type or a value, a Constant that holds nothing, endless names.
 
     Args:
         model: the message.
@@ -49,6 +52,8 @@ def _check(nodes: Iterable[onnx.NodeProto], name: str, *, in_function: bool) -> 
 
 
 def _refusal(node: onnx.NodeProto, *, in_function: bool) -> str:
+    if max(len(each.encode()) for each in (node.name, *node.output)) > LONGEST_NAME:
+        return f"has a name, or an output with a name, of more than {LONGEST_NAME:,} bytes"
     for attribute in node.attribute:
         if attribute.ref_attr_name and in_function:
             continue

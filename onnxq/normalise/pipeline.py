@@ -235,7 +235,11 @@ class _Reference:
 
     def difference(self, model: ir.Model) -> str | None:
         for optimise, expected in self._outputs.items():
-            outputs = run_model(model, self._feeds, optimise=optimise)
+            try:
+                outputs = run_model(model, self._feeds, optimise=optimise)
+            except Exception as error:
+                # ONNX Runtime's exceptions share no base class but Exception.
+                return f"it no longer runs: {reason_of(error)}"
             reason = find_difference(self._names, expected, outputs, self._noise)
             if reason is not None:
                 return reason

@@ -39,6 +39,10 @@ def _of_a_function(model: onnx.ModelProto) -> None:
     model.graph.node[1].attribute[0].ref_attr_name = "axis"
 
 
+def _endless_name(model: onnx.ModelProto) -> None:
+    model.graph.node[1].name = "a" * 10_001
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -46,6 +50,7 @@ def _of_a_function(model: onnx.ModelProto) -> None:
         (_no_tensor, 'an attribute "value" without its tensor'),
         (_other_name, "does not hold one value"),
         (_of_a_function, 'an attribute "axis" that refers to one of a function'),
+        (_endless_name, "a name of more than|of more than 10,000 bytes"),
         (_nothing, "does not hold one value"),
     ],
 )
