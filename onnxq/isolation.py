@@ -24,7 +24,10 @@ from typing import Any
 
 import psutil
 
-SECONDS = 120.0
+MOST_CPU = 300.0
+"""Seconds of computing after which the system ends a child that outlives this process."""
+
+SECONDS = 15.0
 """After which a child is ended."""
 
 MEMORY = 4 * 2**30
@@ -47,13 +50,16 @@ class Failure(Exception):
     """The function raised an exception; the text is that of the exception."""
 
 
-def isolated(function: Function, *arguments: Any, memory: int = MEMORY) -> Any:
+def isolated(
+    function: Function, *arguments: Any, memory: int = MEMORY, seconds: float = SECONDS
+) -> Any:
     """What a function returns, run in a child process.
 
     Args:
         function: one of a module, found by its name.
         arguments: what it takes; they are pickled where the child is not forked.
         memory: bytes that it may take beside what this process has.
+        seconds: that it may take.
 
     Raises:
         Failure: the function raised.
@@ -61,16 +67,16 @@ def isolated(function: Function, *arguments: Any, memory: int = MEMORY) -> Any:
     """
     alone = threading.active_count() == 1
     if sys.platform == "linux" and alone:
-        answer = _forked(function, arguments, memory)
+        answer = _forked(function, arguments, memory, seconds)
     else:
-        answer = _spawned(function, arguments, memory)
+        answer = _spawned(function, arguments, memory, seconds)
     good, value = pickle.loads(answer)
     if not good:
         raise Failure(value)
     return value
 
 
-def _forked(function: Function, arguments: tuple[Any, ...], memory: int) -> bytes:
+def _forked(function: Function, arguments: tuple[Any, ...], memory: int, seconds: float) -> bytes:
     read, write = os.pipe()
     with warnings.catch_warnings():
         # Python 3.12 warns of any thread, those that a library of arithmetic waits with as well.
@@ -80,7 +86,7 @@ def _forked(function: Function, arguments: tuple[Any, ...], memory: int) -> byte
         _child(function, arguments, memory, write)
     os.close(write)
     try:
-        answer = _read_all(read)
+        answer = _read_all(read, seconds)
     except BaseException:
         # It took too long, or Ctrl-C.
         os.kill(pid, signal.SIGKILL)
@@ -106,14 +112,14 @@ def _child(function: Function, arguments: tuple[Any, ...], memory: int, write: i
         os._exit(_FAILED)
 
 
-def _spawned(function: Function, arguments: tuple[Any, ...], memory: int) -> bytes:
+def _spawned(function: Function, arguments: tuple[Any, ...], memory: int, seconds: float) -> bytes:
     named = (function.__module__, function.__qualname__, arguments, memory)
     request = pickle.dumps(sys.path) + pickle.dumps(named)
     command = [sys.executable, "-P", "-c", _CHILD]
     try:
-        done = subprocess.run(command, input=request, capture_output=True, timeout=SECONDS)
+        done = subprocess.run(command, input=request, capture_output=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
-        raise Crash(f"it took more than {SECONDS:.0f} seconds") from error
+        raise Crash(f"it took more than {seconds:.0f} seconds") from error
     return _checked(done.stdout, done.returncode)
 
 
@@ -146,7 +152,7 @@ def _limit(memory: int) -> None:
     taken = psutil.Process().memory_info().vms
     for kind, bound in (
         (resource.RLIMIT_AS, taken + memory),
-        (resource.RLIMIT_CPU, int(SECONDS)),
+        (resource.RLIMIT_CPU, int(MOST_CPU)),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]
@@ -156,13 +162,13 @@ def _limit(memory: int) -> None:
             resource.setrlimit(kind, (limit, hard))
 
 
-def _read_all(pipe: int) -> bytes:
+def _read_all(pipe: int, seconds: float) -> bytes:
     parts: list[bytes] = []
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while True:
         ready, _, _ = select.select([pipe], [], [], max(end - time.monotonic(), 0))
         if not ready:
-            raise Crash(f"it took more than {SECONDS:.0f} seconds")
+            raise Crash(f"it took more than {seconds:.0f} seconds")
         part = os.read(pipe, 1 << 20)
         if not part:
             return b"".join(parts)

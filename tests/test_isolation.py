@@ -52,9 +52,8 @@ def test_an_exception_and_too_much_memory(way):
         isolated(end_badly, "memory", memory=2**29)
 
 
-def test_one_that_takes_too_long(monkeypatch):
-    monkeypatch.setattr("onnxq.isolation.SECONDS", 0.2)
+def test_one_that_takes_too_long():
     with pytest.raises(Crash, match=r"more than 0 seconds"):
-        isolated(end_badly, "seconds")
+        isolated(end_badly, "seconds", seconds=0.2)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)

@@ -10,20 +10,19 @@ from onnxq.errors import ModelError
 from onnxq.load.limits import DEFAULT_DOMAINS, nested_nodes, node_label
 
 LONGEST_NAME = 10_000
-"""Bytes of a name at most: names become those of members of archives, which take 65,535."""
+"""Characters of a name at most: names become those of members of archives, of 65,535 bytes."""
 
-CONSTANT_VALUES = frozenset(
-    {
-        "value",
-        "sparse_value",
-        "value_float",
-        "value_floats",
-        "value_int",
-        "value_ints",
-        "value_string",
-        "value_strings",
-    }
-)
+CONSTANT_VALUES = {
+    "value": onnx.AttributeProto.TENSOR,
+    "sparse_value": onnx.AttributeProto.SPARSE_TENSOR,
+    "value_float": onnx.AttributeProto.FLOAT,
+    "value_floats": onnx.AttributeProto.FLOATS,
+    "value_int": onnx.AttributeProto.INT,
+    "value_ints": onnx.AttributeProto.INTS,
+    "value_string": onnx.AttributeProto.STRING,
+    "value_strings": onnx.AttributeProto.STRINGS,
+}
+"""The types of a Constant's attributes, of which it has one."""
 
 
 def check_attributes(model: onnx.ModelProto, name: str) -> None:
@@ -52,8 +51,8 @@ def _check(nodes: Iterable[onnx.NodeProto], name: str, *, in_function: bool) -> 
 
 
 def _refusal(node: onnx.NodeProto, *, in_function: bool) -> str:
-    if max(len(each.encode()) for each in (node.name, *node.output)) > LONGEST_NAME:
-        return f"has a name, or an output with a name, of more than {LONGEST_NAME:,} bytes"
+    if max(len(each) for each in (node.name, *node.output)) > LONGEST_NAME:
+        return f"has a name, or an output with a name, of more than {LONGEST_NAME:,} characters"
     for attribute in node.attribute:
         if attribute.ref_attr_name and in_function:
             continue
@@ -64,6 +63,6 @@ def _refusal(node: onnx.NodeProto, *, in_function: bool) -> str:
         if attribute.type == onnx.AttributeProto.TENSOR and not attribute.t.data_type:
             return f'has an attribute "{attribute.name}" without its tensor'
     own = node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS
-    if own and [a.name in CONSTANT_VALUES for a in node.attribute] != [True]:
+    if own and [CONSTANT_VALUES.get(a.name) == a.type for a in node.attribute] != [True]:
         return "does not hold one value"
     return ""

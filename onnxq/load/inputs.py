@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,9 @@ from onnxq.data.inputs import InputSpec
 from onnxq.errors import ModelError
 from onnxq.load.float_types import original_inputs
 from onnxq.session import Arrays
+
+MOST_ELEMENTS = 2**28
+"""Elements of an input that random values are made for."""
 
 _FREE_SIZE = 32
 """The size of a free dimension that is not the batch, in random feeds."""
@@ -35,6 +39,11 @@ def random_feeds(specs: Sequence[InputSpec], batch: int, seed: int = 0) -> Array
     for spec in specs:
         sizes = [batch if i == 0 else _FREE_SIZE for i in range(len(spec.shape))]
         shape = [fixed or free for fixed, free in zip(spec.shape, sizes, strict=True)]
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise ModelError(
+                f'The input "{spec.name}" has the shape {spec}, of more than {MOST_ELEMENTS:,} '
+                "elements; export the model with the shape of one sample."
+            )
         if np.issubdtype(spec.dtype, np.floating):
             feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
         else:

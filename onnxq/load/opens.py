@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.errors import ModelError, reason_of
-from onnxq.isolation import Crash, isolated
+from onnxq.isolation import SECONDS, Crash, isolated
 from onnxq.load.read import file_bytes
 from onnxq.session import open_session, serialized
 from onnxq.weight_files import is_large, weight_bytes
@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 MOST = 2**30
 """Bytes of a model above which it is opened in this process: twice would take too long."""
+
+BYTES_PER_SECOND = 2**22
+"""What a model may take to open, at the slowest."""
 
 _OPENED: set[bytes] = set()
 """Digests of what has been opened in a child process."""
@@ -52,7 +55,8 @@ def _try(model: ir.Model | Path) -> None:
     content = os.fsencode(data) + data.read_bytes() if isinstance(data, Path) else data
     digest = hashlib.sha256(content).digest()
     if digest not in _OPENED:
-        isolated(_open, data, not isinstance(model, Path) and is_large(model))
+        large = not isinstance(model, Path) and is_large(model)
+        isolated(_open, data, large, seconds=SECONDS + len(content) / BYTES_PER_SECOND)
         _OPENED.add(digest)
 
 

@@ -50,7 +50,7 @@ def _endless_name(model: onnx.ModelProto) -> None:
         (_no_tensor, 'an attribute "value" without its tensor'),
         (_other_name, "does not hold one value"),
         (_of_a_function, 'an attribute "axis" that refers to one of a function'),
-        (_endless_name, "a name of more than|of more than 10,000 bytes"),
+        (_endless_name, "a name of more than|of more than 10,000 characters"),
         (_nothing, "does not hold one value"),
     ],
 )
