@@ -40,6 +40,8 @@ class SentenceGroup(click.Group):
             with warnings.catch_warnings():
                 # numpy's, about weights and samples: what comes of them is measured and told.
                 warnings.simplefilter("ignore", RuntimeWarning)
+                # Pillow's of damaged metadata in a picture.
+                warnings.simplefilter("ignore", UserWarning)
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("\nstopped", err=True)

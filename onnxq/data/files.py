@@ -240,6 +240,11 @@ def _keep_readable(files: FeedFiles, limit: int | None, seed: int, folder: Path)
             kept[index] = _checked_shapes(files, index)
         except UnreadableError as error:
             broken[index] = error
+    if not total:
+        raise DataError(
+            f"The folder '{folder}' holds no arrays for the model; give one of .npy, .npz or .pb "
+            "files that are named after its inputs."
+        )
     if not kept:
         first = broken[min(broken)]
         if total == 1:
