@@ -108,6 +108,14 @@ def _as_float(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
     return array.astype(dtype, copy=False) if dtype is not None and is_float else array
 
 
+def not_opened(model: str, error: BaseException, how: str = "can't open") -> ModelError:
+    """The sentence for a model that ONNX Runtime does not take, in the words of its error."""
+    return ModelError(
+        f"ONNX Runtime {how} {model} ({reason_of(error)}); "
+        "check it with onnx.checker, or export it again."
+    )
+
+
 def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of the model with these tensors as its only outputs."""
     copy = model.clone(deep_copy=False)
@@ -150,10 +158,7 @@ class SessionPool:
             raise
         except Exception as error:
             # ONNX Runtime's exceptions share no base class but Exception.
-            raise ModelError(
-                f"ONNX Runtime can't open the model ({reason_of(error)}); check it with "
-                "onnx.checker, or export it again."
-            ) from error
+            raise not_opened("the model", error) from error
         self.outputs = list(outputs or (o.name for o in self._session.get_outputs()))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:

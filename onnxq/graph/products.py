@@ -45,14 +45,14 @@ def einsum_refusal(node: ir.Node) -> str | None:
     product = einsum_product(node)
     if isinstance(product, str):
         return product
-    weight = node.inputs[weight_index(node)]
+    weight = node.inputs[constant_operand(node)]
     tensor = tensor_of(weight)
     if tensor is None or not tensor.dtype.is_floating_point():
         return "its weights are not float"
     return None if may_copy(weight) else SHARED
 
 
-def weight_index(node: ir.Node) -> int:
+def constant_operand(node: ir.Node) -> int:
     """Which operand of an Einsum of an input and a constant is the constant."""
     return 1 if tensor_of(node.inputs[0]) is None else 0
 
@@ -67,7 +67,7 @@ def einsum_product(node: ir.Node) -> Product | str:
     ranks = [count for value in node.inputs if (count := _rank(value)) is not None]
     if len(ranks) < 2:
         return "the rank of its input is not known"
-    product = as_product(str(equation), ranks, weight_index(node))
+    product = as_product(str(equation), ranks, constant_operand(node))
     if isinstance(product, Product) and _spreads(product, node):
         return f"{NO_PRODUCT}an index of '{equation}' has two sizes, one of which is 1"
     return product
@@ -82,7 +82,7 @@ def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def _spreads(product: Product, node: ir.Node) -> bool:
     """Whether one operand is repeated along an index that both have, as Einsum allows."""
-    index = weight_index(node)
+    index = constant_operand(node)
     weight, data = tensor_of(node.inputs[index]), node.inputs[1 - index]
     assert weight is not None and data is not None and data.shape is not None
     sizes = dict(zip(product.weight, weight.shape.numpy(), strict=True))

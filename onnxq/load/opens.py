@@ -9,10 +9,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxq.errors import ModelError, reason_of
 from onnxq.isolation import SECONDS, Crash, isolated
 from onnxq.load.read import file_bytes
-from onnxq.session import open_session, serialized
+from onnxq.session import not_opened, open_session, serialized
 from onnxq.weight_files import is_large, weight_bytes
 
 logger = logging.getLogger(__name__)
@@ -43,10 +42,7 @@ def check_opens(model: ir.Model | Path, name: str) -> None:
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
         how = "crashes on" if isinstance(error, Crash) else "can't open"
-        raise ModelError(
-            f'ONNX Runtime {how} the model "{name}" ({reason_of(error)}); '
-            "check it with onnx.checker, or export it again."
-        ) from error
+        raise not_opened(f'the model "{name}"', error, how) from error
 
 
 def _try(model: ir.Model | Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.einsum import Product
-from onnxq.graph.products import einsum_product, einsum_refusal, weight_index
+from onnxq.graph.products import constant_operand, einsum_product, einsum_refusal
 from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import constant
 from onnxq.normalise.passes import NodePass
@@ -31,7 +31,7 @@ class EinsumToMatMul(NodePass):
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
         """The nodes that are needed, in the place of the Einsum; the MatMul keeps its name."""
-        product, index = einsum_product(node), weight_index(node)
+        product, index = einsum_product(node), constant_operand(node)
         weight, data = node.inputs[index], node.inputs[1 - index]
         array = constant(weight)
         assert isinstance(product, Product) and weight is not None and array is not None

@@ -14,6 +14,7 @@ from onnxq.normalise.editor import Editor
 from onnxq.normalise.facts import is_constant, is_used
 from onnxq.normalise.passes import PassResult
 from onnxq.numerics.collapse import collapsed
+from onnxq.plan.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.session import open_session
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,6 @@ _RANDOM = frozenset(
 
 SMALL = 1024
 """Bytes of a result that is folded whatever it is made from: a shape, a scalar, a bias."""
-
-WEIGHT_SLOT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
-"""The input of each weight operator that is stored in integers."""
 
 
 class FoldConstants:
@@ -59,8 +57,8 @@ class FoldConstants:
         modified = False
         for part in _connected(nodes):
             for value in _worth(part, found):
-                editor_value = editor.initializer(str(value.name), found[value])
-                value.replace_all_uses_with(editor_value)
+                kept = editor.initializer(str(value.name), found[value])
+                value.replace_all_uses_with(kept)
                 modified = True
         editor.remove(nodes)
         return PassResult(model, modified)
@@ -107,9 +105,15 @@ def _worth(part: Sequence[ir.Node], found: Mapping[ir.Value, np.ndarray]) -> lis
 
 def _cost(value: ir.Value, array: np.ndarray) -> int:
     """Bytes that a result takes in the file in the end."""
-    weight = all(WEIGHT_SLOT.get(use.node.op_type) == use.idx for use in value.uses())
+    weight = all(_is_weight_of(use.node, use.idx) for use in value.uses())
     stored = collapsed(array)
     return stored.size if weight and array.dtype == np.float32 else stored.nbytes
+
+
+def _is_weight_of(node: ir.Node, index: int) -> bool:
+    """Whether a node's input is the weight of a layer, which is stored in integers."""
+    layer = node.op_type in (*WEIGHT_OPERATORS, TABLE)
+    return layer and index == weight_index(node.op_type)
 
 
 def _freed(part: Sequence[ir.Node]) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from onnxq.numerics.qparams import weight_quant_max
 from onnxq.options import INT4_BITS
+from onnxq.plan.operators import TABLE
 
 CODE_BITS = 8
 """Codes of so many bits are bytes already."""
@@ -138,4 +139,4 @@ class Plan:
 
         A table has no gradient worth its cost: that of each step would be as large as the table.
         """
-        return [spec for spec in self.layers.values() if spec.op_type != "Gather"]
+        return [spec for spec in self.layers.values() if spec.op_type != TABLE]

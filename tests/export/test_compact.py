@@ -49,9 +49,10 @@ def test_the_same_bits_on_the_same_kernels(forms):
         for name in expected:
             np.testing.assert_array_equal(expected[name], found[name])
     expected, found = (read_kernels(m, made.plan) for m in (made.exported, written))
-    for kernels in (expected, found):
-        # Around a Loop their number depends on the order of the nodes.
-        kernels.counts.pop("Transpose", None)
+    if "Loop" in expected.counts:
+        # Around a Loop the number of Transposes depends on the order of the nodes.
+        for kernels in (expected, found):
+            kernels.counts.pop("Transpose", None)
     assert (found.layers, found.counts) == (expected.layers, expected.counts)
     # A file is read without the types of its values.
     assert read_kernels(serialised(written), made.plan).layers == expected.layers
