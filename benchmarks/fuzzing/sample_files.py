@@ -58,6 +58,7 @@ def odd_file(folder: Path, rng: np.random.Generator) -> Path:
     """A lone `.npy` or `.pb` that is odd, damaged, or claims to be huge."""
     array = _odd_array(rng)
     if rng.random() < 0.5 and array.dtype.kind in "fiub":
+        array = array.astype(array.dtype.newbyteorder("="))
         path, data = folder / "data.pb", numpy_helper.from_array(array, "input").SerializeToString()
     else:
         file = io.BytesIO()

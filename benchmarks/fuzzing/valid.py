@@ -50,7 +50,7 @@ def valid_model(rng: np.random.Generator) -> Valid:
 
 
 def _rows(batch: int | str | None) -> int:
-    return batch if isinstance(batch, int) else 8
+    return batch if isinstance(batch, int) else ROWS
 
 
 def _arrays(writer: GraphWriter, rng: np.random.Generator, rows: int, uniform: bool) -> Arrays:

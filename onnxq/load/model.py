@@ -73,6 +73,7 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
     put_in_weights(model, weights, path.absolute().parent)
     model.ir_version = convert_ir_version(proto.ir_version, least_opset)
     common.RemoveInitializersFromInputsPass()(model)
+    _trust_tensors(model)
     note_interface(model)
     changed = bool(compute_in_float32(model))
     check_opens(model, path.name)
@@ -124,6 +125,17 @@ def _opens(path: Path) -> bool:
         logger.debug("'%s' does not run as it is: %s", path.name, error)
         return False
     return True
+
+
+def _trust_tensors(model: ir.Model) -> None:
+    """Give each initializer the type and shape of its tensor.
+
+    A file may declare others, on which ONNX Runtime's optimiser reads where nothing is.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if (tensor := value.const_value) is not None:
+                value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
 
 
 def _check_complete(proto: onnx.ModelProto, path: Path) -> None:

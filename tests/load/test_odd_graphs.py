@@ -124,3 +124,14 @@ def test_an_output_without_a_type_is_what_is_inferred(tmp_path, last):
 def test_whatever_the_converter_throws_is_a_sentence(tmp_path, opset, body):
     proto = parse(f"{SIGNATURE} {{ {body} }}", f'"" : {opset}')
     assert f"uses opset {opset} and can't be converted" in refusal(tmp_path, proto)
+
+
+@pytest.mark.parametrize("claimed", ["float[2,4,1]", "float[3]"])
+def test_an_initializer_has_the_shape_of_its_tensor(tmp_path, claimed):
+    """On another that the graph's input declares, ONNX Runtime's optimiser reads past its end."""
+    proto = parse(
+        f"g (float[2,4] x, {claimed} w) => (float[2,4] y) "
+        "<float[2,4] w = {1, 2, 3, 4, 5, 6, 7, 8}> { y = Add (x, w) }"
+    )
+    model = load_model(save(tmp_path, proto))
+    assert [tuple(value.shape) for value in model.graph.initializers.values()] == [(2, 4)]
