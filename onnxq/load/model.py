@@ -135,7 +135,7 @@ def _trust_tensors(model: ir.Model) -> None:
     for graph in model.graphs():
         for value in graph.initializers.values():
             if (tensor := value.const_value) is not None:
-                value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+                value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
 
 
 def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
