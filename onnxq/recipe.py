@@ -252,10 +252,6 @@ class Recipe:
         stated.pop("pattern", None)
         return stated
 
-    def patterns(self) -> tuple[str, ...]:
-        """Every glob in the recipe, each of which should match something."""
-        return tuple(dict.fromkeys([*self.exclude, *(layer.pattern for layer in self.layers)]))
-
     def to_json(self, *, spelt_out: bool = True) -> str:
         """The recipe as one line of JSON, keys sorted.
 

@@ -80,10 +80,6 @@ class Samples:
         n = max(n, self.batch or 1)
         return self if n >= len(self) else self.subset(spread(len(self), n, seed))
 
-    def shuffled(self, seed: int) -> Samples:
-        """The same samples in a random order."""
-        return self.subset(np.random.default_rng(seed).permutation(len(self)))
-
     def split(
         self, fraction: float = 0.2, least: int = 64, seed: int = 0, batch: int = 1
     ) -> tuple[Samples, Samples]:

@@ -94,14 +94,6 @@ class Histogram:
         self.counts[BINS_PER_SIDE] -= zeros
         self.zeros += zeros
 
-    def merge(self, other: Histogram) -> None:
-        """Adds the counts of another histogram, which stays as it is."""
-        other = Histogram(other.counts.copy(), other.zeros, other.exponent)
-        self._cover(other.exponent)
-        other._cover(self.exponent)
-        self.counts += other.counts
-        self.zeros += other.zeros
-
     def _cover(self, exponent: int) -> None:
         """Merges bins until their width is at least 2**exponent."""
         while self.exponent < exponent:

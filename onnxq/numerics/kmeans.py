@@ -62,14 +62,6 @@ def refine(points: Points, centroids: Floats, *, pin_zero: bool = False) -> Floa
     return np.sort(found)
 
 
-def squared_error(points: Points, centroids: Floats) -> float:
-    """Sum of w (x - nearest centroid)^2."""
-    cuts = _cuts(points, centroids)
-    total, moment = np.diff(points.total[cuts]), np.diff(points.moment[cuts])
-    energy = np.diff(points.energy[cuts])
-    return float((energy - 2 * centroids * moment + centroids * centroids * total).sum())
-
-
 def nearest(values: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The index of the nearest of at most 256 ascending centroids, uint8."""
     borders = ((centroids[1:].astype(np.float64) + centroids[:-1]) / 2).astype(np.float32)

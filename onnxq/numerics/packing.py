@@ -87,10 +87,3 @@ def pack(indices: Bytes, field: Field) -> Bytes:
     for i in range(field.per_byte):
         packed += rows[:, i] * np.uint8(field.base**i) if i else rows[:, 0]
     return packed
-
-
-def unpack(packed: Bytes, field: Field, size: int) -> NDArray[np.int32]:
-    """What one field adds to each of `size` indices, int32."""
-    powers = field.base ** np.arange(field.per_byte, dtype=np.int32)
-    digits = packed.astype(np.int32)[:, None] // powers % np.int32(field.base)
-    return np.asarray(digits.reshape(-1)[:size] * np.int32(field.place), np.int32)

@@ -57,17 +57,6 @@ def affine_qparams(left: float, width: float, num_bits: int) -> tuple[np.float32
     return scale, zero_point
 
 
-def fake_quant_affine(x: FloatArray, left: float, width: float, num_bits: int) -> FloatArray:
-    """`x` quantized over [left, left + width] and back: scale * (code - zero_point).
-
-    code = clip(round(x / scale) + zero_point, 0, 2^n - 1), rounding half to even, as
-    QuantizeLinear and DequantizeLinear do.
-    """
-    scale, zero_point = affine_qparams(left, width, num_bits)
-    codes = np.clip(np.rint(x / scale) + zero_point, 0, quant_max(num_bits))
-    return np.asarray((codes - zero_point) * scale, dtype=np.float32)
-
-
 def per_channel(values: FloatArray, rank: int, axis: int | None) -> FloatArray:
     """`values`, one per channel or a scalar, shaped to broadcast along `axis` of a tensor."""
     if axis is None:

@@ -24,9 +24,6 @@ DEQUANTIZE_BYTES, CAST_BYTES, MUL_BYTES, CLIP_BYTES = 45, 27, 18, 28
 QUANTIZED_TENSOR_BYTES = 30 + 32 + (TENSOR_BYTES + SCALE_BYTES) + (TENSOR_BYTES + 1)
 """QuantizeLinear, DequantizeLinear, scale and zero point of an activation tensor."""
 
-MOVED_BYTES = 32
-"""Another DequantizeLinear, behind nodes that move the codes."""
-
 
 def saved_bytes(graph: ir.Graph, plan: Plan, halved: Collection[str] = ()) -> int:
     """The bytes by which the file of a plan is smaller than its float form, about.

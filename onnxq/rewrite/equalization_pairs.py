@@ -39,7 +39,6 @@ class Pair:
     Attributes:
         producer: the Conv or Gemm that gives the channels.
         consumer: the Conv or Gemm that takes them.
-        between: the nodes on the way, in order.
         channels: how many channels there are.
         clip: the Clip(0, bound) on the way, or None.
         bound: its upper bound; infinity where there is none.
@@ -49,7 +48,6 @@ class Pair:
 
     producer: ir.Node
     consumer: ir.Node
-    between: tuple[ir.Node, ...]
     channels: int
     clip: ir.Node | None
     bound: float
@@ -109,7 +107,6 @@ def _checked(producer: ir.Node, consumer: ir.Node, between: list[ir.Node]) -> Pa
     return Pair(
         producer=producer,
         consumer=consumer,
-        between=tuple(between),
         channels=channels,
         clip=clip,
         bound=math.inf if bound is None else bound,

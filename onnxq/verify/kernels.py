@@ -62,11 +62,6 @@ class Kernels:
         return [name for name, kernel in self.layers.items() if kernel in INTEGER_KERNELS]
 
 
-def running_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> dict[str, str]:
-    """The operator that runs each layer of the plan in ONNX Runtime, by the layer's name."""
-    return read_kernels(model, plan).layers
-
-
 def read_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> Kernels:
     """What ONNX Runtime makes of a model on this machine.
 

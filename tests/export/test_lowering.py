@@ -24,7 +24,7 @@ from small_graphs import (
 from onnxq.export.lower import Lowering
 from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
-from onnxq.verify.kernels import INTEGER_KERNELS, running_kernels
+from onnxq.verify.kernels import INTEGER_KERNELS, read_kernels
 
 _made: dict[str, Quantized] = {}
 
@@ -53,7 +53,7 @@ def test_each_layer_fed_the_same_codes_differs_by_a_code_at_most(made):
 
 
 def test_every_layer_runs_on_an_integer_kernel(made):
-    kernels = running_kernels(made.exported, made.plan)
+    kernels = read_kernels(made.exported, made.plan).layers
     for spec in made.plan.layers.values():
         assert (kernels[spec.name] in INTEGER_KERNELS) == (spec.compute == "integer"), spec
 
@@ -126,7 +126,7 @@ def test_other_recipes_give_the_same_bits_on_integer_kernels(name, recipe):
     np.testing.assert_array_equal(run(made.baked, feeds)["y"], run(made.exported, feeds)["y"])
     _, different, largest = differing_codes(made, {"x": images(32, seed=5)})
     assert (different, largest) <= (32, 1)
-    kernels = running_kernels(made.exported, made.plan)
+    kernels = read_kernels(made.exported, made.plan).layers
     assert all(kernels[spec.name] in INTEGER_KERNELS for spec in made.plan.integer_layers())
 
 
@@ -137,7 +137,7 @@ def test_float_activations_leave_integers_in_the_file_alone(name):
     operators = {node.op_type for node in made.exported.graph}
     assert not operators & {"QuantizeLinear", "DequantizeLinear"}
     np.testing.assert_array_equal(run(made.baked, feeds)["y"], run(made.exported, feeds)["y"])
-    kernels = running_kernels(made.exported, made.plan)
+    kernels = read_kernels(made.exported, made.plan).layers
     assert not set(kernels.values()) & INTEGER_KERNELS
 
 
@@ -167,7 +167,7 @@ def test_a_bias_that_spreads_over_the_channels(shape):
     made = quantize(model, Feeds([{"x": x}]))
     onnx.checker.check_model(ir.to_proto(made.exported), full_check=True)
     np.testing.assert_array_equal(run(made.baked, {"x": x})["y"], run(made.exported, {"x": x})["y"])
-    kernels = running_kernels(made.exported, made.plan)
+    kernels = read_kernels(made.exported, made.plan).layers
     assert set(kernels.values()) <= INTEGER_KERNELS
     expected, found = run(model, {"x": x})["y"], run(made.exported, {"x": x}, optimise=True)["y"]
     np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
@@ -180,7 +180,7 @@ def test_a_weight_shared_with_a_head_still_runs_on_an_integer_kernel(order):
     body = f"a = Conv (x, wx, bx) r = Relu (a) {first} {second} z = Relu (c) {HEAD}"
     made = quantize(image_graph(body, "float[N, 6, 6, 6] h, float[N, 5] y"))
     assert made.plan.layers["Conv_h"].compute == "weight-only"
-    assert running_kernels(made.exported, made.plan)["Conv_c"] in INTEGER_KERNELS
+    assert read_kernels(made.exported, made.plan).layers["Conv_c"] in INTEGER_KERNELS
     feeds = {"x": images(8, seed=5)}
     student, exported = run(made.baked, feeds), run(made.exported, feeds)
     for name in ("h", "y"):

@@ -17,7 +17,7 @@ from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.recipe import Recipe
 from onnxq.session import SessionPool, open_session
-from onnxq.verify.kernels import INTEGER_KERNELS, running_kernels
+from onnxq.verify.kernels import INTEGER_KERNELS, read_kernels
 
 SAMPLE_MODELS = ("digits_resnet", "digits_mobilenet", "digits_mlp")
 CIFAR = {
@@ -97,7 +97,7 @@ def check_without_optimisation(made: Real) -> None:
 
 def check_kernels(made: Real) -> None:
     plan = made.quantized.plan
-    kernels = running_kernels(made.quantized.exported, plan)
+    kernels = read_kernels(made.quantized.exported, plan).layers
     integer = plan.integer_layers()
     assert len(integer) == len(plan.layers)
     assert all(kernels[spec.name] in INTEGER_KERNELS for spec in integer)

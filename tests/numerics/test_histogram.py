@@ -57,17 +57,6 @@ def test_order_and_split_do_not_matter(parts: list[np.ndarray], random: object) 
 
 
 @settings(deadline=None)
-@given(batches, batches)
-def test_merging_equals_adding(first: list[np.ndarray], second: list[np.ndarray]) -> None:
-    merged = filled(first)
-    other = filled(second)
-    before = other.counts.copy()
-    merged.merge(other)
-    assert_equal(merged, filled([*first, *second]))
-    np.testing.assert_array_equal(other.counts, before)
-
-
-@settings(deadline=None)
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=finite))
 def test_counts_lie_in_the_right_bins(values: np.ndarray) -> None:
     histogram = filled([values])

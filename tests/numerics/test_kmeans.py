@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 
 from onnxq.numerics import points as points_module
 from onnxq.numerics.kmeans import kmeans as kmeans_of_counts
-from onnxq.numerics.kmeans import nearest, refine, squared_error
+from onnxq.numerics.kmeans import nearest, refine
 from onnxq.numerics.points import Points, collect_points
 
 ONE = np.ones(1, np.float32)
@@ -23,6 +23,13 @@ def collected(values: np.ndarray, weights: np.ndarray = ONE) -> Points:
 
 def kmeans(points: Points, count: int) -> np.ndarray:
     return kmeans_of_counts(points, [count])[count]
+
+
+def squared_error(points: Points, centroids: np.ndarray) -> float:
+    """Sum of w (x - nearest centroid)^2."""
+    borders = (centroids[1:] + centroids[:-1]) / 2
+    far = points.values - centroids[np.searchsorted(borders, points.values)]
+    return float((points.weights * far * far).sum())
 
 
 def heavy_tailed(size: int, seed: int = 0) -> np.ndarray:

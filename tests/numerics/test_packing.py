@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.numerics.packing import bits_per_index, fields, pack, packed_bytes, unpack
+from onnxq.numerics.packing import Field, bits_per_index, fields, pack, packed_bytes
+
+
+def unpack(packed: np.ndarray, field: Field, size: int) -> np.ndarray:
+    """What one field adds to each of `size` indices."""
+    digits = packed.astype(np.int32)[:, None] // field.base ** np.arange(field.per_byte)
+    return (digits % field.base).reshape(-1)[:size] * field.place
 
 
 @given(st.integers(2, 256), st.integers(0, 50), st.integers(0, 2**32))

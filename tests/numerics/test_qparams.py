@@ -14,7 +14,6 @@ from onnxq.numerics.qparams import (
     affine_qparams,
     bias_scale,
     dequantize_weight,
-    fake_quant_affine,
     fake_quant_bias,
     fake_quant_weight,
     per_channel,
@@ -39,46 +38,6 @@ WEIGHTS = hnp.arrays(
     elements=st.floats(-4, 4, width=32, allow_subnormal=False),
 )
 AXES = st.sampled_from([None, 0, 1])
-
-
-@given(LEFTS, WIDTHS, BITS, VALUES)
-def test_inside_the_range_the_error_is_half_a_scale(left, width, num_bits, x):
-    scale, zero_point = affine_qparams(left, width, num_bits)
-    low, high = -scale * zero_point, scale * (quant_max(num_bits) - zero_point)
-    inside = (x >= low) & (x <= high)
-    error = np.abs(fake_quant_affine(x, left, width, num_bits) - x)
-    slack = 4 * np.finfo(np.float32).eps * (np.abs(x) + width)
-    assert np.all((error <= scale / 2 + slack)[inside])
-
-
-@given(LEFTS, WIDTHS, BITS, VALUES)
-def test_outside_the_range_the_nearest_limit_is_taken(left, width, num_bits, x):
-    scale, zero_point = affine_qparams(left, width, num_bits)
-    low = np.float32(-zero_point) * scale
-    high = np.float32(quant_max(num_bits) - zero_point) * scale
-    y = fake_quant_affine(x, left, width, num_bits)
-    assert np.all(y[x > high + scale] == high)
-    assert np.all(y[x < low - scale] == low)
-    assert np.all((y >= low) & (y <= high))
-
-
-@given(LEFTS, WIDTHS, BITS, VALUES)
-def test_quantizing_twice_changes_nothing(left, width, num_bits, x):
-    once = fake_quant_affine(x, left, width, num_bits)
-    np.testing.assert_array_equal(fake_quant_affine(once, left, width, num_bits), once)
-
-
-@given(LEFTS, WIDTHS, BITS)
-def test_zero_is_exact(left, width, num_bits):
-    zero = np.zeros(1, np.float32)
-    assert fake_quant_affine(zero, left, width, num_bits)[0] == 0.0
-
-
-@given(LEFTS, WIDTHS, BITS, VALUES)
-def test_order_is_kept_and_levels_are_few(left, width, num_bits, x):
-    y = fake_quant_affine(np.sort(x), left, width, num_bits)
-    assert np.all(np.diff(y) >= 0)
-    assert len(np.unique(y)) <= 2**num_bits
 
 
 @given(LEFTS, WIDTHS, BITS)

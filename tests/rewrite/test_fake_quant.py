@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.learn.engine import Engine
-from onnxq.numerics.qparams import affine_qparams, fake_quant_affine
+from onnxq.numerics.qparams import affine_qparams, quant_max
 from onnxq.rewrite import fake_quant
 
 LIMITS = {
@@ -57,6 +57,13 @@ def run(kind, num_bits, x, w, limits, trainable=None, **opsets):
     feeds = {"w": w, **{k: v for k, v in values.items() if k not in names}}
     _, gradients = engine.gradients({k: values[k] for k in names}, [feeds])
     return engine.extras[0]["y"], gradients
+
+
+def fake_quant_affine(x: np.ndarray, left: float, width: float, num_bits: int) -> np.ndarray:
+    """What QuantizeLinear and DequantizeLinear make of x over [left, left + width]."""
+    scale, zero_point = affine_qparams(left, width, num_bits)
+    codes = np.clip(np.rint(x / scale) + zero_point, 0, quant_max(num_bits))
+    return ((codes - zero_point) * scale).astype(np.float32)
 
 
 @pytest.fixture

@@ -55,10 +55,6 @@ class Form:
         """The shape of an input; None where a dimension is free or unknown."""
         return self._static(self.node.inputs[index])
 
-    def output_shape(self) -> tuple[int, ...] | None:
-        """The shape of the first output; None where a dimension is free or unknown."""
-        return self._static(self.node.outputs[0])
-
     def dimensions(self, value: ir.Value | None) -> tuple[object, ...] | None:
         """Dimensions of a value, symbolic ones included, for comparing shapes."""
         shape = self._shape(value)
