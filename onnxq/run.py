@@ -16,7 +16,7 @@ from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.errors import WorseError
 from onnxq.export.border import restore_types
 from onnxq.export.compact import export
-from onnxq.export.save import describe
+from onnxq.export.save import describe, model_bytes
 from onnxq.intake import Intake
 from onnxq.learn.augment import Augmentation
 from onnxq.learn.budget import Budget
@@ -35,6 +35,7 @@ from onnxq.options import AUTO
 from onnxq.plan.first_last import WIDE
 from onnxq.plan.regions import SPARED_REASON
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
+from onnxq.recipe import Recipe
 from onnxq.rewrite.student import bake
 from onnxq.search.found import Found
 from onnxq.search.memo import Memo
@@ -50,6 +51,9 @@ from onnxq.version import VERSION
 
 LITTLE_SMALLER = 0.9
 """Share of the original's size above which a note says why the file is no smaller."""
+
+METADATA_BYTES = 1024
+"""Figures, notes and preprocessing in a file, about."""
 
 TRIAL_EPOCHS = 2
 """Passes over the samples in which a search learns what it tries."""
@@ -126,6 +130,7 @@ class Run:
             lambda: self.sweep(variant),
             self._trial,
             file_bytes(self._intake.path),
+            _exported_bytes,
             Memo(checkpoint, resume=resume),
             lambda: self._trial_seconds() > 0,
         )
@@ -341,6 +346,12 @@ class Run:
             if self._intake.preprocess is not None:
                 entries[PREPROCESS_KEY] = self._intake.preprocess.to_json()
             yield partial(_of_size, entries, figures, wanted)
+
+
+def _exported_bytes(variant: Variant, recipe: Recipe) -> int:
+    """The size of the file of a variant under a recipe."""
+    model = export(variant.student, variant.quantizers)
+    return model_bytes(model) + METADATA_BYTES + len(recipe.to_json())
 
 
 def _of_size(

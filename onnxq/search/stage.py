@@ -19,9 +19,6 @@ from onnxq.search.sweep import by_weight
 from onnxq.search.table import Row, SweepTable
 from onnxq.search.workshop import ModelWorkshop
 
-METADATA_BYTES = 1024
-"""Figures, notes and preprocessing in a file, about."""
-
 
 @dataclass(frozen=True)
 class SearchStage:
@@ -34,6 +31,7 @@ class SearchStage:
         sweep: the effect of each setting of each layer of `base`, alone.
         learn: a variant with its numbers learned, in the budget of a trial.
         original_bytes: size of the original file.
+        file_bytes: the size of the file of a variant under a recipe.
         memo: what an earlier part of the same run has measured.
         has_time: whether the clock leaves time for a further trial.
     """
@@ -44,6 +42,7 @@ class SearchStage:
     sweep: Callable[[], SweepTable]
     learn: Callable[[Variant], Variant]
     original_bytes: int
+    file_bytes: Callable[[Variant, Recipe], int]
     memo: Memo
     has_time: Callable[[], bool]
 
@@ -91,7 +90,7 @@ class SearchStage:
             self.variants,
             self.base,
             self.learn,
-            METADATA_BYTES,
+            self.file_bytes,
             self.memo,
             self.has_time,
         )

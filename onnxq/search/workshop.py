@@ -8,8 +8,6 @@ from itertools import tee
 
 import numpy as np
 
-from onnxq.export.compact import export
-from onnxq.export.save import model_bytes
 from onnxq.learn.loss import target_name
 from onnxq.learn.teacher import MICRO_BATCH
 from onnxq.learn.variants import Variant, Variants
@@ -30,7 +28,7 @@ class ModelWorkshop:
         variants: makes students.
         base: the form of the model, calibrated.
         learn: a variant with its numbers learned, in the budget of a trial.
-        metadata: bytes of a file's metadata beside its recipe.
+        file_bytes: the size of the file of a variant under a recipe.
         memo: keeps what trials gave.
         has_time: whether the clock leaves time for a further trial.
     """
@@ -42,11 +40,11 @@ class ModelWorkshop:
         variants: Variants,
         base: Variant,
         learn: Callable[[Variant], Variant],
-        metadata: int,
+        file_bytes: Callable[[Variant, Recipe], int],
         memo: Memo,
         has_time: Callable[[], bool],
     ) -> None:
-        self._recipe, self._rows, self._metadata = recipe, rows, metadata
+        self._recipe, self._rows, self._file_bytes = recipe, rows, file_bytes
         self._variants, self._base = variants, base
         self._learn, self._memo, self._has_time = learn, memo, has_time
 
@@ -82,8 +80,7 @@ class ModelWorkshop:
 
     def size(self, variant: Variant, settings: Sequence[Setting]) -> int:
         """Bytes of the file of a variant that `build` gave."""
-        model = export(variant.student, variant.quantizers)
-        return model_bytes(model) + self._metadata + len(self.recipe(settings).to_json())
+        return self._file_bytes(variant, self.recipe(settings))
 
 
 def whole_effect(variant: Variant) -> Effect:
