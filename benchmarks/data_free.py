@@ -54,8 +54,6 @@ LOSSES: dict[str, dict[str, float]] = {
     "is-bn": {},
     "is-bn-adversarial": {"adversarial": 5.0},
     "bn": {"inception": 0.0},
-    "hard": {"hard": 0.1},
-    "diversity": {"diversity": 10.0},
 }
 """Weights that differ from the defaults, of `inception` and `bn`."""
 OF_GENERATORS = ("is-bn-adversarial",)

@@ -28,9 +28,7 @@ OptimizerName = Literal["adam", "sgd"]
 Augment = Literal["none", "flip", "shift", "auto"]
 SynthesisMethod = Literal["auto", "distilled", "generator"]
 GeneratorMode = Literal["fixed", "adversarial"]
-SynthesisLoss = Literal[
-    "inception", "bn", "bn-moments", "variation", "hard", "diversity", "adversarial"
-]
+SynthesisLoss = Literal["inception", "bn", "bn-moments", "adversarial"]
 
 INT4_BITS = 4
 """Codes of so many bits at most fit a tensor of type INT4."""

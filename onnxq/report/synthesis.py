@@ -29,9 +29,6 @@ TITLES = {
     "inception": "inception score loss",
     "bn": "BatchNorm statistics, KL divergence in nats",
     "bn-moments": "BatchNorm statistics, moments",
-    "variation": "total variation",
-    "hard": "distance to the boundary of two classes, beyond a margin",
-    "diversity": "likeness of the images' features",
     "adversarial": "adversarial loss, minus the student's cross-entropy",
 }
 """What each loss is called."""

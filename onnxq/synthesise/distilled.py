@@ -43,7 +43,7 @@ class Distilled:
     ) -> None:
         self._space, self._rate, self._kinds = space, rate, objective.kinds
         terms = [term_name(kind) for kind in self._kinds]
-        self._engine = Engine(objective.attach(model, space.name), [space.name], LOSS, terms)
+        self._engine = Engine(objective.attach(model), [space.name], LOSS, terms)
 
     def begin(self, seeds: Sequence[Sequence[int]], size: int, steps: int) -> Descent:
         """Noise for one batch per seed, ready to be moved."""

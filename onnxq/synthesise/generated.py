@@ -51,7 +51,7 @@ class GeneratorDescent:
         joined, names = before_model(model, generator)
         self._kinds = objective.kinds
         terms = [term_name(kind) for kind in self._kinds]
-        attached = objective.attach(joined, generator.space.name)
+        attached = objective.attach(joined)
         found = {v.name: v for node in attached.graph for v in node.outputs}
         attached.graph.outputs.extend(found[name] for name in outputs)
         self._engine = Engine(attached, names, LOSS, [*terms, *outputs])

@@ -12,9 +12,7 @@ from onnxq.synthesise.batch_norms import BatchNorm
 from onnxq.synthesise.parts import Parts
 
 TINY = 1e-12
-"""Keeps the logarithm of a class that no image has finite, and the length of no feature above 0."""
-MARGIN = 2.0
-"""Of the two likeliest classes' logits: odds of e^2 = 7.4 to 1."""
+"""Keeps the logarithm of a class that no image has finite."""
 
 
 def inception_score(parts: Parts, logits: ir.Value, alpha: float) -> ir.Value:
@@ -83,64 +81,6 @@ def batch_norm_divergence(parts: Parts, tensor: ir.Value, norm: BatchNorm) -> ir
     shift = parts.op("Mul", parts.square(parts.op("Sub", mean, parts.constant(norm.mean))), inverse)
     spread = parts.op("Sub", parts.op("Sub", ratio, parts.op("Log", ratio)), parts.scalar(1.0))
     return parts.op("Mul", parts.mean(parts.op("Add", spread, shift), None), parts.scalar(0.5))
-
-
-def total_variation(parts: Parts, images: ir.Value, axes: tuple[int, int]) -> ir.Value:
-    """Mean squared difference of neighbours along height plus that along width.
-
-    The image prior of Mahendran and Vedaldi 2015 with exponent 2: nature is smooth.
-
-    Args:
-        parts: takes the nodes.
-        images: of rank 4.
-        axes: those of height and width, both of size 2 at least.
-    """
-    terms = []
-    for axis in axes:
-        place = parts.integers([axis])
-        after = parts.op("Slice", images, parts.integers([1]), parts.integers([2**31]), place)
-        before = parts.op("Slice", images, parts.integers([0]), parts.integers([-1]), place)
-        terms.append(parts.mean(parts.square(parts.op("Sub", after, before)), None))
-    return parts.op("Add", *terms)
-
-
-def boundary_distance(parts: Parts, logits: ir.Value) -> ir.Value:
-    """(1/N) sum_i max(0, z_i(1) - z_i(2) - 2): how far images are from a boundary of two classes.
-
-    z_i(1) and z_i(2) are the two largest logits of an image, so that their difference is log(p_1 /
-    p_2). Samples near the boundary of two classes support it (Choi et al., Qimera, NeurIPS 2021),
-    and hard samples, of small p_1, teach a quantized student most (Li et al., HAST, CVPR 2023).
-    The hinge on the difference is our own: its slope does not vanish where p_1 is nearly 1.
-
-    Args:
-        parts: takes the nodes.
-        logits: (samples, classes), two classes at least, with dimensions of 1 behind.
-    """
-    largest = parts.largest(parts.op("Flatten", logits, axis=1), 2)
-    signs = parts.constant(np.array([[1], [-1]], np.float32))
-    margins = parts.op("Sub", parts.op("MatMul", largest, signs), parts.scalar(MARGIN))
-    return parts.mean(parts.op("Relu", margins), None)
-
-
-def frame_potential(parts: Parts, features: ir.Value) -> ir.Value:
-    """(1/N^2) sum_ij (u_i . u_j)^2, u_i = (f_i - f) / |f_i - f|, f the mean of f_i over the batch.
-
-    Benedetto and Fickus, Finite Normalized Tight Frames, 2003. It is 1 where all features of a
-    batch lie on one line and 1/N where no two are alike. Images of different classes are nearly
-    orthogonal anyway: what is pushed apart are those of one class, whose variety made images lack
-    (Zhong et al., IntraQ, CVPR 2022).
-
-    Args:
-        parts: takes the nodes.
-        features: (samples, ...), flattened.
-    """
-    rows = parts.op("Flatten", features, axis=1)
-    shifted = parts.op("Sub", rows, parts.mean(rows, [0], keep=True))
-    squares = parts.sum(parts.square(shifted), [1], keep=True)
-    lengths = parts.op("Sqrt", parts.op("Add", squares, parts.scalar(TINY)))
-    units = parts.op("Div", shifted, lengths)
-    products = parts.op("MatMul", units, parts.op("Transpose", units, perm=[1, 0]))
-    return parts.mean(parts.square(products), None)
 
 
 def _statistics(parts: Parts, tensor: ir.Value, norm: BatchNorm) -> tuple[ir.Value, ir.Value]:

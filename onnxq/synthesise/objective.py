@@ -12,11 +12,8 @@ from onnxq.synthesise.batch_norms import BatchNorm
 from onnxq.synthesise.losses import (
     batch_norm_divergence,
     batch_norm_moments,
-    boundary_distance,
     cross_entropy,
-    frame_potential,
     inception_score,
-    total_variation,
 )
 from onnxq.synthesise.parts import Parts
 
@@ -45,17 +42,13 @@ class SynthesisObjective:
         weights: by kind; that of 'inception' is its alpha.
         batch_norms: the layers whose statistics are to be met.
         logits: the tensor of a classifier's logits, or None.
-        image_axes: of height and width, or None where inputs are no images.
         student: what images are to be hard for, or None.
-        features: the tensor in which images are told apart, or None.
     """
 
     weights: Mapping[str, float]
     batch_norms: Sequence[BatchNorm]
     logits: str | None
-    image_axes: tuple[int, int] | None = None
     student: Student | None = None
-    features: str | None = None
 
     @property
     def kinds(self) -> list[str]:
@@ -64,19 +57,15 @@ class SynthesisObjective:
             "inception": self.logits is not None,
             "bn": bool(self.batch_norms),
             "bn-moments": bool(self.batch_norms),
-            "variation": self.image_axes is not None,
-            "hard": self.logits is not None,
-            "diversity": self.features is not None,
             "adversarial": self.student is not None,
         }
         return [kind for kind, there in possible.items() if there and self.weights.get(kind, 0)]
 
-    def attach(self, model: ir.Model, images: str) -> ir.Model:
+    def attach(self, model: ir.Model) -> ir.Model:
         """A copy of the model whose outputs are the loss and its terms.
 
         Args:
             model: the float network, unfolded; it isn't changed.
-            images: the tensor that is made: its input, or what is before it.
         """
         copy = model.clone(deep_copy=False)
         values = {v.name: v for node in copy.graph for v in node.outputs}
@@ -87,17 +76,11 @@ class SynthesisObjective:
             if kind == "inception":
                 alpha = self.weights[kind]
                 terms[kind] = inception_score(parts, values[self.logits], alpha)
-            elif kind == "hard":
-                terms[kind] = boundary_distance(parts, values[self.logits])
-            elif kind == "diversity":
-                terms[kind] = frame_potential(parts, values[self.features])
             elif kind == "adversarial" and self.student is not None:
                 inputs = self.student.inputs()
                 copy.graph.inputs.extend(inputs.values())
                 student = self.student.attach(parts, copy, inputs)
                 terms[kind] = parts.op("Neg", cross_entropy(parts, student, values[self.logits]))
-            elif kind == "variation" and self.image_axes is not None:
-                terms[kind] = total_variation(parts, values[images], self.image_axes)
             else:
                 form = BATCH_NORM_FORMS[kind]
                 found = [form(parts, values[n.tensor], n) for n in self.batch_norms]

@@ -72,10 +72,6 @@ class Parts:
         given = [] if axes is None else [self.integers(axes)]
         return self.op("ReduceSum", value, *given, keepdims=int(keep))
 
-    def largest(self, value: ir.Value, count: int) -> ir.Value:
-        """The largest numbers along the last axis, in descending order."""
-        return self._tape.op_multi_out("TopK", [value, self.integers([count])], num_outputs=2)[0]
-
     def square(self, value: ir.Value) -> ir.Value:
         """The square of each element; Pow and its gradient would take as long as the network."""
         return self.op("Mul", value, value)

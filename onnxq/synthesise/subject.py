@@ -21,8 +21,6 @@ from onnxq.synthesise.float_student import find_float_student
 from onnxq.synthesise.objective import LOSS, Student, SynthesisObjective
 from onnxq.synthesise.space import ImageSpace, image_space
 
-LINEAR = ("Conv", "Gemm", "MatMul")
-BEHIND_LAYER = ("Add", "Flatten", "Reshape", "Squeeze", "Identity")
 PROBE = 2
 """Samples of noise on which it is seen whether a model is a classifier."""
 
@@ -62,15 +60,13 @@ class Subject:
         """
         if student is None and weights.get("adversarial") and self.logits is not None:
             student = find_float_student(self.model, self.space.name, self.logits)
-        found = SynthesisObjective(
-            weights, self.batch_norms, self.logits, self.space.axes, student, self._features()
-        )
-        if not {"inception", "bn", "bn-moments", "adversarial"}.intersection(found.kinds):
+        found = SynthesisObjective(weights, self.batch_norms, self.logits, student)
+        if not found.kinds:
             raise RecipeError(
                 "The option 'synthesis_losses' switches off all that could make images of the "
                 "network's own data; leave 'inception' or 'bn' above 0."
             )
-        attached = found.attach(self.model, self.space.name)
+        attached = found.attach(self.model)
         if refused := ungradable_nodes(attached, [self.space.name], [LOSS]):
             name, op_type, reason = refused[0]
             raise ModelError(
@@ -78,18 +74,6 @@ class Subject:
                 f"node '{name}' ({op_type}): {reason}; give samples with --data."
             )
         return found
-
-    def _features(self) -> str | None:
-        """What the last layer reads; the logits where more than a bias comes after it."""
-        values = {v.name: v for node in self.model.graph for v in node.outputs}
-        value = values.get(self.logits or "")
-        while value is not None and (node := value.producer()) is not None:
-            if node.op_type in LINEAR:
-                return None if node.inputs[0] is None else node.inputs[0].name
-            if node.op_type not in BEHIND_LAYER:
-                break
-            value = node.inputs[0]
-        return self.logits
 
 
 def find_subject(model: ir.Model, preprocess: Preprocess | None) -> Subject:

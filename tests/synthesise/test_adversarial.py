@@ -51,7 +51,7 @@ def entropy(student: np.ndarray, teacher: np.ndarray) -> float:
 
 def objective(model: ir.Model, weight: float = 2.0) -> SynthesisObjective:
     student = find_float_student(model, "x", "y")
-    return SynthesisObjective({"adversarial": weight}, [], "y", None, student)
+    return SynthesisObjective({"adversarial": weight}, [], "y", student)
 
 
 def test_its_parameters_are_the_weights_and_the_affine_part(model):
@@ -67,7 +67,7 @@ def test_its_parameters_are_the_weights_and_the_affine_part(model):
 
 def test_with_the_teachers_weights_it_differs_by_the_statistics_alone(model):
     found = objective(model, 1.0)
-    attached = found.attach(model, "x")
+    attached = found.attach(model)
     own = {
         f"{PREFIX}.{name}": value.const_value.numpy()
         for name, value in model.graph.initializers.items()
@@ -88,7 +88,7 @@ def test_with_the_teachers_weights_it_differs_by_the_statistics_alone(model):
 def test_gradients_of_the_generator_are_those_of_finite_differences(model, generator):
     found = objective(model)
     joined, names = before_model(model, generator)
-    attached = found.attach(joined, "x")
+    attached = found.attach(joined)
     values = generator.parameters(np.random.default_rng(0))
     fixed = {NOISE: noise(), **found.student.draw(np.random.default_rng(1))}
     _, gradients = Engine(attached, names, LOSS, workers=1).gradients(values, [fixed])
@@ -125,7 +125,7 @@ def test_the_generator_looks_for_what_the_student_does_not_know(model, generator
     losses = []
     for weight in (0.0, 30.0):
         weights, kept = {"inception": 1e-3, "adversarial": weight}, student if weight else None
-        found = SynthesisObjective(weights, [], "y", None, kept)
+        found = SynthesisObjective(weights, [], "y", kept)
         training = GeneratorTraining(model, generator, found, 25, seed=0, rate=0.02)
         if training._student is not None:
             training._student.optimizer.lr = 0.0  # the same student all along
@@ -142,7 +142,7 @@ def test_both_learn_in_turn_and_go_on_from_a_state(model, generator):
     def training() -> GeneratorTraining:
         student = find_float_student(model, "x", "y")
         weights = {"inception": 1.0, "adversarial": 1.0}
-        found = SynthesisObjective(weights, [], "y", None, student)
+        found = SynthesisObjective(weights, [], "y", student)
         return GeneratorTraining(model, generator, found, 8, seed=0)
 
     whole, first, second = training(), training(), training()

@@ -83,7 +83,7 @@ def gradients_of(subject: Subject, found: Quantized) -> tuple[ir.Model, dict, di
     generator = Generator(subject.space, (4, 4), (4, 4))
     joined, names = before_model(subject.model, generator)
     student, numbers = against(found)
-    attached = subject.objective(ALONE, student).attach(joined, "x")
+    attached = subject.objective(ALONE, student).attach(joined)
     values = generator.parameters(np.random.default_rng(0))
     fixed = {NOISE: noise(), **numbers}
     _, gradients = Engine(attached, names, LOSS, workers=1).gradients(values, [fixed])
@@ -94,7 +94,7 @@ def gradients_of(subject: Subject, found: Quantized) -> tuple[ir.Model, dict, di
 def test_the_loss_is_minus_the_cross_entropy_of_the_quantized_student(subject, bits):
     found = quantized(weight_bits=bits, activation_bits=bits)
     student, numbers = against(found)
-    attached = subject.objective(ALONE, student).attach(subject.model, "x")
+    attached = subject.objective(ALONE, student).attach(subject.model)
     x = images()
     outputs = run(attached, {"x": x, **numbers})
     expected = -entropy(run(found.baked, {"x": x})["y"], run(subject.model, {"x": x})["y"])
@@ -136,7 +136,7 @@ def test_it_looks_for_images_on_which_student_and_network_differ(subject):
     excess = []
     for weight in (0.0, 10.0):
         weights = {"inception": 1e-3, "adversarial": weight}
-        objective = SynthesisObjective(weights, [], "y", None, student)
+        objective = SynthesisObjective(weights, [], "y", student)
         parameters = generator.parameters(np.random.default_rng(0))
         descent = GeneratorDescent(subject.model, generator, objective, parameters, (0,))
         for _ in range(25):

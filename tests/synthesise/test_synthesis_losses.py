@@ -28,7 +28,7 @@ WEIGHTS = {
     "v": (3, 4),
     "ten": np.array(10, np.float32),
 }
-KINDS = ("inception", "bn", "bn-moments", "variation", "hard", "diversity")
+KINDS = ("inception", "bn", "bn-moments")
 ALPHA = 3.0
 
 
@@ -39,7 +39,7 @@ def model(request) -> ir.Model:
 
 def objective(model: ir.Model, kind: str, weight: float = ALPHA) -> SynthesisObjective:
     norms = find_batch_norms(model)
-    return SynthesisObjective({kind: weight}, norms, "y", (2, 3), features="f")
+    return SynthesisObjective({kind: weight}, norms, "y")
 
 
 def images(count: int = 5) -> np.ndarray:
@@ -48,12 +48,6 @@ def images(count: int = 5) -> np.ndarray:
 
 def expected(kind: str, model: ir.Model, x: np.ndarray) -> float:
     """The formulas of the docstrings in numpy."""
-    if kind == "variation":
-        return float(np.square(np.diff(x, axis=2)).mean() + np.square(np.diff(x, axis=3)).mean())
-    if kind == "hard":
-        return float(np.maximum(_margins(model, x) - 2, 0).mean())
-    if kind == "diversity":
-        return float(np.square(_directions(model, x)).mean())
     if kind == "inception":
         logits = run(model, {"x": x})["y"].astype(np.float64)
         p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -80,7 +74,7 @@ def test_the_statistics_are_those_of_the_node(model):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_their_formulas(model, kind):
     x, before = images(), ir.to_proto(model).SerializeToString()
-    attached = objective(model, kind).attach(model, "x")
+    attached = objective(model, kind).attach(model)
     found = run(attached, {"x": x})
     assert ir.to_proto(model).SerializeToString() == before
     weight = 1 if kind == "inception" else ALPHA
@@ -91,7 +85,7 @@ def test_losses_are_their_formulas(model, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_finite_differences(model, kind):
     x, step = images(), 1e-2
-    attached = objective(model, kind).attach(model, "x")
+    attached = objective(model, kind).attach(model)
     _, found = Engine(attached, ["x"], LOSS, workers=1).gradients({"x": x}, [{}])
     rng = np.random.default_rng(0)
     for _ in range(6):
@@ -111,10 +105,6 @@ DESCENTS = [
     ("inception", 0.01, lambda model, x: _entropies(model, x)[0]),  # each image is clear
     ("bn", 1.0, lambda model, x: _distance(model, x)),
     ("bn-moments", 1.0, lambda model, x: _distance(model, x)),
-    ("variation", 1.0, lambda model, x: float(np.abs(np.diff(x, axis=3)).mean())),
-    ("hard", 1.0, lambda model, x: float(_margins(model, x).max())),
-    # 1/N where no two are alike; both batches of 8 have statistics of their own.
-    ("diversity", 1.0, lambda model, x: float(np.abs(_directions(model, x[:8])).mean())),
 ]
 
 
@@ -140,22 +130,6 @@ def _entropies(model: ir.Model, x: np.ndarray) -> tuple[float, float]:
     return float(-(p * np.log(p)).sum(axis=1).mean()), float(-(mean * np.log(mean)).sum())
 
 
-def _margins(model: ir.Model, x: np.ndarray) -> np.ndarray:
-    """By how much an image's largest logit is above the second."""
-    logits = np.sort(run(model, {"x": x})["y"].astype(np.float64), axis=1)
-    return logits[:, -1] - logits[:, -2]
-
-
-def _directions(model: ir.Model, x: np.ndarray) -> np.ndarray:
-    """The cosine between each two images' features, seen from the mean of all."""
-    inner = model.clone()
-    inner.graph.outputs[:] = [v for n in inner.graph for v in n.outputs if v.name == "f"]
-    features = run(inner, {"x": x})["f"].astype(np.float64)
-    features -= features.mean(axis=0)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    return features @ features.T
-
-
 def _distance(model: ir.Model, x: np.ndarray) -> float:
     """Of mean and deviation of each channel to the stored ones."""
     (norm,) = find_batch_norms(model)
@@ -168,12 +142,12 @@ def _distance(model: ir.Model, x: np.ndarray) -> float:
 
 def test_weights_of_zero_leave_a_loss_out(model):
     norms = find_batch_norms(model)
-    weights = {"inception": 2.0, "bn": 0.0, "variation": 1.0}
-    found = SynthesisObjective(weights, norms, "y", (2, 3))
-    assert found.kinds == ["inception", "variation"]
-    outputs = [value.name for value in found.attach(model, "x").graph.outputs]
-    assert outputs == [LOSS, term_name("inception"), term_name("variation")]
-    assert SynthesisObjective(weights, norms, None, None).kinds == []
+    weights = {"inception": 2.0, "bn": 0.0, "bn-moments": 1.0}
+    found = SynthesisObjective(weights, norms, "y")
+    assert found.kinds == ["inception", "bn-moments"]
+    outputs = [value.name for value in found.attach(model).graph.outputs]
+    assert outputs == [LOSS, term_name("inception"), term_name("bn-moments")]
+    assert SynthesisObjective(weights, [], None).kinds == []
 
 
 def test_norms_in_training_mode_are_passed_over():
@@ -193,7 +167,7 @@ def test_a_match_costs_nothing():
     model = build(text, {"one": np.ones(2, np.float32), "mean": mean, "var": var})
     norm = BatchNorm("n", "x", 2, mean, var, 0.0)
     for kind in ("bn", "bn-moments"):
-        attached = SynthesisObjective({kind: 1.0}, [norm], None).attach(model, "x")
+        attached = SynthesisObjective({kind: 1.0}, [norm], None).attach(model)
         assert run(attached, {"x": x})[LOSS] == pytest.approx(0, abs=1e-6)
         assert run(attached, {"x": 2 * x})[LOSS] > 0.01
         assert run(attached, {"x": x / 2})[LOSS] > 0.01
