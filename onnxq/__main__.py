@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from onnxq.errors import STOPPED
 
 
 def start() -> None:
-    """Run the command; while its libraries load, Ctrl-C ends the process at once."""
+    """Run the command; where Ctrl-C stops it, the exit code is 130."""
     _open_streams()
-    # A shell's background job ignores Ctrl-C, and goes on doing so.
-    catches = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if catches:
-        signal.signal(signal.SIGINT, _stop)
-    # Seconds of other libraries.
-    from onnxq.cli import main
+    try:
+        from onnxq.cli import main
 
-    if catches:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    main(prog_name="onnxq")
+        main(prog_name="onnxq")
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+    except SystemExit as ended:
+        if ended.code != STOPPED:
+            raise
+    # Else Python would end by the signal wherever that met an `exec`, which makes dataclasses.
+    os._exit(STOPPED)
 
 
 def _open_streams() -> None:
@@ -32,12 +32,6 @@ def _open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
-
-
-def _stop(*_: object) -> None:
-    """Raise nothing: a module that is interrupted while it loads says that it is broken."""
-    os.write(2, b"\nstopped\n")
-    os._exit(STOPPED)
 
 
 if __name__ == "__main__":

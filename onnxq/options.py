@@ -30,6 +30,16 @@ SynthesisMethod = Literal["auto", "distilled", "generator"]
 GeneratorMode = Literal["fixed", "adversarial"]
 SynthesisLoss = Literal["inception", "bn", "bn-moments", "adversarial"]
 
+COMPARED_SAMPLES = 256
+"""Samples on which a compressed model is compared with its original at most.
+
+Beyond, an SQNR moves by tenths of a decibel.
+"""
+EVALUATION_BATCH = 16
+"""Samples per batch of an evaluation."""
+BENCHMARK_ROUNDS = 50
+"""Runs of each model whose latency is measured."""
+
 INT4_BITS = 4
 """Codes of so many bits at most fit a tensor of type INT4."""
 

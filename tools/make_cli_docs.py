@@ -90,7 +90,8 @@ def cli_docs() -> str:
     settings = {"terminal_width": WIDTH, **main.context_settings, "max_content_width": WIDTH}
     with click.Context(main, info_name="onnxq", **settings) as root:
         parts = [INTRODUCTION, _section("onnxq", main.get_help(root), None)]
-        for name, command in main.commands.items():
+        for name in main.list_commands(root):
+            command = main.get_command(root, name)
             with click.Context(command, parent=root, info_name=name) as context:
                 parts.append(_section(f"onnxq {name}", command.get_help(context), EXAMPLES[name]))
             parts += [MORE[name]] if name in MORE else []

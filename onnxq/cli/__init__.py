@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from onnxq.cli.benchmark import benchmark_command
-from onnxq.cli.compare import compare_command
-from onnxq.cli.compress import compress_command
-from onnxq.cli.distill import distill_command
 from onnxq.cli.errors import SentenceGroup
-from onnxq.cli.evaluate import evaluate_command
-from onnxq.cli.inspect import inspect_command
-from onnxq.cli.sensitivity import sensitivity_command
 from onnxq.version import VERSION
 
 __all__ = ["main"]
 
+COMMANDS = ("compress", "inspect", "evaluate", "compare", "benchmark", "sensitivity", "distill")
+"""Each is declared in the module of its name, which imports what it runs when it runs."""
+
+
+class LazyGroup(SentenceGroup):
+    """Commands that are imported when they are asked for, in the order of `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, without an import."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"onnxq.cli.{cmd_name}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
 
 @click.group(
-    cls=SentenceGroup,
+    cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
 )
 @click.version_option(VERSION, prog_name="onnxq")
 def main() -> None:
     """Compress float ONNX models into smaller, faster ones that stock ONNX Runtime runs."""
-
-
-for _command in (
-    compress_command,
-    inspect_command,
-    evaluate_command,
-    compare_command,
-    benchmark_command,
-    sensitivity_command,
-    distill_command,
-):
-    main.add_command(_command)

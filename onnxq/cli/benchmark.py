@@ -9,9 +9,7 @@ import click
 
 from onnxq.cli.errors import require_model
 from onnxq.cli.options import PATH, NamedShape, output_options, start_log, threads_option
-from onnxq.report.tables import print_benchmarks
-from onnxq.verify.benchmark import benchmark as run_benchmark
-from onnxq.verify.latency import ROUNDS
+from onnxq.options import BENCHMARK_ROUNDS
 
 
 @click.command("benchmark")
@@ -19,7 +17,7 @@ from onnxq.verify.latency import ROUNDS
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
-    default=ROUNDS,
+    default=BENCHMARK_ROUNDS,
     show_default=True,
     metavar="N",
     help="Runs of each model.",
@@ -61,6 +59,9 @@ def benchmark_command(
     They take turns, on random values; printed are the median, its spread and the ratio to the
     first model.
     """
+    from onnxq.report.tables import print_benchmarks
+    from onnxq.verify.benchmark import benchmark as run_benchmark
+
     start_log(verbose)
     results = run_benchmark(
         [require_model(model) for model in models],

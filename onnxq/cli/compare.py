@@ -18,9 +18,7 @@ from onnxq.cli.options import (
 )
 from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.report.tables import print_comparison
-from onnxq.verify.compare import SAMPLES
-from onnxq.verify.compare import compare as run_compare
+from onnxq.options import COMPARED_SAMPLES
 
 
 @click.command("compare")
@@ -36,7 +34,7 @@ from onnxq.verify.compare import compare as run_compare
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    default=SAMPLES,
+    default=COMPARED_SAMPLES,
     show_default=True,
     metavar="N",
     help="Samples used at most.",
@@ -63,6 +61,9 @@ def compare_command(
     Signal to noise (SQNR) of each layer's output, with the noise that arrives from the layers
     before it, and of its weights alone; worst first.
     """
+    from onnxq.report.tables import print_comparison
+    from onnxq.verify.compare import compare as run_compare
+
     start_log(verbose)
     use_cores(ctx, threads)
     require_model(original)

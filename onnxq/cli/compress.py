@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,16 +24,12 @@ from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.recipe import recipe_from_flags, recipe_options
 from onnxq.errors import OutputError
-from onnxq.export.save import check_file, check_new
-from onnxq.pipeline import Result, plan_model
-from onnxq.pipeline import compress as run_compress
 from onnxq.recipe import Recipe, save_recipe
-from onnxq.report.html import PAGE, check_folder, write_report
-from onnxq.report.inspection import plan_rows
 from onnxq.report.printable import printable
-from onnxq.report.result import result_fields, result_notes
-from onnxq.report.tables import print_figures, print_kernels, print_layers, print_notes
 from onnxq.report.text import size_text
+
+if TYPE_CHECKING:
+    from onnxq.pipeline import Result
 
 
 @click.command("compress")
@@ -95,6 +91,10 @@ def compress_command(
     **flags: Any,
 ) -> None:
     """Compress MODEL with unlabelled samples, or with none, and print how it changed."""
+    from onnxq.export.save import check_new
+    from onnxq.pipeline import compress as run_compress
+    from onnxq.report.html import PAGE, check_folder, write_report
+
     start_log(verbose)
     use_cores(ctx, threads)
     recipe = recipe_from_flags(ctx)
@@ -136,12 +136,18 @@ def compress_command(
 
 
 def _check_recipe_path(path: Path, model: Path, out: Path, force: bool) -> None:
+    from onnxq.export.save import check_file
+
     if path.absolute() == out.absolute():
         raise OutputError(f"the recipe '{path}' is the output; name another with --save-recipe")
     check_file(path, model, force, "recipe", "--save-recipe")
 
 
 def _print_plan(model: Path, recipe: Recipe, as_json: bool, allow_worse: bool) -> None:
+    from onnxq.pipeline import plan_model
+    from onnxq.report.inspection import plan_rows
+    from onnxq.report.tables import print_layers, print_notes
+
     report = plan_model(model, recipe, allow_worse=allow_worse)
     rows = plan_rows(report.model, report.plan)
     if as_json:
@@ -155,6 +161,9 @@ def _print_plan(model: Path, recipe: Recipe, as_json: bool, allow_worse: bool) -
 def _print_result(
     result: Result, model: Path, out: Path, as_json: bool, quiet: bool, verbose: int
 ) -> None:
+    from onnxq.report.result import result_fields, result_notes
+    from onnxq.report.tables import print_figures, print_kernels, print_notes
+
     figures = result.figures
     if as_json:
         click.echo(json.dumps(result_fields(result, model, out), sort_keys=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,12 +23,11 @@ from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.recipe import distil_options, recipe_from_flags
 from onnxq.contradictions import INITS
-from onnxq.distil.result import DistillResult
-from onnxq.distillation import distill as run_distill
-from onnxq.report.distillation import distil_fields
 from onnxq.report.printable import printable
-from onnxq.report.tables import print_distillation, print_notes
 from onnxq.report.text import size_text
+
+if TYPE_CHECKING:
+    from onnxq.distil.result import DistillResult
 
 
 @click.command("distill")
@@ -81,6 +80,9 @@ def distill_command(
     images made from TEACHER alone; what is written is an ordinary float model with the student's
     own names, which compress takes in turn.
     """
+    from onnxq.distillation import distill as run_distill
+    from onnxq.report.distillation import distil_fields
+
     start_log(verbose)
     use_cores(ctx, threads)
     recipe = recipe_from_flags(ctx)
@@ -111,6 +113,8 @@ def distill_command(
 
 
 def _print(result: DistillResult, out: Path, quiet: bool) -> None:
+    from onnxq.report.tables import print_distillation, print_notes
+
     figures = result.figures
     if not quiet:
         print_distillation(result)

@@ -12,12 +12,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from onnxq.errors import STOPPED, ModelError, OnnxqError, OutputError, reason_of
-from onnxq.learn.checkpoint import checkpoint_folder
 from onnxq.report.printable import printable, sentence
 
 logger = logging.getLogger(__name__)
@@ -44,17 +43,32 @@ class SentenceGroup(click.Group):
                 warnings.simplefilter("ignore", UserWarning)
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("\nstopped", err=True)
-            sys.exit(STOPPED)
+            _stop()
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
+            if _interrupted(error):
+                _stop()
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 # Whoever read the output has seen enough; click knows what to do.
                 raise
             logger.debug("the command ended with an error", exc_info=error)
             _let_go_of_stdout()
             raise click.ClickException(sentence(_described(error))) from error
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C led to this error: a module that it stops while loading may raise another."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
+
+
+def _stop() -> NoReturn:
+    click.echo("\nstopped", err=True)
+    sys.exit(STOPPED)
 
 
 def _check_working_folder() -> None:
@@ -102,6 +116,8 @@ def stopped_sentence(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        from onnxq.learn.checkpoint import checkpoint_folder
+
         checkpoint = checkpoint_folder(out)
         kept = f"run the same command with --resume to go on from {printable(str(checkpoint))}"
         rest = kept if checkpoint.exists() else "nothing was written"

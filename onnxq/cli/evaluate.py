@@ -18,9 +18,7 @@ from onnxq.cli.options import (
 )
 from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.report.tables import print_evaluation
-from onnxq.verify.evaluate import evaluate as run_evaluate
-from onnxq.verify.outputs import BATCH_SIZE
+from onnxq.options import EVALUATION_BATCH
 
 
 @click.command("evaluate")
@@ -48,7 +46,7 @@ from onnxq.verify.outputs import BATCH_SIZE
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    default=BATCH_SIZE,
+    default=EVALUATION_BATCH,
     show_default=True,
     metavar="N",
     help="Samples per batch.",
@@ -72,6 +70,9 @@ def evaluate_command(
     **preprocess_flags: Any,
 ) -> None:
     """Measure MODEL on labelled samples, and its difference to a reference."""
+    from onnxq.report.tables import print_evaluation
+    from onnxq.verify.evaluate import evaluate as run_evaluate
+
     start_log(verbose)
     use_cores(ctx, threads)
     require_model(model)

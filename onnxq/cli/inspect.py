@@ -10,8 +10,6 @@ import click
 
 from onnxq.cli.errors import require_model
 from onnxq.cli.options import PATH, output_options, start_log
-from onnxq.report.inspection import inspect as run_inspect
-from onnxq.report.tables import print_inspection
 
 
 @click.command("inspect")
@@ -23,6 +21,9 @@ def inspect_command(model: Path, as_json: bool, quiet: bool, verbose: int) -> No
     Layers, parameters, bytes, and the reason where a layer can't be quantized; then every byte of
     the file by what it is. On a file that onnxq wrote, its recipe and figures.
     """
+    from onnxq.report.inspection import inspect as run_inspect
+    from onnxq.report.tables import print_inspection
+
     start_log(verbose)
     found: Any = run_inspect(require_model(model))
     if as_json:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onnxq.data.preprocess import Preprocess, find_preprocess, load_preprocess
 from onnxq.errors import DataError
-from onnxq.verify.opened import open_model
+
+if TYPE_CHECKING:
+    from onnxq.data.preprocess import Preprocess
 
 
 def preprocess_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +37,9 @@ def preprocess_from_flags(
     Raises:
         DataError: a setting is out of range, or there is no mean and std to go with a flag.
     """
+    from onnxq.data.preprocess import Preprocess, find_preprocess, load_preprocess
+    from onnxq.verify.opened import open_model
+
     given: dict[str, Any] = {"mean": mean, "std": std, "crop": crop, "layout": layout}
     given = {name: value for name, value in given.items() if value is not None}
     if resize is not None:

@@ -6,21 +6,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from onnxq.progress import Progress as Listener
 from onnxq.progress import Silent
 from onnxq.report.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 SECONDS = 2.0
 """Between two lines of a stage at least."""
@@ -47,17 +42,20 @@ class Bar:
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID
 
     def start(self, stage: str, total: int) -> None:
         """A stage of `total` steps begins."""
+        from rich import progress
+        from rich.console import Console
+
         self.finish()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[text]}"),
             console=Console(stderr=True),
             transient=True,
         )

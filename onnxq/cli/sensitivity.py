@@ -23,11 +23,6 @@ from onnxq.cli.options import (
 from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.recipe import recipe_from_flags, sweep_options
-from onnxq.export.save import check_file, check_new
-from onnxq.pipeline import sensitivity as run_sensitivity
-from onnxq.report.html import check_folder
-from onnxq.report.sensitivity import CSV, JSON, PAGE, write_pictures, write_table
-from onnxq.report.tables import print_sweep
 
 
 @click.command("sensitivity")
@@ -44,7 +39,7 @@ from onnxq.report.tables import print_sweep
     "report_folder",
     type=PATH,
     metavar="DIR",
-    help=f"Write {PAGE}, with pictures, and the table as JSON and CSV there.",
+    help="Write sensitivity.html, with pictures, and the table as JSON and CSV there.",
 )
 @sweep_options
 @generator_option
@@ -73,6 +68,12 @@ def sensitivity_command(
     The cost is the KL divergence from the original's outputs, and the estimated drop in points;
     for models that are no classifiers, the relative squared error of the outputs.
     """
+    from onnxq.export.save import check_file, check_new
+    from onnxq.pipeline import sensitivity as run_sensitivity
+    from onnxq.report.html import check_folder
+    from onnxq.report.sensitivity import CSV, JSON, PAGE, write_pictures, write_table
+    from onnxq.report.tables import print_sweep
+
     start_log(verbose)
     use_cores(ctx, threads)
     recipe = recipe_from_flags(ctx)

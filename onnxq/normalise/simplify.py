@@ -6,7 +6,6 @@ import logging
 
 import onnx
 import onnx_ir as ir
-import onnxsim
 
 from onnxq.errors import reason_of
 from onnxq.normalise.passes import PassResult
@@ -26,6 +25,9 @@ class Simplify:
 
     def __call__(self, model: ir.Model) -> PassResult:
         """The simplified model, a new object."""
+        # Loads for a third of a second, and only a model that is quantized needs it.
+        import onnxsim
+
         light, weights = _without_large_weights(model)
         proto = ir.to_proto(light)
         try:

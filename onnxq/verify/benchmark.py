@@ -12,8 +12,9 @@ from onnxq.data.inputs import fixed_batch
 from onnxq.data.preprocess import find_preprocess
 from onnxq.data.samples import open_samples
 from onnxq.errors import ModelError, reason_of
+from onnxq.options import BENCHMARK_ROUNDS
 from onnxq.session import Arrays
-from onnxq.verify.latency import ROUNDS, Latency, measure_latency
+from onnxq.verify.latency import Latency, measure_latency
 from onnxq.verify.opened import OpenedModel, open_model, random_feeds
 
 
@@ -42,7 +43,7 @@ def benchmark(
     models: Sequence[str | Path],
     *,
     threads: int = 1,
-    rounds: int = ROUNDS,
+    rounds: int = BENCHMARK_ROUNDS,
     batch_size: int = 1,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     data: str | Path | None = None,

@@ -15,6 +15,7 @@ from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
+from onnxq.options import COMPARED_SAMPLES
 from onnxq.plan import make_plan
 from onnxq.progress import Progress, Silent
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
@@ -24,9 +25,6 @@ from onnxq.verify.kernels import INTEGER_KERNELS
 from onnxq.verify.layer_noise import LayerNoise
 from onnxq.verify.opened import OpenedModel, common_inputs, open_model
 from onnxq.verify.pairing import PairedLayer, pair_layers
-
-SAMPLES = 256
-"""Samples used at most: an SQNR moves by tenths of a decibel beyond."""
 
 CHECK_SAMPLES = 2
 """Samples on which every pass of normalisation is checked."""
@@ -85,7 +83,7 @@ def compare(
     data: str | Path,
     *,
     preprocess: Preprocess | None = None,
-    samples: int | None = SAMPLES,
+    samples: int | None = COMPARED_SAMPLES,
     progress: Progress | None = None,
 ) -> LayerComparison:
     """Signal to noise of each layer of a compressed file against its float original.

@@ -20,11 +20,11 @@ from onnxq.data.labelled import LABELS_FILE, open_labelled
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import DataError
+from onnxq.options import EVALUATION_BATCH
 from onnxq.progress import Progress, Silent
 from onnxq.session import Arrays, SessionPool
 from onnxq.verify.opened import OpenedModel, common_inputs, open_model
 from onnxq.verify.outputs import (
-    BATCH_SIZE,
     Comparer,
     Comparison,
     paired_outputs,
@@ -81,7 +81,7 @@ def evaluate(
     *,
     preprocess: Preprocess | None = None,
     samples: int | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = EVALUATION_BATCH,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Top-1 and top-5 on labelled samples, and the difference to a reference.

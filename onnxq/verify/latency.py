@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.options import BENCHMARK_ROUNDS
 from onnxq.session import Feeds, as_session_takes, open_session
 
-ROUNDS = 50
 LEAST_ROUNDS = 5
 WARM_UP = 3
 MOST_SECONDS = 15.0
@@ -37,7 +37,7 @@ def measure_latency(
     models: Sequence[ir.Model | bytes | str | Path],
     feeds: Feeds | Sequence[Feeds],
     threads: int = 1,
-    rounds: int = ROUNDS,
+    rounds: int = BENCHMARK_ROUNDS,
     most_seconds: float = MOST_SECONDS,
 ) -> list[Latency]:
     """Time the models in turn, one run each per round, after a warm-up.

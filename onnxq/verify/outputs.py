@@ -17,10 +17,9 @@ from onnxq.numerics.distributions import (
     log_probabilities,
     look_like_probabilities,
 )
+from onnxq.options import EVALUATION_BATCH
 from onnxq.session import Arrays, SessionPool
 from onnxq.verify.noise import Noise
-
-BATCH_SIZE = 16
 
 _KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 
@@ -66,7 +65,7 @@ def compare_outputs(
     samples: Samples,
     probabilities: Collection[str] | None = None,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = EVALUATION_BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Run both models on the samples and compare their outputs; nothing is kept but sums.

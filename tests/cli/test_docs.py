@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 import onnxq
-from onnxq.cli import main
+from onnxq.cli import COMMANDS, main
 from tools.make_cli_docs import PATH, cli_docs
 
 
@@ -15,7 +15,8 @@ def test_docs_hold_the_help_text() -> None:
 
 
 def test_every_option_has_help_text() -> None:
-    for command in main.commands.values():
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
         assert command.help
         for parameter in command.params:
             if isinstance(parameter, click.Option):

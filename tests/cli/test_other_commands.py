@@ -198,7 +198,7 @@ def test_an_error_is_one_line_of_plain_text(mlp, monkeypatch, error, text):
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("onnxq.cli.inspect.run_inspect", broken)
+    monkeypatch.setattr("onnxq.report.inspection.inspect", broken)
     done = CliRunner().invoke(main, ["inspect", str(mlp)])
     assert (done.exit_code, done.stdout) == (1, "")
     assert text in done.stderr
@@ -210,7 +210,7 @@ def test_ctrl_c_is_exit_code_130(onnxq, mlp, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxq.cli.inspect.run_inspect", stop)
+    monkeypatch.setattr("onnxq.report.inspection.inspect", stop)
     done = onnxq("inspect", mlp)
     assert done.code == 130
     assert done.err.strip() == "stopped"
