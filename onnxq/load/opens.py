@@ -1,13 +1,16 @@
-"""Whether ONNX Runtime opens a model, found out where it can't end this process."""
+"""Whether ONNX Runtime opens a model and survives it, found out where it can't end this process."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+import threading
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxq.isolation import SECONDS, Crash, isolated
 from onnxq.load.read import file_bytes
@@ -18,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 MOST = 2**30
 """Bytes of a model above which it is opened in this process: twice would take too long."""
+
+RUN_SECONDS = 5.0
+"""After which a model's run is stopped: it has not crashed."""
 
 BYTES_PER_SECOND = 2**22
 """What a model may take to open, at the slowest."""
@@ -52,18 +58,39 @@ def _try(model: ir.Model | Path) -> None:
     digest = hashlib.sha256(content).digest()
     if digest not in _OPENED:
         large = not isinstance(model, Path) and is_large(model)
-        isolated(_open, data, large, seconds=SECONDS + len(content) / BYTES_PER_SECOND)
+        seconds = SECONDS + RUN_SECONDS + len(content) / BYTES_PER_SECOND
+        isolated(_open, data, large, seconds=seconds)
         _OPENED.add(digest)
 
 
 def _open(model: bytes | Path, large: bool) -> None:
-    """Open a model as it is, and see whether ONNX Runtime's optimiser, too, survives it.
+    """Open a model as it is, and see whether it survives ONNX Runtime's optimiser and a run.
 
-    The optimiser refuses some sound models whose nodes have no names, which they get here later.
+    The optimiser refuses some sound models whose nodes have no names, which they get here later;
+    and zeros are not what every model computes with.
     """
-    open_session(model, optimise=False, prepack=not large)
+    session = open_session(model, optimise=False, prepack=not large)
     try:
-        open_session(model, optimise=True, prepack=not large)
+        session = open_session(model, optimise=True, prepack=not large)
+        _run(session)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
-        logger.debug("the optimiser refuses the model: %s", error)
+        logger.debug("the optimiser refuses the model, or it does not run: %s", error)
+
+
+def _run(session: ort.InferenceSession) -> None:
+    """Run a model once, if its inputs say of what size; it is stopped where it takes long."""
+    shapes = [each.shape for each in session.get_inputs()]
+    if any(not isinstance(dim, int) for shape in shapes for dim in shape[1:]):
+        # Some kernels crash on sizes that no sample has.
+        return
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(RUN_SECONDS, setattr, (options, "terminate", True))
+    timer.start()
+    session.run(None, {each.name: _zeros(each) for each in session.get_inputs()}, options)
+
+
+def _zeros(taken: ort.NodeArg) -> np.ndarray:
+    dtype = ir.DataType[taken.type.removeprefix("tensor(").removesuffix(")").upper()].numpy()
+    return np.zeros([dim if isinstance(dim, int) else 1 for dim in taken.shape], dtype)

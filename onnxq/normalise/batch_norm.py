@@ -12,8 +12,11 @@ def batch_norm_refusal(node: ir.Node) -> str | None:
     """Why a BatchNormalization is not a fixed factor and term; None where it is."""
     if int_attribute(node, "training_mode", 0) or any(is_used(v) for v in node.outputs[1:]):
         return "it is in training mode"
-    if any(constant(input_at(node, index)) is None for index in range(1, 5)):
+    parameters = [constant(input_at(node, index)) for index in range(1, 5)]
+    if any(array is None for array in parameters):
         return "its parameters are not constant"
+    if len({array.shape for array in parameters if array is not None}) > 1:
+        return "its parameters differ in shape"
     return None
 
 

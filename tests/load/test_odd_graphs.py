@@ -135,3 +135,13 @@ def test_an_initializer_has_the_shape_of_its_tensor(tmp_path, claimed):
     )
     model = load_model(save(tmp_path, proto))
     assert [tuple(value.shape) for value in model.graph.initializers.values()] == [(2, 4)]
+
+
+def test_a_model_that_ends_the_process_once_it_runs_is_refused(tmp_path):
+    """ONNX Runtime aborts on an LSTM whose recurrent weight has two dimensions."""
+    proto = parse(
+        "g (float[5,2,9] x) => (float[n,m,2,4] y) { y = LSTM <hidden_size = 4> (x, w, r) }"
+    )
+    arrays = {"w": np.ones((1, 16, 9), np.float32), "r": np.ones((4, 16), np.float32)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(*e[::-1]) for e in arrays.items())
+    assert "crashes on the model" in refusal(tmp_path, proto)

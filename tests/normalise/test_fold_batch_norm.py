@@ -167,3 +167,14 @@ def test_stays_where_its_parameters_are_computed(graph, refuses):
         "y = BatchNormalization(x, gamma, beta, mean, var)",
     )
     refuses(BatchNormToAffine(), model)
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "mean", "var"])
+def test_stays_where_its_parameters_are_of_several_sizes(graph, refuses, name):
+    model = graph(
+        f"(float[N,4,5,5] x, {NORM}) => (float[N,4,5,5] y)",
+        "y = BatchNormalization(x, gamma, beta, mean, var)",
+        **{**_norm(4), name: np.zeros(0)},
+    )
+    refuses(FoldBatchNorm(), model)
+    refuses(BatchNormToAffine(), model)
