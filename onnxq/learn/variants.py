@@ -257,9 +257,9 @@ class Variants:
         recipe = _with_codes(recipe)
         best = self._make(PLAIN, model, recipe, {}, frozenset())
         largest = self._channel_maxima(model, list(dict.fromkeys(p.tensor for p in pairs)))
-        candidates = {SAFE: equalize(model, largest, "safe")[0]}
+        candidates = {SAFE: equalize(model, largest, "safe")}
         if any(pair.clip is not None for pair in pairs):
-            candidates[REPLACE] = equalize(model, largest, "replace")[0]
+            candidates[REPLACE] = equalize(model, largest, "replace")
         for name, equalized in candidates.items():
             variant = self._make(name, equalized, recipe, {}, frozenset())
             if variant.score < best.score:

@@ -31,8 +31,6 @@ from numpy.typing import NDArray
 from onnxq.numerics.equalization import (
     Link,
     equalization_scales,
-    in_ranges,
-    out_ranges,
     scale_input,
     scale_output,
 )
@@ -51,8 +49,8 @@ def equalize(
     model: ir.Model,
     channel_maximum: Mapping[str, NDArray[np.floating]],
     relu6: Literal["safe", "replace"],
-) -> tuple[ir.Model, list[str]]:
-    """A copy of the model with equalized weights, and a sentence about each pair.
+) -> ir.Model:
+    """A copy of the model with equalized weights.
 
     Args:
         model: normalised; not changed.
@@ -62,19 +60,15 @@ def equalize(
         relu6: what to do with a Clip(0, bound).
 
     Returns:
-        the new model, over the same tensor names, and the notes.
+        the new model, over the same tensor names.
     """
     model = model.clone()
-    pairs, notes = [], []
-    for pair in find_pairs(model):
-        if relu6 == "safe" and np.isfinite(pair.bound) and pair.tensor not in channel_maximum:
-            notes.append(f"{_title(pair)} left alone: '{pair.tensor}' was not calibrated")
-        else:
-            pairs.append(pair)
-    if not pairs:
-        return model, notes
+    pairs = [
+        pair
+        for pair in find_pairs(model)
+        if relu6 == "replace" or not np.isfinite(pair.bound) or pair.tensor in channel_maximum
+    ]
     weights = _read_weights(pairs)
-    before = [_spread(weights, pair) for pair in pairs]
     scales = equalization_scales(
         {name: np.abs(weight).max(axis=3) for name, weight in weights.items()},
         [_link(pair, channel_maximum.get(pair.tensor), relu6) for pair in pairs],
@@ -86,17 +80,7 @@ def equalize(
         write_weight(pair.consumer, weights[_key(pair.consumer)])
         if relu6 == "replace" and pair.clip is not None:
             _replace_clip(model.graph, pair.clip)
-    for pair, spread, scale in zip(pairs, before, scales, strict=True):
-        count = int(np.count_nonzero(scale != 1.0))
-        notes.append(
-            f"{_title(pair)}: '{count}' of '{pair.channels}' channels scaled, largest over "
-            f"median weight range '{spread:.3g}' before, '{_spread(weights, pair):.3g}' after"
-        )
-    return model, notes
-
-
-def _title(pair: Pair) -> str:
-    return f"equalization of '{pair.producer.name}' and '{pair.consumer.name}'"
+    return model
 
 
 def _key(node: ir.Node) -> str:
@@ -137,19 +121,6 @@ def _apply(pair: Pair, scale: Floats, weights: dict[str, Floats]) -> None:
     weights[producer] = scale_output(weights[producer], 1 / scale)
     scale_bias(pair.producer, 1 / scale)
     weights[consumer] = scale_input(weights[consumer], scale)
-
-
-def _spread(weights: Mapping[str, Floats], pair: Pair) -> float:
-    """The largest over the median weight range of a channel, of the pair's worse layer."""
-    ratios = [1.0]
-    for ranges in (
-        out_ranges(np.abs(weights[_key(pair.producer)]).max(axis=3)),
-        in_ranges(np.abs(weights[_key(pair.consumer)]).max(axis=3)),
-    ):
-        alive = ranges[ranges > 0]
-        if alive.size:
-            ratios.append(float(alive.max() / np.median(alive)))
-    return max(ratios)
 
 
 def _replace_clip(graph: ir.Graph, clip: ir.Node) -> None:
