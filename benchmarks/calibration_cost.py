@@ -24,7 +24,7 @@ import onnx_ir as ir
 from onnxq.calibrate import calibrate
 from onnxq.normalise.pipeline import normalise
 from onnxq.numerics.clip import CLIP_METHODS, clip_range
-from onnxq.session import Arrays, SessionPool, available_cores
+from onnxq.runtime.session import Arrays, SessionPool, available_cores
 
 BATCH = 32
 FOLDED = frozenset(("Relu", "Clip", "LeakyRelu"))

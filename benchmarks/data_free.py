@@ -30,13 +30,13 @@ from made_images import Clock, Cost, make_images
 from models import ASSETS, Subject, subjects
 
 from onnxq import Recipe, compress, evaluate
-from onnxq.learn.augment import chosen_kinds
-from onnxq.learn.stages import learns_weights
-from onnxq.load.inputs import input_specs
+from onnxq.learn.learn import learns_weights
+from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
-from onnxq.options import CHOICES, GeneratorMode, Learn
+from onnxq.options.table import CHOICES, GeneratorMode, Learn
 from onnxq.pipeline import Result, plan_model
 from onnxq.synthesise.space import image_space
+from onnxq.train.augment import chosen_kinds
 from onnxq.verify.evaluate import Evaluation
 
 COLUMNS = (

@@ -22,8 +22,8 @@ import onnx_ir as ir
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from onnxq import Recipe, distill, evaluate
-from onnxq.distil.result import DistillResult
-from onnxq.load.inputs import input_specs
+from onnxq.distill.result import DistillResult
+from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
 from onnxq.synthesise.space import image_space
 from onnxq.verify.evaluate import Evaluation

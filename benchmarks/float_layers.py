@@ -23,12 +23,12 @@ from models import ASSETS, Subject, subjects
 
 from onnxq import Recipe, compress, evaluate
 from onnxq.intake import Intake
-from onnxq.learn.budget import Budget
 from onnxq.learn.learn import learn
+from onnxq.options.recipe import LayerOverride
 from onnxq.pipeline import plan_model
 from onnxq.progress import Silent
-from onnxq.recipe import LayerOverride
 from onnxq.run import Run
+from onnxq.train.budget import Budget
 
 ROUNDS = 3
 OTHER_KIND = "s*.jpg"

@@ -26,23 +26,23 @@ from onnx_ir import tape
 
 from onnxq import Recipe
 from onnxq.data.samples import Samples, open_samples
+from onnxq.forms.forms import Variant
 from onnxq.intake import Intake
-from onnxq.learn.budget import EPOCHS, Budget
 from onnxq.learn.frozen import freeze
-from onnxq.learn.learned import Learned
-from onnxq.learn.learning import Learning
-from onnxq.learn.loss import finished, target_name
-from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.train import Learning
 from onnxq.learn.trained import Trained, make_parts
-from onnxq.learn.variants import Variant
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
+from onnxq.options.recipe import LayerOverride
 from onnxq.progress import Silent
-from onnxq.recipe import LayerOverride
-from onnxq.rewrite.quantizers import Quantizers, moving_inputs, student_feeds
-from onnxq.rewrite.student import bake
 from onnxq.run import Run
-from onnxq.session import Arrays, SessionPool
+from onnxq.runtime.session import Arrays, SessionPool
+from onnxq.student.qparams import Quantizers, moving_inputs, student_feeds
+from onnxq.student.student import bake
+from onnxq.train.budget import EPOCHS, Budget
+from onnxq.train.held_out import Learned
+from onnxq.train.loss import finished, target_name
+from onnxq.train.teacher import TeacherOutputs
 from onnxq.verify.ranks import Ranks, paired_figures
 
 BATCH_SIZE = 100

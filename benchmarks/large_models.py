@@ -25,8 +25,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from onnxq import Recipe
+from onnxq.options.recipe import LayerOverride, save_recipe
 from onnxq.plan.layers import find_layers
-from onnxq.recipe import LayerOverride, save_recipe
 from tools.make_large_models import make, save
 
 ROOT = Path(__file__).parents[1]

@@ -22,16 +22,16 @@ import numpy as np
 from models import ASSETS, subjects
 
 from onnxq import Recipe
+from onnxq.engine import Engine
 from onnxq.intake import Intake
-from onnxq.learn.budget import Budget
-from onnxq.learn.engine import Engine
-from onnxq.learn.loss import LOSS
-from onnxq.learn.objective import choose_objective
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.progress import Silent
-from onnxq.rewrite.quantizers import student_feeds
 from onnxq.run import Run
-from onnxq.session import Arrays, SessionPool
+from onnxq.runtime.session import Arrays, SessionPool
+from onnxq.student.qparams import student_feeds
+from onnxq.train.budget import Budget
+from onnxq.train.loss import LOSS
+from onnxq.train.objective import choose_objective
 
 BATCH, SHARDS, ROUNDS = 128, 2, 9
 

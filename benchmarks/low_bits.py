@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import ASSETS, Subject, measured, subjects
 
 from onnxq import Recipe
-from onnxq.options import Augment
+from onnxq.options.table import Augment
 
 HEADER = (
     "| model | bits | samples | stage | seed | top-1 | drop (± s.e.) | agreement | SQNR dB | "

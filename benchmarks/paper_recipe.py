@@ -23,11 +23,11 @@ from models import ASSETS, Subject, subjects
 from onnxq import Recipe, evaluate
 from onnxq.export.save import save_model
 from onnxq.intake import Intake
-from onnxq.learn.learned import Learned
+from onnxq.options.recipe import LayerOverride
 from onnxq.pipeline import plan_model
 from onnxq.progress import Silent
-from onnxq.recipe import LayerOverride
 from onnxq.run import Run
+from onnxq.train.held_out import Learned
 
 OTHER_CLASSES = "s*.jpg"
 NONE = "none"

@@ -23,11 +23,11 @@ from models import ASSETS, subjects
 
 from onnxq import Recipe
 from onnxq.intake import Intake
-from onnxq.learn.teacher import MICRO_BATCH
 from onnxq.progress import Silent
 from onnxq.run import Run
+from onnxq.runtime.session import SessionPool, available_cores
 from onnxq.search.candidates import COUNTS, WIDTHS
-from onnxq.session import SessionPool, available_cores
+from onnxq.train.teacher import MICRO_BATCH
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ from zoo_inputs import LARGE, make_feeds, save_feeds
 
 import onnxq.pipeline
 from onnxq.errors import OnnxqError
-from onnxq.recipe import Recipe
-from onnxq.session import Arrays, available_cores, open_session
+from onnxq.options.recipe import Recipe
+from onnxq.runtime.session import Arrays, available_cores, open_session
 
 SAMPLES, FRESH = 64, 16
 TARGET_DB, AGREES_DB = 20.0, 30.0

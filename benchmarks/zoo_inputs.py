@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits, load_iris, load_wine
 
-from onnxq.session import Arrays, open_session
+from onnxq.runtime.session import Arrays, open_session
 
 Colour = Literal["rgb", "bgr", "luma"]
 

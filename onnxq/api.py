@@ -1,8 +1,8 @@
 """The public names. `import onnxq` loads them when one of them is first used."""
 
 from onnxq.data.preprocess import Preprocess
-from onnxq.distil.result import DistillResult
-from onnxq.distillation import distill
+from onnxq.distill.distillation import distill
+from onnxq.distill.result import DistillResult
 from onnxq.errors import (
     DataError,
     EngineError,
@@ -14,8 +14,8 @@ from onnxq.errors import (
     UnreadableError,
     WorseError,
 )
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import Result, compress, sensitivity
-from onnxq.recipe import LayerOverride, Recipe
 from onnxq.report.inspection import inspect
 from onnxq.search.table import SweepTable
 from onnxq.verify.benchmark import benchmark

@@ -9,37 +9,34 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import Preprocess, find_preprocess
-from onnxq.data.sameness import notes_on_sameness
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.samples import Samples, notes_on_sameness, open_samples
 from onnxq.errors import ModelError
 from onnxq.export.compact import float_bytes
 from onnxq.export.save import save_model
-from onnxq.learn.augment import Augmentation, check_images, chosen_kinds, image_layout
-from onnxq.learn.checkpoint import Checkpoint, checkpoint_folder
-from onnxq.learn.logits import find_logits
-from onnxq.learn.teacher import TeacherOutputs
 from onnxq.load.float_types import halved_constants
-from onnxq.load.inputs import input_specs
-from onnxq.load.interface import interface_of
+from onnxq.load.interface import input_specs, interface_of
 from onnxq.load.model import load_model
 from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
 from onnxq.normalise.free_batch import fix_batch
 from onnxq.normalise.pipeline import normalise
+from onnxq.options.contradictions import FIXED
+from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.float_layers import check_float_layers
 from onnxq.plan.size import saved_bytes
 from onnxq.progress import Progress
-from onnxq.recipe import Recipe
-from onnxq.session import Feeds
+from onnxq.runtime.session import Feeds
 from onnxq.synthesise.adversarial import AdversarialGenerator
 from onnxq.synthesise.made import Synthesis
 from onnxq.synthesise.space import image_space
-from onnxq.synthesise.subject import find_subject
+from onnxq.synthesise.subject import Task, find_subject
 from onnxq.synthesise.synthesise import synthesise
-from onnxq.synthesise.task import Task
+from onnxq.train.augment import Augmentation, check_images, chosen_kinds, image_layout
+from onnxq.train.checkpoint import Checkpoint, checkpoint_folder
+from onnxq.train.logits import find_logits
+from onnxq.train.teacher import TeacherOutputs
 from onnxq.version import VERSION
 
 HELD_BACK_OF_SEARCH = 512

@@ -12,23 +12,22 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxq.contradictions import check_data, check_generator_files
 from onnxq.data.preprocess import Preprocess
-from onnxq.export.lock import locked
-from onnxq.export.save import check_file, check_output, save_model
+from onnxq.export.save import check_file, check_output, locked, save_model
 from onnxq.intake import Intake
-from onnxq.learn.checkpoint import run_folder
 from onnxq.load.model import load_model
 from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import normalise
+from onnxq.options.contradictions import check_data, check_generator_files
+from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.float_layers import check_float_layers
 from onnxq.progress import Progress, Silent
-from onnxq.recipe import Recipe
 from onnxq.run import Run
 from onnxq.search.table import SweepTable
 from onnxq.synthesise.made import Synthesis
-from onnxq.verify.figures import Figures
+from onnxq.train.checkpoint import run_folder
+from onnxq.verify.metrics import Figures
 
 
 @dataclass

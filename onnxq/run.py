@@ -11,40 +11,38 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxq.contradictions import FIXED
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.errors import WorseError
-from onnxq.export.border import restore_types
 from onnxq.export.compact import export
+from onnxq.export.interface import restore_types
 from onnxq.export.save import describe, model_bytes
+from onnxq.forms.forms import PLAIN, Variant, Variants
 from onnxq.intake import Intake
-from onnxq.learn.augment import Augmentation
-from onnxq.learn.budget import Budget
-from onnxq.learn.changes import Changes
-from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.fresh import FreshImages
-from onnxq.learn.learn import learn
-from onnxq.learn.learned import Learned
-from onnxq.learn.logits import find_logits
-from onnxq.learn.memory import shard_size
-from onnxq.learn.stages import learns_weights
-from onnxq.learn.variants import PLAIN, Variant, Variants
+from onnxq.learn.learn import learn, learns_weights
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.read import file_bytes
-from onnxq.options import AUTO
-from onnxq.plan.first_last import WIDE
+from onnxq.options.contradictions import FIXED
+from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
+from onnxq.options.recipe import Recipe
+from onnxq.options.table import AUTO
+from onnxq.plan.float_layers import WIDE
 from onnxq.plan.regions import SPARED_REASON
-from onnxq.recipe import METADATA_KEY as RECIPE_KEY
-from onnxq.recipe import Recipe
-from onnxq.rewrite.student import bake
-from onnxq.search.found import Found
-from onnxq.search.memo import Memo
+from onnxq.search.evaluator import Memo
+from onnxq.search.search import Found
 from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep
 from onnxq.search.table import SweepTable
-from onnxq.verify.figures import LEAST_FIGURES, SHORT_FIGURES, Figures
-from onnxq.verify.figures import METADATA_KEY as FIGURES_KEY
-from onnxq.verify.shipped import shipped_model
+from onnxq.student.student import bake
+from onnxq.train.augment import Augmentation, Changes
+from onnxq.train.batch_size import shard_size
+from onnxq.train.budget import Budget
+from onnxq.train.checkpoint import Checkpoint
+from onnxq.train.held_out import Learned
+from onnxq.train.logits import find_logits
+from onnxq.verify.exported import shipped_model
+from onnxq.verify.metrics import LEAST_FIGURES, SHORT_FIGURES, Figures
+from onnxq.verify.metrics import METADATA_KEY as FIGURES_KEY
 from onnxq.verify.verdict import judge, names_method, size_remedy
 from onnxq.verify.verify import Exported, verify
 from onnxq.version import VERSION

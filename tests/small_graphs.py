@@ -15,12 +15,12 @@ from onnxq import pipeline
 from onnxq.calibrate.calibrator import Batches, calibrate
 from onnxq.export.lower import Lowering
 from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
-from onnxq.recipe import Recipe
-from onnxq.rewrite.initial import initial_quantizers
-from onnxq.rewrite.quantizers import Quantizers
-from onnxq.rewrite.student import Student, bake, build_student
-from onnxq.session import Arrays, open_session
+from onnxq.runtime.session import Arrays, open_session
+from onnxq.student.initial import initial_quantizers
+from onnxq.student.qparams import Quantizers
+from onnxq.student.student import Student, bake, build_student
 
 compress = partial(pipeline.compress, allow_worse=True)
 """The main job on graphs like these, which are mostly nodes and grow as integers."""

@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 from small_graphs import build, run
 
-from onnxq.distillation import distill
+from onnxq.distill.distillation import distill
 from onnxq.errors import ModelError
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
-from onnxq.recipe import Recipe
 from onnxq.verify import verify as verify_module
 from onnxq.verify.benchmark import benchmark
 from onnxq.verify.compare import compare

@@ -10,8 +10,8 @@ import pytest
 from onnxq import Recipe, compress
 from onnxq.errors import RecipeError
 from onnxq.report.result import figure_rows
-from onnxq.session import SessionPool
-from onnxq.verify.stored_weights import stored_array
+from onnxq.runtime.session import SessionPool
+from onnxq.verify.exported import stored_array
 
 FAST = {"samples": 96, "learn": ("none",), "equalize": False}
 

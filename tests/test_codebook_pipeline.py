@@ -14,11 +14,11 @@ import pytest
 from small_graphs import HEAD, compress, image_graph, tables
 
 from onnxq import compare, inspect
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import plan_model
-from onnxq.recipe import LayerOverride, Recipe
 from onnxq.report.inspection import plan_rows
 from onnxq.report.result import figure_rows
-from onnxq.verify.figures import METADATA_KEY
+from onnxq.verify.metrics import METADATA_KEY
 
 BODY = "a = Conv <pads = [7, 7, 8, 8]> (x, wide, b6) r = Relu (a) z = Conv (r, v6, c6)"
 

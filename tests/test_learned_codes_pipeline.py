@@ -12,7 +12,7 @@ from small_graphs import compress, run, small_graph
 
 from onnxq import Recipe
 from onnxq.learn.train import NO_CLASSIFIER
-from onnxq.session import SessionPool
+from onnxq.runtime.session import SessionPool
 
 FEW = Recipe(
     weight_bits=3, activation_bits=4, learn=("steps", "weights"), samples=320, epochs=6

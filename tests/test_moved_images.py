@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.distillation import distill
+from onnxq.distill.distillation import distill
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
-from onnxq.recipe import Recipe
 from onnxq.synthesise import making
 
 SHORT = Recipe(samples=48, batch_size=4, epochs=2)

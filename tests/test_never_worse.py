@@ -14,10 +14,10 @@ from small_graphs import BODIES, CONV, HEAD, build, image_graph
 from onnxq import inspect
 from onnxq.cli import main
 from onnxq.errors import ModelError, WorseError
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
-from onnxq.recipe import Recipe
 from onnxq.verify import verdict
-from onnxq.verify.figures import METADATA_KEY
+from onnxq.verify.metrics import METADATA_KEY
 
 ONE_LAYER = (
     "net (float[N, 3, 8, 8] x) => (float[N, 8, 8, 8] y) { y = Conv <pads = [1, 1, 1, 1]> (x, w) }"

@@ -19,11 +19,11 @@ from small_graphs import images, quantize, run, serialised, small_graph
 
 from onnxq.data.preprocess import find_preprocess
 from onnxq.data.samples import open_samples
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import Result, compress
 from onnxq.plan import planner
-from onnxq.recipe import Recipe
-from onnxq.session import open_session
+from onnxq.runtime.session import open_session
 from onnxq.verify.kernels import INTEGER_KERNELS
 
 VARIABLE = "ONNXQ_NEWEST_PYTHON"

@@ -12,14 +12,14 @@ import pytest
 from small_graphs import BODIES, HEAD, compress, image_graph, small_graph
 
 from onnxq.errors import ModelError, OutputError, RecipeError
-from onnxq.learn.learned import Learned
-from onnxq.learn.learning import Learning
+from onnxq.learn.train import Learning
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import plan_model
 from onnxq.plan import planner
 from onnxq.progress import Silent
-from onnxq.recipe import Recipe
-from onnxq.verify.figures import METADATA_KEY
+from onnxq.train.held_out import Learned
 from onnxq.verify.kernels import INTEGER_KERNELS
+from onnxq.verify.metrics import METADATA_KEY
 
 QUICK = Recipe(epochs=2, batch_size=8)
 
@@ -53,7 +53,7 @@ def test_metadata_says_how_it_was_made(files):
     model, data, out = files
     compress(model, data, QUICK, out=out)
     found = ir.load(out).metadata_props
-    assert Recipe.from_json(found["onnxq.recipe"]) == QUICK
+    assert Recipe.from_json(found["onnxq.options.recipe"]) == QUICK
     assert "latency" not in found[METADATA_KEY]
     assert found["onnxq.version"]
 
@@ -70,8 +70,8 @@ def test_inputs_and_outputs_keep_their_names(files):
 def test_the_same_seed_gives_the_same_bytes_on_any_number_of_cores(files, monkeypatch, cores):
     model, data, out = files
     first = compress(model, data, QUICK, out=out)
-    monkeypatch.setattr("onnxq.session.available_cores", lambda: cores)
-    monkeypatch.setattr("onnxq.learn.engine.engine.available_cores", lambda: cores)
+    monkeypatch.setattr("onnxq.runtime.session.available_cores", lambda: cores)
+    monkeypatch.setattr("onnxq.engine.engine.available_cores", lambda: cores)
     other = out.with_name("other.onnx")
     compress(model, data, QUICK, out=other)
     assert other.read_bytes() == out.read_bytes()

@@ -12,7 +12,7 @@ import pytest
 import onnxq
 from onnxq.cli import COMMANDS, main
 from onnxq.data.preprocess import load_preprocess
-from onnxq.recipe import Recipe, load_recipe
+from onnxq.options.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.session import open_session
+from onnxq.runtime.session import open_session
 
 Arrays = dict[str, np.ndarray]
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.learn.engine import Engine
-from onnxq.learn.optimizer import Adam
-from onnxq.learn.schedule import CosineRestarts
-from onnxq.session import open_session
+from onnxq.engine import Engine
+from onnxq.runtime.session import open_session
+from onnxq.train.optimizer import Adam, CosineRestarts
 from tools.network import Network
 
 Architecture = Callable[[Network, ir.Value], ir.Value]

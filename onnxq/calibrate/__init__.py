@@ -1,6 +1,5 @@
 """Statistics of tensors over the samples, in one streaming pass."""
 
-from onnxq.calibrate.calibrator import calibrate
-from onnxq.calibrate.statistics import TensorStatistics
+from onnxq.calibrate.calibrator import TensorStatistics, calibrate
 
 __all__ = ["TensorStatistics", "calibrate"]

@@ -9,7 +9,7 @@ import click
 
 from onnxq.cli.errors import require_model
 from onnxq.cli.options import PATH, NamedShape, output_options, start_log, threads_option
-from onnxq.options import BENCHMARK_ROUNDS
+from onnxq.options.table import BENCHMARK_ROUNDS
 
 
 @click.command("benchmark")

@@ -18,7 +18,7 @@ from onnxq.cli.options import (
 )
 from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.options import COMPARED_SAMPLES
+from onnxq.options.table import COMPARED_SAMPLES
 
 
 @click.command("compare")

@@ -24,9 +24,8 @@ from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.recipe import recipe_from_flags, recipe_options
 from onnxq.errors import OutputError
-from onnxq.recipe import Recipe, save_recipe
-from onnxq.report.printable import printable
-from onnxq.report.text import size_text
+from onnxq.options.recipe import Recipe, save_recipe
+from onnxq.report.text import printable, size_text
 
 if TYPE_CHECKING:
     from onnxq.pipeline import Result

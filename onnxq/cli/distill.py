@@ -22,12 +22,11 @@ from onnxq.cli.options import (
 from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.recipe import distil_options, recipe_from_flags
-from onnxq.contradictions import INITS
-from onnxq.report.printable import printable
-from onnxq.report.text import size_text
+from onnxq.options.contradictions import INITS
+from onnxq.report.text import printable, size_text
 
 if TYPE_CHECKING:
-    from onnxq.distil.result import DistillResult
+    from onnxq.distill.result import DistillResult
 
 
 @click.command("distill")
@@ -80,8 +79,8 @@ def distill_command(
     images made from TEACHER alone; what is written is an ordinary float model with the student's
     own names, which compress takes in turn.
     """
-    from onnxq.distillation import distill as run_distill
-    from onnxq.report.distillation import distil_fields
+    from onnxq.distill.distillation import distill as run_distill
+    from onnxq.report.tables import distil_fields
 
     start_log(verbose)
     use_cores(ctx, threads)

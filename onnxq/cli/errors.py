@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from onnxq.errors import STOPPED, ModelError, OnnxqError, OutputError, reason_of
-from onnxq.report.printable import printable, sentence
+from onnxq.report.text import printable, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def stopped_sentence(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from onnxq.learn.checkpoint import checkpoint_folder
+        from onnxq.train.checkpoint import checkpoint_folder
 
         checkpoint = checkpoint_folder(out)
         kept = f"run the same command with --resume to go on from {printable(str(checkpoint))}"

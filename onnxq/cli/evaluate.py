@@ -18,7 +18,7 @@ from onnxq.cli.options import (
 )
 from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.options import EVALUATION_BATCH
+from onnxq.options.table import EVALUATION_BATCH
 
 
 @click.command("evaluate")

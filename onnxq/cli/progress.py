@@ -12,7 +12,7 @@ import click
 
 from onnxq.progress import Progress as Listener
 from onnxq.progress import Silent
-from onnxq.report.printable import printable
+from onnxq.report.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

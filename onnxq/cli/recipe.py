@@ -10,8 +10,8 @@ from click.core import ParameterSource
 
 from onnxq.cli.options import PATH, apply_all
 from onnxq.cli.values import FileSize, KindNumber, NumberOr, by_kind
-from onnxq.options import AUTO, CHOICES, NONE, OFF, Augment, Learn, SynthesisLoss
-from onnxq.recipe import Recipe, load_recipe
+from onnxq.options.recipe import Recipe, load_recipe
+from onnxq.options.table import AUTO, CHOICES, NONE, OFF, Augment, Learn, SynthesisLoss
 
 _DEFAULT = Recipe()
 

@@ -10,18 +10,22 @@ import numpy as np
 
 from onnxq.data.arrays import (
     Arrays,
+    Source,
+    StackedFeeds,
     as_samples,
     as_taken,
+    check_batch,
     check_feed,
     check_finite,
     match_inputs,
+    open_stack,
+    preferred,
     read_arrays,
+    spread,
 )
 from onnxq.data.inputs import InputSpec, fixed_batch, has_sample_axis
-from onnxq.data.source import Source, check_batch, preferred, spread
-from onnxq.data.stacked import StackedFeeds, open_stack
 from onnxq.errors import DataError, UnreadableError
-from onnxq.load.tensor import load_tensor
+from onnxq.load.tensors import load_tensor
 
 Group = tuple[Path, ...]
 """The files that make up one feed: one of all arrays, or a `.pb` for each input."""

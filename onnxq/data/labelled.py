@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.data.arrays import read_arrays
+from onnxq.data.arrays import Source, read_arrays, spread
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.samples import Samples
-from onnxq.data.source import Source, spread
-from onnxq.data.sources import find_files, open_arrays, open_files
+from onnxq.data.samples import Samples, find_files, open_arrays, open_files
 from onnxq.errors import DataError
 
 LABELS_FILE = "labels.csv"

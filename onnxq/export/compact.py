@@ -14,15 +14,13 @@ from string import ascii_lowercase
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxq.export.constants import CODES
-from onnxq.export.halves import store_halves
+from onnxq.export.constants import CODES, spread_repeats, store_halves
 from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
-from onnxq.export.repeats import spread_repeats
 from onnxq.export.save import model_bytes
 from onnxq.load.interface import Interface
-from onnxq.rewrite.quantizers import Quantizers
-from onnxq.rewrite.student import QUANTIZED, RAW, Student
+from onnxq.student.qparams import Quantizers
+from onnxq.student.student import QUANTIZED, RAW, Student
 
 SMALL = 1024
 """Elements of the constants that are compared: tables, scales, zero points, shapes."""

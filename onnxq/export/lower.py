@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from onnxq.export.constants import CODES, SCALE, add_constant
 from onnxq.export.weights import lower_weights
-from onnxq.graph.nested import nested_nodes
+from onnxq.graph.facts import nested_nodes
+from onnxq.graph.fake_quant import DOMAIN, parse_function_name
 from onnxq.numerics.qparams import quant_max
 from onnxq.plan.spec import CODE_BITS, Plan, TensorSpec
-from onnxq.rewrite.fake_quant import DOMAIN, parse_function_name
-from onnxq.rewrite.quantizers import Quantizers, limit_names, tensor_qparams
-from onnxq.rewrite.student import Student
+from onnxq.student.qparams import Quantizers, limit_names, tensor_qparams
+from onnxq.student.student import Student
 
 WIDE = ".wide"
 """Suffix of codes that are not yet within those of less than 8 bits."""

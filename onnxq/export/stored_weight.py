@@ -18,11 +18,11 @@ import onnx_ir as ir
 
 from onnxq.export.constants import CODES, SCALE, add_constant
 from onnxq.export.lookup import add_lookup
+from onnxq.graph.operators import TABLE, weight_index
 from onnxq.numerics.codebook import uniform_codebook
 from onnxq.numerics.qparams import FloatArray, per_channel, quantize_weight
-from onnxq.plan.operators import TABLE, weight_index
 from onnxq.plan.spec import LayerSpec
-from onnxq.rewrite.quantizers import Quantizers, layer_scale
+from onnxq.student.qparams import Quantizers, layer_scale
 
 REAL = ".real"
 """Suffix of a weight or bias as the layer reads it."""

@@ -13,9 +13,8 @@ from onnxq.export.lookup import add_lookup
 from onnxq.export.stored_weight import REAL, StoredWeight, dequantize, replace_input
 from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.qparams import FloatArray, bias_scale, quantize_bias
-from onnxq.plan.codebooks import codebook_bytes
-from onnxq.plan.spec import LayerSpec
-from onnxq.rewrite.quantizers import (
+from onnxq.plan.spec import LayerSpec, codebook_bytes
+from onnxq.student.qparams import (
     Quantizers,
     bias_name,
     corrected_bias,
@@ -26,7 +25,7 @@ from onnxq.rewrite.quantizers import (
     needs_bias,
     weight_scales,
 )
-from onnxq.rewrite.student import Student, fix_inputs
+from onnxq.student.student import Student, fix_inputs
 
 MOST_CENTROIDS = 256
 """An index has 8 bits at most."""

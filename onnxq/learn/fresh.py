@@ -13,12 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxq.learn.changes import Changes
-from onnxq.learn.rows import Rows
-from onnxq.learn.teacher import TeacherOutputs
-from onnxq.rewrite.quantizers import Quantizers, student_feeds
-from onnxq.rewrite.student import Student
-from onnxq.session import Arrays, Feeds
+from onnxq.runtime.rows import Rows
+from onnxq.runtime.session import Arrays, Feeds
+from onnxq.student.qparams import Quantizers, student_feeds
+from onnxq.student.student import Student
+from onnxq.train.augment import Changes
+from onnxq.train.teacher import TeacherOutputs
 
 SHARE = 0.5
 """Of an epoch's samples that are fresh."""

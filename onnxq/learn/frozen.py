@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.learn.kept_tensors import KeptTensors, Prefix, read_by
-from onnxq.learn.loss import target_name
-from onnxq.learn.teacher import Targeted, TeacherOutputs
+from onnxq.graph.cut import split
 from onnxq.progress import Progress
-from onnxq.rewrite.split import split
-from onnxq.rewrite.student import with_constants
-from onnxq.session import Arrays
+from onnxq.runtime.session import Arrays
+from onnxq.student.student import with_constants
+from onnxq.train.kept_tensors import KeptTensors, Prefix, read_by
+from onnxq.train.loss import target_name
+from onnxq.train.teacher import Targeted, TeacherOutputs
 
 BAKED_BYTES = 2**27
 """Bytes of constants in a graph at most: a gradient graph is copied several times on its way."""

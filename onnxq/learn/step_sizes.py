@@ -36,7 +36,7 @@ from onnxq.numerics.qparams import (
     weight_threshold_gradient,
 )
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
-from onnxq.rewrite.quantizers import (
+from onnxq.student.qparams import (
     SMALLEST_WIDTH,
     Quantizers,
     Range,

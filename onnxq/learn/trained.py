@@ -8,15 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxq.learn.codebook_tables import CodebookTables
-from onnxq.learn.free_values import FreeValues
-from onnxq.learn.latent_weights import LatentWeights
+from onnxq.learn.codebooks import CodebookTables
 from onnxq.learn.step_sizes import StepSizes
-from onnxq.learn.threshold_scales import ThresholdScales
+from onnxq.learn.thresholds import ThresholdScales
+from onnxq.learn.weights import FreeValues, LatentWeights
 from onnxq.numerics.bias_correction import shift_weight_gradient
 from onnxq.numerics.qparams import FloatArray
 from onnxq.plan.spec import LayerSpec, Plan
-from onnxq.rewrite.quantizers import Quantizers, bias_name, needs_bias
+from onnxq.student.qparams import Quantizers, bias_name, needs_bias
 
 Extremes = Mapping[str, tuple[float, float]]
 

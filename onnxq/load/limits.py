@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx
 
 from onnxq.errors import ModelError
+from onnxq.graph.facts import DEFAULT_DOMAINS
 
 KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator domains that stock ONNX Runtime implements."""
@@ -32,9 +33,6 @@ QUANTIZED_OPS = frozenset(
 )
 """Operators whose presence says that a model is quantized already; QLinear* besides."""
 
-
-DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
-"""Two names of ONNX's own operators."""
 
 COMPRESSED_KEY = "onnxq.version"
 """The key of a model's metadata that says that onnxq wrote it."""
@@ -88,18 +86,18 @@ def check_operators(model: onnx.ModelProto, name: str) -> None:
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node of the main graph, of its sub-graphs and of the model's functions."""
-    yield from nested_nodes(model.graph.node)
+    yield from nested_protos(model.graph.node)
     for function in model.functions:
-        yield from nested_nodes(function.node)
+        yield from nested_protos(function.node)
 
 
-def nested_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def nested_protos(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """The nodes and those of their sub-graphs, at any depth."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
             for graph in [attribute.g, *attribute.graphs]:
-                yield from nested_nodes(graph.node)
+                yield from nested_protos(graph.node)
 
 
 def node_label(node: onnx.NodeProto) -> str:

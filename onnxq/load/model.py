@@ -11,16 +11,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxq.errors import ModelError
-from onnxq.load.domains import unify_domains
+from onnxq.graph.facts import DEFAULT_DOMAINS
 from onnxq.load.float_types import compute_in_float32, gives_bfloat16, has_other_floats
-from onnxq.load.functions import drop_idle_functions, inline_functions
-from onnxq.load.inputs import input_specs, random_feeds
-from onnxq.load.interface import note_interface
-from onnxq.load.large import put_in_weights, take_out_weights
-from onnxq.load.limits import DEFAULT_DOMAINS, check_operators
-from onnxq.load.opens import check_opens
-from onnxq.load.order import sort_nodes
-from onnxq.load.outputs import run_model
+from onnxq.load.interface import input_specs, note_interface, random_feeds
+from onnxq.load.limits import check_operators
+from onnxq.load.opens import check_opens, run_model
 from onnxq.load.read import (
     deserialize,
     load_external_data,
@@ -28,7 +23,8 @@ from onnxq.load.read import (
     read_proto,
     unrepresentable,
 )
-from onnxq.load.types import check_types
+from onnxq.load.structure import check_types, drop_idle_functions, inline_functions, sort_nodes
+from onnxq.load.tensors import put_in_weights, take_out_weights
 from onnxq.load.version import (
     MAX_IR_VERSION,
     MAX_OPSET,
@@ -36,8 +32,9 @@ from onnxq.load.version import (
     convert_ir_version,
     convert_version,
     default_opset,
+    unify_domains,
 )
-from onnxq.numerics.equality import find_difference
+from onnxq.numerics.distances import find_difference
 
 logger = logging.getLogger(__name__)
 

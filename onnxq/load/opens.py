@@ -1,4 +1,7 @@
-"""Whether ONNX Runtime opens a model and survives it, found out where it can't end this process."""
+"""Whether ONNX Runtime opens a model.
+
+Found out where it can't end this process, and what it gives.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,18 @@ import hashlib
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxq.isolation import SECONDS, Crash, isolated
 from onnxq.load.read import file_bytes
-from onnxq.session import not_opened, open_session, serialized
-from onnxq.weight_files import is_large, weight_bytes
+from onnxq.numerics.distances import Outputs
+from onnxq.runtime.isolation import SECONDS, Crash, isolated
+from onnxq.runtime.large_weights import is_large, weight_bytes
+from onnxq.runtime.session import Feeds, as_session_takes, not_opened, open_session, serialized
 
 logger = logging.getLogger(__name__)
 
@@ -94,3 +99,9 @@ def _run(session: ort.InferenceSession) -> None:
 def _zeros(taken: ort.NodeArg) -> np.ndarray:
     dtype = ir.DataType[taken.type.removeprefix("tensor(").removesuffix(")").upper()].numpy()
     return np.zeros([dim if isinstance(dim, int) else 1 for dim in taken.shape], dtype)
+
+
+def run_model(model: ir.Model | Path, feeds: Sequence[Feeds], *, optimise: bool) -> list[Outputs]:
+    """The outputs of the model for each of the feeds, in the order of the graph."""
+    session = open_session(model, optimise=optimise)
+    return [list(session.run(None, as_session_takes(session, feed))) for feed in feeds]

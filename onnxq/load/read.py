@@ -13,9 +13,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxq.errors import ModelError, reason_of
-from onnxq.load.attributes import check_attributes
-from onnxq.load.external import external_files, external_place, load_external
-from onnxq.load.order import sort_nodes
+from onnxq.load.external import check_attributes, external_files, external_place, load_external
+from onnxq.load.structure import sort_nodes
 from onnxq.load.tensors import (
     all_tensors,
     data_problem,
@@ -23,7 +22,7 @@ from onnxq.load.tensors import (
     is_external,
     tensor_bytes,
 )
-from onnxq.weight_files import LARGE
+from onnxq.runtime.large_weights import LARGE
 
 _NEWEST_IR_VERSION = 64
 _FIRST_BYTE = b"\x08"

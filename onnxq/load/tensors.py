@@ -1,16 +1,18 @@
-"""Every tensor in a model file, and whether its data are what its type and shape say.
-
-ONNX Runtime trusts lengths in places, and reads beyond the data of a damaged file.
-"""
+"""Tensors of a file: lengths checked, large ones taken out of the message and put back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+
+from onnxq.errors import UnreadableError, reason_of
+from onnxq.runtime.large_weights import LARGE, SMALLEST
 
 _FIELDS = {
     "float_data": ("FLOAT", "COMPLEX64"),
@@ -110,3 +112,63 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 def _shape(tensor: onnx.TensorProto) -> str:
     return "(" + ", ".join(map(str, tensor.dims)) + ")"
+
+
+def load_tensor(path: Path) -> tuple[str, np.ndarray]:
+    """Name and values of the serialised TensorProto in a `.pb` file.
+
+    Raises:
+        UnreadableError: the file does not hold a tensor.
+    """
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        if is_external(tensor):
+            raise ValueError("it has its values in another file")
+        if (problem := data_problem(tensor)) is not None:
+            raise ValueError(problem)
+        return tensor.name, onnx.numpy_helper.to_array(tensor)
+    except (OSError, DecodeError, ValueError, TypeError, KeyError) as error:
+        reason = reason_of(error)
+        raise UnreadableError(
+            f"Can't read a tensor from '{path}': {reason}; expected a serialised TensorProto."
+        ) from error
+
+
+OUTSIDE = "onnxq.weight"
+"""The location of a weight that was taken out."""
+
+
+def take_out_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The message without its large weights, and these by name; small models stay as they are.
+
+    Args:
+        proto: it must not be used afterwards.
+    """
+    large = [t for t in proto.graph.initializer if len(t.raw_data) >= SMALLEST]
+    if sum(len(tensor.raw_data) for tensor in large) < LARGE:
+        return proto, {}
+    arrays = {}
+    for tensor in large:
+        arrays[tensor.name] = onnx.numpy_helper.to_array(tensor)
+        onnx.external_data_helper.set_external_data(tensor, OUTSIDE)
+        tensor.ClearField("raw_data")
+    return onnx.ModelProto.FromString(proto.SerializeToString()), arrays
+
+
+def put_in_weights(model: ir.Model, arrays: dict[str, np.ndarray], folder: Path) -> None:
+    """Give a model the weights that were taken out, and the place of its external data.
+
+    Args:
+        model: of the message of `take_out_weights`, changed in place.
+        arrays: the weights by name.
+        folder: of the external data files.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if value.name in arrays:
+            value.const_value = ir.tensor(arrays[value.name], name=value.name)
+        elif isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = folder
+            if tensor.nbytes < SMALLEST:
+                value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)

@@ -1,4 +1,4 @@
-"""Bringing a model into the range of the training engine: opset 13 to 21, IR at most 10."""
+"""Opsets and domains: made one, and converted to what ONNX Runtime reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import onnx
 from onnx import version_converter
 
 from onnxq.errors import ModelError, reason_of
-from onnxq.load.limits import DEFAULT_DOMAINS, all_nodes, first_versions
+from onnxq.graph.facts import DEFAULT_DOMAINS
+from onnxq.load.limits import all_nodes, first_versions, nested_protos
 
 MIN_READABLE_OPSET = 7
 MIN_OPSET = 13
@@ -129,3 +130,35 @@ def _sample_as_before(model: onnx.ModelProto) -> None:
                 onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
             )
             node.attribute.append(onnx.helper.make_attribute("nearest_mode", "floor"))
+
+
+ML_DOMAIN = "ai.onnx.ml"
+
+NEWEST = {"": MAX_OPSET, ML_DOMAIN: 5, "com.microsoft": 1}
+"""The version that ONNX Runtime takes of a domain which a model uses and doesn't import."""
+
+
+def unify_domains(model: onnx.ModelProto) -> None:
+    """Spell ONNX's own domain "", keep one import for each domain, add those missing; in place.
+
+    ONNX Runtime takes "ai.onnx" and "" for the same, and of several imports of a domain the last.
+    """
+    for node in all_nodes(model):
+        node.domain = _spelt(node.domain)
+    used = {node.domain for node in nested_protos(model.graph.node)}
+    _unify_imports(model, used)
+    for function in model.functions:
+        function.domain = _spelt(function.domain)
+        _unify_imports(function, set())
+
+
+def _spelt(domain: str) -> str:
+    return "" if domain in DEFAULT_DOMAINS else domain
+
+
+def _unify_imports(holder: onnx.ModelProto | onnx.FunctionProto, used: set[str]) -> None:
+    versions = {_spelt(each.domain): each.version for each in holder.opset_import}
+    missing = {domain: NEWEST[domain] for domain in sorted(used & NEWEST.keys() - versions.keys())}
+    del holder.opset_import[:]
+    for domain, version in {**versions, **missing}.items():
+        holder.opset_import.append(onnx.helper.make_opsetid(domain, version))

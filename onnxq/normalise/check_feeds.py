@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.load.inputs import input_specs, random_feeds
-from onnxq.session import Arrays, Feeds
+from onnxq.load.interface import input_specs, random_feeds
+from onnxq.runtime.session import Arrays, Feeds
 
 CheckFeeds = Callable[[int], Feeds] | Sequence[Feeds] | None
 """A function from the batch size to a feed, feeds themselves, or None for random ones."""

@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.editor import Editor
+from onnxq.graph.facts import constant, is_op, only_reader, rank
 from onnxq.normalise.batch_norm import batch_norm_refusal
-from onnxq.normalise.editor import Editor
-from onnxq.normalise.facts import constant, is_op, only_reader, rank
 from onnxq.normalise.linear import fold_into_layer, layer_refusal, out_channels, takes_term
 from onnxq.normalise.passes import NodePass
 

@@ -1,4 +1,4 @@
-"""Nodes that compute the same in every run become initializers."""
+"""Constants: lifted out of nodes, and computed ahead where the file does not grow."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
+from onnxq.graph.editor import Editor
+from onnxq.graph.facts import DEFAULT_DOMAINS, is_constant, is_used
+from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.graph.scaled_weight import scaled_weight, shares
-from onnxq.load.limits import DEFAULT_DOMAINS
-from onnxq.normalise.editor import Editor
-from onnxq.normalise.facts import is_constant, is_used
 from onnxq.normalise.passes import PassResult
-from onnxq.numerics.collapse import collapsed
-from onnxq.plan.operators import TABLE, WEIGHT_OPERATORS, weight_index
-from onnxq.session import open_session
+from onnxq.numerics.packing import collapsed
+from onnxq.runtime.session import open_session
 
 logger = logging.getLogger(__name__)
 
@@ -181,3 +181,17 @@ def _part(model: ir.Model, nodes: Sequence[ir.Node], results: Sequence[ir.Value]
         name="constants",
     )
     return ir.Model(graph, ir_version=model.ir_version)
+
+
+class LiftConstants:
+    """Turns the Constant nodes of the main graph and of sub-graphs into initializers.
+
+    One whose value the graph returns stays a node: an initializer can't be an output.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """The model and whether any Constant was lifted."""
+        result = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
+            model
+        )
+        return PassResult(model, bool(result.modified))

@@ -1,14 +1,33 @@
-"""A model exported for one batch size made to take any."""
+"""A batch that is fixed or declared: freed where the model computes each sample alone."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.normalise.editor import Editor
-from onnxq.normalise.facts import constant, input_at, int_attribute, is_op, static_dim
+from onnxq.graph.cut import moved_by_inputs
+from onnxq.graph.editor import Editor
+from onnxq.graph.facts import (
+    DEFAULT_DOMAINS,
+    axes_of,
+    constant,
+    input_at,
+    int_attribute,
+    is_constant,
+    is_op,
+    rank,
+    static_dim,
+)
+from onnxq.load.opens import run_model
+from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, join_batches, split_batch, vary
+from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.normalise.passes import PassResult
-from onnxq.normalise.reach import moved_by_inputs
+from onnxq.numerics.distances import Outputs, find_difference
+from onnxq.runtime.session import Arrays
 
 BATCH = "N"
 """The name of the dimension that is made free."""
@@ -107,3 +126,136 @@ def _forget_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if value not in outputs:
                 value.shape = None
+
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FreedBatch:
+    """What came of freeing the batch.
+
+    Attributes:
+        model: the model to go on with.
+        batch_free: whether it takes a batch of any size.
+        original_size: the one batch that the original takes; None if that is any, or if its
+            inputs share no batch.
+        notes: sentences for the user.
+    """
+
+    model: ir.Model
+    batch_free: bool
+    original_size: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def free_and_verify_batch(
+    model: ir.Model, source: CheckFeeds, clean: Callable[[ir.Model], ir.Model]
+) -> FreedBatch:
+    """Free the batch where it is fixed, and keep that only if two samples stay two samples.
+
+    A batch of two feeds must give what the feeds give one by one. Where that fails, it is
+    tried once more on a copy whose computed shapes are folded: those that were computed
+    from constants can be freed then.
+
+    Args:
+        model: runs on the feeds; it is not changed, but for the shapes of its values.
+        source: feeds, as for `normalise`.
+        clean: a copy of a model with constants folded.
+    """
+    InferShapes()(model)
+    size = fixed_batch(model)
+    if size is None:
+        return _verify_declared(model, source)
+    pieces = _two_pieces(model, source, size)
+    if pieces is None:
+        note = f"The batch of {size} stays fixed: its inputs share no batch."
+        return FreedBatch(model, False, notes=(note,))
+    reason = None
+    for copy in (ir.Model.clone, clean):
+        freed = FreeBatch()(copy(model)).model
+        found = _batch_difference(model, freed, pieces)
+        if found is None:
+            return FreedBatch(freed, True, size)
+        reason = reason or found
+    note = f"The batch of {size} stays fixed, since with a free one {reason}."
+    return FreedBatch(model, False, size, (note,))
+
+
+def _verify_declared(model: ir.Model, source: CheckFeeds) -> FreedBatch:
+    pieces = _two_pieces(model, source, 1) if has_free_batch(model) else None
+    if pieces is None:
+        sizes = {static_dim(value, 0) for value in model.graph.inputs}
+        size = next(iter(sizes)) if len(sizes) == 1 else None
+        how = f"in batches of {size}" if size is not None and size > 1 else "one by one"
+        note = f"Samples are run {how}: the inputs and outputs share no batch."
+        return FreedBatch(model, False, size or None, (note,))
+    reason = _batch_difference(model, model, pieces)
+    if reason is None:
+        return FreedBatch(model, True)
+    # Some exporters declare the batch free and write it as 1 inside.
+    freed = FreeBatch(size=1)(model.clone()).model
+    if _batch_difference(model, freed, pieces) is None:
+        return FreedBatch(freed, True, 1)
+    note = f"Samples are run one by one, since in a batch {reason}."
+    return FreedBatch(model, False, 1, (note,))
+
+
+def _two_pieces(model: ir.Model, source: CheckFeeds, size: int) -> list[Arrays] | None:
+    pieces: list[Arrays] = []
+    for feed in given_feeds(model, source, batch=2 * size):
+        parts = split_batch(feed, size)
+        if parts is None:
+            return None
+        pieces.extend(parts)
+    # A much weaker second sample shows what leaks from one sample into the other.
+    return [pieces[0], vary(pieces[min(1, len(pieces) - 1)])]
+
+
+def _batch_difference(model: ir.Model, freed: ir.Model, pieces: Sequence[Arrays]) -> str | None:
+    if (mixing := _mixes_samples(model)) is not None:
+        return f"'{mixing.name}' ({mixing.op_type}) reduces over all samples"
+    try:
+        alone = run_model(model, pieces, optimise=False)
+        together = run_model(freed, [join_batches(pieces)], optimise=False)
+    except Exception as error:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        logger.debug("the batch is not free: %s", error)
+        return "it does not run"
+    compared = batch_outputs(model)
+    places = [i for i, value in enumerate(model.graph.outputs) if value in compared]
+    alone, together = ([[run[i] for i in places] for run in runs] for runs in (alone, together))
+    joined = _join(alone)
+    if joined is None:
+        return "its outputs are no batches"
+    names = [str(model.graph.outputs[i].name) for i in places]
+    return find_difference(names, [joined], together)
+
+
+def _mixes_samples(model: ir.Model) -> ir.Node | None:
+    """A reduction of floats over the first axis, which a check on few samples may not feel."""
+    for node in model.graph:
+        if not node.op_type.startswith("Reduce") or node.domain not in DEFAULT_DOMAINS:
+            continue
+        source = node.inputs[0]
+        size = rank(source)
+        if source is None or is_constant(source) or source.dtype not in FLOATS:
+            continue
+        axes = axes_of(node, size or 1)
+        if (axes is None and input_at(node, 1) is None) or (size and axes and 0 in axes):
+            return node
+    return None
+
+
+def _join(runs: Sequence[Outputs]) -> Outputs | None:
+    joined: Outputs = []
+    for parts in zip(*runs, strict=True):
+        if not all(isinstance(part, np.ndarray) and part.ndim for part in parts):
+            return None
+        # Where the samples decide how many rows there are, nobody could tell whose they are.
+        if len({part.shape for part in parts}) != 1:
+            return None
+        joined.append(np.concatenate(parts))
+    return joined

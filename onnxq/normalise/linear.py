@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.editor import Editor
+from onnxq.graph.facts import constant, float_attribute, input_at, int_attribute, is_op, rank
 from onnxq.graph.scaled_weight import scaled_weight, shares, usable_factor
-from onnxq.normalise.editor import Editor
-from onnxq.normalise.facts import constant, float_attribute, input_at, int_attribute, is_op, rank
 
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

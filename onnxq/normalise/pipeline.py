@@ -8,45 +8,28 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.errors import ModelError, PassError, reason_of
+from onnxq.graph.facts import is_op
 from onnxq.load.float_types import float_types_notes
-from onnxq.load.outputs import run_model
-from onnxq.normalise.ask_runtime import AskRuntime
-from onnxq.normalise.batch_norm_to_affine import BatchNormToAffine
-from onnxq.normalise.chain_sum import ChainSum
+from onnxq.load.opens import run_model
+from onnxq.normalise.activations import ClipToRelu, MinMaxToClip, PReluToLeakyRelu
+from onnxq.normalise.batch_norm import BatchNormToAffine, FoldBatchNorm
 from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, pieces_of
-from onnxq.normalise.clip_to_relu import ClipToRelu
-from onnxq.normalise.conv_to_gemm import ConvToGemm
-from onnxq.normalise.einsum_to_matmul import EinsumToMatMul
-from onnxq.normalise.expand_where import ExpandWhere
-from onnxq.normalise.explicit_pads import MakePadsExplicit
-from onnxq.normalise.facts import is_op
+from onnxq.normalise.clean import NameEverything, OwnOutputs, RemoveIdentity, SweepDead
 from onnxq.normalise.fold_affine import FoldAffine
-from onnxq.normalise.fold_batch_norm import FoldBatchNorm
-from onnxq.normalise.fold_constants import FoldConstants
+from onnxq.normalise.fold_constants import FoldConstants, LiftConstants
 from onnxq.normalise.fold_shapes import FoldShapes
-from onnxq.normalise.full_pads import FullPads
-from onnxq.normalise.gemm_to_plain import GemmToPlain
-from onnxq.normalise.infer_shapes import InferShapes
-from onnxq.normalise.left_constant import LeftConstant
-from onnxq.normalise.lift_constants import LiftConstants
-from onnxq.normalise.mean_to_pool import MeanToPool
-from onnxq.normalise.merge_transposes import MergeTransposes
-from onnxq.normalise.min_max_to_clip import MinMaxToClip
-from onnxq.normalise.name_everything import NameEverything
-from onnxq.normalise.own_outputs import OwnOutputs
-from onnxq.normalise.passes import GraphPass
-from onnxq.normalise.pool_before_conv import PoolBeforeConv
-from onnxq.normalise.prelu_to_leaky_relu import PReluToLeakyRelu
-from onnxq.normalise.remove_identity import RemoveIdentity
-from onnxq.normalise.runner import PassRunner
+from onnxq.normalise.free_batch import FreedBatch, free_and_verify_batch
+from onnxq.normalise.gemm import ConvToGemm, GemmToPlain
+from onnxq.normalise.infer_shapes import AskRuntime, InferShapes
+from onnxq.normalise.pads import FullPads, MakePadsExplicit
+from onnxq.normalise.passes import GraphPass, PassRunner
+from onnxq.normalise.plain_nodes import ChainSum, ExpandWhere, SplitToSlices
+from onnxq.normalise.pooling import MeanToPool, PoolBeforeConv
+from onnxq.normalise.products import EinsumToMatMul, LeftConstant, SqueezeWeight
 from onnxq.normalise.simplify import Simplify
-from onnxq.normalise.split_to_slices import SplitToSlices
-from onnxq.normalise.squeeze_weight import SqueezeWeight
-from onnxq.normalise.sweep_dead import SweepDead
-from onnxq.normalise.transposed_to_gemm import TransposedToGemm
-from onnxq.normalise.verify_batch import FreedBatch, free_and_verify_batch
-from onnxq.numerics.equality import Outputs, find_difference, rounding_noise
-from onnxq.session import Feeds
+from onnxq.normalise.transposes import MergeTransposes, TransposedToGemm
+from onnxq.numerics.distances import Outputs, find_difference, rounding_noise
+from onnxq.runtime.session import Feeds
 
 CLEAN: tuple[GraphPass, ...] = (
     LiftConstants(),

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxq.errors import reason_of
 from onnxq.normalise.passes import PassResult
-from onnxq.weight_files import SMALLEST, is_large
+from onnxq.runtime.large_weights import SMALLEST, is_large
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,4 @@
-"""Weights as indices into a table of centroids (Thonglek et al., 2020).
-
-    W ~ scale[channel] * centroids[index]
-
-One table per layer. With one scale per channel, the root mean square of its weights, channels
-of different spread share the table, and k-means counts a channel's errors by scale^2: the error
-of W itself is what is least. On integer kernels the centroids are int8 codes.
-"""
+"""Codebooks: weights and biases as indices into few centroids."""
 
 from __future__ import annotations
 
@@ -154,3 +147,28 @@ def _normalised(
 ) -> Iterator[tuple[tuple[slice, ...], FloatArray]]:
     for where in _where(weight.shape, axis):
         yield where, weight[where] / _at(scale, weight.ndim, axis, where)
+
+
+def share_biases(bias: FloatArray, count: int) -> FloatArray:
+    """Each bias replaced by the nearest of K centroids, those of least squared error.
+
+        b <- c[argmin_k |b - c_k|]
+
+    K = 1 gives the mean; a K of at least the number of different biases changes nothing.
+
+    Args:
+        bias: float32, (channels,).
+        count: K, at least 1.
+
+    Returns:
+        float32, (channels,).
+    """
+    if not bias.size:
+        return bias
+    if count == 1:
+        # Of k-means one centroid may be held at zero.
+        return np.full_like(bias, bias.mean(dtype=np.float64))
+    points = collect_points(lambda: [(bias, np.ones((), np.float32))], bias.size)
+    centroids = kmeans(points, [count])[count].astype(np.float32)
+    borders = (centroids[1:].astype(np.float64) + centroids[:-1]) / 2
+    return np.asarray(centroids[np.searchsorted(borders, bias)])

@@ -1,12 +1,6 @@
-"""Indices below K in few bits: fields of 8, 4, 2 and 1 bits, and trits, five in a byte.
+"""Arrays in few bytes.
 
-An index below K <= 2^b 3^a is written as b bits and a trits,
-
-    index = bits + 2^b (t_0 + 3 t_1 + 9 t_2 + ...),
-
-each field packed by itself into whole bytes, lowest place first. A trit takes 8/5 bits, so
-that K = 3 takes 1.6 bits, K = 6 2.6, K = 12 3.6; K = 2^b has bits alone. Shifts, divisions and
-remainders unpack it, which ONNX Runtime folds when a session starts.
+Integers of a few bits packed, and what repeats along an axis kept once.
 """
 
 from __future__ import annotations
@@ -87,3 +81,24 @@ def pack(indices: Bytes, field: Field) -> Bytes:
     for i in range(field.per_byte):
         packed += rows[:, i] * np.uint8(field.base**i) if i else rows[:, 0]
     return packed
+
+
+def collapsed(array: np.ndarray) -> np.ndarray:
+    """The array with one element along each axis that all of its slices are equal along.
+
+    Spread over the shape of `array` it gives `array` again, bit by bit; a view of it.
+    """
+    found = array
+    for axis in range(array.ndim):
+        first = found.take([0], axis) if found.shape[axis] else found
+        if found.shape[axis] > 1 and _same(found, first):
+            found = first
+    return found
+
+
+def _same(array: np.ndarray, first: np.ndarray) -> bool:
+    """Whether the array is `first`, spread; NaN counts as equal, -0 and 0 do not."""
+    if array.dtype.kind == "f":
+        bits = np.dtype(f"u{array.itemsize}")
+        return bool((np.ascontiguousarray(array).view(bits) == first.view(bits)).all())
+    return bool((array == first).all())

@@ -1,9 +1,6 @@
-"""Uniform quantizers: from ranges to scales and codes, and back, with their gradients.
+"""Quantization parameters of a tensor.
 
-Activations are affine over unsigned codes, `real = scale * (code - zero_point)` with codes
-0 ... 2^n - 1. Weights are symmetric over signed codes, `real = scale * code` with codes
--(2^(n-1) - 1) ... 2^(n-1) - 1 and a zero point that is always 0. All arithmetic is float32
-in the order of operations that the student graph uses, so that both give the same codes.
+And the arithmetic of QuantizeLinear and DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -168,3 +165,28 @@ def quantize_bias(bias: FloatArray, scale: FloatArray) -> npt.NDArray[np.int32]:
 def fake_quant_bias(bias: FloatArray, scale: FloatArray) -> FloatArray:
     """The bias on its int32 grid, in float32, what DequantizeLinear gives."""
     return quantize_bias(bias, scale).astype(np.float32) * scale
+
+
+LARGEST_CODE = 255
+LIMIT = 32767
+
+
+def may_saturate(codes: IntArray, axis: int) -> bool:
+    """Whether two adjacent products of an output channel can leave 16 bits.
+
+    A convolution's products are adjacent along its input channels, as ONNX Runtime orders
+    them. A depth-wise convolution has one input channel and other kernels: never.
+
+    Args:
+        codes: signed weight codes, of a Conv (out, in/group, ...), Gemm or MatMul.
+        axis: the axis of output channels.
+    """
+    rows = np.moveaxis(codes, axis, 0)
+    if codes.ndim > 2:
+        if codes.shape[1] == 1:
+            return False
+        rows = np.moveaxis(codes, 1, -1)
+    rows = np.abs(rows.reshape(rows.shape[0], -1).astype(np.int32))
+    if rows.shape[1] % 2:
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    return bool((LARGEST_CODE * (rows[:, 0::2] + rows[:, 1::2]) > LIMIT).any())

@@ -9,18 +9,30 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
+from onnxq.graph.operators import never_negative
 from onnxq.load.float_types import halved_constants
-from onnxq.options import INT4_BITS, Target
-from onnxq.plan.codebooks import codebook_refusal, packing_refusal
-from onnxq.plan.first_last import WIDE, first_and_last, for_first_and_last
-from onnxq.plan.float_layers import EXCLUDED, retrained_layers
+from onnxq.options.recipe import LayerOverride, Recipe, nearest_name
+from onnxq.options.table import INT4_BITS, Target
+from onnxq.plan.float_layers import (
+    EXCLUDED,
+    WIDE,
+    first_and_last,
+    for_first_and_last,
+    retrained_layers,
+)
 from onnxq.plan.layers import Layer, find_layers, spec_of
-from onnxq.plan.multiplied import multiplied_tensors, wide_tensors
-from onnxq.plan.operators import never_negative
-from onnxq.plan.regions import Regions, Site
-from onnxq.plan.spec import CODE_BITS, SATURATION_BITS, Compute, LayerSpec, Plan, TensorSpec
-from onnxq.plan.worthwhile import growing_layers
-from onnxq.recipe import LayerOverride, Recipe, nearest_name
+from onnxq.plan.regions import Regions, Site, multiplied_tensors, wide_tensors
+from onnxq.plan.size import growing_layers
+from onnxq.plan.spec import (
+    CODE_BITS,
+    SATURATION_BITS,
+    Compute,
+    LayerSpec,
+    Plan,
+    TensorSpec,
+    codebook_refusal,
+    packing_refusal,
+)
 
 INT4_CODEBOOK = "indices into centroids stay packed: INT4 tensors hold codes"
 

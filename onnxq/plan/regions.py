@@ -1,20 +1,14 @@
-"""Where integer kernels can run: which layers, which nodes between them, on which tensors.
-
-Three rules decide it. A convolution has an integer kernel only if its result is quantized
-too, so one whose result no other layer reads (the logits, a detection head) stays in float
-with integer weights. A node without weights becomes an integer node only between integer
-nodes. A tensor is quantized once, before any node that only moves its elements.
-"""
+"""Where integer kernels can run: which layers, which nodes between them, on which tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph.nested import nested_nodes
-from onnxq.plan.layers import Layer
-from onnxq.plan.operators import (
+from onnxq.graph.facts import nested_nodes
+from onnxq.graph.operators import (
     COMPUTES,
     FLOAT_RESULT_OPERATORS,
     TABLE,
@@ -22,6 +16,8 @@ from onnxq.plan.operators import (
     constant,
     is_move,
 )
+from onnxq.plan.float_layers import first_and_last
+from onnxq.plan.layers import Layer
 
 SPARED_REASON = "8 bits are too few for the tensors around it, as samples showed"
 
@@ -241,3 +237,14 @@ def constant_shape(value: ir.Value) -> tuple[int, ...]:
     array = constant(value)
     assert array is not None
     return array.shape
+
+
+def multiplied_tensors(layers: Sequence[Layer]) -> frozenset[str]:
+    """The names of the tensors that layers read, before any move."""
+    return frozenset(str(root(each.data).name) for each in layers if each.node.op_type != TABLE)
+
+
+def wide_tensors(layers: Sequence[Layer]) -> frozenset[str]:
+    """Those that the first and the last layer read."""
+    ends = first_and_last(layers)
+    return multiplied_tensors([layer for layer in layers if layer.node in ends])

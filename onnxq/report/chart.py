@@ -1,4 +1,4 @@
-"""Line charts, in the pixels that a template draws."""
+"""Pictures of a report: line charts and bars."""
 
 from __future__ import annotations
 
@@ -162,3 +162,24 @@ def _drawn(line: Line, x: _Axis, y: _Axis, height: int = HEIGHT) -> Drawn:
     path = " ".join(f"{left},{top}" for left, top in places)
     dots = [(*place, text) for place, text in zip(places, line.dots, strict=False)]
     return Drawn(line.name, path, line.colour, dots, line.dashed)
+
+
+MOST_BARS = 60
+"""Bars of one picture; of more the largest are shown."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a picture.
+
+    Attributes:
+        name: what it stands for.
+        text: its value as a reader takes it.
+        share: its length, as a share of the longest.
+        inner: length of its dark part, as a share of the longest.
+    """
+
+    name: str
+    text: str
+    share: float
+    inner: float = 0.0

@@ -10,16 +10,21 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, Template
 
 from onnxq.errors import OutputError
+from onnxq.options.recipe import recipe_toml
 from onnxq.pipeline import Result
-from onnxq.recipe import recipe_toml
-from onnxq.report.bars import MOST_BARS, Bar
+from onnxq.report.chart import MOST_BARS, Bar
 from onnxq.report.inspection import LayerRow, plan_rows
-from onnxq.report.learning import learning_curves
 from onnxq.report.result import figure_rows, result_fields, result_notes, score_history
-from onnxq.report.search import search_chart, search_title
-from onnxq.report.synthesis import class_bars, contact_sheet, loss_curves
+from onnxq.report.sections import (
+    class_bars,
+    contact_sheet,
+    learning_curves,
+    loss_curves,
+    search_chart,
+    search_title,
+)
 from onnxq.report.text import size_text
-from onnxq.temporary import write_whole
+from onnxq.runtime.temporary import write_whole
 from onnxq.version import VERSION
 
 PAGE = "report.html"

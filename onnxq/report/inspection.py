@@ -13,23 +13,21 @@ import onnx_ir as ir
 
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
+from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.load.contents import read_contents
 from onnxq.load.float_types import stored_type
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.read import read_proto
-from onnxq.normalise.name_everything import NameEverything
+from onnxq.normalise.clean import NameEverything
 from onnxq.numerics.packing import bits_per_index
+from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
-from onnxq.plan.codebooks import codebook_bytes, packed_code_bytes
-from onnxq.plan.operators import TABLE, WEIGHT_OPERATORS, weight_index
-from onnxq.plan.spec import LayerSpec
-from onnxq.plan.unquantized import comes_of_constants
-from onnxq.recipe import METADATA_KEY as RECIPE_KEY
-from onnxq.recipe import Recipe
-from onnxq.report.contents import ContentRow, Fates, content_rows
-from onnxq.report.stored import is_dequantized, stored_weight
-from onnxq.verify.figures import METADATA_KEY, Figures
+from onnxq.plan.layers import comes_of_constants
+from onnxq.plan.spec import LayerSpec, codebook_bytes, packed_code_bytes
+from onnxq.report.contents import ContentRow, Fates, content_rows, is_dequantized, stored_weight
+from onnxq.verify.metrics import METADATA_KEY, Figures
 from onnxq.verify.opened import OpenedModel, open_model
 
 INT4_REASON = "INT4: ONNX Runtime computes it in float on a CPU"

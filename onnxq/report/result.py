@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.pipeline import Result
-from onnxq.report.search import search_rows
+from onnxq.report.sections import search_rows
 from onnxq.report.text import (
     decibels_text,
     number_text,
@@ -16,8 +16,8 @@ from onnxq.report.text import (
     size_text,
     time_text,
 )
-from onnxq.verify.figures import Figures
 from onnxq.verify.kernels import INTEGER_KERNELS
+from onnxq.verify.metrics import Figures
 
 Row = tuple[str, str, str, str]
 """Name of a figure, before, after, and what they make together."""

@@ -1,6 +1,8 @@
-"""Numbers as a reader takes them."""
+"""Values and names from files as text that a terminal may print."""
 
 from __future__ import annotations
+
+import unicodedata
 
 NONE = "-"
 """What stands for a figure that was not measured or has no meaning."""
@@ -50,3 +52,30 @@ def points_text(value: float | None, error: float | None = None) -> str:
 def decibels_text(value: float) -> str:
     """An SQNR; at its bound the outputs are equal."""
     return "equal" if value >= 200 else f"{value:.1f} dB"
+
+
+MOST_CHARACTERS = 1_000
+"""Of a sentence."""
+
+_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+"""Categories of characters that are not seen, or reorder others: ANSI escapes, bidi overrides."""
+
+
+def printable(text: str) -> str:
+    """The text with every character that controls and none that is seen spelt as an escape."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape(c) if unicodedata.category(c) in _HIDDEN else c for c in text)
+
+
+def sentence(text: str) -> str:
+    """One line with a capital and a full stop, of bounded length: its middle goes first."""
+    text = printable(" ".join(text.split()))
+    if len(text) > MOST_CHARACTERS:
+        kept = (MOST_CHARACTERS - 3) // 2
+        text = f"{text[:kept]}...{text[-kept:]}"
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

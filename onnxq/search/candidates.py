@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from onnxq.numerics.clip_mse import weight_threshold
 from onnxq.numerics.codebook import Codebook, fit_codebooks
 from onnxq.numerics.qparams import FloatArray
-from onnxq.numerics.weight_clip import weight_threshold
-from onnxq.plan.codebooks import codebook_refusal, weight_bytes
-from onnxq.plan.spec import LayerSpec
-from onnxq.rewrite.quantizers import (
+from onnxq.plan.spec import LayerSpec, codebook_refusal, weight_bytes
+from onnxq.runtime.session import Arrays
+from onnxq.search.table import FLOAT, Setting
+from onnxq.student.qparams import (
     Quantizers,
     bias_name,
     corrected_bias,
@@ -18,9 +19,7 @@ from onnxq.rewrite.quantizers import (
     needs_bias,
     weight_scales,
 )
-from onnxq.rewrite.student import Student
-from onnxq.search.table import FLOAT, Setting
-from onnxq.session import Arrays
+from onnxq.student.student import Student
 
 COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
 """Centroids that a codebook may have: whole bits, and those between are near."""

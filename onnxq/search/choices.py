@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnxq.options import OFF
-from onnxq.plan.codebooks import weight_bytes
-from onnxq.plan.spec import LayerSpec, Plan
-from onnxq.recipe import Recipe
+from onnxq.options.recipe import Recipe
+from onnxq.options.table import OFF
+from onnxq.plan.spec import LayerSpec, Plan, weight_bytes
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
 
 CODEBOOK_GAIN, CODE_GAIN, ROUNDING_GAIN = 3.0, 1.4, 7.0

@@ -6,18 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnxq.errors import RecipeError
-from onnxq.learn.variants import Variant, Variants
-from onnxq.plan.codebooks import code_bytes
-from onnxq.recipe import Recipe
-from onnxq.search.allocation import find_frontier
+from onnxq.forms.forms import Variant, Variants
+from onnxq.options.recipe import Recipe
+from onnxq.plan.spec import code_bytes
 from onnxq.search.choices import choices, is_free
-from onnxq.search.found import Found
-from onnxq.search.goal import goal_of
-from onnxq.search.memo import Memo
-from onnxq.search.search import Search
+from onnxq.search.evaluator import Memo, ModelWorkshop
+from onnxq.search.goal import find_frontier, goal_of
+from onnxq.search.search import Found, Search
 from onnxq.search.sweep import by_weight
 from onnxq.search.table import Row, SweepTable
-from onnxq.search.workshop import ModelWorkshop
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,30 @@
-"""What one weight can reach in a model, as a session that takes the weight as an input.
+"""The part of a model that one weight can reach.
 
-All other weights stay initializers: a fed one loses ONNX Runtime's blocked layout.
+As a session, and the effect of a change on the outputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from onnxq.graph.cut import split
+from onnxq.numerics.distances import (
+    confidence_drop,
+    holds_decisions,
+    kl_divergence,
+    log_probabilities,
+    look_like_probabilities,
+)
 from onnxq.plan.spec import LayerSpec
-from onnxq.rewrite.quantizers import bias_name, needs_bias
-from onnxq.rewrite.split import split
-from onnxq.rewrite.student import free_parameters
-from onnxq.session import Arrays, Feeds, SessionPool
+from onnxq.runtime.session import Arrays, Feeds, SessionPool
+from onnxq.search.table import Effect, Measure
+from onnxq.student.qparams import bias_name, needs_bias
+from onnxq.student.student import free_parameters
 
 
 class Suffix:
@@ -73,3 +84,76 @@ def _drop_passed_through(graph: ir.Graph) -> None:
         graph.outputs.remove(value)
         if not value.uses():
             graph.inputs.remove(value)
+
+
+Floats = NDArray[np.float64]
+
+SMALLEST_SQUARES = 1e-12
+"""A tensor that is zero throughout is safe to divide by."""
+
+
+class Judge:
+    """Tells how far a candidate's outputs are from the teacher's, as sums that add up.
+
+    One compared tensor of shape (samples, classes >= 2), with dimensions of 1 behind, is a
+    classifier's; the effect is the mean over the samples of
+
+        KL(p_T || p_S)   and   p_T(c_T) - p_T(c_S).
+
+    Otherwise it is the mean over the compared tensors of sum (y_S - y_T)^2 / sum y_T^2.
+
+    Args:
+        names: of the compared tensors.
+        outputs: the teacher's, on one batch.
+        count: number of samples in that batch.
+    """
+
+    def __init__(self, names: Sequence[str], outputs: Feeds, count: int) -> None:
+        self._names = tuple(names)
+        first = outputs[self._names[0]]
+        decides = len(self._names) == 1 and holds_decisions(first.shape, count)
+        self.measure: Measure = "kl" if decides else "error"
+        self._probabilities = decides and look_like_probabilities(first.reshape(count, -1))
+
+    def sums(self, teacher: Feeds, student: Feeds) -> Floats:
+        """What one batch contributes, float64.
+
+        Args:
+            teacher: its outputs by name.
+            student: the candidate's; those that are missing are equal.
+
+        Returns:
+            sums over the samples of (KL, drop, drop^2), or of the squared error and the
+            teacher's squares of each tensor.
+        """
+        if self.measure == "kl":
+            return self._decision_sums(teacher, student)
+        pairs = [(teacher[name], student.get(name, teacher[name])) for name in self._names]
+        errors = [np.square(np.subtract(s, t, dtype=np.float64)).sum() for t, s in pairs]
+        squares = [np.square(t, dtype=np.float64).sum() for t, _ in pairs]
+        return np.array([*errors, *squares])
+
+    def _decision_sums(self, teacher: Feeds, student: Feeds) -> Floats:
+        name = self._names[0]
+        if name not in student:
+            return np.zeros(3)
+        expected, found = (each[name].reshape(len(each[name]), -1) for each in (teacher, student))
+        logs = log_probabilities(expected, self._probabilities)
+        divergence = kl_divergence(logs, log_probabilities(found, self._probabilities))
+        drop = confidence_drop(logs, expected.argmax(axis=1), found.argmax(axis=1))
+        return np.array([divergence.sum(), drop.sum(), np.square(drop).sum()])
+
+    def effect(self, sums: Floats, samples: int, size: int) -> Effect:
+        """The effect of a setting, from the sums over all batches.
+
+        Args:
+            sums: added up.
+            samples: their number.
+            size: bytes that the weights take.
+        """
+        if self.measure == "error":
+            errors, squares = np.split(sums, 2)
+            return Effect(size, float((errors / np.maximum(squares, SMALLEST_SQUARES)).mean()))
+        divergence, drop, squared = (float(each) / samples for each in sums)
+        spread = math.sqrt(max(squared - drop * drop, 0.0) / samples)
+        return Effect(size, max(divergence, 0.0), 100 * drop, 100 * spread)

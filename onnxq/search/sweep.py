@@ -17,17 +17,16 @@ import psutil
 
 from onnxq.data.samples import Samples
 from onnxq.errors import DataError, ModelError
-from onnxq.learn.logits import find_logits
-from onnxq.learn.teacher import MICRO_BATCH
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
-from onnxq.rewrite.quantizers import Quantizers
-from onnxq.rewrite.student import Student
+from onnxq.runtime.session import Arrays, SessionPool, available_cores, expose
 from onnxq.search.candidates import Candidates
-from onnxq.search.effects import Floats, Judge
-from onnxq.search.suffix import Suffix
+from onnxq.search.suffix import Floats, Judge, Suffix
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
-from onnxq.session import Arrays, SessionPool, available_cores, expose
+from onnxq.student.qparams import Quantizers
+from onnxq.student.student import Student
+from onnxq.train.logits import find_logits
+from onnxq.train.teacher import MICRO_BATCH
 
 SAMPLES = 256
 """Samples used at most: one standard error of a drop is then a fraction of a point."""

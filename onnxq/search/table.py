@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from onnxq.options import OFF
-from onnxq.recipe import LayerOverride
+from onnxq.options.recipe import LayerOverride
+from onnxq.options.table import OFF
 
 Measure = Literal["kl", "error"]
 

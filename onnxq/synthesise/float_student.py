@@ -13,18 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.engine import Engine
 from onnxq.errors import ModelError
-from onnxq.graph.nested import has_subgraph, reads
-from onnxq.learn.engine import Engine
-from onnxq.learn.loss import target_name
-from onnxq.learn.nested import flattened, nested
-from onnxq.learn.optimizer import Adam
-from onnxq.normalise.facts import constant, input_at, is_op
-from onnxq.numerics.initial_weights import he_normal
-from onnxq.session import Arrays, Feeds
+from onnxq.graph.facts import constant, has_subgraph, input_at, is_op, reads
+from onnxq.runtime.session import Arrays, Feeds
 from onnxq.synthesise.losses import cross_entropy
-from onnxq.synthesise.parts import Parts
-from onnxq.synthesise.training_norm import training_norm
+from onnxq.synthesise.parts import Parts, he_normal, training_norm
+from onnxq.train.loss import target_name
+from onnxq.train.optimizer import Adam, flattened, nested
 
 PREFIX = "onnxq.student"
 """What the names of parameters and nodes begin with."""

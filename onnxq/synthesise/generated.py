@@ -7,16 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.learn.engine import Engine
-from onnxq.learn.loss import target_name
-from onnxq.learn.nested import flattened, nested
-from onnxq.learn.optimizer import Adam
-from onnxq.learn.schedule import CosineRestarts
-from onnxq.session import Arrays, Feeds, SessionPool
-from onnxq.synthesise.distilled import Terms
+from onnxq.engine import Engine
+from onnxq.runtime.session import Arrays, Feeds, SessionPool
 from onnxq.synthesise.float_student import FloatStudent, StudentTraining
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, before_model
-from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
+from onnxq.synthesise.objective import LOSS, SynthesisObjective, Terms, term_name
+from onnxq.train.loss import target_name
+from onnxq.train.optimizer import Adam, CosineRestarts, flattened, nested
 
 RATE = 0.02
 """Adam's step at first; DFQF has 0.01, for a wider generator."""

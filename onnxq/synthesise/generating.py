@@ -9,15 +9,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.learn.checkpoint import Checkpoint
-from onnxq.learn.rows import Rows
 from onnxq.progress import Progress
+from onnxq.runtime.rows import Rows
 from onnxq.synthesise.generated import GeneratorTraining, draw
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, size_generator, stand_alone
-from onnxq.synthesise.history import LossHistory, history_of, loss_text
 from onnxq.synthesise.made import MadeImages, Synthesis
-from onnxq.synthesise.subject import Subject
-from onnxq.synthesise.task import TIMED_STEPS, TOGETHER, Task, batch_size
+from onnxq.synthesise.making import LossHistory, history_of, loss_text
+from onnxq.synthesise.subject import TIMED_STEPS, TOGETHER, Subject, Task, batch_size
+from onnxq.train.checkpoint import Checkpoint
 from onnxq.version import VERSION
 
 STEPS = 600

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.session import Arrays
+from onnxq.runtime.session import Arrays
 from onnxq.synthesise.parts import Parts
 from onnxq.synthesise.space import ImageSpace
 

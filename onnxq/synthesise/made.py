@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.learn.rows import Rows
-from onnxq.session import Arrays
+from onnxq.runtime.rows import Rows
+from onnxq.runtime.session import Arrays
 
 FEW_CLASSES = 0.5
 """Share of the classes that could occur below which variety has collapsed."""

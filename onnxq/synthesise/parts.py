@@ -1,12 +1,19 @@
-"""Nodes and constants that are added to a graph piece by piece."""
+"""Pieces of trained networks.
+
+Nodes and constants added one by one, BatchNormalization of a batch, first weights.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
+
+from onnxq.graph.facts import float_attribute
 
 AXES_AS_INPUT = 18
 """The opset from which on ReduceMean takes its axes as an input."""
@@ -91,3 +98,49 @@ class Parts:
             for number, output in enumerate(node.outputs):
                 output.name = output.name or f"{self._prefix}.{i}.value.{number}"
         self._graph.extend(self._tape.nodes)
+
+
+@dataclass(frozen=True)
+class TrainingNorm:
+    """What one node became; the statistics keep the rank of its input, `(1, channels, 1, ...)`.
+
+    Attributes:
+        output: (x - mean) / sqrt(variance + epsilon) * scale + bias.
+        mean: of each channel, over the batch and all positions.
+        variance: likewise, divided by their number.
+    """
+
+    output: ir.Value
+    mean: ir.Value
+    variance: ir.Value
+
+
+def training_norm(
+    parts: Parts, node: ir.Node, x: ir.Value, scale: ir.Value, bias: ir.Value
+) -> TrainingNorm:
+    """The nodes that a BatchNormalization node, whose input is of known rank, is in training."""
+    source = node.inputs[0]
+    assert source is not None and source.shape is not None
+    rank = len(source.shape)
+    others = [axis for axis in range(rank) if axis != 1]
+    shape = parts.integers([1, -1, *[1] * (rank - 2)])
+    mean = parts.mean(x, others, keep=True)
+    shifted = parts.op("Sub", x, mean)
+    variance = parts.mean(parts.square(shifted), others, keep=True)
+    epsilon = parts.scalar(float_attribute(node, "epsilon", 1e-5))
+    normal = parts.op("Div", shifted, parts.op("Sqrt", parts.op("Add", variance, epsilon)))
+    scaled = parts.op("Mul", normal, parts.op("Reshape", scale, shape))
+    output = parts.op("Add", scaled, parts.op("Reshape", bias, shape))
+    return TrainingNorm(output, mean, variance)
+
+
+def he_normal(shape: Sequence[int], fan_in: int, rng: np.random.Generator) -> np.ndarray:
+    """Normal values of variance 2 / fan_in (He et al. 2015, equation 10), float32.
+
+    Args:
+        shape: of the weight.
+        fan_in: numbers that one output is a sum over, at least 1.
+        rng: what they are drawn from.
+    """
+    size = np.float32(math.sqrt(2 / fan_in))
+    return rng.standard_normal(tuple(shape), np.float32) * size

@@ -1,4 +1,7 @@
-"""The network that images are made for, and which losses it can have."""
+"""The network that images are synthesised for.
+
+The losses that it can have, and what is asked for.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess
+from onnxq.engine import ungradable_nodes
 from onnxq.errors import ModelError, RecipeError
-from onnxq.learn.engine import ungradable_nodes
-from onnxq.learn.logits import find_logits
-from onnxq.learn.sizes import fix_sizes
-from onnxq.load.inputs import input_specs
-from onnxq.numerics.distributions import holds_decisions, look_like_probabilities
-from onnxq.session import expose, open_session
-from onnxq.synthesise.batch_norms import FOLDED, BatchNorm, find_batch_norms
+from onnxq.load.interface import input_specs
+from onnxq.numerics.distances import holds_decisions, look_like_probabilities
+from onnxq.runtime.session import expose, open_session
 from onnxq.synthesise.float_student import find_float_student
+from onnxq.synthesise.losses import FOLDED, BatchNorm, find_batch_norms
 from onnxq.synthesise.objective import LOSS, Student, SynthesisObjective
 from onnxq.synthesise.space import ImageSpace, image_space
+from onnxq.train.batch_size import fix_sizes, sample_bytes, shard_size
+from onnxq.train.logits import find_logits
 
 PROBE = 2
 """Samples of noise on which it is seen whether a model is a classifier."""
@@ -115,3 +118,59 @@ def _find_classifier(model: ir.Model, name: str, noise: np.ndarray) -> tuple[str
     if not decides or look_like_probabilities(rows.reshape(len(noise), -1)):
         return None, 0
     return names[0], rows.shape[1]
+
+
+BATCH = 64
+"""Images that share their statistics, where memory allows."""
+MOST_BYTES = 2**30
+"""Of the activations of such a batch; fixed, so that memory decides only where it is scarce."""
+LEAST_BATCH = 8
+"""Fewer have no statistics to speak of."""
+COPIES = 2
+"""Arrays per activation: values and gradients."""
+TOGETHER = 2
+"""Batches in work side by side; fixed, so that they are the same ones on any number of cores."""
+TIMED_STEPS = 5
+"""After which it is known how long a step takes."""
+
+WEIGHTS: Mapping[str, float] = {"inception": 10.0, "bn": 10.0}
+"""Of the losses, by kind."""
+
+
+def batch_size(model: ir.Model) -> int:
+    """How many images share their statistics.
+
+    64, fewer where their activations would take more than a gigabyte, or than memory allows.
+    """
+    fits = MOST_BYTES // max(sample_bytes(model), 1)
+    return max(2, shard_size(model, max(LEAST_BATCH, min(BATCH, fits)), COPIES))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to make.
+
+    Attributes:
+        count: images at most.
+        weights: of losses by kind, where they are not the method's own.
+        seed: of the noise.
+        max_seconds: how long it may take.
+        method: 'generator', 'distilled' or 'auto'.
+        adversarial: whether the generator is to go on learning with the student.
+    """
+
+    count: int
+    weights: Mapping[str, float]
+    seed: int
+    max_seconds: float
+    method: str = "auto"
+    adversarial: bool = False
+
+    @property
+    def all_weights(self) -> dict[str, float]:
+        """The weight of every loss, by kind."""
+        return {**WEIGHTS, **self.weights}
+
+    def images(self, batch: int | None) -> int:
+        """How many images to make: what fills no batch of a fixed size could not be used."""
+        return self.count if batch is None else max(1, self.count // batch) * batch

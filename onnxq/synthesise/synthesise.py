@@ -9,15 +9,14 @@ import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import Samples
-from onnxq.learn.checkpoint import Checkpoint
 from onnxq.progress import Progress
-from onnxq.session import Arrays, SessionPool, expose
+from onnxq.runtime.session import Arrays, SessionPool, expose
 from onnxq.synthesise.adversarial import check_adversarial
 from onnxq.synthesise.generating import Generating
 from onnxq.synthesise.made import Synthesis, collapse_note
 from onnxq.synthesise.making import Making
-from onnxq.synthesise.subject import Subject, find_subject
-from onnxq.synthesise.task import BATCH, Task
+from onnxq.synthesise.subject import BATCH, Subject, Task, find_subject
+from onnxq.train.checkpoint import Checkpoint
 
 PICTURES = 64
 """Images of a contact sheet at most."""

@@ -1,7 +1,7 @@
 """What equalization did to the channels of a file, found from its weights.
 
 Equalized layers hold W'[o, i] = W[o, i] · a_o / a_i, where a_o is the factor of output
-channel o, and a_i that of the channel that they read (`onnxq/rewrite/equalize.py`). The
+channel o, and a_i that of the channel that they read (`onnxq/forms/equalize.py`). The
 file doesn't hold the factors. Layers are gone through in the order of the data flow, so that
 a_i is known; least squares over the weights of a channel then gives
 
@@ -19,10 +19,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxq.forms.equalization_pairs import find_pairs
+from onnxq.graph.operators import constant
 from onnxq.numerics.equalization import scale_input, scale_output
-from onnxq.plan.operators import constant
-from onnxq.rewrite.equalization_pairs import find_pairs
-from onnxq.rewrite.layer_weights import (
+from onnxq.student.weights import (
     in_features,
     join_weight,
     read_weight,

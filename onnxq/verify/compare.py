@@ -15,16 +15,15 @@ from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import ModelError
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
-from onnxq.options import COMPARED_SAMPLES
+from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
+from onnxq.options.recipe import Recipe
+from onnxq.options.table import COMPARED_SAMPLES
 from onnxq.plan import make_plan
 from onnxq.progress import Progress, Silent
-from onnxq.recipe import METADATA_KEY as RECIPE_KEY
-from onnxq.recipe import Recipe
-from onnxq.verify.figures import METADATA_KEY, Figures
 from onnxq.verify.kernels import INTEGER_KERNELS
-from onnxq.verify.layer_noise import LayerNoise
+from onnxq.verify.layer_noise import LayerNoise, PairedLayer, pair_layers
+from onnxq.verify.metrics import METADATA_KEY, Figures
 from onnxq.verify.opened import OpenedModel, common_inputs, open_model
-from onnxq.verify.pairing import PairedLayer, pair_layers
 
 CHECK_SAMPLES = 2
 """Samples on which every pass of normalisation is checked."""

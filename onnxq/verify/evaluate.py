@@ -20,9 +20,9 @@ from onnxq.data.labelled import LABELS_FILE, open_labelled
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import DataError
-from onnxq.options import EVALUATION_BATCH
+from onnxq.options.table import EVALUATION_BATCH
 from onnxq.progress import Progress, Silent
-from onnxq.session import Arrays, SessionPool
+from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.verify.opened import OpenedModel, common_inputs, open_model
 from onnxq.verify.outputs import (
     Comparer,

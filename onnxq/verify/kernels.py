@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnxq.errors import OutputError
 from onnxq.load.read import read_graph
 from onnxq.plan.spec import LayerSpec, Plan
-from onnxq.session import open_session
-from onnxq.temporary import temporary_folder
+from onnxq.runtime.session import open_session
+from onnxq.runtime.temporary import temporary_folder
 
 _INTEGER = (
     "QLinearConv ConvInteger QGemm QLinearMatMul MatMulInteger MatMulIntegerToFloat "

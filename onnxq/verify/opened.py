@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from onnxq.data.inputs import InputSpec
 from onnxq.errors import DataError, ModelError
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
 from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.model import runnable
 from onnxq.load.opens import check_opens
 from onnxq.load.read import file_bytes, read_graph
-from onnxq.session import Arrays
+from onnxq.runtime.session import Arrays
 
 
 @dataclass(frozen=True)

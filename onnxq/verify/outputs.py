@@ -11,15 +11,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.samples import Samples
-from onnxq.numerics.distributions import (
+from onnxq.numerics.distances import (
+    Noise,
     confidence_drop,
     kl_divergence,
     log_probabilities,
     look_like_probabilities,
 )
-from onnxq.options import EVALUATION_BATCH
-from onnxq.session import Arrays, SessionPool
-from onnxq.verify.noise import Noise
+from onnxq.options.table import EVALUATION_BATCH
+from onnxq.runtime.session import Arrays, SessionPool
 
 _KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 

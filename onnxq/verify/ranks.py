@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from onnxq.errors import DataError, ModelError
-from onnxq.session import Arrays
+from onnxq.runtime.session import Arrays
 
 TOP = 5
 

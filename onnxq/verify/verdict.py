@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import CODE_BITS
-from onnxq.recipe import Recipe
-from onnxq.verify.figures import Figures
+from onnxq.verify.metrics import Figures
 
 BROKEN_AGREEMENT = 0.5
 """Share of equal decisions below which a classifier is broken."""

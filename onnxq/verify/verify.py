@@ -10,22 +10,19 @@ import onnx_ir as ir
 
 from onnxq.data.samples import Samples
 from onnxq.errors import reason_of
-from onnxq.learn.logits import compared_tensors
 from onnxq.load.float_types import has_other_floats
 from onnxq.load.model import runnable
 from onnxq.load.read import file_bytes, model_files, read_graph
-from onnxq.numerics.qparams import IntArray
-from onnxq.numerics.saturation import may_saturate
+from onnxq.numerics.qparams import IntArray, may_saturate
 from onnxq.plan import Plan
 from onnxq.progress import Progress
-from onnxq.session import SessionPool
-from onnxq.verify.figures import Figures
+from onnxq.runtime.session import SessionPool
+from onnxq.train.logits import compared_tensors
+from onnxq.verify.benchmark import measure_latency
+from onnxq.verify.exported import shipped_files, stored_array, with_outputs
 from onnxq.verify.kernels import read_kernels
-from onnxq.verify.latency import measure_latency
+from onnxq.verify.metrics import Figures
 from onnxq.verify.outputs import compare_outputs, probability_outputs
-from onnxq.verify.probe import with_outputs
-from onnxq.verify.shipped import shipped_files
-from onnxq.verify.stored_weights import stored_array
 
 IN_FLOAT32 = (
     "ONNX Runtime does not run the original's float types on a CPU; its latency is that of the "

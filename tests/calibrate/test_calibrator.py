@@ -9,7 +9,7 @@ import pytest
 from onnxq.calibrate import TensorStatistics, calibrate
 from onnxq.calibrate.observers import VALUES_PER_BATCH, observe, stride_for
 from onnxq.numerics.histogram import Histogram
-from onnxq.session import Arrays, open_session
+from onnxq.runtime.session import Arrays, open_session
 
 
 class Rows:

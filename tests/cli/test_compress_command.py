@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import OutputError
-from onnxq.recipe import load_recipe
+from onnxq.options.recipe import load_recipe
 from tests.cli.conftest import command, start
 
 SHORT = ("--samples", 128, "--learn", "none")

@@ -8,7 +8,7 @@ import time
 import pytest
 from PIL import Image
 
-from onnxq.recipe import load_recipe
+from onnxq.options.recipe import load_recipe
 from tests.cli.conftest import command, start
 
 SHORT = ("--samples", 64, "--learn", "none")

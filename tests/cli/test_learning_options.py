@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.recipe import METADATA_KEY, Recipe, load_recipe
+from onnxq.options.recipe import METADATA_KEY, Recipe, load_recipe
 from tests.cli.conftest import environment
 
 LONG = ("--learn", "steps", "--learn", "weights")

@@ -12,8 +12,7 @@ from PIL import Image
 
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.sameness import notes_on_sameness
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.samples import Samples, notes_on_sameness, open_samples
 from onnxq.errors import DataError
 
 PLAIN = Preprocess((0.0,), (1.0,))

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxq.data.arrays import spread
 from onnxq.data.files import ArrayRows
 from onnxq.data.samples import Samples
-from onnxq.data.source import spread
 
 
 def numbered(count: int) -> Samples:

@@ -25,10 +25,10 @@ from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import open_samples
 from onnxq.errors import RecipeError
 from onnxq.export.compact import export
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import Result, compress, plan_model
 from onnxq.plan import planner
-from onnxq.recipe import LayerOverride, Recipe
 from onnxq.report.result import result_notes
 from onnxq.verify.kernels import INTEGER_KERNELS, read_kernels
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from onnxq.errors import OutputError
-from onnxq.export.lock import lock_path, locked
+from onnxq.export.save import lock_path, locked
 
 
 def test_the_second_run_is_told(tmp_path):
@@ -33,7 +33,7 @@ def test_a_link_and_its_target_are_one_output(tmp_path):
 
 def test_what_a_killed_run_leaves_is_taken_over(tmp_path):
     out = tmp_path / "o.onnx"
-    code = "import os, pathlib, sys; from onnxq.export.lock import locked\n"
+    code = "import os, pathlib, sys; from onnxq.export.save import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", code, str(out)], check=False)
     assert done.returncode == -9

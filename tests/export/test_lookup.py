@@ -11,8 +11,8 @@ from small_graphs import Quantized, images, quantize, run, serialised, small_gra
 from onnxq.export.constants import add_constant
 from onnxq.export.lookup import add_lookup
 from onnxq.numerics.codebook import Codebook
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
-from onnxq.recipe import LayerOverride, Recipe
 from onnxq.verify.kernels import optimised_nodes, read_kernels
 
 COUNTS = (2, 3, 4, 5, 6, 7, 16, 17, 32, 256)

@@ -15,9 +15,9 @@ from small_graphs import (
     small_graph,
 )
 
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
-from onnxq.recipe import LayerOverride, Recipe
-from onnxq.report.stored import stored_weight
+from onnxq.report.contents import stored_weight
 from onnxq.verify.kernels import INTEGER_KERNELS, optimised_nodes, read_kernels
 
 SETTINGS = {

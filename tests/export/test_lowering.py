@@ -22,8 +22,8 @@ from small_graphs import (
 )
 
 from onnxq.export.lower import Lowering
-from onnxq.recipe import Recipe
-from onnxq.rewrite.student import bake
+from onnxq.options.recipe import Recipe
+from onnxq.student.student import bake
 from onnxq.verify.kernels import INTEGER_KERNELS, read_kernels
 
 _made: dict[str, Quantized] = {}

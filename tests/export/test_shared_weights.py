@@ -11,9 +11,9 @@ from small_graphs import Feeds, build, quantize, run
 
 from onnxq.graph.scaled_weight import usable_factor
 from onnxq.normalise.pipeline import normalise
-from onnxq.numerics.collapse import collapsed
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import weight_scales
+from onnxq.numerics.packing import collapsed
+from onnxq.options.recipe import Recipe
+from onnxq.student.qparams import weight_scales
 
 RNG = np.random.default_rng(0)
 CHANNELS = 16

@@ -4,8 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.graph.constants import scalar
-from onnxq.graph.nested import has_subgraph, nested_nodes, reads
+from onnxq.graph.facts import has_subgraph, nested_nodes, reads, scalar
 
 NESTED = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[2] x, bool k) => (float[2] y) {

@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 from small_graphs import images, quantize, run, small_graph, tables
 
-from onnxq.learn.codebook_tables import SCALE, TABLE, CodebookTables
+from onnxq.learn.codebooks import SCALE, TABLE, CodebookTables
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
 from onnxq.plan import planner
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import fake_weight, student_feeds
+from onnxq.student.qparams import fake_weight, student_feeds
 
 FLOAT = {"activation_bits": None}
 

@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import Quantized, quantize, small_graph
 
-from onnxq.learn.free_values import VALUE
-from onnxq.learn.latent_weights import LatentWeights
 from onnxq.learn.step_sizes import WEIGHT_STEP, StepSizes
 from onnxq.learn.trained import Trained
+from onnxq.learn.weights import VALUE, LatentWeights
 from onnxq.numerics.qparams import per_channel, quantize_weight, weight_quant_max, weight_scale
+from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import LayerSpec
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import Quantizers, on_grid
+from onnxq.student.qparams import Quantizers, on_grid
 
 CASES = st.tuples(st.integers(2, 8), st.sampled_from(["per-channel", "per-tensor"]))
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from small_graphs import Feeds, Quantized, images, quantize, run, small_graph
 
-from onnxq.learn.bias_correction import correct_biases
-from onnxq.learn.engine import Engine
-from onnxq.learn.free_values import FreeValues
-from onnxq.learn.loss import LOSS, attach_loss, target_name
+from onnxq.engine import Engine
+from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.trained import Trained, make_parts
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import Quantizers, student_feeds
+from onnxq.learn.weights import FreeValues
+from onnxq.options.recipe import Recipe
+from onnxq.student.qparams import Quantizers, student_feeds
+from onnxq.train.loss import LOSS, attach_loss, target_name
 
 FLOAT = {"activation_bits": None, "exclude": ("Conv_c", "Gemm")}
 

@@ -11,13 +11,13 @@ import pytest
 from small_graphs import quantize, run, small_graph
 
 from onnxq.data.samples import open_samples
-from onnxq.learn.augment import Augmentation, ImageLayout
 from onnxq.learn.fresh import FreshImages
-from onnxq.learn.loss import target_name
-from onnxq.learn.teacher import TeacherOutputs
-from onnxq.load.inputs import input_specs
-from onnxq.rewrite.quantizers import Quantizers
-from onnxq.session import Arrays, Feeds
+from onnxq.load.interface import input_specs
+from onnxq.runtime.session import Arrays, Feeds
+from onnxq.student.qparams import Quantizers
+from onnxq.train.augment import Augmentation, ImageLayout
+from onnxq.train.loss import target_name
+from onnxq.train.teacher import TeacherOutputs
 
 COUNT = 24
 

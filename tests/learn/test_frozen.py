@@ -10,24 +10,24 @@ import pytest
 from small_graphs import BODIES, CONV, image_graph, images, quantize, run, small_graph
 
 from onnxq.data.samples import open_samples
+from onnxq.forms.forms import PLAIN, Variant, Variants
+from onnxq.graph.cut import split
 from onnxq.learn import frozen
-from onnxq.learn.budget import Budget
-from onnxq.learn.checkpoint import Checkpoint
 from onnxq.learn.frozen import AGAIN, Remainder, freeze
-from onnxq.learn.kept_tensors import KeptTensors, Prefix
 from onnxq.learn.learn import learn
-from onnxq.learn.learned import Learned
-from onnxq.learn.learning import Learning
-from onnxq.learn.objective import Objective, choose_objective
-from onnxq.learn.teacher import TeacherOutputs
+from onnxq.learn.train import Learning
 from onnxq.learn.trained import Trained, make_parts
-from onnxq.learn.variants import PLAIN, Variant, Variants
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
+from onnxq.options.recipe import Recipe
 from onnxq.plan import planner
 from onnxq.progress import Silent
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import moving_inputs, student_feeds
-from onnxq.rewrite.split import split
+from onnxq.student.qparams import moving_inputs, student_feeds
+from onnxq.train.budget import Budget
+from onnxq.train.checkpoint import Checkpoint
+from onnxq.train.held_out import Learned
+from onnxq.train.kept_tensors import KeptTensors, Prefix
+from onnxq.train.objective import Objective, choose_objective
+from onnxq.train.teacher import TeacherOutputs
 
 QUICK = Budget(epochs=2, lr=0.02, shard_size=4)
 
@@ -229,8 +229,8 @@ def test_the_number_of_cores_does_not_change_a_bit(tmp_path, monkeypatch, cores)
     recipe = CASES["with biases"]
     variant, train = prepared(tmp_path, small_graph("residual"), recipe)
     expected = learn(variant, train, recipe.learn, QUICK)
-    monkeypatch.setattr("onnxq.session.available_cores", lambda: cores)
-    monkeypatch.setattr("onnxq.learn.engine.engine.available_cores", lambda: cores)
+    monkeypatch.setattr("onnxq.runtime.session.available_cores", lambda: cores)
+    monkeypatch.setattr("onnxq.engine.engine.available_cores", lambda: cores)
     assert learn(variant, train, recipe.learn, QUICK).history == expected.history
 
 

@@ -8,17 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import Feeds, Quantized, images, quantize, run, serialised, small_graph
 
+from onnxq.engine import Engine
 from onnxq.export.lower import Lowering
-from onnxq.learn.bias_correction import correct_biases
-from onnxq.learn.engine import Engine
-from onnxq.learn.free_values import VALUE
-from onnxq.learn.latent_weights import LatentWeights
-from onnxq.learn.loss import LOSS, attach_loss, target_name
+from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.weights import VALUE, LatentWeights
 from onnxq.numerics.qparams import per_channel, weight_quant_max
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
-from onnxq.recipe import LayerOverride, Recipe
-from onnxq.rewrite.quantizers import Quantizers, student_feeds
+from onnxq.student.qparams import Quantizers, student_feeds
+from onnxq.train.loss import LOSS, attach_loss, target_name
 
 SPREAD = {True: 10.0, False: 0.2}
 """Of weights, in steps, and of biases, in their root mean square."""

@@ -12,27 +12,26 @@ from small_graphs import serialised, small_graph
 
 from onnxq.data.samples import open_samples
 from onnxq.export.lower import Lowering
-from onnxq.learn import budget as budgets
-from onnxq.learn import frozen, loop
-from onnxq.learn.augment import Augmentation, ImageLayout
-from onnxq.learn.budget import Budget
-from onnxq.learn.checkpoint import Checkpoint
+from onnxq.forms.forms import PLAIN, Variant, Variants
+from onnxq.learn import frozen
 from onnxq.learn.frozen import Remainder
-from onnxq.learn.held_back import Judgement
 from onnxq.learn.learn import learn
-from onnxq.learn.learned import Learned
-from onnxq.learn.learning import Learning
-from onnxq.learn.objective import choose_objective
-from onnxq.learn.optimizer import Adam
-from onnxq.learn.state import State
-from onnxq.learn.teacher import TeacherOutputs
-from onnxq.learn.threshold_scales import SHIFT
+from onnxq.learn.thresholds import SHIFT
+from onnxq.learn.train import Learning
 from onnxq.learn.trained import Trained, make_parts
-from onnxq.learn.variants import PLAIN, Variant, Variants
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
+from onnxq.options.recipe import Recipe
 from onnxq.progress import Silent
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import Quantizers
+from onnxq.student.qparams import Quantizers
+from onnxq.train import budget as budgets
+from onnxq.train import loop
+from onnxq.train.augment import Augmentation, ImageLayout
+from onnxq.train.budget import Budget
+from onnxq.train.checkpoint import Checkpoint, State
+from onnxq.train.held_out import Judgement, Learned
+from onnxq.train.objective import choose_objective
+from onnxq.train.optimizer import Adam
+from onnxq.train.teacher import TeacherOutputs
 
 EPOCHS = 4
 LONG = ("steps", "weights")
@@ -138,8 +137,8 @@ def test_another_seed_takes_another_order(ready, learned):
 
 @pytest.mark.parametrize("cores", [1, 2, 3])
 def test_the_number_of_cores_does_not_change_a_byte(tmp_path, monkeypatch, cores, ready, learned):
-    monkeypatch.setattr("onnxq.session.available_cores", lambda: cores)
-    monkeypatch.setattr("onnxq.learn.engine.engine.available_cores", lambda: cores)
+    monkeypatch.setattr("onnxq.runtime.session.available_cores", lambda: cores)
+    monkeypatch.setattr("onnxq.engine.engine.available_cores", lambda: cores)
     recipe = Recipe(calibration="max", bias_correction=False, granularity="per-tensor")
     other = make_ready(tmp_path, small_graph("residual"), recipe)
     found = other.learning().run(Silent())

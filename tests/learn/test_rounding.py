@@ -13,22 +13,22 @@ from small_graphs import CONV, HEAD, image_graph, run, serialised, small_graph
 from onnxq.data.samples import open_samples
 from onnxq.errors import OutputError
 from onnxq.export.lower import Lowering
-from onnxq.learn.budget import Budget
-from onnxq.learn.checkpoint import Checkpoint
+from onnxq.forms.forms import PLAIN, Variant, Variants
+from onnxq.learn.gptq import cuts
+from onnxq.learn.gptq import reconstruct as module
+from onnxq.learn.gptq.reconstruct import NO_GAIN, reconstruct
 from onnxq.learn.learn import learn
-from onnxq.learn.learned import Learned
-from onnxq.learn.rounding import cuts
-from onnxq.learn.rounding import reconstruct as module
-from onnxq.learn.rounding.reconstruct import NO_GAIN, reconstruct
-from onnxq.learn.teacher import TeacherOutputs
-from onnxq.learn.threshold_scales import WEIGHT, ThresholdScales
+from onnxq.learn.thresholds import WEIGHT, ThresholdScales
 from onnxq.learn.train import NO_GAIN as GAINED_NOTHING
-from onnxq.learn.variants import PLAIN, Variant, Variants
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
 from onnxq.numerics.qparams import fake_quant_weight
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import fake_weight, weight_scales
-from onnxq.rewrite.student import bake
+from onnxq.options.recipe import Recipe
+from onnxq.student.qparams import fake_weight, weight_scales
+from onnxq.student.student import bake
+from onnxq.train.budget import Budget
+from onnxq.train.checkpoint import Checkpoint
+from onnxq.train.held_out import Learned
+from onnxq.train.teacher import TeacherOutputs
 
 RECIPE = Recipe(weight_bits=3, first_last_bits=3)
 
@@ -110,7 +110,7 @@ def test_the_export_computes_what_the_student_does(ready, fitted):
 
 def test_a_second_run_and_other_cores_give_the_same_bytes(ready, fitted, monkeypatch):
     for cores in (1, 3):
-        monkeypatch.setattr("onnxq.session.available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("onnxq.runtime.session.available_cores", lambda cores=cores: cores)
         again = ready.fitted()
         assert serialised(ready.exported(again)) == serialised(ready.exported(fitted))
 

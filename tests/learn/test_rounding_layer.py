@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.learn.rounding.layer import FittedLayer, fit_layer
-from onnxq.learn.rounding.moments import Moments
+from onnxq.learn.gptq.layer import FittedLayer, Moments, fit_layer
 from onnxq.numerics.patches import Geometry
 from onnxq.plan.spec import LayerSpec
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from onnxq.intake import Intake
-from onnxq.learn.budget import Budget
 from onnxq.learn.learn import learn
+from onnxq.options.recipe import Recipe
 from onnxq.progress import Silent
-from onnxq.recipe import Recipe
 from onnxq.run import Run
+from onnxq.train.budget import Budget
 
 
 # Measured: 0.43 and 0.74 of the held-back error under learned thresholds.

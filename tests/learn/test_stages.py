@@ -12,21 +12,20 @@ from small_graphs import quantize, serialised, small_graph
 
 from onnxq.data.samples import open_samples
 from onnxq.export.lower import Lowering
+from onnxq.forms.forms import PLAIN, Variant, Variants
 from onnxq.learn import learn as module
-from onnxq.learn import loop
-from onnxq.learn.budget import Budget
-from onnxq.learn.checkpoint import Checkpoint
-from onnxq.learn.learn import FIRST_SHARE, learn
-from onnxq.learn.learned import Learned
-from onnxq.learn.rounding import reconstruct as rounding
-from onnxq.learn.stages import ROUNDING, in_order, learns_weights, spelt_out
-from onnxq.learn.teacher import TeacherOutputs
-from onnxq.learn.variants import PLAIN, Variant, Variants
-from onnxq.load.inputs import input_specs
+from onnxq.learn.gptq import reconstruct as rounding
+from onnxq.learn.learn import FIRST_SHARE, ROUNDING, in_order, learn, learns_weights, spelt_out
+from onnxq.load.interface import input_specs
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
 from onnxq.progress import Silent
-from onnxq.recipe import LayerOverride, Recipe
-from onnxq.rewrite.quantizers import Quantizers
+from onnxq.student.qparams import Quantizers
+from onnxq.train import loop
+from onnxq.train.budget import Budget
+from onnxq.train.checkpoint import Checkpoint
+from onnxq.train.held_out import Learned
+from onnxq.train.teacher import TeacherOutputs
 
 FEW = Recipe(weight_bits=4, first_last_bits=4, activation_bits=4)
 FOUR = {"weight_bits": 4, "first_last_bits": 4}

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import Quantized, images, quantize, run, small_graph, whole_slopes
 
-from onnxq.learn.engine import Engine
-from onnxq.learn.loss import LOSS, attach_loss, target_name
+from onnxq.engine import Engine
 from onnxq.learn.step_sizes import LEFT, STEP, WEIGHT_STEP, StepSizes
 from onnxq.learn.trained import Trained
 from onnxq.numerics.qparams import per_channel, quant_max, weight_quant_max
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import Quantizers, limit_names, limits, student_feeds
+from onnxq.options.recipe import Recipe
+from onnxq.student.qparams import Quantizers, limit_names, limits, student_feeds
+from onnxq.train.loss import LOSS, attach_loss, target_name
 
 ELEMENTS = {"x": 192, "r": 384, "c": 384, "z": 384, "g": 6}
 

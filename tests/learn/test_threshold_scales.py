@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import Feeds, Quantized, images, quantize, run, small_graph, whole_slopes
 
-from onnxq.learn.bias_correction import correct_biases
-from onnxq.learn.engine import Engine
-from onnxq.learn.loss import LOSS, attach_loss, target_name
-from onnxq.learn.threshold_scales import (
+from onnxq.engine import Engine
+from onnxq.forms.bias_correction import correct_biases
+from onnxq.learn.thresholds import (
     ALPHA_MAX,
     SHIFT,
     SHIFT_MAX,
@@ -24,10 +23,11 @@ from onnxq.learn.threshold_scales import (
 )
 from onnxq.learn.trained import Trained
 from onnxq.numerics.bias_correction import weight_error_shift
+from onnxq.numerics.clip_mse import alpha_min
 from onnxq.numerics.qparams import weight_threshold_max
-from onnxq.numerics.weight_clip import alpha_min
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import bias_name, limit_names, limits, student_feeds
+from onnxq.options.recipe import Recipe
+from onnxq.student.qparams import bias_name, limit_names, limits, student_feeds
+from onnxq.train.loss import LOSS, attach_loss, target_name
 
 _made: dict[bool, Quantized] = {}
 

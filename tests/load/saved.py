@@ -12,7 +12,7 @@ import pytest
 
 from onnxq.errors import ModelError
 from onnxq.load.model import load_model
-from onnxq.session import open_session
+from onnxq.runtime.session import open_session
 
 
 def parse(text: str, imports: str = '"" : 17', ir_version: int = 8) -> onnx.ModelProto:

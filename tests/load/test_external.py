@@ -14,8 +14,8 @@ from onnxq.errors import ModelError, UnreadableError
 from onnxq.export.save import check_output
 from onnxq.load.model import load_model
 from onnxq.load.read import model_files, read_graph
-from onnxq.load.tensor import load_tensor
-from onnxq.session import open_session
+from onnxq.load.tensors import load_tensor
+from onnxq.runtime.session import open_session
 from onnxq.verify.opened import open_model
 
 VALUES = np.arange(16, dtype=np.float32).reshape(4, 4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxq.load.model import load_model
-from onnxq.session import open_session
+from onnxq.runtime.session import open_session
 from tests.load.saved import operators, parse, refusal, save
 
 X = np.array([[-2, -1, 1, 2], [3, -4, 5, -6]], np.float32)

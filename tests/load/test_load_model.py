@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.errors import ModelError
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model, runnable
 from onnxq.load.version import convert_version
-from onnxq.session import open_session
+from onnxq.runtime.session import open_session
 
 
 def _proto(body: str, signature: str = "(float[2,4] x) => (float[2,4] y)", opset: int = 13):

@@ -9,12 +9,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxq.load.inputs import input_specs, random_feeds
-from onnxq.load.outputs import run_model
+from onnxq.load.interface import input_specs, random_feeds
+from onnxq.load.opens import run_model
+from onnxq.normalise.clean import NameEverything, SweepDead
 from onnxq.normalise.infer_shapes import InferShapes
-from onnxq.normalise.name_everything import NameEverything
 from onnxq.normalise.passes import GraphPass
-from onnxq.normalise.sweep_dead import SweepDead
 
 GraphMaker = Callable[..., ir.Model]
 PassCheck = Callable[..., ir.Model]

@@ -8,10 +8,9 @@ import onnx_ir as ir
 import pytest
 from small_graphs import compress
 
-from onnxq.normalise.ask_runtime import AskRuntime
-from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.normalise.infer_shapes import AskRuntime, InferShapes
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import plan_model
-from onnxq.recipe import Recipe
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
 g (float[N,3,8,8] x) => (float[N,4,8,8] y) {

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.min_max_to_clip import MinMaxToClip
-from onnxq.normalise.prelu_to_leaky_relu import PReluToLeakyRelu
+from onnxq.normalise.activations import MinMaxToClip, PReluToLeakyRelu
 
 
 def _ops(model) -> list[str]:

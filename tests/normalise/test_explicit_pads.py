@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onnxq.load.inputs import input_specs, random_feeds
-from onnxq.load.outputs import run_model
-from onnxq.normalise.explicit_pads import MakePadsExplicit
+from onnxq.load.interface import input_specs, random_feeds
+from onnxq.load.opens import run_model
+from onnxq.normalise.pads import MakePadsExplicit
 
 MODES = ["SAME_UPPER", "SAME_LOWER", "VALID"]
 

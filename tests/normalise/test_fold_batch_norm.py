@@ -3,9 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.batch_norm_to_affine import BatchNormToAffine
+from onnxq.normalise.batch_norm import BatchNormToAffine, FoldBatchNorm
 from onnxq.normalise.fold_affine import FoldAffine
-from onnxq.normalise.fold_batch_norm import FoldBatchNorm
 
 
 def _norm(channels: int, seed: int = 1) -> dict[str, np.ndarray]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.fold_constants import FoldConstants
+from onnxq.normalise.fold_constants import FoldConstants, LiftConstants
 from onnxq.normalise.fold_shapes import FoldShapes
-from onnxq.normalise.lift_constants import LiftConstants
 from onnxq.normalise.simplify import Simplify
 
 

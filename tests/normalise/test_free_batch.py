@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
 from onnxq.normalise.free_batch import FreeBatch
 from onnxq.normalise.pipeline import normalise
 

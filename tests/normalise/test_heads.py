@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.conv_to_gemm import ConvToGemm
-from onnxq.normalise.pool_before_conv import PoolBeforeConv
+from onnxq.normalise.gemm import ConvToGemm
+from onnxq.normalise.pooling import PoolBeforeConv
 
 
 def _ops(model) -> list[str]:

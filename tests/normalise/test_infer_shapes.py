@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.normalise.ask_runtime import AskRuntime
-from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.normalise.infer_shapes import AskRuntime, InferShapes
 from onnxq.normalise.pipeline import normalise
 
 

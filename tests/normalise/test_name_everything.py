@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.normalise.name_everything import NameEverything
+from onnxq.normalise.clean import NameEverything
 
 BRANCHES = """<ir_version: 8, opset_import: ["" : 13]>
 g (float[N,4] x, bool c) => (float[N,4] y) {

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.chain_sum import ChainSum
-from onnxq.normalise.clip_to_relu import ClipToRelu
-from onnxq.normalise.expand_where import ExpandWhere
-from onnxq.normalise.full_pads import FullPads
-from onnxq.normalise.mean_to_pool import MeanToPool
-from onnxq.normalise.remove_identity import RemoveIdentity
-from onnxq.normalise.split_to_slices import SplitToSlices
+from onnxq.normalise.activations import ClipToRelu
+from onnxq.normalise.clean import RemoveIdentity
+from onnxq.normalise.pads import FullPads
+from onnxq.normalise.plain_nodes import ChainSum, ExpandWhere, SplitToSlices
+from onnxq.normalise.pooling import MeanToPool
 
 
 def _ops(model) -> list[str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.einsum_to_matmul import EinsumToMatMul
-from onnxq.normalise.gemm_to_plain import GemmToPlain
-from onnxq.normalise.left_constant import LeftConstant
-from onnxq.normalise.merge_transposes import MergeTransposes
+from onnxq.normalise.gemm import GemmToPlain
 from onnxq.normalise.pipeline import normalise
-from onnxq.normalise.squeeze_weight import SqueezeWeight
+from onnxq.normalise.products import EinsumToMatMul, LeftConstant, SqueezeWeight
+from onnxq.normalise.transposes import MergeTransposes
 
 
 def _ops(model) -> list[str]:

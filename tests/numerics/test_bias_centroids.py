@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from onnxq.numerics.bias_centroids import share_biases
+from onnxq.numerics.codebook import share_biases
 
 BIASES = arrays(np.float32, st.integers(1, 60), elements=st.floats(-8, 8, width=16))
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.numerics.aciq import laplace_clip, normal_clip
-from onnxq.numerics.clip import CLIP_METHODS, ClipMethod, clip_range
+from onnxq.numerics.clip import CLIP_METHODS, ClipMethod, clip_range, laplace_clip, normal_clip
 from onnxq.numerics.histogram import Histogram
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from onnxq.numerics.distributions import (
+from onnxq.numerics.distances import (
     confidence_drop,
     kl_divergence,
     log_probabilities,

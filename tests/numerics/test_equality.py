@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from onnxq.numerics.equality import find_difference, rounding_noise
+from onnxq.numerics.distances import find_difference, rounding_noise
 
 BASE = np.array([1.0, -100.0, 3.0], dtype=np.float32)
 

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.numerics.error_feedback import (
+from onnxq.numerics.gptq import (
+    FACTORS,
     MOST_SHRUNK,
     Quadratic,
     descend,
     quadratic,
+    round_layer,
     round_with_feedback,
     shrinkage,
 )
-from onnxq.numerics.layer_rounding import FACTORS, round_layer
 
 MANY = 1e9
 """Samples enough for the least damping."""
@@ -106,7 +107,7 @@ def test_columns_behind_a_stretch_make_up_for_it_too(monkeypatch):
     form, weights, *_ = form_of(1, groups=1, rows=4, size=9)
     scale = scale_of(weights, 3)
     whole = round_with_feedback(form, scale, 3)
-    monkeypatch.setattr("onnxq.numerics.error_feedback.COLUMNS", 2)
+    monkeypatch.setattr("onnxq.numerics.gptq.COLUMNS", 2)
     np.testing.assert_array_equal(round_with_feedback(form, scale, 3), whole)
 
 
@@ -153,7 +154,7 @@ def test_rows_may_be_taken_a_few_at_a_time(monkeypatch):
     form, weights, *_ = form_of(3, groups=2, rows=7, size=6)
     scale = scale_of(weights, 3)
     whole = round_layer(form, weights, scale, 3, shared=False)
-    monkeypatch.setattr("onnxq.numerics.layer_rounding.ELEMENTS", 200)
+    monkeypatch.setattr("onnxq.numerics.gptq.ELEMENTS", 200)
     parts = round_layer(form, weights, scale, 3, shared=False)
     np.testing.assert_array_equal(parts.codes, whole.codes)
     np.testing.assert_array_equal(parts.scale, whole.scale)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_graphs import build, run
 
+from onnxq.options.recipe import Recipe
 from onnxq.plan import make_plan
-from onnxq.recipe import Recipe
-from onnxq.rewrite.geometry import layer_geometry
+from onnxq.student.weights import layer_geometry
 
 CASES = {
     "plain": ("", (4, 3, 3, 3), (2, 3, 7, 6)),

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from onnxq.numerics.clip_mse import alpha_min, weight_threshold
 from onnxq.numerics.qparams import (
     BIAS_LIMIT,
     SMALLEST_SCALE,
@@ -26,7 +27,6 @@ from onnxq.numerics.qparams import (
     weight_threshold_gradient,
     weight_threshold_max,
 )
-from onnxq.numerics.weight_clip import alpha_min, weight_threshold
 
 BITS = st.integers(2, 8)
 LEFTS = st.floats(-100, 0, width=32)

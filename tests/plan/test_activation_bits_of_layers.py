@@ -9,8 +9,8 @@ import pytest
 from small_graphs import images, quantize, run, small_graph
 
 from onnxq.errors import RecipeError
+from onnxq.options.recipe import LayerOverride, Recipe, recipe_from_fields, recipe_toml
 from onnxq.plan import make_plan
-from onnxq.recipe import LayerOverride, Recipe, recipe_from_fields, recipe_toml
 
 
 def test_a_layer_has_the_width_that_the_recipe_states_for_it():

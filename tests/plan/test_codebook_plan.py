@@ -7,9 +7,9 @@ from small_graphs import HEAD, image_graph, quantize, serialised
 
 from onnxq.errors import RecipeError
 from onnxq.export.compact import export
+from onnxq.options.recipe import LayerOverride, Recipe, recipe_from_fields
 from onnxq.plan import make_plan
-from onnxq.plan.codebooks import code_bytes, codebook_bytes, codebook_refusal, weight_bytes
-from onnxq.recipe import LayerOverride, Recipe, recipe_from_fields
+from onnxq.plan.spec import code_bytes, codebook_bytes, codebook_refusal, weight_bytes
 
 
 def wide() -> ir.Model:

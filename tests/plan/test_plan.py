@@ -9,8 +9,8 @@ from small_graphs import BODIES, HEAD, build, image_graph, serialised, small_gra
 
 from onnxq.errors import RecipeError
 from onnxq.normalise.pipeline import normalise
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import Plan, make_plan
-from onnxq.recipe import LayerOverride, Recipe
 
 
 def plan_of(name: str, **options) -> Plan:

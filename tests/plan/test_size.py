@@ -11,9 +11,9 @@ from onnxq.export.compact import compact, float_bytes
 from onnxq.export.save import model_bytes
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.size import saved_bytes
-from onnxq.recipe import LayerOverride, Recipe
 
 BITS = {"8": {}, "weight-only": {"activation_bits": None}, "4": {"weight_bits": 4}}
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxq.export.save import save_model
 from onnxq.load.contents import read_contents
 from onnxq.load.read import file_bytes, read_proto
-from onnxq.recipe import LayerOverride, Recipe
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.report.contents import GRAPH, ContentRow
 from onnxq.report.inspection import Inspection, inspect
 from onnxq.report.tables import print_contents, print_layers

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from onnxq.report.learning import learning_curves
-from onnxq.verify.figures import Figures
+from onnxq.report.sections import learning_curves
+from onnxq.verify.metrics import Figures
 
 LEARNING = {"unit": "error", "start_score": 0.4}
 CURVE = {"minutes": [0.5, 1.0, 2.0], "scores": [0.3, None, 0.2], "agreement": [None, 91.0, 93.0]}

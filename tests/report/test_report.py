@@ -8,14 +8,14 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.errors import OutputError
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import Result
 from onnxq.plan import make_plan
-from onnxq.recipe import Recipe
 from onnxq.report.html import score_bars, write_report
 from onnxq.report.inspection import LayerRow
 from onnxq.report.result import figure_rows, result_fields, result_notes
 from onnxq.report.tables import print_figures, print_layers
-from onnxq.verify.figures import Figures
+from onnxq.verify.metrics import Figures
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 13]>

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxq.report.synthesis import class_bars, contact_sheet, loss_curves
+from onnxq.report.sections import class_bars, contact_sheet, loss_curves
 from onnxq.synthesise.made import Synthesis
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.search.allocation import find_frontier
+from onnxq.search.goal import find_frontier
 from onnxq.search.table import Effect, Setting
 
 EFFECTS = st.builds(Effect, size=st.integers(1, 60), error=st.integers(0, 40).map(float))

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from small_graphs import HEAD, image_graph
 
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import Plan, make_plan
-from onnxq.plan.codebooks import weight_bytes
-from onnxq.recipe import LayerOverride, Recipe
+from onnxq.plan.spec import weight_bytes
 from onnxq.search.choices import CODE_GAIN, CODEBOOK_GAIN, ROUNDING_GAIN, choices, is_free
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.recipe import Recipe
-from onnxq.search.allocation import find_frontier
+from onnxq.options.recipe import Recipe
 from onnxq.search.goal import (
     POINTS_PER_NAT,
     Goal,
     allowed_error,
     drop_of,
     expected_drop,
+    find_frontier,
     goal_of,
 )
 from onnxq.search.search import MOST_TRIALS, Search

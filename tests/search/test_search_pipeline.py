@@ -13,11 +13,10 @@ import pytest
 from small_graphs import HEAD, image_graph, tables
 
 from onnxq.errors import RecipeError
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import Result, compress
-from onnxq.recipe import LayerOverride, Recipe
 from onnxq.run import Run
-from onnxq.search.memo import Memo
-from onnxq.search.workshop import ModelWorkshop
+from onnxq.search.evaluator import Memo, ModelWorkshop
 
 BODY = "a = Conv <pads = [5, 5, 5, 5]> (x, first, b6) r = Relu (a) z = Conv (r, second, c6)"
 FAST = Recipe(epochs=1, batch_size=8, activation_bits=None)

@@ -14,13 +14,13 @@ from small_graphs import BODIES, HEAD, Quantized, image_graph, images, quantize,
 
 from onnxq.data.samples import Samples, open_samples
 from onnxq.errors import DataError, ModelError
-from onnxq.load.inputs import input_specs
-from onnxq.numerics.distributions import kl_divergence, log_probabilities
-from onnxq.recipe import Recipe
-from onnxq.rewrite.student import bake
+from onnxq.load.interface import input_specs
+from onnxq.numerics.distances import kl_divergence, log_probabilities
+from onnxq.options.recipe import Recipe
 from onnxq.search import sweep as module
 from onnxq.search.sweep import sweep
 from onnxq.search.table import FLOAT, Effect, Setting, SweepTable
+from onnxq.student.student import bake
 
 FLOAT_ACTIVATIONS = Recipe(activation_bits=None)
 SAMPLES = 40

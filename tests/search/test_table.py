@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.recipe import Recipe
+from onnxq.options.recipe import Recipe
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
 
 

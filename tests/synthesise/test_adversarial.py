@@ -8,14 +8,14 @@ import pytest
 
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
+from onnxq.engine import Engine
 from onnxq.errors import ModelError
-from onnxq.learn.engine import Engine
-from onnxq.learn.loss import target_name
 from onnxq.synthesise.float_student import PREFIX, StudentTraining, find_float_student
 from onnxq.synthesise.generated import GeneratorTraining
 from onnxq.synthesise.generator import NOISE, Generator, before_model, stand_alone
 from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
 from onnxq.synthesise.space import image_space
+from onnxq.train.loss import target_name
 from tests.small_graphs import build, run
 from tests.synthesise.residual_classifier import TEXT, WEIGHTS
 

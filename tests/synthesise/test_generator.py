@@ -10,14 +10,13 @@ import pytest
 
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
+from onnxq.engine import Engine
 from onnxq.errors import ModelError
 from onnxq.export.save import save_model
-from onnxq.learn.checkpoint import Checkpoint
-from onnxq.learn.engine import Engine
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Silent
-from onnxq.synthesise import generating, task
+from onnxq.synthesise import generating, subject
 from onnxq.synthesise.generated import GeneratorTraining
 from onnxq.synthesise.generator import (
     LATENT,
@@ -30,9 +29,9 @@ from onnxq.synthesise.generator import (
 from onnxq.synthesise.made import Synthesis
 from onnxq.synthesise.objective import LOSS
 from onnxq.synthesise.space import ImageSpace, image_space
-from onnxq.synthesise.subject import find_subject
+from onnxq.synthesise.subject import Task, find_subject
 from onnxq.synthesise.synthesise import synthesise
-from onnxq.synthesise.task import Task
+from onnxq.train.checkpoint import Checkpoint
 from tests.small_graphs import image_graph, run
 
 GREY = Preprocess((0.3053,), (0.376,))
@@ -46,7 +45,7 @@ def unfolded(sample_models: Path) -> ir.Model:
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "STEPS", 12)
-    monkeypatch.setattr(task, "BATCH", 16)
+    monkeypatch.setattr(subject, "BATCH", 16)
 
 
 def space_of(shape: tuple[int, ...], layout: str = "nchw", std: float = 0.25) -> ImageSpace:

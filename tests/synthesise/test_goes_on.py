@@ -7,15 +7,15 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.data.preprocess import Preprocess
+from onnxq.engine import Engine
 from onnxq.errors import ModelError, OutputError, RecipeError
-from onnxq.learn import loop
-from onnxq.learn.engine import Engine
 from onnxq.normalise.pipeline import normalise
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
-from onnxq.recipe import Recipe
-from onnxq.rewrite.quantizers import student_feeds
-from onnxq.synthesise import adversarial, generating, task
-from onnxq.synthesise.adversarial import AdversarialGenerator, check_adversarial
+from onnxq.student.qparams import student_feeds
+from onnxq.synthesise import adversarial, generating
+from onnxq.synthesise import subject as subject_module
+from onnxq.synthesise.adversarial import AdversarialGenerator, QuantizedStudent, check_adversarial
 from onnxq.synthesise.generated import GeneratorDescent
 from onnxq.synthesise.generating import METADATA_KEY
 from onnxq.synthesise.generator import (
@@ -28,9 +28,8 @@ from onnxq.synthesise.generator import (
 )
 from onnxq.synthesise.made import Synthesis
 from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
-from onnxq.synthesise.quantized_student import QuantizedStudent
-from onnxq.synthesise.subject import Subject, find_subject
-from onnxq.synthesise.task import Task
+from onnxq.synthesise.subject import Subject, Task, find_subject
+from onnxq.train import loop
 from tests.small_graphs import Feeds, Quantized, build, quantize, run
 from tests.synthesise.residual_classifier import TEXT, WEIGHTS
 
@@ -227,7 +226,7 @@ def test_what_can_not_go_together_is_one_sentence(options, sentence):
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "STEPS", 6)
-    monkeypatch.setattr(task, "BATCH", 8)
+    monkeypatch.setattr(subject_module, "BATCH", 8)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
 
 

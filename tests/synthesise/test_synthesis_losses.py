@@ -6,10 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.learn.engine import Engine
-from onnxq.synthesise.batch_norms import BatchNorm, find_batch_norms
-from onnxq.synthesise.distilled import Distilled
-from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
+from onnxq.engine import Engine
+from onnxq.synthesise.losses import BatchNorm, find_batch_norms
+from onnxq.synthesise.objective import LOSS, Distilled, SynthesisObjective, term_name
 from onnxq.synthesise.space import ImageSpace
 from tests.small_graphs import build, run
 

@@ -11,16 +11,15 @@ import pytest
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import ModelError, RecipeError
-from onnxq.learn.checkpoint import Checkpoint
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Silent
-from onnxq.synthesise import making, task
+from onnxq.synthesise import making, subject
 from onnxq.synthesise.made import Synthesis, collapse_note
 from onnxq.synthesise.space import image_space
-from onnxq.synthesise.subject import find_subject
+from onnxq.synthesise.subject import WEIGHTS, Task, find_subject
 from onnxq.synthesise.synthesise import synthesise
-from onnxq.synthesise.task import WEIGHTS, Task
+from onnxq.train.checkpoint import Checkpoint
 from tests.small_graphs import build, image_graph, run, small_graph
 
 GREY = Preprocess((0.3053,), (0.376,))
@@ -36,7 +35,7 @@ def unfolded(sample_models: Path) -> ir.Model:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(making, "STEPS", 30)
     monkeypatch.setattr(making, "LEAST_STEPS", 10)
-    monkeypatch.setattr(task, "BATCH", 16)
+    monkeypatch.setattr(subject, "BATCH", 16)
 
 
 def make(
@@ -230,5 +229,5 @@ def test_batches_are_smaller_where_images_are_large():
         for value in node.outputs:
             if len(value.shape) == 4:
                 value.shape = ir.Shape(["N", 64, 320, 320])
-    assert task.batch_size(small) == task.BATCH == 16
-    assert task.LEAST_BATCH <= task.batch_size(large) < 16
+    assert subject.batch_size(small) == subject.BATCH == 16
+    assert subject.LEAST_BATCH <= subject.batch_size(large) < 16

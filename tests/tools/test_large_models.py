@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.plan.layers import find_layers
-from onnxq.session import open_session
+from onnxq.runtime.session import open_session
 from tools.large_architectures import Scale
 from tools.make_large_models import ARCHITECTURES, make, save
 

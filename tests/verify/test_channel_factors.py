@@ -4,11 +4,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxq.forms.equalize import equalize
+from onnxq.graph.operators import constant
 from onnxq.plan.layers import find_layers
-from onnxq.plan.operators import constant
-from onnxq.rewrite.equalize import equalize
 from onnxq.verify.channel_factors import ChannelFactors
-from onnxq.verify.stored_weights import stored_array
+from onnxq.verify.exported import stored_array
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 13]>

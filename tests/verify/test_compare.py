@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.errors import DataError, ModelError
+from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import compress
-from onnxq.recipe import LayerOverride, Recipe
 from onnxq.verify.compare import compare
 from onnxq.verify.evaluate import evaluate
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from onnxq.errors import ModelError
-from onnxq.verify.figures import OUTSIDE_FIELDS, Figures
+from onnxq.verify.metrics import OUTSIDE_FIELDS, Figures
 
 FIGURES = Figures(
     size_before=1000,

@@ -14,12 +14,12 @@ from onnxq.calibrate.calibrator import calibrate
 from onnxq.data.samples import open_samples
 from onnxq.errors import OutputError
 from onnxq.export.lower import Lowering
-from onnxq.load.inputs import input_specs
+from onnxq.load.interface import input_specs
 from onnxq.normalise.pipeline import normalise
+from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
-from onnxq.recipe import Recipe
-from onnxq.rewrite.initial import initial_quantizers
-from onnxq.rewrite.student import build_student
+from onnxq.student.initial import initial_quantizers
+from onnxq.student.student import build_student
 from onnxq.verify import kernels
 from onnxq.verify.kernels import INTEGER_KERNELS, UNKNOWN, read_kernels
 

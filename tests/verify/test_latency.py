@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.verify.latency import measure_latency
+from onnxq.verify.benchmark import measure_latency
 
 PRODUCT = """
 <ir_version: 8, opset_import: ["" : 13]>

@@ -6,8 +6,8 @@ import pytest
 
 from onnxq.data.inputs import InputSpec
 from onnxq.data.samples import Samples, open_samples
-from onnxq.session import SessionPool
-from onnxq.verify.noise import MOST_DB
+from onnxq.numerics.distances import MOST_DB
+from onnxq.runtime.session import SessionPool
 from onnxq.verify.outputs import Comparer, compare_outputs, probability_outputs
 
 SCALED = """

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
-from onnxq.recipe import Recipe
 from onnxq.verify.kernels import INTEGER_KERNELS
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from onnxq.recipe import LayerOverride, Recipe
-from onnxq.verify.figures import Figures
+from onnxq.options.recipe import LayerOverride, Recipe
+from onnxq.verify.metrics import Figures
 from onnxq.verify.verdict import judge, names_method
 
 

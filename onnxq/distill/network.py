@@ -1,0 +1,281 @@
+"""A float network as a student.
+
+What is trained of it, its two graphs, and statistics of BatchNormalization measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.distill.parameters import Parameter, find_parameters, trained_inputs
+from onnxq.errors import ModelError
+from onnxq.graph.facts import constant, is_op
+from onnxq.normalise.batch_norm import batch_norm_refusal
+from onnxq.runtime.session import Arrays, SessionPool
+from onnxq.synthesise.parts import Parts, training_norm
+from onnxq.train.teacher import Targeted
+
+PREFIX = "onnxq.student"
+"""What the names of added nodes begin with."""
+
+MEAN, VARIANCE = 3, 4
+"""Inputs of a BatchNormalization that hold its running statistics."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """One BatchNormalization: its running statistics and those of a batch, all by name.
+
+    Attributes:
+        mean: the initializer of the running mean.
+        variance: that of the running variance.
+        batch_mean: the tensor of the training graph with the mean over a batch.
+        batch_variance: likewise.
+    """
+
+    mean: str
+    variance: str
+    batch_mean: str
+    batch_variance: str
+
+
+class FloatNetwork:
+    """A float network whose weights are trained, with its BatchNormalization unfolded.
+
+    Args:
+        unfolded: as normalisation gives it; it isn't changed.
+
+    Attributes:
+        model: a copy in which every layer has constants of its own, but for tied weights.
+        parameters: what is trained, by the name of the initializer.
+        moments: of every BatchNormalization, in graph order.
+
+    Raises:
+        ModelError: nothing can be trained, or a BatchNormalization can't be in training.
+    """
+
+    def __init__(self, unfolded: ir.Model) -> None:
+        self.model = unfolded.clone()
+        _own_constants(self.model.graph)
+        self.parameters: Mapping[str, Parameter] = find_parameters(self.model)
+        if not self.parameters:
+            raise ModelError(
+                "The student has no constant float weights of Conv, ConvTranspose, Gemm or MatMul "
+                "to learn; give another one."
+            )
+        self.moments = [
+            _moments(node, number) for number, node in enumerate(_batch_norms(self.model.graph))
+        ]
+
+    def start(self) -> Arrays:
+        """The parameters as the file has them."""
+        return {name: self._array(name) for name in self.parameters}
+
+    def statistics(self) -> Arrays:
+        """The running statistics as the file has them."""
+        names = [name for each in self.moments for name in (each.mean, each.variance)]
+        return {name: self._array(name) for name in names}
+
+    def _array(self, name: str) -> np.ndarray:
+        array = constant(self.model.graph.initializers[name])
+        assert array is not None
+        return np.array(array, np.float32)
+
+    def inference(self, names: Mapping[str, str]) -> ir.Model:
+        """The network with its parameters and its running statistics as inputs.
+
+        Args:
+            names: new names of its inputs and of some tensors.
+        """
+        copy = self.model.clone(deep_copy=False)
+        free_constants(copy.graph, [*self.parameters, *self.statistics()])
+        rename(copy.graph, names)
+        return copy
+
+    def training(self, names: Mapping[str, str]) -> ir.Model:
+        """The network with its parameters as inputs, normalised by the statistics of the batch.
+
+        Args:
+            names: as for `inference`.
+        """
+        copy = self.model.clone(deep_copy=False)
+        parts = Parts(copy, PREFIX)
+        for node, moments in zip(list(_batch_norms(copy.graph)), self.moments, strict=True):
+            x, scale, bias = node.inputs[:3]
+            assert x is not None and scale is not None and bias is not None
+            norm = training_norm(parts, node, x, scale, bias)
+            norm.mean.name, norm.variance.name = moments.batch_mean, moments.batch_variance
+            _take_the_place(copy.graph, node, norm.output)
+        parts.extend()
+        copy.graph.sort()
+        free_constants(copy.graph, list(self.parameters))
+        rename(copy.graph, names)
+        return copy
+
+    def with_values(self, values: Mapping[str, np.ndarray]) -> ir.Model:
+        """The network with these constants in place of its own: what is written."""
+        copy = self.model.clone(deep_copy=False)
+        for name, array in values.items():
+            tensor = ir.tensor(np.asarray(array, np.float32), name=name)
+            copy.graph.initializers[name].const_value = tensor
+        return copy
+
+
+def free_constants(graph: ir.Graph, names: Collection[str]) -> None:
+    """Turn initializers into graph inputs of the same names, in place."""
+    for name in dict.fromkeys(names):
+        value = graph.initializers[name]
+        assert value.const_value is not None
+        shape = value.const_value.numpy().shape
+        fresh = ir.val(name, ir.DataType.FLOAT, shape)
+        value.replace_all_uses_with(fresh)
+        del graph.initializers[name]
+        graph.inputs.append(fresh)
+
+
+def rename(graph: ir.Graph, names: Mapping[str, str]) -> None:
+    """Give tensors other names, in place; one that has such a name already gets another."""
+    values = {str(value.name): value for value in _all_values(graph)}
+    taken = set(names.values()) - set(names)
+    for name in taken & set(values):
+        values[name].name = f"{PREFIX}.{name}"
+    renamed = [(values[name], new) for name, new in names.items()]
+    for number, (value, _) in enumerate(renamed):
+        # Two that change names must not meet on the way.
+        value.name = f"{PREFIX}.renamed.{number}"
+    for value, new in renamed:
+        value.name = new
+
+
+def _all_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _take_the_place(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
+    """Put a new tensor in the place of what a node gives, under its name."""
+    old = node.outputs[0]
+    name, old.name = old.name, f"{PREFIX}.replaced.{old.name}"
+    output.name, output.type, output.shape = name, old.type, old.shape
+    old.replace_all_uses_with(output, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _batch_norms(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Those that are put into training: of constant parameters."""
+    for node in graph:
+        if is_op(node, "BatchNormalization") and batch_norm_refusal(node) is None:
+            yield node
+
+
+def _moments(node: ir.Node, number: int) -> Moments:
+    source, mean, variance = node.inputs[0], node.inputs[MEAN], node.inputs[VARIANCE]
+    assert source is not None and mean is not None and variance is not None
+    if source.shape is None or len(source.shape) < 2:
+        raise ModelError(
+            f"The rank of what the student's BatchNormalization '{node.name}' takes is not known; "
+            "export the student with its shapes."
+        )
+    batch = f"{PREFIX}.batch.{number}"
+    return Moments(str(mean.name), str(variance.name), f"{batch}.mean", f"{batch}.variance")
+
+
+def _own_constants(graph: ir.Graph) -> None:
+    """Give each layer its own statistics, and its own copy of what is a start and no tie, in place.
+
+    Exporters store equal constants once: all scales of an untrained network are the same ones, and
+    all biases the same zeros.
+    """
+    for node in list(graph):
+        own = [i for i, _ in trained_inputs(node) if _is_one_number(node.inputs[i])]
+        if is_op(node, "BatchNormalization") and batch_norm_refusal(node) is None:
+            own += [MEAN, VARIANCE]
+        for index in own:
+            value = node.inputs[index]
+            assert value is not None
+            if len(value.uses()) > 1:
+                node.replace_input_with(index, _copied(graph, value, node, index))
+
+
+def _copied(graph: ir.Graph, value: ir.Value, node: ir.Node, index: int) -> ir.Value:
+    array = constant(value)
+    assert array is not None
+    name = f"{value.name}.{node.name}.{index}"
+    fresh = ir.val(name, const_value=ir.tensor(array.copy(), name=name))
+    graph.register_initializer(fresh)
+    return fresh
+
+
+def _is_one_number(value: ir.Value | None) -> bool:
+    array = constant(value)
+    return array is not None and bool((array == array.flat[0]).all())
+
+
+MOST_SAMPLES = 1024
+"""More add nothing to a mean and a variance."""
+
+
+class BatchStatistics:
+    """Mean and variance of what enters each BatchNormalization, over the training samples.
+
+    The network runs in training mode, each batch by its own statistics; their moments are pooled
+    (Wu and Johnson 2021, "precise BatchNorm"): m = mean m_b, v = mean(v_b + m_b^2) - m^2. Nothing
+    lags behind the weights, as a running mean would, and the same weights give the same numbers.
+
+    Args:
+        training: the training graph, on the teacher's names.
+        moments: of its BatchNormalization.
+        train: feeds of the training slice.
+        batch_size: samples in a batch, as in training.
+    """
+
+    def __init__(
+        self, training: ir.Model, moments: Sequence[Moments], train: Targeted, batch_size: int
+    ) -> None:
+        self._moments, self._train = list(moments), train
+        self._size = batch_size if train.batch is None else 1
+        copy = training.clone(deep_copy=False)
+        values = {value.name: value for node in copy.graph for value in node.outputs}
+        names = [name for m in self._moments for name in (m.batch_mean, m.batch_variance)]
+        copy.graph.outputs[:] = [values[name] for name in names]
+        for output in copy.graph.outputs:
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+        self._inputs = {str(value.name) for value in copy.graph.inputs}
+        self._model = copy
+
+    def measure(self, parameters: Mapping[str, np.ndarray]) -> Arrays:
+        """The statistics by name, float32 `(channels,)`."""
+        if not self._moments:
+            return {}
+        count = min(self._train.positions, MOST_SAMPLES // (self._train.batch or 1) or 1)
+        batches = self._train.batches(np.arange(_whole(count, self._size)), self._size)
+        pool = SessionPool(self._model)
+        fed = ({**self._needed(feeds), **parameters} for feeds in batches)
+        return self._pooled(list(pool.map(fed)))
+
+    def _needed(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        return {name: array for name, array in feeds.items() if name in self._inputs}
+
+    def _pooled(self, found: Sequence[Arrays]) -> Arrays:
+        statistics: Arrays = {}
+        for each in self._moments:
+            means, variances = (
+                np.stack([batch[name].reshape(-1) for batch in found]).astype(np.float64)
+                for name in (each.batch_mean, each.batch_variance)
+            )
+            mean = means.mean(axis=0)
+            variance = (variances + np.square(means)).mean(axis=0) - np.square(mean)
+            statistics[each.mean] = mean.astype(np.float32)
+            statistics[each.variance] = np.maximum(variance, 0).astype(np.float32)
+        return statistics
+
+
+def _whole(count: int, size: int) -> int:
+    """As many as fill batches: each counts the same, whatever it holds."""
+    return count - count % size if count > size else count

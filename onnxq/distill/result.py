@@ -1,0 +1,126 @@
+"""What distillation gives back."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxq.distill.training import Distilled
+from onnxq.options.contradictions import OF_DISTILLATION
+from onnxq.options.recipe import Recipe
+from onnxq.synthesise.made import Synthesis
+from onnxq.train.held_out import Judgement
+from onnxq.version import VERSION
+
+METADATA_KEY = "onnxq.distill.distillation"
+"""The key of a student's metadata under which options and figures are kept as JSON."""
+
+
+@dataclass
+class DistillFigures:
+    """How near a student is to its teacher, on samples that nothing was learned on.
+
+    Attributes:
+        teacher_bytes: of the teacher's file, with its external data.
+        student_bytes: of the written student.
+        parameters: how many numbers were trained.
+        unit: what scores are: the relative error of the outputs, or the KL divergence in nats.
+        start_score: of the student before; None where it gave no finite outputs.
+        score: of the student that is written.
+        start_agreement: share of equal decisions before; None where there are no decisions.
+        agreement: likewise of the student that is written.
+        epoch: the epoch that was kept; 0 is the start.
+        scores: after each epoch; None where it was not finite.
+        samples: how many there were, those held back among them.
+        held_back: how many nothing was learned on.
+    """
+
+    teacher_bytes: int
+    student_bytes: int
+    parameters: int
+    unit: str
+    start_score: float | None
+    score: float | None
+    start_agreement: float | None
+    agreement: float | None
+    epoch: int
+    scores: list[float | None] = field(default_factory=list)
+    samples: int = 0
+    held_back: int = 0
+
+    def to_fields(self) -> dict[str, Any]:
+        """All of them, as JSON takes them."""
+        return asdict(self)
+
+
+@dataclass
+class DistillResult:
+    """What `distill` made.
+
+    Attributes:
+        model: the student with what it learned.
+        path: the file, or None where none was asked for.
+        figures: how near it is to the teacher.
+        recipe: the options that were used.
+        init: where its first weights came from.
+        notes: sentences for the user.
+        synthesis: how samples were made, where there were none.
+    """
+
+    model: ir.Model
+    path: Path | None
+    figures: DistillFigures
+    recipe: Recipe
+    init: str
+    notes: list[str] = field(default_factory=list)
+    synthesis: Synthesis | None = None
+
+
+def make_figures(
+    found: Distilled, judged: Judgement, sizes: tuple[int, int], parameters: int
+) -> DistillFigures:
+    """The figures of a run.
+
+    Args:
+        found: how it went.
+        judged: the student as it is written.
+        sizes: bytes of teacher and student.
+        parameters: how many numbers were trained.
+    """
+    return DistillFigures(
+        *sizes,
+        parameters,
+        found.unit,
+        _finite(found.start_score),
+        _finite(judged.score),
+        _share(found.start_agreement),
+        _share(judged.agreement),
+        found.epoch,
+        [_finite(score) for score in found.history],
+    )
+
+
+def options_of(recipe: Recipe, init: str) -> dict[str, Any]:
+    """The options that had a part, as JSON takes them."""
+    fields = json.loads(recipe.to_json())
+    return {"init": init, **{name: fields[name] for name in OF_DISTILLATION}}
+
+
+def metadata_text(figures: DistillFigures, recipe: Recipe, init: str) -> str:
+    """What the student's file says of how it was made; no times, no paths."""
+    entries = {"figures": figures.to_fields(), "options": options_of(recipe, init)}
+    return json.dumps({**entries, "version": VERSION}, sort_keys=True, separators=(",", ":"))
+
+
+def _finite(score: float) -> float | None:
+    # JSON has no word for what is not finite.
+    return score if math.isfinite(score) else None
+
+
+def _share(percentage: float | None) -> float | None:
+    return None if percentage is None else percentage / 100

@@ -1,0 +1,109 @@
+"""Train a student on its teacher's outputs, and measure what is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.distill.network import BatchStatistics, FloatNetwork, rename
+from onnxq.distill.pairing import Pairing
+from onnxq.distill.parameters import draw
+from onnxq.distill.training import Distilled, FloatTraining
+from onnxq.engine import Engine, ungradable_nodes
+from onnxq.errors import ModelError
+from onnxq.options.contradictions import INITS
+from onnxq.progress import Progress
+from onnxq.runtime.session import Feeds, expose
+from onnxq.train.augment import Augmentation
+from onnxq.train.batch_size import fix_sizes, sized_for
+from onnxq.train.budget import Budget
+from onnxq.train.checkpoint import Checkpoint
+from onnxq.train.held_out import HeldBack, Judgement
+from onnxq.train.loss import LOSS
+from onnxq.train.objective import Objective
+from onnxq.train.teacher import TeacherOutputs
+
+FILE, RANDOM = INITS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A student and the teacher's outputs.
+
+    Attributes:
+        network: the student.
+        pairing: its names and the teacher's.
+        train: the teacher's outputs on the training slice.
+        held_back: those on the other.
+        objective: what is brought closer.
+    """
+
+    network: FloatNetwork
+    pairing: Pairing
+    train: TeacherOutputs
+    held_back: TeacherOutputs
+    objective: Objective
+
+    def distil(
+        self,
+        init: str,
+        budget: Budget,
+        progress: Progress,
+        checkpoint: Checkpoint | None,
+        resume: bool,
+        augmentation: Augmentation | None,
+    ) -> Distilled:
+        """Train the student; the epoch that is best on the held-back samples is kept.
+
+        Args:
+            init: 'file' starts from the weights of the file, 'random' from others.
+            budget: how long and how fast.
+            progress: told how far it is.
+            checkpoint: where to keep the state; None keeps none.
+            resume: whether to go on from that state.
+            augmentation: how the training samples are changed in each epoch; None leaves them.
+        """
+        network, names = self.network, self.pairing.names
+        training = sized_for(network.training(names), self.train.samples)
+        judged = HeldBack(
+            self.objective.attach(network.inference(names)), self.held_back, self.objective
+        )
+        anew = init == RANDOM
+        start = draw(network.parameters, budget.seed) if anew else network.start()
+        run = FloatTraining(
+            Engine(self.objective.attach(training), list(start), LOSS),
+            self.train,
+            judged,
+            BatchStatistics(training, network.moments, self.train, budget.shard_size),
+            self.objective,
+            start,
+            None if anew else network.statistics(),
+            budget,
+            checkpoint,
+            augmentation,
+        )
+        return run.run(progress, resume)
+
+    def judge(self, model: ir.Model) -> Judgement:
+        """A student as it is written, on the held-back samples."""
+        copy = model.clone(deep_copy=False)
+        rename(copy.graph, self.pairing.names)
+        return HeldBack(self.objective.attach(copy), self.held_back, self.objective).judge({})
+
+
+def check_gradients(network: FloatNetwork, pairing: Pairing, feeds: Feeds) -> None:
+    """Find out before the long work whether the student can be trained.
+
+    Raises:
+        ModelError: a node between weights and outputs has no gradient.
+    """
+    graph = expose(network.training({}), list(pairing.logits))
+    sized = fix_sizes(graph, pairing.student_feeds(feeds))
+    refused = ungradable_nodes(sized, list(network.parameters))
+    if refused:
+        name, op_type, reason = refused[0]
+        raise ModelError(
+            f"No gradient passes the student's node '{name}' ({op_type}): {reason}; give a student "
+            "without it, exported for inference."
+        )

@@ -1,0 +1,6 @@
+"""The one seam to ONNX Runtime's training build: gradients of a student's loss."""
+
+from onnxq.engine.engine import Engine, check_engine
+from onnxq.engine.ungradable import ungradable_nodes
+
+__all__ = ["Engine", "check_engine", "ungradable_nodes"]

@@ -1,0 +1,189 @@
+"""The engine.
+
+Loss and gradients of a model for a few shards of a batch, by ONNX Runtime's training build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from onnxruntime.capi import _pybind_state
+
+from onnxq.engine.gradient_graph import build_gradient_graph
+from onnxq.errors import EngineError
+from onnxq.runtime.large_weights import is_large
+from onnxq.runtime.session import Arrays, Feeds, available_cores, open_session
+
+TRAINING_BUILD = "onnxruntime-training-cpu"
+VERSION = "1.19.2"
+SHADOWS = ("onnxruntime", "onnxruntime-gpu")
+"""Distributions that install the same module and overwrite the training build."""
+
+
+def check_engine() -> None:
+    """Make sure that gradients can be built.
+
+    Raises:
+        EngineError: another distribution of ONNX Runtime stands beside the training build
+            and overwrites its files, or the module has no gradient builder.
+    """
+    shadows = [name for name in SHADOWS if _is_installed(name)]
+    if shadows:
+        raise EngineError(_sentence(f"'{shadows[0]}' is installed beside '{TRAINING_BUILD}'"))
+    if not hasattr(_pybind_state, "GradientGraphBuilder"):
+        raise EngineError(_sentence("the module 'onnxruntime' has no 'GradientGraphBuilder'"))
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _sentence(found: str) -> str:
+    others = " ".join((*SHADOWS, TRAINING_BUILD))
+    return (
+        f"onnxq learns with '{TRAINING_BUILD}' {VERSION} alone, but {found}; run "
+        f"'pip uninstall -y {others}' and then 'pip install {TRAINING_BUILD}=={VERSION}'."
+    )
+
+
+class Engine:
+    """Gradients of one graph's loss, on a session that several threads run side by side.
+
+    Everything learned is an array outside the graph: parameters are graph inputs, and each
+    call names their values. ONNX Runtime's backward pass barely uses a second thread, so a
+    batch is cut into shards, one thread works on one shard at a time, and the results are
+    added up in the order of the shards: the same bytes on one core and on many.
+
+    Args:
+        model: the student with its loss as a graph output; it isn't changed.
+        trainable: float graph inputs to differentiate for.
+        loss: name of an output with one element; the loss of a batch is the sum over shards.
+        extra_outputs: further outputs to bring out, see ``extras``.
+        workers: shards that run side by side; None means one per core.
+
+    Attributes:
+        extras: of the last call, one dict of extra outputs per shard.
+
+    Raises:
+        EngineError: the training build is missing or shadowed, an input or output doesn't
+            exist, or a node has no gradient.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        trainable: Sequence[str],
+        loss: str = "loss",
+        extra_outputs: Sequence[str] = (),
+        workers: int | None = None,
+    ) -> None:
+        check_engine()
+        _check_trainable(model, trainable)
+        self.trainable = tuple(trainable)
+        self.extras: list[Arrays] = []
+        data, reached = build_gradient_graph(model, trainable, loss, extra_outputs)
+        self._outputs = [loss, *extra_outputs, *(f"{name}_grad" for name in reached)]
+        self._reached = reached
+        self._workers = workers or available_cores()
+        self._session = open_session(data, prepack=not is_large(model))
+        self._inputs = {value.name for value in self._session.get_inputs()}
+
+    def gradients(
+        self, parameters: Mapping[str, np.ndarray], shards: Sequence[Feeds]
+    ) -> tuple[float, Arrays]:
+        """The loss and its gradients, summed over the shards.
+
+        Args:
+            parameters: values of the trainable inputs by name, float32; contiguous arrays
+                are read in place, without a copy.
+            shards: the other inputs, one dict per shard; shards may differ in size.
+
+        Returns:
+            The loss, and a float32 gradient per trainable input in the shape of its value;
+            the gradient of an input that the loss doesn't depend on is zero. Sums are
+            taken in float64, in the order of the shards.
+        """
+        values = {name: np.asarray(parameters[name], np.float32, "C") for name in self.trainable}
+        results = self._run_all(values, shards)
+        count = len(self._outputs) - len(self._reached)
+        names = self._outputs[1:count]
+        self.extras = [dict(zip(names, result[1:count], strict=True)) for result in results]
+        loss = sum(float(result[0].reshape(())) for result in results)
+        found = {
+            name: _total([result[count + i] for result in results])
+            for i, name in enumerate(self._reached)
+        }
+        zeros = {name: np.zeros_like(values[name]) for name in self.trainable if name not in found}
+        return loss, {**zeros, **found}
+
+    def each(self, shards: Sequence[Feeds]) -> list[tuple[Arrays, Arrays]]:
+        """Loss and gradients of each shard by itself, where shards hold trainable inputs too.
+
+        Returns:
+            For each shard the loss and the extra outputs by name, and the gradients of the
+            trainable inputs that the loss depends on.
+        """
+        count = len(self._outputs) - len(self._reached)
+        return [
+            (
+                dict(zip(self._outputs[:count], result[:count], strict=True)),
+                dict(zip(self._reached, result[count:], strict=True)),
+            )
+            for result in self._run_all({}, shards)
+        ]
+
+    def _run_all(self, parameters: Arrays, shards: Sequence[Feeds]) -> list[list[np.ndarray]]:
+        """Results by shard."""
+        shared = {k: _ort_value(v) for k, v in parameters.items() if k in self._inputs}
+        workers = min(self._workers, len(shards))
+        if workers == 1:
+            return [self._run(shared, shard) for shard in shards]
+        with ThreadPoolExecutor(workers) as executor:
+            return list(executor.map(lambda shard: self._run(shared, shard), shards))
+
+    def _run(self, shared: dict[str, ort.OrtValue], shard: Feeds) -> list[np.ndarray]:
+        binding = self._session.io_binding()
+        # The binding doesn't keep the arrays alive: `inputs` does, until the run is over.
+        inputs = {k: _ort_value(v) for k, v in shard.items() if k in self._inputs} | shared
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return [value.numpy() for value in binding.get_outputs()]
+
+
+def _ort_value(array: np.ndarray) -> ort.OrtValue:
+    """The array for ONNX Runtime; it shares memory with a contiguous array."""
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+
+
+def _total(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum in the order of the parts, taken in float64 and given as float32."""
+    total = parts[0].astype(np.float64)
+    for part in parts[1:]:
+        total += part
+    return total.astype(np.float32)
+
+
+def _check_trainable(model: ir.Model, trainable: Sequence[str]) -> None:
+    inputs = {value.name: value for value in model.graph.inputs}
+    for name in trainable:
+        if name not in inputs:
+            raise EngineError(
+                f"the trainable input '{name}' is not an input of the graph; "
+                "make it one before the engine is built."
+            )
+        if inputs[name].dtype not in (None, ir.DataType.FLOAT):
+            raise EngineError(
+                f"the trainable input '{name}' is {inputs[name].dtype}; expected float32."
+            )

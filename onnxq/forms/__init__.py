@@ -1,0 +1,1 @@
+"""Equal forms of a model, and which of them is quantized best."""

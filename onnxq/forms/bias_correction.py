@@ -1,0 +1,63 @@
+"""Take out of each bias the mean error that the layer's quantized weights make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from onnxq.calibrate.calibrator import Batches, calibrate
+from onnxq.plan.spec import LayerSpec
+from onnxq.runtime.session import Arrays
+from onnxq.student.qparams import CORRECTED, Quantizers, needs_bias, student_feeds
+from onnxq.student.student import Student
+
+
+class _Fed:
+    """Samples with the student's parameters in every feed."""
+
+    def __init__(self, samples: Batches, parameters: Mapping[str, np.ndarray]) -> None:
+        self._samples, self._parameters = samples, parameters
+
+    def batches(self, size: int) -> Iterator[Arrays]:
+        """Feeds of at most `size` samples."""
+        for feeds in self._samples.batches(size):
+            yield {**feeds, **self._parameters}
+
+
+def correct_biases(
+    student: Student, quantizers: Quantizers, samples: Batches, batch_size: int, rounds: int = 2
+) -> Quantizers:
+    """The numbers with biases corrected by b <- b - e E[x], e the error of the weights.
+
+    E[x] is the mean of each input channel of the layer in the student itself. Correcting a
+    layer moves the means that later layers read, so it is done in rounds.
+
+    Args:
+        student: the student.
+        quantizers: its numbers; only the means of the correction change.
+        samples: unlabelled samples.
+        batch_size: samples in one run.
+        rounds: passes over the samples.
+    """
+    for _ in range(rounds):
+        quantizers = quantizers.with_means(_means(student, quantizers, samples, batch_size))
+    return quantizers
+
+
+def _means(
+    student: Student, quantizers: Quantizers, samples: Batches, batch_size: int
+) -> dict[str, np.ndarray]:
+    layers = [s for s in student.plan.layers.values() if needs_bias(s) and s.op_type in CORRECTED]
+    inputs = {spec.name: _input_name(student, spec) for spec in layers}
+    feeds = student_feeds(student.plan, quantizers, student.sources)
+    wanted = list(dict.fromkeys(inputs.values()))
+    found = calibrate(student.model, [], _Fed(samples, feeds), batch_size, wanted)
+    means = {name: found[tensor].channel_mean for name, tensor in inputs.items()}
+    return {n: mean for n, mean in means.items() if mean is not None and np.isfinite(mean).all()}
+
+
+def _input_name(student: Student, spec: LayerSpec) -> str:
+    value = student.model.graph.node(spec.name).inputs[0]
+    assert value is not None
+    return str(value.name)

@@ -1,0 +1,308 @@
+"""The same model in equal forms, each quantized; the held-back samples say which is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.calibrate.calibrator import TensorStatistics, calibrate
+from onnxq.data.samples import Samples
+from onnxq.errors import DataError
+from onnxq.forms.bias_correction import correct_biases
+from onnxq.forms.equalize import equalize, find_pairs
+from onnxq.forms.sensitivity import Sensitivity, error_limit
+from onnxq.options.recipe import LayerOverride, Recipe
+from onnxq.options.table import OFF
+from onnxq.plan import Plan, make_plan
+from onnxq.progress import Progress, Silent
+from onnxq.student.initial import initial_quantizers, with_shared_biases
+from onnxq.student.qparams import Quantizers, student_feeds
+from onnxq.student.student import Student, build_student
+from onnxq.train.held_out import HeldBack
+from onnxq.train.objective import choose_objective
+from onnxq.train.teacher import TeacherOutputs
+
+CORRECTION_SAMPLES = 128
+"""Samples whose mean inputs correct the biases: means settle early."""
+
+SPARING_SHARES = (0.7, 0.3, 0.1, 0.03)
+"""Shares of the error limit that the codes of tensors may take, tried in turn."""
+
+WORTHLESS_GAIN = 1.2
+"""Ratio of scores below which more tensors in float are not worth it."""
+
+PLAIN, SAFE, REPLACE = "as it is", "equalized", "equalized, ReLU6 replaced by ReLU"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of the model with its student and the numbers to start from.
+
+    Attributes:
+        name: how the form was made.
+        model: the float model in that form, with the original's outputs.
+        recipe: the options that it was made with.
+        student: the student.
+        statistics: of the calibration.
+        quantizers: the numbers.
+        held_back: the judge.
+        held_back_outputs: the original's outputs that it holds against.
+        score: the held-back relative RMSE of the numbers.
+        spared: names of tensors left float because 8 bits are too few for them.
+        corrected: whether the biases of the numbers are corrected.
+        bias_cost: the score with each channel's own bias and with shared ones, where biases are
+            centroids.
+    """
+
+    name: str
+    model: ir.Model
+    recipe: Recipe
+    student: Student
+    statistics: Mapping[str, TensorStatistics]
+    quantizers: Quantizers
+    held_back: HeldBack
+    held_back_outputs: TeacherOutputs
+    score: float
+    spared: frozenset[str] = frozenset()
+    bias_cost: tuple[float, float] | None = None
+    corrected: bool = False
+
+    def score_of(self, quantizers: Quantizers) -> float:
+        """The held-back score of other numbers."""
+        plan, sources = self.student.plan, self.student.sources
+        return self.held_back.score(student_feeds(plan, quantizers, sources))
+
+    def extremes(self) -> dict[str, tuple[float, float]]:
+        """(minimum, maximum) of each tensor."""
+        return {name: (s.minimum, s.maximum) for name, s in self.statistics.items()}
+
+    def elements(self) -> dict[str, int]:
+        """Elements of each tensor in one sample, of those whose size is known."""
+        graph = self.model.graph
+        values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+        dims = {str(v.name): tuple(v.shape)[1:] for v in values if v.shape is not None}
+        return {
+            name: math.prod(d for d in sizes if isinstance(d, int))
+            for name, sizes in dims.items()
+            if all(isinstance(d, int) for d in sizes)
+        }
+
+
+class Variants:
+    """Makes variants of one model on the same samples.
+
+    Args:
+        recipe: the options.
+        train: the samples to calibrate on.
+        train_outputs: the original's outputs on them.
+        held_back_outputs: the original's outputs on the held-back slice.
+        batch_size: samples in one run.
+        progress: told how far each calibration is.
+        smaller: whether layers that are no smaller as integers stay float.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: Samples,
+        train_outputs: TeacherOutputs,
+        held_back_outputs: TeacherOutputs,
+        batch_size: int,
+        progress: Progress | None = None,
+        *,
+        smaller: bool = False,
+    ) -> None:
+        self._progress = progress or Silent()
+        self._smaller = smaller
+        self._recipe, self._train, self._batch_size = recipe, train, batch_size
+        self._objective = choose_objective(train_outputs, distil=False)
+        self._held_back_outputs = held_back_outputs
+
+    def make(self, name: str, model: ir.Model) -> Variant:
+        """Plan, calibrate and rewrite one form of the model."""
+        return self._make(name, model, self._recipe, {}, frozenset())
+
+    def remake(self, variant: Variant, recipe: Recipe) -> Variant:
+        """The same form under another recipe; nothing known of its tensors is measured again."""
+        return self._make(variant.name, variant.model, recipe, variant.statistics, variant.spared)
+
+    def _make(
+        self,
+        name: str,
+        model: ir.Model,
+        recipe: Recipe,
+        known: Mapping[str, TensorStatistics],
+        spared: frozenset[str],
+    ) -> Variant:
+        infinite = _infinite(known)
+        plan = make_plan(model, recipe, infinite, spared, smaller=self._smaller)
+        known = self._statistics(name, model, plan, known)
+        if _infinite(known) != infinite:
+            plan = make_plan(model, recipe, _infinite(known), spared, smaller=self._smaller)
+            known = self._statistics(name, model, plan, known)
+        return self.corrected(self._rewrite(name, model, recipe, plan, known, spared))
+
+    def _statistics(
+        self, name: str, model: ir.Model, plan: Plan, known: Mapping[str, TensorStatistics]
+    ) -> dict[str, TensorStatistics]:
+        """Those that are known, and those of the plan's other tensors."""
+        missing = [tensor for tensor in plan.tensors if tensor not in known]
+        if not missing:
+            return dict(known)
+        return {**known, **self._calibrate(f"calibrate, {name}", model, missing, [])}
+
+    def spared(self, variant: Variant) -> Variant:
+        """The variant with some tensors left float, where its outputs are too far off.
+
+        A model whose 8-bit outputs lie more than `error_limit` from the float ones keeps
+        in float the tensors that cost most (see `sensitivity`): as few as get it below.
+        """
+        limit = error_limit(variant.model)
+        plan = variant.student.plan
+        if not variant.recipe.spare or variant.score <= limit or not plan.tensors:
+            return variant
+        sensitivity = Sensitivity(
+            variant.model, plan, variant.quantizers, self._objective, self._held_back_outputs
+        )
+        self._progress.start("find the tensors that need more than 8 bits", len(plan.tensors))
+        sensitivity.order(self._progress.at)
+        self._progress.finish()
+        found, tried = [variant], frozenset[str]()
+        for share in SPARING_SHARES:
+            names = sensitivity.to_spare(share * limit)
+            if names != tried:
+                tried = names
+                found.append(self._with_float(variant, names))
+            if found[-1].score <= limit:
+                break
+        # Weights alone may cost more than the limit: what gains little is not worth floats.
+        enough = max(limit, WORTHLESS_GAIN * min(each.score for each in found))
+        return next(each for each in found if each.score <= enough)
+
+    def _with_float(self, variant: Variant, names: frozenset[str]) -> Variant:
+        return self._make(variant.name, variant.model, variant.recipe, variant.statistics, names)
+
+    def corrected(self, variant: Variant) -> Variant:
+        """The variant with corrected biases, where the recipe and the held-back samples agree."""
+        if not variant.recipe.bias_correction or variant.recipe.bias_centroids is not None:
+            return variant
+        samples = self._train.take(CORRECTION_SAMPLES, variant.recipe.seed)
+        numbers = correct_biases(variant.student, variant.quantizers, samples, self._batch_size)
+        score = variant.score_of(numbers)
+        if score >= variant.score:
+            return variant
+        return replace(variant, quantizers=numbers, score=score, corrected=True)
+
+    def _rewrite(
+        self,
+        name: str,
+        model: ir.Model,
+        recipe: Recipe,
+        plan: Plan,
+        statistics: Mapping[str, TensorStatistics],
+        spared: frozenset[str],
+    ) -> Variant:
+        student = build_student(model, plan)
+        quantizers = initial_quantizers(model, plan, statistics, recipe.calibration)
+        loss_model = self._objective.attach(student.model)
+        held_back = HeldBack(loss_model, self._held_back_outputs, self._objective)
+        own_biases = None
+        if recipe.bias_centroids is not None:
+            own_biases = held_back.score(student_feeds(plan, quantizers, student.sources))
+            quantizers = with_shared_biases(quantizers, plan, recipe.bias_centroids)
+        score = held_back.score(student_feeds(plan, quantizers, student.sources))
+        return Variant(
+            name=name,
+            model=model,
+            recipe=recipe,
+            student=student,
+            statistics=statistics,
+            quantizers=quantizers,
+            held_back=held_back,
+            held_back_outputs=self._held_back_outputs,
+            score=score,
+            spared=spared,
+            bias_cost=None if own_biases is None else (own_biases, score),
+        )
+
+    def choose(self, model: ir.Model) -> Variant:
+        """The best of the plain and the equalized forms, with some tensors float if need be.
+
+        Raises:
+            DataError: on these samples nothing can be compared.
+        """
+        best = self._best_form(model)
+        if not math.isfinite(best.score):
+            raise DataError(
+                "the samples are too large for the model: the difference to its outputs is not a "
+                "finite number; give samples of the range that the model was made for"
+            )
+        return self.spared(best)
+
+    def _best_form(self, model: ir.Model) -> Variant:
+        """The plain form, or an equalized one where its held-back score is lower.
+
+        Forms are compared with codes: codebooks are fitted to the weights of the best alone.
+        """
+        recipe = self._recipe
+        wanted = recipe.equalize and _gains(make_plan(model, recipe))
+        pairs = find_pairs(model) if wanted else []
+        if not pairs:
+            return self.make(PLAIN, model)
+        recipe = _with_codes(recipe)
+        best = self._make(PLAIN, model, recipe, {}, frozenset())
+        largest = self._channel_maxima(model, list(dict.fromkeys(p.tensor for p in pairs)))
+        candidates = {SAFE: equalize(model, largest, "safe")}
+        if any(pair.clip is not None for pair in pairs):
+            candidates[REPLACE] = equalize(model, largest, "replace")
+        for name, equalized in candidates.items():
+            variant = self._make(name, equalized, recipe, {}, frozenset())
+            if variant.score < best.score:
+                best = variant
+        return best if recipe == self._recipe else self.remake(best, self._recipe)
+
+    def _calibrate(
+        self, stage: str, model: ir.Model, tensors: list[str], channels: list[str]
+    ) -> dict[str, TensorStatistics]:
+        self._progress.start(stage, len(self._train))
+        found = calibrate(
+            model,
+            tensors,
+            self._train,
+            self._batch_size,
+            channels,
+            on_batch=self._progress.at,
+        )
+        self._progress.finish()
+        return found
+
+    def _channel_maxima(self, model: ir.Model, tensors: list[str]) -> Mapping[str, np.ndarray]:
+        found = self._calibrate("channel ranges", model, [], tensors)
+        result = {}
+        for name, statistics in found.items():
+            low, high = statistics.channel_minimum, statistics.channel_maximum
+            if low is not None and high is not None:
+                result[name] = np.maximum(high, -low)
+        return result
+
+
+def _with_codes(recipe: Recipe) -> Recipe:
+    """The recipe with codes in the place of codebooks."""
+    counts = (recipe.codebook, *(layer.codebook for layer in recipe.layers))
+    if not any(isinstance(count, int) for count in counts):
+        return recipe
+    return replace(recipe, layers=(*recipe.layers, LayerOverride("*", codebook=OFF)))
+
+
+def _infinite(statistics: Mapping[str, TensorStatistics]) -> frozenset[str]:
+    return frozenset(name for name, found in statistics.items() if not found.finite)
+
+
+def _gains(plan: Plan) -> bool:
+    """Whether even channel ranges can help: not float activations with a scale per channel."""
+    layers = plan.layers.values()
+    return bool(plan.tensors) or any(layer.axis is None for layer in layers)

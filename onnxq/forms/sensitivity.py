@@ -1,0 +1,153 @@
+"""Which tensors 8 bits are too few for: each is quantized alone, and the outputs watched.
+
+Spectra, filter banks and heads with rare peaks span more decades than 256 codes do. What
+they cost is found on the float model with a gated fake-quant node on every tensor,
+
+    y = x + gate (fake_quant(x) - x),
+
+so that one session measures any set of them. Errors of different tensors add up nearly as
+squares: the tensors that cost most are set free until the rest costs little enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.fake_quant import DOMAIN, call, function
+from onnxq.plan.spec import Plan, TensorSpec
+from onnxq.student.qparams import Quantizers, limit_names, limits
+from onnxq.train.held_out import HeldBack
+from onnxq.train.objective import Objective
+from onnxq.train.teacher import TeacherOutputs
+
+SAMPLES = 4
+"""Held-back samples that each tensor is tried on."""
+
+GATE = ".gate"
+
+
+ERROR_LIMIT = 0.1
+"""Largest relative RMSE of the outputs that is left alone: 20 dB."""
+
+DECISION_LIMIT = 0.5
+"""The same for a classifier, whose decisions bear more, and which learning mends."""
+
+
+def error_limit(model: ir.Model) -> float:
+    """The relative RMSE of the outputs above which tensors are set free."""
+    return DECISION_LIMIT if all(map(_holds_classes, model.graph.outputs)) else ERROR_LIMIT
+
+
+def _holds_classes(output: ir.Value) -> bool:
+    """Whether the output is (batch, classes) or not a float at all."""
+    if output.dtype != ir.DataType.FLOAT:
+        return True
+    shape = output.shape
+    if shape is None or len(shape) != 2:
+        return False
+    classes = shape[1]
+    return isinstance(classes, int) and classes > 1
+
+
+class Sensitivity:
+    """What the codes of tensors cost the outputs, one set of tensors after another.
+
+    Args:
+        model: the float model; it isn't changed.
+        plan: its plan.
+        quantizers: the ranges of the plan's tensors.
+        objective: what the outputs are judged by.
+        outputs: the teacher's outputs on the held-back samples.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: Plan,
+        quantizers: Quantizers,
+        objective: Objective,
+        outputs: TeacherOutputs,
+    ) -> None:
+        self._tensors = list(plan.tensors)
+        self._judge = HeldBack(objective.attach(gate_tensors(model, plan)), outputs, objective)
+        count = min(SAMPLES, outputs.positions)
+        self._positions = np.linspace(0, outputs.positions - 1, count).astype(np.int64)
+        self._limits: dict[str, np.ndarray] = {}
+        for spec in plan.tensors.values():
+            values = limits(spec, quantizers.ranges[spec.name])
+            names = limit_names(spec)
+            self._limits |= {n: np.asarray(v) for n, v in zip(names, values, strict=True)}
+        self._order: list[str] = []
+
+    def error(self, tensors: Sequence[str]) -> float:
+        """The relative RMSE of the outputs with these tensors quantized and no others."""
+        chosen = set(tensors)
+        gates = {n + GATE: np.asarray(np.float32(n in chosen)) for n in self._tensors}
+        return self._judge.score({**self._limits, **gates}, self._positions, SAMPLES // 2)
+
+    def order(self, on_tensor: Callable[[int], None] | None = None) -> list[str]:
+        """The tensors, the one that costs most by itself first; measured once."""
+        if not self._order:
+            alone = {}
+            for number, name in enumerate(self._tensors, 1):
+                alone[name] = self.error([name])
+                if on_tensor is not None:
+                    on_tensor(number)
+            self._order = sorted(self._tensors, key=lambda name: -alone[name])
+        return self._order
+
+    def to_spare(self, target: float) -> frozenset[str]:
+        """The fewest of the costliest tensors without which the others' error is <= target."""
+        order = self.order()
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            if self.error(order[middle:]) <= target:
+                high = middle
+            else:
+                low = middle + 1
+        return frozenset(order[:low])
+
+
+def gate_tensors(model: ir.Model, plan: Plan) -> ir.Model:
+    """A copy of the model with a gated fake-quant node on every tensor of the plan.
+
+    Its further inputs are the limits of each tensor and `<tensor>.gate`, 0 or 1.
+    """
+    copy = model.clone(deep_copy=False)
+    graph = copy.graph
+    values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in graph.inputs}
+    for spec in plan.tensors.values():
+        _gate(graph, values[spec.name], spec)
+    version = copy.graph.opset_imports.get("", 13)
+    for kind, num_bits in sorted({(s.kind, s.num_bits) for s in plan.tensors.values()}):
+        made = function(kind, num_bits, version)
+        copy.functions[made.identifier()] = made
+    graph.opset_imports[DOMAIN] = 1
+    return copy
+
+
+def _gate(graph: ir.Graph, value: ir.Value, spec: TensorSpec) -> None:
+    names = (*limit_names(spec), spec.name + GATE)
+    *bounds, gate = [ir.val(name, ir.DataType.FLOAT, []) for name in names]
+    graph.inputs.extend([*bounds, gate])
+    readers = list(value.uses())
+    quantized = call(spec.kind, spec.num_bits, value, *bounds)
+    error = ir.node("Sub", [quantized.outputs[0], value])
+    gated = ir.node("Mul", [error.outputs[0], gate])
+    result = ir.node("Add", [value, gated.outputs[0]])
+    nodes = [quantized, error, gated, result]
+    for number, node in enumerate(nodes):
+        node.name = f"{spec.name}{GATE}.{number}"
+        node.outputs[0].name = f"{node.name}.value"
+        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+    for reader, index in readers:
+        reader.replace_input_with(index, result.outputs[0])
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)

@@ -1,0 +1,170 @@
+"""What can be said of a node.
+
+A value or a constant of any graph, and of the sub-graphs that it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.scaled_weight import scaled_weight
+
+DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
+"""Two names of ONNX's own operators."""
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer, a Constant node's output or a shared weight under a factor.
+
+    None for anything else.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return tensor.numpy()
+    scaled = scaled_weight(value)
+    return None if scaled is None else scaled.array
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether the value is the same in every run."""
+    if value is None or value.is_graph_input():
+        return False
+    return ir.convenience.get_const_tensor(value) is not None
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """The node's input at a position; None where it is absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """The number of dimensions, if known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def static_dim(value: ir.Value | None, axis: int) -> int | None:
+    """The size along an axis, if it is a known number."""
+    if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+        return None
+    dim = value.shape[axis]
+    return dim if isinstance(dim, int) else None
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value once; None if others do or the graph returns it.
+
+    None too where a node inside a sub-graph reads it, which may run several times or never.
+    """
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
+        return None
+    return uses[0].node
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether a node reads the value or the graph returns it."""
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these operators of ONNX's own domain."""
+    return node is not None and node.op_type in op_types and node.domain in DEFAULT_DOMAINS
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...] | None:
+    """A list of integers, or None where the node does not have it."""
+    attribute = node.attributes.get(name)
+    return None if attribute is None else tuple(attribute.as_ints())
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute, or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def string_attribute(node: ir.Node, name: str, default: str) -> str:
+    """A string attribute, or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
+def axes_of(node: ir.Node, input_rank: int) -> tuple[int, ...] | None:
+    """The non-negative axes of a Reduce*, Squeeze or Unsqueeze node, from attribute or input.
+
+    None where they are not constant or not given.
+    """
+    found: Sequence[int] | None = ints_attribute(node, "axes")
+    if found is None:
+        array = constant(input_at(node, 1))
+        found = None if array is None else [int(axis) for axis in array.reshape(-1)]
+    if found is None:
+        return None
+    return tuple(sorted(axis % input_rank for axis in found))
+
+
+def scalar(value: ir.Value | None, absent: float | None = None) -> float | None:
+    """The number that a parameter holds, be its shape () or (1,): ONNX Runtime takes both.
+
+    Args:
+        value: a parameter of an operator, as the limits of a Clip are.
+        absent: what stands for a parameter that isn't there.
+
+    Returns:
+        The number; None where it is computed, or there are several.
+    """
+    if value is None:
+        return absent
+    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.size != 1 or len(tensor.shape) > 1:
+        return None
+    return float(tensor.numpy().reshape(()))
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs among a node's attributes; not those inside them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def has_subgraph(node: ir.Node) -> bool:
+    """Whether the node runs other graphs."""
+    return next(subgraphs(node), None) is not None
+
+
+def nested_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """All nodes inside a node, at any depth."""
+    for graph in subgraphs(node):
+        yield from graph.all_nodes()
+
+
+def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs inside a node, at any depth."""
+    for graph in subgraphs(node):
+        yield graph
+        yield from graph.subgraphs()
+
+
+def reads(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads: its inputs, and what its sub-graphs take from outside it."""
+    yield from (value for value in node.inputs if value is not None)
+    inside = dict.fromkeys(nested_graphs(node))
+    for graph in inside:
+        taken = [value for inner in graph for value in inner.inputs]
+        for value in (*taken, *graph.outputs):
+            if value is not None and value.graph not in inside:
+                yield value

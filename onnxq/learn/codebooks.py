@@ -1,0 +1,115 @@
+"""Train the centroids and scales of codebooks; the indices stay as they are.
+
+    W_i = s c_k,   dL/dc_k = sum over the weights i with index k of  s dL/dW_i
+                   dL/ds   = sum over the weights i of the channel of  c_k dL/dW_i
+
+Trained are c / unit, with unit the largest centroid, or the largest code where centroids are
+int8 codes that are rounded straight-through, and s / s_0: of the order of 1, as threshold
+scales are, so that one learning rate serves all. Neither costs a byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from onnxq.numerics.codebook import Codebook
+from onnxq.numerics.qparams import FloatArray, per_channel
+from onnxq.plan.spec import LayerSpec, Plan
+from onnxq.student.qparams import Quantizers
+
+TABLE, SCALE = "table:", "scale:"
+
+SMALLEST_SCALE = 0.1
+"""Share of a channel's first scale that it never falls below."""
+
+
+class CodebookTables:
+    """The trained tables and scales of all codebooks, and their chain rule.
+
+    Args:
+        plan: the plan.
+        start: the numbers to start from.
+
+    Attributes:
+        values: by key, the table of each weight in its unit, float32 (K,), and its scales,
+            float32 (channels,) or ().
+        units: the largest centroid and the first scale, by key.
+    """
+
+    group = "codebooks"
+
+    def __init__(self, plan: Plan, start: Quantizers) -> None:
+        self._layers = {s.weight: s for s in plan.multiplied() if s.codebook is not None}
+        self._start = {weight: start.codebooks[weight] for weight in self._layers}
+        self._units = {w: _unit(self._start[w], s) for w, s in self._layers.items()}
+        self._scaled = [w for w, s in self._layers.items() if _has_scale(self._start[w], s)]
+        self.values = {
+            TABLE + weight: (book.centroids / self._units[weight]).astype(np.float32)
+            for weight, book in self._start.items()
+        }
+        for weight in self._scaled:
+            self.values[SCALE + weight] = np.ones_like(self._start[weight].scale)
+        self.units: dict[str, FloatArray | np.float32] = {
+            **{TABLE + weight: unit for weight, unit in self._units.items()},
+            **{SCALE + weight: self._start[weight].scale for weight in self._scaled},
+        }
+
+    def project(self) -> None:
+        """Keep int8 codes in their range and scales positive, in place."""
+        for weight, book in self._start.items():
+            if book.centroids.dtype == np.int8:
+                value = self.values[TABLE + weight]
+                np.clip(value, -1, 1, out=value)
+        for weight in self._scaled:
+            value = self.values[SCALE + weight]
+            np.maximum(value, np.float32(SMALLEST_SCALE), out=value)
+
+    def quantizers(self, base: Quantizers) -> Quantizers:
+        """The numbers with the codebooks that the values stand for."""
+        return base.with_codebooks({weight: self._codebook(weight) for weight in self._layers})
+
+    def _codebook(self, weight: str) -> Codebook:
+        book, real = self._start[weight], self.values[TABLE + weight] * self._units[weight]
+        scale = self._scale(weight)
+        if book.centroids.dtype == np.int8:
+            return replace(book, centroids=np.rint(real).astype(np.int8), scale=scale)
+        return replace(book, centroids=real.astype(np.float32), scale=scale)
+
+    def _scale(self, weight: str) -> FloatArray:
+        scale = self._start[weight].scale
+        if weight not in self._scaled:
+            return scale
+        return np.asarray(scale * self.values[SCALE + weight], np.float32)
+
+    def parameter_names(self) -> list[str]:
+        """The student's inputs whose gradients are wanted."""
+        return list(self._layers)
+
+    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+        """dL/d value by key, from dL/dW by weight."""
+        result = {}
+        for weight, spec in self._layers.items():
+            book, rank = self._codebook(weight), self._start[weight].indices.ndim
+            scaled = found[weight] * per_channel(book.scale, rank, spec.axis)
+            total = np.bincount(book.indices.ravel(), scaled.ravel(), book.centroids.size)
+            result[TABLE + weight] = np.asarray(total * self._units[weight], np.float32)
+            if weight in self._scaled:
+                products = found[weight] * book.centroids.astype(np.float32)[book.indices]
+                axes = tuple(i for i in range(rank) if i != spec.axis)
+                sums = products.sum(axis=axes, dtype=np.float64)
+                result[SCALE + weight] = np.asarray(sums * self._start[weight].scale, np.float32)
+        return result
+
+
+def _unit(book: Codebook, spec: LayerSpec) -> np.float32:
+    if book.centroids.dtype == np.int8:
+        return np.float32(spec.centroid_max)
+    return np.float32(max(float(np.abs(book.centroids).max()), 1e-30))
+
+
+def _has_scale(book: Codebook, spec: LayerSpec) -> bool:
+    """Whether a scale is stored: float centroids without channels are the weights themselves."""
+    return spec.axis is not None or book.centroids.dtype == np.int8

@@ -1,0 +1,266 @@
+"""Learned rounding: block after block, layer after layer, against the float model's tensors."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from threadpoolctl import threadpool_limits
+
+from onnxq.forms.forms import Variant
+from onnxq.graph.cut import between
+from onnxq.graph.operators import TABLE
+from onnxq.learn.gptq.cuts import Tensors, find_cuts
+from onnxq.learn.gptq.layer import Fitted, FittedLayer, Moments, fit_layer
+from onnxq.plan.spec import LayerSpec, Plan
+from onnxq.progress import Progress, Silent
+from onnxq.student.blocks import Block
+from onnxq.student.qparams import Quantizers, needs_bias, weight_scales
+from onnxq.student.student import bake_between
+from onnxq.student.weights import LINEAR, MATRIX_RANK, layer_geometry
+from onnxq.train.budget import Budget
+from onnxq.train.checkpoint import Checkpoint
+from onnxq.train.held_out import Learned
+from onnxq.train.teacher import TeacherOutputs
+
+ROWS = 2**16
+"""Rows of a layer's input that its moments are taken from, about."""
+LEAST_ROWS = 512
+"""Rows of each micro-batch at least."""
+MOST_INPUTS = 8192
+"""Inputs of a row at most: the moments are as many numbers squared."""
+
+SAVE_SECONDS = 20.0
+"""Between two checkpoints at least: each holds all that was fitted so far."""
+
+NOTHING = "no layer has a rounding that can be learned"
+INFINITE = "an input or output is NaN or infinite of"
+NO_GAIN = "learned rounding did not beat rounding to nearest on the held-back samples"
+
+
+def reconstruct(
+    variant: Variant,
+    train: TeacherOutputs,
+    budget: Budget | None = None,
+    *,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
+) -> Learned:
+    """The numbers of a variant with scales, codes and biases fitted layer by layer.
+
+    Args:
+        variant: the student and the numbers to start from.
+        train: the original's outputs on the training slice.
+        budget: how long at most; its epochs and rate have no meaning here.
+        progress: told how far it is.
+        checkpoint: where to keep what was fitted; None keeps nothing.
+        resume: whether to go on from there.
+
+    Returns:
+        The fitted numbers: weights lie on their grid, biases are as they will be written. Or
+        the variant's own, where those are better on the held-back samples.
+    """
+    began = time.monotonic()
+    layers = fitted_layers(variant.student.plan, variant.quantizers)
+    learned = Learned(variant.score, variant.score, quantizers=variant.quantizers)
+    learned.notes += _notes(variant.student.plan, layers)
+    if not layers:
+        learned.notes.append(NOTHING)
+        return learned
+    fitted = Fitted.load(checkpoint) if resume and checkpoint is not None else Fitted()
+    if not fitted.over:
+        with (
+            tempfile.TemporaryDirectory(prefix="rounding-", dir=train.folder) as folder,
+            # One thread, so that sums come out the same on any number of cores.
+            threadpool_limits(1, "blas"),
+        ):
+            work = Reconstruction(variant, layers, train, budget or Budget(), Path(folder), fitted)
+            work.run(progress or Silent(), checkpoint)
+    quantizers = fitted.put_into(variant.quantizers, layers)
+    learned.notes += fitted.notes
+    score = variant.score_of(quantizers)
+    learned.history = [score]
+    if score < variant.score:
+        learned.quantizers, learned.score, learned.epoch = quantizers, score, 1
+    else:
+        learned.notes.append(NO_GAIN)
+    learned.seconds = time.monotonic() - began
+    learned.curve = [(learned.seconds, score, math.nan)]
+    learned.images = fitted.samples
+    return learned
+
+
+def fitted_layers(plan: Plan, quantizers: Quantizers) -> list[LayerSpec]:
+    """The layers whose rounding is learned: of one linear node each, with codes of their own."""
+    readers = Counter(s.weight for s in (*plan.layers.values(), *plan.float_layers.values()))
+    return [
+        spec
+        for spec in plan.layers.values()
+        if spec.op_type in LINEAR
+        and spec.codebook is None
+        and readers[spec.weight] == 1
+        and _inputs(spec, quantizers) <= MOST_INPUTS
+    ]
+
+
+def _inputs(spec: LayerSpec, quantizers: Quantizers) -> int:
+    """Inputs of a row; too many where the weight is no matrix for each group."""
+    shape = quantizers.weights[spec.weight].shape
+    if spec.op_type != "Conv" and len(shape) != MATRIX_RANK:
+        return MOST_INPUTS + 1
+    return int(spec.parameters // max(1, shape[spec.channel_axis]))
+
+
+def _notes(plan: Plan, layers: Sequence[LayerSpec]) -> list[str]:
+    fit = (s for s in plan.layers.values() if s.codebook is None and s.op_type != TABLE)
+    others = [spec.name for spec in fit if spec not in layers]
+    if not others:
+        return []
+    return [
+        f"{len(others)} of {len(plan.layers)} layers keep nearest rounding, the first is "
+        f"'{others[0]}': rounding is learned for Conv, Gemm and MatMul with a weight of their own "
+        f"and at most {MOST_INPUTS} inputs to an output"
+    ]
+
+
+class Reconstruction:
+    """One pass over the blocks.
+
+    Args:
+        variant: the student and the numbers to start from.
+        layers: to fit.
+        train: the training slice.
+        budget: how long at most.
+        folder: an empty folder for the tensors between blocks.
+        fitted: what an earlier run left; the rest is added.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        layers: Sequence[LayerSpec],
+        train: TeacherOutputs,
+        budget: Budget,
+        folder: Path,
+        fitted: Fitted,
+    ) -> None:
+        self._variant, self._budget = variant, budget
+        self._teacher, self._student = variant.model, variant.student
+        self._layers = {spec.name: spec for spec in layers}
+        self._nodes = {str(node.name): node for node in variant.student.model.graph}
+        self._start = self._quantizers = variant.quantizers
+        self._scales = weight_scales(variant.student.plan, self._start, variant.student.sources)
+        self._fitted = fitted
+        self._cuts = find_cuts(variant, list(self._layers), train, folder)
+        fitted.notes = [note for note in (self._cuts.note,) if note]
+        fitted.samples = len(self._cuts.positions)
+        self._inputs: dict[str, Tensors] = {}
+        for name in ("original", "student"):
+            (folder / name).mkdir()
+            what = f"the {name}'s tensors between blocks"
+            self._inputs[name] = Tensors(train, self._cuts.positions, folder / name, what)
+
+    def run(self, progress: Progress, checkpoint: Checkpoint | None) -> None:
+        """Fit all layers, or as many as the time allows."""
+        self._checkpoint, self._saved = checkpoint, time.monotonic()
+        try:
+            self._run(progress)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        self._fitted.over = True
+        self._save()
+
+    def _run(self, progress: Progress) -> None:
+        began = time.monotonic()
+        blocks = self._cuts.blocks
+        progress.start("learn rounding", len(self._layers))
+        done = 0
+        for i, block in enumerate(blocks):
+            names = [name for name in block.layers if name in self._layers]
+            for name in names:
+                if name not in self._fitted.layers:
+                    if time.monotonic() - began > self._budget.max_seconds:
+                        self._fitted.notes.append(
+                            f"time ran out: rounding is learned for {done} of {len(self._layers)} "
+                            "layers; --max-minutes gives more"
+                        )
+                        progress.finish()
+                        return
+                    moments = self._moments(self._layers[name], block)
+                    if not moments.finite:
+                        self._fitted.notes.append(f"{INFINITE} '{name}', which keeps its rounding")
+                        continue
+                    self._fitted.layers[name] = self._fit(self._layers[name], moments)
+                    if time.monotonic() - self._saved > SAVE_SECONDS:
+                        self._save()
+                fitted = self._fitted.layers[name]
+                self._quantizers = fitted.put_into(self._quantizers, self._layers[name])
+                done += 1
+                progress.at(done, self._text(i, names))
+            if i + 1 < len(blocks):
+                self._advance(i)
+        progress.finish()
+
+    def _text(self, block: int, names: Sequence[str]) -> str:
+        layers = self._fitted.layers
+        found = [layers[name] for name in names if name in layers]
+        before, after = sum(f.start_error for f in found), sum(f.error for f in found)
+        count = len(self._cuts.blocks)
+        return f"block {block + 1} of {count}, error {before:.3g} at the start, now {after:.3g}"
+
+    def _moments(self, spec: LayerSpec, block: Block) -> Moments:
+        shape = self._start.weights[spec.weight].shape
+        geometry = layer_geometry(self._nodes[spec.name], spec, shape)
+        chunks = len(self._inputs["student"].chunks())
+        seed = [self._budget.seed, list(self._layers).index(spec.name)]
+        moments = Moments(geometry, seed, max(LEAST_ROWS, ROWS // chunks))
+        value = self._nodes[spec.name].inputs[0]
+        assert value is not None
+        read = str(value.name)
+        found = self._inputs["student"].run(self._student_part, block.inputs, [read])
+        originals = self._cuts.originals(block.inputs)
+        wanted = self._inputs["original"].run(self._teacher_part, originals, [spec.output])
+        for x, t in zip(found, wanted, strict=True):
+            moments.add(x[read], t[spec.output])
+        return moments
+
+    def _fit(self, spec: LayerSpec, moments: Moments) -> FittedLayer:
+        weight = self._start.weights[spec.weight]
+        scale = self._scales[spec.weight]
+        bias = self._fixed_bias(spec, weight.shape[spec.channel_axis])
+        return fit_layer(spec, moments, self._fitted.samples, weight, scale, bias)
+
+    def _fixed_bias(self, spec: LayerSpec, channels: int) -> np.ndarray | None:
+        """The bias of a layer that keeps its own: without any, or sharing centroids."""
+        if not needs_bias(spec):
+            return np.zeros(channels, np.float32)
+        if self._variant.recipe.bias_centroids is not None:
+            return self._start.biases[spec.name]
+        return None
+
+    def _advance(self, index: int) -> None:
+        block, later = self._cuts.blocks[index], self._cuts.later(index)
+        originals = self._cuts.originals
+        self._inputs["student"].advance(self._student_part, block.inputs, block.outputs, later)
+        self._inputs["original"].advance(
+            self._teacher_part, originals(block.inputs), originals(block.outputs), originals(later)
+        )
+
+    def _teacher_part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+        return between(self._teacher, inputs, outputs)
+
+    def _student_part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+        return bake_between(self._student, self._quantizers, inputs, outputs)
+
+    def _save(self) -> None:
+        if self._checkpoint is not None:
+            self._fitted.save(self._checkpoint)
+            self._saved = time.monotonic()

@@ -1,0 +1,209 @@
+"""The structure of a file.
+
+Functions inlined, nodes sorted, types that can't be handled refused.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable
+from itertools import chain
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxq.errors import ModelError, reason_of
+from onnxq.graph.facts import nested_nodes
+from onnxq.load.limits import nested_protos
+
+Identifier = tuple[str, str, str]
+"""Domain, name and overload of a function, or of the operator that a node calls."""
+
+
+def drop_idle_functions(model: onnx.ModelProto) -> None:
+    """Remove the functions that nothing calls and those named like an operator; in place.
+
+    ONNX Runtime runs its operator where a function has the name of one.
+
+    Args:
+        model: domains are spelt as `unify_domains` spells them.
+    """
+    versions = {each.domain: each.version for each in model.opset_import}
+    functions = {
+        _identifier(each, each.name): each
+        for each in model.functions
+        if not onnx.defs.has(each.name, versions.get(each.domain, 0), each.domain)
+    }
+    called: set[Identifier] = set()
+    waiting = _calls(model.graph.node)
+    while waiting:
+        identifier = waiting.pop()
+        if identifier in functions and identifier not in called:
+            called.add(identifier)
+            waiting += _calls(functions[identifier].node)
+    kept = [each for identifier, each in functions.items() if identifier in called]
+    del model.functions[:]
+    model.functions.extend(kept)
+
+
+def _identifier(each: onnx.NodeProto | onnx.FunctionProto, name: str) -> Identifier:
+    return each.domain, name, each.overload
+
+
+def _calls(nodes: Iterable[onnx.NodeProto]) -> list[Identifier]:
+    return [_identifier(node, node.op_type) for node in nested_protos(nodes)]
+
+
+def inline_functions(model: ir.Model, name: str) -> None:
+    """Put the functions' nodes in the place of the calls, in place.
+
+    A body of another opset is read at the model's, as ONNX Runtime reads it.
+
+    Args:
+        model: the model.
+        name: the file's name, for the error.
+
+    Raises:
+        ModelError: functions call each other in a circle, or can't be inlined.
+    """
+    if not model.functions:
+        return
+    common.OutputFixPass()(model)  # a function that hands an input on has no value to rename
+    for function in model.functions.values():
+        function.opset_imports.update(
+            {each: model.opset_imports[each] for each in _shared_domains(function, model)}
+        )
+    try:
+        common.InlinePass()(model)
+    except (ValueError, RuntimeError, ir.passes.InvariantError) as error:
+        raise ModelError(
+            f'The functions of "{name}" can\'t be put in the place of their calls '
+            f"({reason_of(error)}); export the model without functions."
+        ) from error
+    common.RemoveUnusedOpsetsPass()(model)
+
+
+def _shared_domains(function: ir.Function, model: ir.Model) -> list[str]:
+    return [domain for domain in function.opset_imports if domain in model.opset_imports]
+
+
+def sort_nodes(model: ir.Model, name: str) -> None:
+    """Put the nodes of all graphs and functions after those that they read from, in place.
+
+    Args:
+        model: the model; sorted nodes stay where they are.
+        name: the file's name, for the error.
+
+    Raises:
+        ModelError: nodes depend on each other in a circle.
+    """
+    try:
+        common.TopologicalSortPass()(model)
+    except ValueError as error:
+        circle = " -> ".join(_label(node) for node in _find_circle(model))
+        raise ModelError(
+            f'The nodes of "{name}" depend on each other in a circle ({circle}), '
+            "so that none of them can be computed first; export the model again."
+        ) from error
+
+
+def _find_circle(model: ir.Model) -> list[ir.Node]:
+    """Nodes each of which reads from the one before it, the last from the first."""
+    before: dict[ir.Node, set[ir.Node]] = {}
+    functions = (function.all_nodes() for function in model.functions.values())
+    for node in chain(model.graph.all_nodes(), *functions):
+        made_by = {each.producer() for each in node.inputs if each is not None}
+        before[node] = {each for each in made_by | set(nested_nodes(node)) if each is not None}
+    try:
+        graphlib.TopologicalSorter(before).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _label(node: ir.Node) -> str:
+    return f'"{node.name or node.outputs[0].name}"'
+
+
+_T = onnx.TensorProto
+_FLOATS = (_T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE)
+_SIGNED = (_T.INT8, _T.INT16, _T.INT32, _T.INT64)
+_UNSIGNED = (_T.UINT8, _T.UINT16, _T.UINT32, _T.UINT64)
+NUMBERS = frozenset((*_FLOATS, *_SIGNED, *_UNSIGNED, _T.BOOL))
+"""Element types that samples can be given in and outputs compared in."""
+
+ADVICE = {
+    "input": "export the model with tensors of numbers as its inputs",
+    "output": "remove it, or export the model without it (skl2onnx: zipmap=False)",
+}
+
+
+def check_types(model: onnx.ModelProto, name: str) -> None:
+    """Refuse inputs and outputs that are not tensors of numbers.
+
+    An output without a type gets the one that is inferred, if any: ONNX Runtime may know more.
+
+    Args:
+        model: the model; nothing but types of outputs is changed.
+        name: the file's name, for the error.
+
+    Raises:
+        ModelError: names the first such input or output.
+    """
+    _infer_outputs(model, name)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    outputs = [value for value in model.graph.output if _has_type(value)]
+    for what, values in (("input", inputs), ("output", outputs)):
+        for value in values:
+            if not _is_numbers(value.type):
+                raise ModelError(
+                    f'The {what} "{value.name}" of "{name}" is {_described(value.type)}, where a '
+                    f"tensor of numbers is expected; {ADVICE[what]}."
+                )
+
+
+def _infer_outputs(model: onnx.ModelProto, name: str) -> None:
+    """Give outputs without a type the one that ONNX infers, in place."""
+    bare = [value for value in model.graph.output if not _has_type(value)]
+    if not bare:
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph.output
+    except Exception as error:
+        # Its exceptions come from C++ and share no base class but Exception.
+        raise ModelError(
+            f'The output "{bare[0].name}" of "{name}" has no type and none can be inferred '
+            f"({reason_of(error)}); export the model with the types of its outputs."
+        ) from error
+    known = {value.name: value for value in inferred}
+    for value in bare:
+        value.type.CopyFrom(known[value.name].type)
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")  # a name that inference made up
+
+
+def _has_type(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.WhichOneof("value")
+    return kind is not None and (kind != "tensor_type" or value.type.tensor_type.elem_type != 0)
+
+
+def _is_numbers(kind: onnx.TypeProto) -> bool:
+    return kind.WhichOneof("value") == "tensor_type" and kind.tensor_type.elem_type in NUMBERS
+
+
+def _described(kind: onnx.TypeProto) -> str:
+    """A type in words, as in "sequence of map"."""
+    form = kind.WhichOneof("value")
+    if form is None:
+        return "of no type"
+    found = form.removesuffix("_type").replace("_", " ")
+    inner = getattr(kind, form)
+    if form in ("tensor_type", "sparse_tensor_type"):
+        element = inner.elem_type
+        known = element in _T.DataType.values()
+        return f"of type {found} of {_T.DataType.Name(element).lower() if known else element}"
+    if form in ("sequence_type", "optional_type"):
+        return f"of type {found} of {_described(inner.elem_type).removeprefix('of type ')}"
+    return f"of type {found}"

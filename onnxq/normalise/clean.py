@@ -1,0 +1,179 @@
+"""What a graph does not need or lacks: idle nodes, dead nodes, outputs and names of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxq.graph.editor import Editor, Names
+from onnxq.graph.facts import (
+    constant,
+    input_at,
+    int_attribute,
+    ints_attribute,
+    is_used,
+)
+from onnxq.normalise.passes import NodePass, PassResult
+
+
+class RemoveIdentity(NodePass):
+    """Removes Identity, inference Dropout, and operators whose parameters change nothing.
+
+    The latter are Cast to the same dtype, Concat, Sum, Max and Min of one input, Transpose
+    in the same order, and Pad by nothing.
+    """
+
+    op_types: ClassVar[frozenset[str]] = frozenset(
+        {"Identity", "Dropout", "Cast", "Concat", "Sum", "Max", "Min", "Transpose", "Pad"}
+    )
+
+    def refusal(self, node: ir.Node) -> str | None:
+        """Why the node stays; None where it goes."""
+        source, target = node.inputs[0], node.outputs[0]
+        if source is None:
+            return "it has no input"
+        if reason := _change(node):
+            return reason
+        if not target.is_graph_output():
+            return None
+        if source.is_graph_input() or source.is_initializer() or source.is_graph_output():
+            return "it carries the name of a graph output"
+        if source.producer() is None or source.producer().graph is not node.graph:  # type: ignore[union-attr]
+            return "its input belongs to another graph"
+        return None
+
+    def rewrite(self, node: ir.Node, editor: Editor) -> None:
+        """Give the input to the readers of the output."""
+        source, target = node.inputs[0], node.outputs[0]
+        assert source is not None
+        if target.is_graph_output():
+            editor.take_over(target, source)
+        else:
+            target.replace_all_uses_with(source)
+        editor.remove([node])
+
+
+def _change(node: ir.Node) -> str | None:
+    match node.op_type:
+        case "Identity":
+            return None
+        case "Dropout":
+            return _dropout_change(node)
+        case "Cast":
+            return _cast_change(node)
+        case "Transpose":
+            order = ints_attribute(node, "perm")
+            same = order is not None and list(order) == sorted(order)
+            return None if same else "it changes the order of the axes"
+        case "Pad":
+            pads = constant(input_at(node, 1))
+            nothing = pads is not None and not pads.any()
+            return None if nothing else "it pads, or its pads are not constant"
+        case _:
+            return None if len(node.inputs) == 1 else "it has several inputs"
+
+
+def _dropout_change(node: ir.Node) -> str | None:
+    if len(node.outputs) > 1 and is_used(node.outputs[1]):
+        return "its mask is used"
+    training = input_at(node, 2)
+    mode = constant(training)
+    if training is not None and (mode is None or mode.any()):
+        return "it is in training mode"
+    return None
+
+
+def _cast_change(node: ir.Node) -> str | None:
+    source = node.inputs[0]
+    dtype = None if source is None else source.dtype
+    if dtype is None:
+        return "the dtype of its input is not known"
+    return None if int(dtype) == int_attribute(node, "to", 0) else "it changes the dtype"
+
+
+class OwnOutputs:
+    """Gives nodes a copy of each constant that is also a graph output.
+
+    A weight is then quantized as any other, and what the graph returns stays as it was.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """The model and whether any constant was copied."""
+        editor = Editor(model.graph)
+        modified = False
+        for value in dict.fromkeys(model.graph.outputs):
+            array = constant(value)
+            if array is None or not value.uses():
+                continue
+            copy = editor.initializer(f"{value.name}_read", array)
+            for reader, index in list(value.uses()):
+                reader.replace_input_with(index, copy)
+            modified = True
+        return PassResult(model, modified)
+
+
+class NameEverything:
+    """Gives each node and value of the model a name that is unique in the whole model.
+
+    Existing names are kept; a second bearer of a name gets a number behind it. A node
+    without a name is called after its operator and its place among those (`Conv_3`), a
+    value after its node. Inputs and outputs of the main graph keep their names.
+    Visits the main graph and all sub-graphs.
+    """
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """The model and whether any name was changed."""
+        graph = model.graph
+        fixed = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+        names = Names(str(value.name) for value in fixed)
+        kept = {id(value) for value in fixed}
+        changed = _name_nodes(graph)
+        for each in model.graphs():
+            changed |= _name_values(each, names, kept)
+        return PassResult(model, changed)
+
+
+def _name_nodes(graph: ir.Graph) -> bool:
+    names = Names()
+    nodes = list(graph.all_nodes())
+    counts: Counter[str] = Counter()
+    existing = {node.name for node in nodes if node.name}
+    changed = False
+    for node in nodes:
+        wanted = node.name or f"{node.op_type}_{counts[node.op_type]}"
+        while not node.name and wanted in existing:
+            counts[node.op_type] += 1
+            wanted = f"{node.op_type}_{counts[node.op_type]}"
+        counts[node.op_type] += not node.name
+        claimed = names.claim(wanted)
+        changed |= claimed != node.name
+        node.name = claimed
+    return changed
+
+
+def _name_values(graph: ir.Graph, names: Names, kept: set[int]) -> bool:
+    changed = False
+    values = [(value, "input") for value in graph.inputs]
+    values += [(value, "constant") for value in graph.initializers.values()]
+    for node in graph:
+        values += [(value, f"{node.name}_output") for value in node.outputs]
+    for value, base in values:
+        if id(value) in kept or (not value.name and not is_used(value)):
+            continue  # an output without a name is one that the node does not give
+        claimed = names.claim(value.name or base)
+        changed |= claimed != value.name
+        if claimed != value.name:
+            value.name = claimed
+    return changed
+
+
+class SweepDead:
+    """Removes nodes and initializers that no output depends on; graph inputs stay."""
+
+    def __call__(self, model: ir.Model) -> PassResult:
+        """The model and whether anything was removed."""
+        result = common.RemoveUnusedNodesPass()(model)
+        return PassResult(model, bool(result.modified))

@@ -1,0 +1,211 @@
+"""GPTQ: the weights of a layer rounded in turn, each error made good by those that follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+DAMPING = 0.01
+"""Least damping, as a share of the mean of H's diagonal (GPTQ)."""
+MOST_SHRUNK = 0.9
+"""Largest share of a multiple of I in a moment matrix."""
+COLUMNS = 64
+"""Columns that are rounded before their error is carried to all columns behind them."""
+SWEEPS = 4
+"""Passes of the descent over all codes, at most."""
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """The squared error of a layer's output as a quadratic form of its weights.
+
+    Attributes:
+        hessian: H, (G, K, K), positive definite.
+        inverse: H^-1, the same shape.
+        centre: W*, (G, R, K), the weights of least error.
+    """
+
+    hessian: Floats
+    inverse: Floats
+    centre: Floats
+
+    def error(self, weights: Floats) -> Floats:
+        """(W* - w) H (W* - w)^T of each row, (G, R), for weights (G, R, K)."""
+        off = self.centre - weights
+        return np.asarray(((off @ self.hessian) * off).sum(axis=-1))
+
+    def rows(self, where: slice, copies: int = 1) -> Quadratic:
+        """The form of some rows, which may be repeated: row by row in each copy."""
+        centre = np.tile(self.centre[:, where], (1, copies, 1))
+        return Quadratic(self.hessian, self.inverse, centre)
+
+
+def quadratic(hessian: Floats, cross: Floats, weights: Floats, samples: float) -> Quadratic:
+    """The form, damped where samples are few: that pulls W* to the float weights.
+
+    H + d I and W* = (C + d W) (H + d I)^-1, with d of `shrinkage`, and 0.01 of the mean of H's
+    diagonal at least.
+
+    Args:
+        hessian: E[x x^T], (G, K, K).
+        cross: E[t x^T], (G, R, K).
+        weights: W, (G, R, K).
+        samples: how many independent rows H is the mean of.
+    """
+    hessian = (hessian + hessian.transpose(0, 2, 1)) / 2
+    size = hessian.shape[-1]
+    mean = np.trace(hessian, axis1=1, axis2=2) / size
+    # An input that is always zero leaves nothing to divide by.
+    least = np.maximum(DAMPING * mean, np.finfo(np.float32).tiny)
+    damping = np.maximum(shrinkage(hessian, samples), least)[:, None, None]
+    damped = hessian + damping * np.eye(size)
+    inverse = np.linalg.inv(damped)
+    inverse = (inverse + inverse.transpose(0, 2, 1)) / 2
+    return Quadratic(damped, inverse, (cross + damping * weights) @ inverse)
+
+
+def shrinkage(hessian: Floats, samples: float) -> Floats:
+    """The damping that few samples call for, (G,): Chen et al., "Shrinkage algorithms", 2010 (OAS).
+
+    The moments of n samples are mixed with a multiple of I, (1 - r) H + r m I, with m the mean
+    of the diagonal and r = ((1 - 2/K) tr H^2 + tr^2 H) / ((n + 1 - 2/K) (tr H^2 - tr^2 H / K)).
+    Up to a factor of the whole form that is a damping of m r / (1 - r).
+
+    Args:
+        hessian: (G, K, K).
+        samples: n.
+    """
+    size = hessian.shape[-1]
+    trace = np.trace(hessian, axis1=1, axis2=2)
+    squares = np.square(hessian).sum(axis=(1, 2))
+    above = (1 - 2 / size) * squares + trace**2
+    below = (samples + 1 - 2 / size) * np.maximum(squares - trace**2 / size, 0.0)
+    share = np.minimum(above, MOST_SHRUNK * below) / np.where(below > 0, below, 1.0)
+    return np.asarray(trace / size * share / (1 - share))
+
+
+def round_with_feedback(form: Quadratic, scale: Floats, limit: int) -> Floats:
+    """Codes (G, R, K) of small error under the form, whole numbers within +-limit.
+
+    Columns are taken in the order of falling H_jj: more of them are left to make up for the
+    errors that weigh most.
+
+    Args:
+        form: the quadratic form.
+        scale: of each row, (G, R), positive.
+        limit: the largest code.
+    """
+    order = np.argsort(-np.diagonal(form.hessian, axis1=1, axis2=2), axis=1, kind="stable")
+    inverse = np.take_along_axis(form.inverse, order[:, :, None], 1)
+    inverse = np.take_along_axis(inverse, order[:, None, :], 2)
+    feedback = np.linalg.cholesky(inverse).transpose(0, 2, 1)
+    left = np.take_along_axis(form.centre, order[:, None, :], 2)
+    codes = np.empty_like(left)
+    columns = left.shape[-1]
+    for start in range(0, columns, COLUMNS):
+        end = min(start + COLUMNS, columns)
+        errors = np.empty((*left.shape[:2], end - start))
+        for j in range(start, end):
+            codes[..., j] = np.clip(np.rint(left[..., j] / scale), -limit, limit)
+            error = (left[..., j] - codes[..., j] * scale) / feedback[:, None, j, j]
+            left[..., j:end] -= error[..., None] * feedback[:, None, j, j:end]
+            errors[..., j - start] = error
+        left[..., end:] -= errors @ feedback[:, start:end, end:]
+    found = np.empty_like(codes)
+    np.put_along_axis(found, np.broadcast_to(order[:, None, :], codes.shape), codes, 2)
+    return found
+
+
+def descend(form: Quadratic, codes: Floats, scale: Floats, limit: int) -> Floats:
+    """Codes of no larger error: each in turn takes its best value, the others fixed.
+
+    Args:
+        form: the quadratic form.
+        codes: where to start, (G, R, K).
+        scale: of each row, (G, R), positive.
+        limit: the largest code.
+    """
+    codes = codes.copy()
+    slope = (form.centre - codes * scale[..., None]) @ form.hessian
+    for _ in range(SWEEPS):
+        moved = False
+        for j in range(codes.shape[-1]):
+            step = slope[..., j] / (form.hessian[:, None, j, j] * scale)
+            best = np.clip(np.rint(codes[..., j] + step), -limit, limit)
+            change = best - codes[..., j]
+            if change.any():
+                moved = True
+                codes[..., j] = best
+                slope -= (change * scale)[..., None] * form.hessian[:, None, j, :]
+        if not moved:
+            break
+    return codes
+
+
+FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35)
+"""Of the scale at the start, to try."""
+ELEMENTS = 2**23
+"""Weights that are rounded at once, all factors counted."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What was found for a layer.
+
+    Attributes:
+        codes: (G, R, K), whole numbers.
+        scale: (G, R).
+        error: of the form, summed over all rows.
+        start_error: the same for the float weights rounded to nearest with the scale at the start.
+    """
+
+    codes: Floats
+    scale: Floats
+    error: float
+    start_error: float
+
+
+def round_layer(
+    form: Quadratic, weights: Floats, scale: Floats, limit: int, *, shared: bool
+) -> Rounded:
+    """The best of several scales, each with its own codes, refined by descent.
+
+    Args:
+        form: the squared error of the layer's output.
+        weights: the float weights, (G, R, K).
+        scale: to start from, (G, R).
+        limit: the largest code.
+        shared: one scale for all rows.
+    """
+    factors = np.array(FACTORS)[:, None, None]
+    errors = np.concatenate([_errors(form.rows(w), scale[:, w], limit) for w in _slices(form)], 2)
+    if shared:
+        errors = np.broadcast_to(errors.sum(axis=(1, 2), keepdims=True), errors.shape)
+    best = scale * np.take_along_axis(factors, errors.argmin(axis=0)[None], 0)[0]
+    parts = [(form.rows(w), best[:, w]) for w in _slices(form)]
+    found = [descend(p, round_with_feedback(p, s, limit), s, limit) for p, s in parts]
+    codes = np.concatenate(found, axis=1)
+    nearest = np.clip(np.rint(weights / scale[..., None]), -limit, limit)
+    start = float(form.error(nearest * scale[..., None]).sum())
+    return Rounded(codes, best, float(form.error(codes * best[..., None]).sum()), start)
+
+
+def _slices(form: Quadratic) -> list[slice]:
+    """Rows that are worked on at once."""
+    groups, rows, columns = form.centre.shape
+    step = max(1, ELEMENTS // (groups * columns * len(FACTORS)))
+    return [slice(i, i + step) for i in range(0, rows, step)]
+
+
+def _errors(form: Quadratic, scale: Floats, limit: int) -> Floats:
+    """The error of each row with each factor, (factors, G, R)."""
+    groups, rows, _ = form.centre.shape
+    scales = np.concatenate([factor * scale for factor in FACTORS], axis=1)
+    all_rows = form.rows(slice(None), len(FACTORS))
+    codes = round_with_feedback(all_rows, scales, limit)
+    errors = all_rows.error(codes * scales[..., None])
+    return errors.reshape(groups, len(FACTORS), rows).transpose(1, 0, 2)

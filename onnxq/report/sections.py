@@ -1,0 +1,175 @@
+"""Sections of the report: learning, search, synthetic images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from onnxq.report.chart import MOST_BARS, Bar, Chart, Line, make_chart, make_curve
+from onnxq.report.text import size_text
+from onnxq.synthesise.made import Synthesis
+from onnxq.verify.metrics import Figures
+
+HEIGHT = 140
+"""Of a curve, pixels."""
+COLOUR = "#2f6db0"
+
+
+def learning_curves(figures: Figures) -> list[tuple[str, Chart]]:
+    """Title and curve of the held-back error and of the agreement, by minutes of learning."""
+    curve, learning = figures.curve, figures.learning
+    if not curve:
+        return []
+    unit = learning.get("unit", "error")
+    start = [(0.0, learning["start_score"])] if "start_score" in learning else []
+    found = {
+        f"held-back {unit}": [*start, *_points(curve["minutes"], curve["scores"])],
+        "held-back agreement, percent": _points(curve["minutes"], curve["agreement"]),
+    }
+    return [
+        (title, make_curve(Line(title, points, COLOUR), HEIGHT))
+        for title, points in found.items()
+        if len(points) > 1
+    ]
+
+
+def _points(minutes: list[float | None], values: list[float | None]) -> list[tuple[float, float]]:
+    pairs = zip(minutes, values, strict=True)
+    return [(m, value) for m, value in pairs if m is not None and value is not None]
+
+
+PREDICTED, MEASURED = "#2f6db0", "#c2571a"
+
+Row = tuple[str, str, str, str]
+
+
+def search_rows(figures: Figures) -> list[Row]:
+    """The target and what was found, as the table of figures has it."""
+    search = figures.search
+    if not search:
+        return []
+    count = len(search["trials"])
+    trials = "1 trial" if count == 1 else f"{count} trials"
+    met = "met" if search["met"] else "not met"
+    rows: list[Row] = [("target of the search", "", _target(figures), f"{met}, {trials}")]
+    if figures.kl is not None:
+        expected = f"{search['points_per_nat'] * figures.kl:.2f}"
+        rows.append(("drop expected by divergence, points", "", "", expected))
+    return rows
+
+
+def _target(figures: Figures) -> str:
+    search = figures.search
+    if search["max_size"] is not None:
+        return size_text(search["max_size"])
+    unit = "points" if search["measure"] == "kl" else "% RMSE"
+    return f"{search['max_drop']:g} {unit}"
+
+
+def search_title(figures: Figures) -> str:
+    """What the picture shows upwards."""
+    if figures.search.get("measure") == "error":
+        return "RMSE of the outputs, percent,"
+    return "Estimated drop, points,"
+
+
+def search_chart(figures: Figures) -> Chart | None:
+    """Drop against bytes: what the frontier predicts, and the whole models that were measured."""
+    search = figures.search
+    if not search:
+        return None
+    predicted = [(float(p["bytes"]), p["drop"]) for p in search["frontier"] if p["drop"] > 0]
+    expected = "expected_drop"
+    trials = sorted(search["trials"], key=lambda trial: trial["bytes"])
+    measured = [(float(t["bytes"]), t[expected]) for t in trials if t[expected] > 0]
+    if not predicted or not measured:
+        return None
+    dots = [f"{size_text(t['bytes'])}, {t['drop']:.2f} by decisions" for t in trials]
+    return make_chart(
+        [
+            Line("weights alone, sums over the layers", predicted, PREDICTED),
+            Line("whole models, tried", measured, MEASURED, dots),
+        ]
+    )
+
+
+COLUMNS = 8
+"""Images beside each other."""
+SIDE = 64
+"""Pixels of a picture's longer side at least; small images are shown by whole factors."""
+MOST_SIDE = 128
+"""Pixels of a picture's longer side at most."""
+GAP, CAPTION = 4, 12
+"""Pixels between pictures, and of the line below each."""
+
+
+TITLES = {
+    "inception": "inception score loss",
+    "bn": "BatchNorm statistics, KL divergence in nats",
+    "bn-moments": "BatchNorm statistics, moments",
+    "adversarial": "adversarial loss, minus the student's cross-entropy",
+}
+"""What each loss is called."""
+LATER = ", while the student learned"
+"""Of a generator that went on learning."""
+
+
+def contact_sheet(synthesis: Synthesis) -> bytes | None:
+    """A PNG of the pictures with the class of each below; None where there are none."""
+    if synthesis.pictures is None or not len(synthesis.pictures):
+        return None
+    tiles = [_tile(picture) for picture in synthesis.pictures]
+    width, height = tiles[0].size
+    rows = -(-len(tiles) // COLUMNS)
+    step = (width + GAP, height + GAP + CAPTION)
+    sheet = Image.new("RGB", (COLUMNS * step[0] + GAP, rows * step[1] + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, tile in enumerate(tiles):
+        left, top = GAP + i % COLUMNS * step[0], GAP + i // COLUMNS * step[1]
+        sheet.paste(tile, (left, top))
+        if synthesis.decisions:
+            draw.text((left, top + height), str(synthesis.decisions[i]), fill="black")
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    return data.getvalue()
+
+
+def loss_curves(synthesis: Synthesis) -> list[tuple[str, Chart]]:
+    """Title and curve of each loss, by minutes; by steps where learning goes on beside it."""
+    found = [
+        (TITLES[kind], list(zip(synthesis.minutes, values, strict=True)))
+        for kind, values in synthesis.losses.items()
+    ]
+    found += [
+        (f"{TITLES[kind]}{LATER}", [(float(step), value) for step, value in enumerate(values)])
+        for kind, values in synthesis.tuning.items()
+    ]
+    return [
+        (title, make_curve(Line(title, points, COLOUR), HEIGHT))
+        for title, points in found
+        if len(points) > 1
+    ]
+
+
+def class_bars(classes: Sequence[int]) -> list[Bar]:
+    """Images by class, in order; of many classes those with the most."""
+    largest = sorted(range(len(classes)), key=lambda c: (-classes[c], c))[:MOST_BARS]
+    top = max(classes, default=0) or 1
+    return [
+        Bar(f"class {c}", str(classes[c]), classes[c] / top, classes[c] / top)
+        for c in sorted(largest)
+    ]
+
+
+def _tile(picture: np.ndarray) -> Image.Image:
+    """One picture in a size to look at."""
+    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("RGB")
+    longer = max(image.size)
+    if longer < SIDE:
+        factor = -(-SIDE // longer)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((MOST_SIDE, MOST_SIDE))
+    return image

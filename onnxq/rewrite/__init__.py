@@ -1,1 +1,0 @@
-"""Graph rewrites: equalization, and the student with its fake-quant nodes."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime sessions, large weights, temporary files, child processes, rows on disk."""

@@ -1,0 +1,197 @@
+"""The hand-off from onnx-ir to ONNX Runtime sessions; the one place that opens them.
+
+Every session is single-threaded, and several threads run it side by side on fixed
+micro-batches: the result of a batch is then the same bits on one core and on many, the
+weights are held once, and the backward pass, which barely uses a second thread, gains most.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxq.errors import ModelError, OnnxqError, reason_of
+from onnxq.runtime.large_weights import WeightFiles, is_large
+from onnxq.runtime.temporary import temporary_folder
+
+Feeds = Mapping[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
+
+PROTOBUF_LIMIT = 2**31 - 2**20
+"""Bytes above which a model can't be one protobuf message."""
+
+REFUSAL = "parameter out of computation range"
+"""How ONNX Runtime's integer kernels name scales whose ratio they can't hold."""
+
+_WEIGHT_FILES = WeightFiles()
+
+
+class ScaleError(Exception):
+    """An integer kernel refuses the ratio of its scales."""
+
+
+def available_cores() -> int:
+    """The number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_session(
+    model: ir.Model | bytes | str | Path,
+    *,
+    threads: int = 1,
+    optimise: bool = True,
+    prepack: bool | None = None,
+    optimised_path: Path | None = None,
+) -> ort.InferenceSession:
+    """An inference session on the CPU for a model in memory or in a file.
+
+    Args:
+        model: an onnx-ir model, its serialised bytes, or a path.
+        threads: threads inside one operator.
+        optimise: False switches every graph optimisation off (for tests of equality).
+        prepack: whether weights are held in the layout of their kernels, once more and for good;
+            None does it unless the model is large: a batch takes far longer than its packing.
+        optimised_path: where ONNX Runtime writes the graph that it really runs.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Patterns of a first batch pin memory for good: 471 -> 290 MB at the same speed.
+    options.enable_mem_pattern = False
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised_path is not None:
+        options.optimized_model_filepath = str(optimised_path)
+    large = isinstance(model, ir.Model) and is_large(model)
+    if prepack is None:
+        prepack = not large
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    providers = ["CPUExecutionProvider"]
+    if isinstance(model, (str, Path)):
+        return ort.InferenceSession(str(model), options, providers=providers)
+    data = model if isinstance(model, bytes) else serialized(model)
+    if prepack and not large:
+        return ort.InferenceSession(data, options, providers=providers)
+    # Only a model that is opened from a file may name other files.
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
+        path.write_bytes(data)
+        return ort.InferenceSession(str(path), options, providers=providers)
+
+
+_FLOATS: Mapping[str, np.dtype] = {
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+}
+
+
+def as_session_takes(session: ort.InferenceSession, feeds: Feeds) -> Arrays:
+    """The feeds with floats as wide as the session takes them: models may differ in that alone."""
+    wanted = {str(each.name): _FLOATS.get(str(each.type)) for each in session.get_inputs()}
+    with np.errstate(over="ignore"):
+        return {name: _as_float(array, wanted.get(name)) for name, array in feeds.items()}
+
+
+def _as_float(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    # bfloat16 is of kind V to numpy.
+    is_float = array.dtype.kind in "fV"
+    return array.astype(dtype, copy=False) if dtype is not None and is_float else array
+
+
+def not_opened(model: str, error: BaseException, how: str = "can't open") -> ModelError:
+    """The sentence for a model that ONNX Runtime does not take, in the words of its error."""
+    return ModelError(
+        f"ONNX Runtime {how} {model} ({reason_of(error)}); "
+        "check it with onnx.checker, or export it again."
+    )
+
+
+def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of the model with these tensors as its only outputs."""
+    copy = model.clone(deep_copy=False)
+    values = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(values[name] for name in names)
+    return copy
+
+
+def session_form(model: ir.Model) -> ir.Model:
+    """The model, or where it is large a copy that names files for its weights."""
+    return _WEIGHT_FILES.mapped(model) if is_large(model) else model
+
+
+def serialized(model: ir.Model) -> bytes:
+    """The bytes of a model as sessions open it."""
+    data: bytes = ir.to_proto(session_form(model)).SerializeToString()
+    return data
+
+
+class SessionPool:
+    """A session that several threads run; batches go in and results come out in order.
+
+    Args:
+        model: the model, in memory or in a file.
+        outputs: names of the outputs wanted; None means all.
+        workers: batches that run side by side; None means one per core.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model | bytes | str | Path,
+        outputs: Sequence[str] | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self.workers = workers or available_cores()
+        try:
+            self._session = open_session(model)
+        except OnnxqError:
+            raise
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class but Exception.
+            raise not_opened("the model", error) from error
+        self.outputs = list(outputs or (o.name for o in self._session.get_outputs()))
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
+        """The outputs for one batch, or some of them, by name; several threads may call it.
+
+        Raises:
+            ScaleError: scales among the feeds are too far apart for an integer kernel.
+            ModelError: ONNX Runtime can't run the model.
+        """
+        names = self.outputs if outputs is None else outputs
+        feeds = as_session_takes(self._session, feeds)
+        try:
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class but Exception.
+            if REFUSAL in str(error):
+                raise ScaleError(str(error)) from error
+            raise ModelError(
+                f"ONNX Runtime can't run the model ({reason_of(error)}); check the model with "
+                "onnx.checker, and give samples of the shapes that it expects."
+            ) from error
+
+    def map(self, batches: Iterable[Feeds]) -> Iterator[Arrays]:
+        """The outputs of each batch, in the order of the batches, a few batches ahead."""
+        pending: deque[Future[Arrays]] = deque()
+        with ThreadPoolExecutor(self.workers) as executor:
+            for feeds in batches:
+                ready = pending.popleft() if len(pending) == self.workers else None
+                if ready is not None:
+                    wait([ready])
+                # The worker goes on while the caller handles what it has just finished.
+                pending.append(executor.submit(self.run, feeds))
+                if ready is not None:
+                    yield ready.result()
+            for future in pending:
+                yield future.result()

@@ -1,0 +1,152 @@
+"""The evaluator of a search.
+
+Whole models planned, learned a little and measured, each kept in a cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import tee
+from typing import Any
+
+import numpy as np
+
+from onnxq.forms.forms import Variant, Variants
+from onnxq.options.recipe import Recipe
+from onnxq.runtime.session import SessionPool, expose
+from onnxq.search.suffix import Judge
+from onnxq.search.table import Effect, Row, Setting, SweepTable
+from onnxq.student.student import bake
+from onnxq.train.checkpoint import Checkpoint
+from onnxq.train.loss import target_name
+from onnxq.train.teacher import MICRO_BATCH
+
+PART = "search"
+"""The name of the state in the checkpoint's folder."""
+
+_SWEEP, _TRIALS = "sweep", "trials"
+
+
+class Memo:
+    """The table and the trials of one search; equal questions get the answer that was kept.
+
+    Args:
+        checkpoint: of the run; None keeps nothing.
+        resume: whether what an earlier run kept is used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, *, resume: bool) -> None:
+        self._checkpoint = checkpoint.part(PART) if checkpoint is not None else None
+        arrays = self._checkpoint.load() if self._checkpoint is not None and resume else None
+        self._kept: dict[str, Any] = {
+            name: json.loads(str(array)) for name, array in (arrays or {}).items()
+        }
+
+    def sweep(self, measure: Callable[[], SweepTable]) -> SweepTable:
+        """The table that was kept, or a new one."""
+        if _SWEEP not in self._kept:
+            self._keep(_SWEEP, measure().to_fields())
+        return SweepTable.from_fields(self._kept[_SWEEP])
+
+    def trial(self, settings: Sequence[Setting], measure: Callable[[], Effect]) -> Effect:
+        """The effect that was kept for these settings, or a new one."""
+        name = " ".join(setting.label for setting in settings)
+        trials = self._kept.get(_TRIALS, {})
+        if name not in trials:
+            trials = {**trials, name: dataclasses.asdict(measure())}
+            self._keep(_TRIALS, trials)
+        return Effect(**trials[name])
+
+    def _keep(self, name: str, fields: Any) -> None:
+        self._kept[name] = fields
+        if self._checkpoint is not None:
+            arrays = {key: np.array(json.dumps(value)) for key, value in self._kept.items()}
+            self._checkpoint.save(arrays)
+
+
+class ModelWorkshop:
+    """Builds the student of an allocation and measures it.
+
+    Args:
+        recipe: the options; the allocation's overrides come after those of its own.
+        rows: of the layers that are allocated.
+        variants: makes students.
+        base: the form of the model, calibrated.
+        learn: a variant with its numbers learned, in the budget of a trial.
+        file_bytes: the size of the file of a variant under a recipe.
+        memo: keeps what trials gave.
+        has_time: whether the clock leaves time for a further trial.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        rows: Sequence[Row],
+        variants: Variants,
+        base: Variant,
+        learn: Callable[[Variant], Variant],
+        file_bytes: Callable[[Variant, Recipe], int],
+        memo: Memo,
+        has_time: Callable[[], bool],
+    ) -> None:
+        self._recipe, self._rows, self._file_bytes = recipe, rows, file_bytes
+        self._variants, self._base = variants, base
+        self._learn, self._memo, self._has_time = learn, memo, has_time
+
+    def recipe(self, settings: Sequence[Setting]) -> Recipe:
+        """The options with these settings spelt out layer by layer: nothing to search for."""
+        overrides = tuple(
+            setting.override(name)
+            for row, setting in zip(self._rows, settings, strict=True)
+            for name in row.layers
+        )
+        layers = (*self._recipe.layers, *overrides)
+        return replace(self._recipe, codebook=None, max_drop=None, max_size=None, layers=layers)
+
+    def build(self, settings: Sequence[Setting]) -> Variant:
+        """The student with these settings; nothing is learned."""
+        return self._variants.remake(self._base, self.recipe(settings))
+
+    def trial(self, settings: Sequence[Setting]) -> Effect:
+        """The effect of these settings after a little learning, size in bytes of the file."""
+        return self._memo.trial(settings, lambda: self._trial(settings))
+
+    def _trial(self, settings: Sequence[Setting]) -> Effect:
+        variant = self._learn(self.build(settings))
+        return replace(whole_effect(variant), size=self.size(variant, settings))
+
+    def file_size(self, settings: Sequence[Setting]) -> int:
+        """Bytes of the file with these settings; nothing is learned."""
+        return self.size(self.build(settings), settings)
+
+    def has_time(self) -> bool:
+        """Whether the clock leaves time for a further trial."""
+        return self._has_time()
+
+    def size(self, variant: Variant, settings: Sequence[Setting]) -> int:
+        """Bytes of the file of a variant that `build` gave."""
+        return self._file_bytes(variant, self.recipe(settings))
+
+
+def whole_effect(variant: Variant) -> Effect:
+    """How far a student's held-back outputs are from the teacher's; its size is left at 0."""
+    outputs = variant.held_back_outputs
+    names = outputs.logits
+    student = expose(bake(variant.student, variant.quantizers), names)
+    taken = {str(value.name) for value in student.graph.inputs}
+    mine, others = tee(outputs.batches(np.arange(outputs.positions), MICRO_BATCH))
+    found = SessionPool(student, names).map(
+        {name: array for name, array in feeds.items() if name in taken} for feeds in mine
+    )
+    judge, sums, left = None, [], len(outputs.samples)
+    for feeds, student_outputs in zip(others, found, strict=True):
+        teacher = {name: feeds[target_name(name)] for name in names}
+        count = outputs.samples.batch or min(MICRO_BATCH, left)
+        judge = judge or Judge(names, teacher, count)
+        sums.append(judge.sums(teacher, student_outputs))
+        left -= count
+    assert judge is not None
+    return judge.effect(np.sum(sums, axis=0), len(outputs.samples), 0)

@@ -1,0 +1,1 @@
+"""The student: the teacher with fake-quant nodes, and its quantization parameters as inputs."""

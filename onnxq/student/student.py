@@ -1,0 +1,202 @@
+"""The student: the teacher with fake-quantized tensors, its numbers as named inputs.
+
+Weights, biases and ranges enter as graph inputs, so that a candidate changes the feed and
+not the graph. A tensor keeps its name in both graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.cut import between
+from onnxq.graph.fake_quant import DOMAIN, call, function
+from onnxq.plan.regions import root
+from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
+from onnxq.student.qparams import (
+    Quantizers,
+    bias_name,
+    limit_names,
+    needs_bias,
+    student_feeds,
+)
+
+RAW = ".raw"
+"""Suffix of a tensor's name before it is quantized."""
+QUANTIZED = ".quantized"
+"""Suffix of the quantized copy of a tensor that float nodes still read as it was."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student graph and what is needed to feed it.
+
+    Attributes:
+        model: the graph; inputs are the teacher's plus the parameters.
+        plan: the plan that it was made from.
+        sources: by integer layer, the name of the tensor whose codes it reads.
+    """
+
+    model: ir.Model
+    plan: Plan
+    sources: dict[str, str]
+
+
+def build_student(teacher: ir.Model, plan: Plan) -> Student:
+    """Rewrite a copy of the teacher: one fake-quant node per tensor, parameters as inputs.
+
+    Args:
+        teacher: the normalised float model; it isn't changed.
+        plan: which layers and tensors, from `make_plan`.
+    """
+    model = teacher.clone(deep_copy=False)
+    graph = model.graph
+    sources = layer_sources(graph, plan)
+    values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in graph.inputs}
+    for spec in plan.tensors.values():
+        _insert_fake_quant(graph, values[spec.name], spec, plan)
+    for layer in (*plan.layers.values(), *plan.float_layers.values()):
+        free_parameters(graph, layer)
+    _add_functions(model, plan)
+    graph.sort()
+    return Student(model, plan, sources)
+
+
+def layer_sources(graph: ir.Graph, plan: Plan) -> dict[str, str]:
+    """By integer layer, the tensor whose codes it reads, before any move."""
+    nodes = {node.name: node for node in graph}
+    sources = {}
+    for spec in plan.integer_layers():
+        data = nodes[spec.name].inputs[0]
+        assert data is not None
+        sources[spec.name] = str(root(data).name)
+    return sources
+
+
+def _insert_fake_quant(graph: ir.Graph, value: ir.Value, spec: TensorSpec, plan: Plan) -> None:
+    source, folded = value, None
+    if spec.folded is not None:
+        folded = value.producer()
+        assert folded is not None and folded.inputs[0] is not None
+        source = folded.inputs[0]
+    inputs = [ir.val(name, ir.DataType.FLOAT, []) for name in limit_names(spec)]
+    graph.inputs.extend(inputs)
+    node = call(spec.kind, spec.num_bits, source, *inputs)
+    node.name = f"{spec.name}.fake_quant"
+    quantized = node.outputs[0]
+    quantized.type, quantized.shape = value.type, value.shape
+    _move_readers(value, quantized, node, spec, plan)
+    producer = source.producer()
+    if producer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(producer, node)
+    if folded is not None:
+        graph.remove(folded, safe=True)
+
+
+def _move_readers(
+    value: ir.Value, quantized: ir.Value, node: ir.Node, spec: TensorSpec, plan: Plan
+) -> None:
+    """Let integer readers, or all of them where integers wrote the tensor, read its codes."""
+    for reader, index in list(value.uses()):
+        if reader is not node and (spec.integer or _reads_codes(reader, index, plan)):
+            reader.replace_input_with(index, quantized)
+    name = str(value.name)
+    if not spec.integer:
+        quantized.name = name + QUANTIZED
+        return
+    graph = value.graph
+    if graph is not None:
+        for i, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[i] = quantized
+    value.name = name + RAW
+    quantized.name = name
+
+
+def _reads_codes(reader: ir.Node, index: int, plan: Plan) -> bool:
+    name = str(reader.name)
+    layer = plan.layers.get(name)
+    if layer is not None:
+        return index == 0 and layer.compute == "integer"
+    return name in plan.integer_nodes or (index == 0 and name in plan.moves)
+
+
+def free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
+    """Turn the layer's weight, and its bias where it is a parameter, into graph inputs."""
+    node = graph.node(spec.name)
+    weight = graph.initializers.get(spec.weight)
+    if weight is not None:
+        fresh = _input_like(weight, str(weight.name))
+        weight.replace_all_uses_with(fresh)
+        del graph.initializers[str(weight.name)]
+        graph.inputs.append(fresh)
+    if needs_bias(spec):
+        bias = node.inputs[2]
+        assert bias is not None
+        # One number per channel, whatever the shape that the teacher's bias spreads from.
+        fresh = ir.val(bias_name(spec), ir.DataType.FLOAT, [spec.channels])
+        graph.inputs.append(fresh)
+        node.replace_input_with(2, fresh)
+        if not bias.uses():
+            del graph.initializers[str(bias.name)]
+
+
+def _input_like(value: ir.Value, name: str) -> ir.Value:
+    assert value.const_value is not None
+    array = value.const_value
+    return ir.val(name, array.dtype, array.numpy().shape)
+
+
+def _add_functions(model: ir.Model, plan: Plan) -> None:
+    version = model.graph.opset_imports.get("", 13)
+    for kind, num_bits in sorted({(s.kind, s.num_bits) for s in plan.tensors.values()}):
+        made = function(kind, num_bits, version)
+        model.functions[made.identifier()] = made
+    if plan.tensors:
+        model.graph.opset_imports[DOMAIN] = 1
+
+
+def bake(student: Student, quantizers: Quantizers) -> ir.Model:
+    """A copy of the student with its numbers as constants: the teacher's inputs and no more."""
+    feeds = student_feeds(student.plan, quantizers, student.sources)
+    return with_constants(student.model, feeds)
+
+
+def bake_between(
+    student: Student, quantizers: Quantizers, inputs: Collection[str], outputs: Sequence[str]
+) -> ir.Model:
+    """The part of a baked student from some of its tensors to some others.
+
+    Only the numbers that this part reads are computed.
+
+    Args:
+        student: the student.
+        quantizers: its numbers.
+        inputs: names of tensors that become inputs, or are.
+        outputs: names of the tensors wanted; none of them among the inputs.
+    """
+    part = between(student.model, inputs, outputs)
+    read = {str(value.name) for value in part.graph.inputs}
+    fix_inputs(part.graph, student_feeds(student.plan, quantizers, student.sources, read))
+    return part
+
+
+def with_constants(model: ir.Model, values: Mapping[str, np.ndarray]) -> ir.Model:
+    """A copy of the model with some of its inputs as constants."""
+    copy = model.clone(deep_copy=False)
+    fix_inputs(copy.graph, values)
+    return copy
+
+
+def fix_inputs(graph: ir.Graph, values: Mapping[str, np.ndarray]) -> None:
+    """Turn inputs into constants of the same names, in place."""
+    for value in list(graph.inputs):
+        if value.name in values:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(values[str(value.name)], name=value.name)
+            graph.register_initializer(value)

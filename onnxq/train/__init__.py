@@ -1,0 +1,1 @@
+"""What any trained network needs: loop, optimizer, checkpoint, loss, targets, augmentation."""

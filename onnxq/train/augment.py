@@ -1,0 +1,181 @@
+"""What changes the training samples from one epoch to the next.
+
+Images mirrored and shifted, the teacher's too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from onnxq.data.inputs import InputSpec
+from onnxq.data.preprocess import Preprocess
+from onnxq.errors import RecipeError
+from onnxq.options.table import Augment
+from onnxq.runtime.session import Arrays
+from onnxq.student.qparams import Quantizers
+from onnxq.train.teacher import TeacherOutputs
+
+
+class Changes(Protocol):
+    """Changes the feeds of an epoch; what has no state and nothing to say leaves out the rest."""
+
+    def changed(
+        self, batches: Iterator[Arrays], positions: np.ndarray, epoch: int
+    ) -> Iterator[Arrays]:
+        """The feeds of some positions with other samples and the teacher's targets for them.
+
+        Args:
+            batches: feeds of these positions, in this order.
+            positions: the positions, `(n,)`; less than all where an epoch goes on.
+            epoch: which pass over the samples it is.
+        """
+
+    def begin(self, quantizers: Quantizers, late: Callable[[], bool]) -> None:
+        """An epoch begins.
+
+        Args:
+            quantizers: the student's numbers now.
+            late: whether the time is up.
+        """
+        return None
+
+    def text(self) -> str:
+        """How it goes, for progress."""
+        return ""
+
+    def state(self) -> Arrays:
+        """All that a later epoch depends on, for a checkpoint."""
+        return {}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        return None
+
+
+AUTO_KINDS: tuple[Augment, ...] = ("shift",)
+"""What becomes of images that were made: a student learns their noise by heart otherwise."""
+LARGEST_SHIFT = 8
+"""An image moves by at most this part of its side."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """Where an image is in a feed.
+
+    Attributes:
+        name: the model's input.
+        height: the axis of rows.
+        width: the axis of columns.
+    """
+
+    name: str
+    height: int
+    width: int
+
+
+def chosen_kinds(augment: Collection[Augment], by_heart: bool) -> tuple[Augment, ...]:
+    """How images are changed.
+
+    Args:
+        augment: as in a recipe.
+        by_heart: whether the images were made, and may be learned by heart.
+    """
+    if "auto" in augment:
+        return AUTO_KINDS if by_heart else ()
+    return tuple(kind for kind in augment if kind != "none")
+
+
+def image_layout(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ImageLayout | None:
+    """The layout of the model's only input; None where that takes no image.
+
+    The preprocessing says which axis holds the channels; without one, it is that of size 1 or 3.
+    """
+    spec = inputs[0]
+    if len(inputs) > 1 or len(spec.shape) != 4:
+        return None
+    if preprocess is not None:
+        return _layout(spec, 1 if preprocess.layout == "nchw" else 3)
+    axis = next((axis for axis in (1, 3) if spec.shape[axis] in (1, 3)), None)
+    return None if axis is None else _layout(spec, axis)
+
+
+def check_images(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> None:
+    """Raises RecipeError where the model does not take one image."""
+    if image_layout(inputs, preprocess) is None:
+        listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
+        raise RecipeError(
+            f"The option 'augment' changes images and the model takes {listed}; expected one input "
+            "of 4 dimensions with 1 or 3 channels: leave the option out."
+        )
+
+
+def _layout(spec: InputSpec, channel_axis: int) -> ImageLayout:
+    height, width = (axis for axis in (1, 2, 3) if axis != channel_axis)
+    return ImageLayout(spec.name, height, width)
+
+
+class Augmentation(Changes):
+    """Changes training samples, and gives the teacher's outputs for what they became.
+
+    Args:
+        outputs: the teacher's outputs on the samples as they are.
+        kinds: 'flip' mirrors left and right with probability 1/2; 'shift' moves an image by up to
+            an eighth of each side, the pixels of its edges repeated.
+        layout: where the image is.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self, outputs: TeacherOutputs, kinds: Collection[str], layout: ImageLayout, seed: int
+    ) -> None:
+        self._outputs, self._kinds = outputs, frozenset(kinds)
+        self._layout, self._seed = layout, seed
+
+    def changed(
+        self, batches: Iterator[Arrays], positions: np.ndarray, epoch: int
+    ) -> Iterator[Arrays]:
+        """The feeds with other images and the targets of those; arguments as of `Changes`.
+
+        What is drawn depends on the seed, the epoch and the position alone.
+        """
+        name, samples = self._layout.name, self._samples(positions)
+
+        def drawn() -> Iterator[Arrays]:
+            for feeds in batches:
+                rows = [self._image(image, next(samples), epoch) for image in feeds[name]]
+                yield {**feeds, name: np.stack(rows)}
+
+        yield from self._outputs.retargeted(drawn())
+
+    def _samples(self, positions: np.ndarray) -> Iterator[int]:
+        group = self._outputs.batch or 1
+        return (int(p) * group + i for p in positions for i in range(group))
+
+    def _image(self, image: np.ndarray, sample: int, epoch: int) -> np.ndarray:
+        """One image, without its batch axis, as this epoch has it."""
+        rng = np.random.default_rng((self._seed, epoch, sample))
+        height, width = self._layout.height - 1, self._layout.width - 1
+        # Drawn in any case: what one kind does, does not depend on the other.
+        mirrored = rng.random() < 0.5
+        if "flip" in self._kinds and mirrored:
+            image = flip(image, width)
+        if "shift" in self._kinds:
+            for axis in (height, width):
+                most = image.shape[axis] // LARGEST_SHIFT
+                image = shift(image, int(rng.integers(-most, most + 1)), axis)
+        return image
+
+
+def flip(image: np.ndarray, axis: int) -> np.ndarray:
+    """The image in reverse along an axis: y_i = x_(n-1-i)."""
+    return np.flip(image, axis)
+
+
+def shift(image: np.ndarray, pixels: int, axis: int) -> np.ndarray:
+    """The image moved along an axis, its edge repeated: y_i = x_clip(i - pixels, 0, n-1)."""
+    size = image.shape[axis]
+    return np.take(image, np.clip(np.arange(size) - pixels, 0, size - 1), axis)

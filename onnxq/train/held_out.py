@@ -1,0 +1,147 @@
+"""The loss on held-out samples.
+
+By which training is judged without labels, and the best values by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.runtime.session import SessionPool
+from onnxq.student.qparams import Quantizers
+from onnxq.train.loss import AGREES, LOSS
+from onnxq.train.objective import Objective
+from onnxq.train.teacher import MICRO_BATCH, Targeted
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How near some numbers are to the teacher.
+
+    Attributes:
+        score: in the objective's unit; lower is better.
+        agreement: percentage of equal decisions; None where the model does not decide.
+    """
+
+    score: float
+    agreement: float | None = None
+
+
+class HeldBack:
+    """Scores the numbers of a student against the teacher on samples nothing is learned on.
+
+    Args:
+        student: the student with its loss attached.
+        outputs: the teacher's outputs on the held-back samples.
+        objective: whose loss it is.
+    """
+
+    def __init__(self, student: ir.Model, outputs: Targeted, objective: Objective) -> None:
+        self._student, self._outputs, self._objective = student, outputs, objective
+        self._pool: SessionPool | None = None
+
+    def release(self) -> None:
+        """Give back the memory of the session, which the next score opens again."""
+        self._pool = None
+
+    def score(
+        self,
+        parameters: Mapping[str, np.ndarray],
+        positions: np.ndarray | None = None,
+        batch_size: int = MICRO_BATCH,
+    ) -> float:
+        """The objective's score, on some positions or on all; lower is better."""
+        return self.judge(parameters, positions, batch_size).score
+
+    def judge(
+        self,
+        parameters: Mapping[str, np.ndarray],
+        positions: np.ndarray | None = None,
+        batch_size: int = MICRO_BATCH,
+    ) -> Judgement:
+        """The score and the agreement, on some positions or on all."""
+        if positions is None:
+            positions = np.arange(self._outputs.positions)
+        batches = self._outputs.batches(positions, batch_size)
+        if self._pool is None:
+            self._pool = SessionPool(self._student)
+        loss, agrees, count = 0.0, 0.0, len(positions) * (self._outputs.batch or 1)
+        for found in self._pool.map({**parameters, **feeds} for feeds in batches):
+            loss += float(found[LOSS])
+            agrees += float(found.get(AGREES, 0.0))
+        decides = AGREES in self._pool.outputs
+        agreement = 100 * agrees / max(count, 1) if decides else None
+        return Judgement(self._objective.score(loss, count), agreement)
+
+
+Point = tuple[float, float, float]
+"""Seconds of learning, the held-back score and the percentage of equal decisions, or NaN."""
+
+
+@dataclass
+class Course:
+    """How a run of training went.
+
+    Attributes:
+        start_score: the objective's held-back score before.
+        score: the held-back score of what was kept.
+        epoch: the epoch that gave it; 0 means that the start was kept.
+        history: the held-back score after each epoch.
+        unit: what the scores are.
+        seconds: time spent in epochs.
+        images: samples seen in training steps.
+        notes: sentences for the user.
+        curve: where learning stood at the end of each epoch, by the clock.
+    """
+
+    start_score: float
+    score: float
+    epoch: int = 0
+    history: list[float] = field(default_factory=list)
+    unit: str = "error"
+    seconds: float = 0.0
+    images: int = 0
+    notes: list[str] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
+
+    @property
+    def improved(self) -> bool:
+        """Whether training beat its starting point."""
+        return self.epoch > 0
+
+
+@dataclass
+class Learned(Course):
+    """What came out of learning.
+
+    Attributes:
+        quantizers: the best numbers found, by the held-back score.
+    """
+
+    quantizers: Quantizers = field(kw_only=True)
+
+    def after(self, first: Learned) -> Learned:
+        """What came out of two methods, one after the other; epochs are counted through.
+
+        Where the two have different scores, those of the first are let go.
+        """
+        same = self.unit == first.unit
+        before = len(first.history) if same else 0
+        earlier = first.epoch if same else int(first.improved)
+        curve = [
+            (first.seconds + spent, score, agreement) for spent, score, agreement in self.curve
+        ]
+        return replace(
+            self,
+            start_score=first.start_score if same else self.start_score,
+            epoch=before + self.epoch if self.improved else earlier,
+            history=[*first.history, *self.history] if same else self.history,
+            seconds=first.seconds + self.seconds,
+            images=first.images + self.images,
+            notes=[*first.notes, *self.notes],
+            curve=[*first.curve, *curve] if same else curve,
+        )

@@ -1,0 +1,298 @@
+"""The loop over batches that trains values of any kind, judged on the held-back samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from onnxq.engine import Engine
+from onnxq.progress import Progress
+from onnxq.runtime.session import Arrays, ScaleError
+from onnxq.train.augment import Changes
+from onnxq.train.budget import LONG, Budget, Values
+from onnxq.train.checkpoint import Checkpoint, State
+from onnxq.train.held_out import Course, Judgement
+from onnxq.train.objective import Objective
+from onnxq.train.optimizer import CosineRestarts, flattened, nested
+from onnxq.train.teacher import Targeted
+
+SHARDS = 2
+"""Parts of a batch; fixed, so that sums come out the same on any number of cores."""
+RESTART_EPOCHS = 4
+"""Epochs between restarts of the learning rate and of the optimizer's state (FAT)."""
+SAVE_SECONDS = 30.0
+"""Between checkpoints, at least."""
+
+PATIENCE = 2 * RESTART_EPOCHS
+"""Epochs without a better score after which learning may stop early."""
+
+MUCH_WORSE = 1.1
+"""Ratio to the score at the start from which, with nothing won yet, the rate is too high."""
+SLOWER = 0.25
+"""Factor of the rate after that."""
+
+
+CourseT = TypeVar("CourseT", bound=Course)
+
+
+class Loop(ABC, Generic[CourseT]):
+    """One run of training; what the values stand for, and how good it is, is the subclass's.
+
+    Args:
+        engine: of the loss graph.
+        train: its feeds on the training slice.
+        objective: whose loss it is.
+        trained: the values, which are where they start.
+        budget: how long and how fast.
+        judged: the start, judged.
+        course: takes what comes out.
+        checkpoint: where to keep the state; None keeps none.
+        changes: what becomes of the training samples in each epoch; None leaves them.
+        whole_shards: leave out what fills no shard at the end of an epoch.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        train: Targeted,
+        objective: Objective,
+        trained: Values,
+        budget: Budget,
+        judged: Judgement,
+        course: CourseT,
+        checkpoint: Checkpoint | None = None,
+        changes: Changes | None = None,
+        *,
+        whole_shards: bool = False,
+    ) -> None:
+        self._engine, self._train, self._changes = engine, train, changes
+        self._objective, self._budget, self._checkpoint = objective, budget, checkpoint
+        self._trained, self._judged, self._result = trained, judged, course
+        self._optimizer = budget.make_optimizer(trained)
+        # A position of a model of fixed batch is a whole feed, which nothing is stacked with.
+        shard = budget.shard_size if train.batch is None else 1
+        self._size = SHARDS * shard
+        short = train.positions % shard if whole_shards and train.positions > shard else 0
+        self._used = train.positions - short
+        self._steps = -(-self._used // self._size)
+        groups = frozenset(trained.groups.values())
+        self._state = State(budget.passes(groups, self._steps))
+        self._restarts = not groups & LONG
+        self._first = {key: value.copy() for key, value in trained.values.items()}
+        self._best: Arrays = {}
+
+    def _begin(self) -> None:
+        """An epoch begins: what else there is to do then."""
+        return None
+
+    @abstractmethod
+    def _parameters(self) -> Arrays:
+        """The inputs of the loss graph, besides the samples, for the values as they are."""
+
+    @abstractmethod
+    def _chained(self, found: Mapping[str, np.ndarray]) -> Arrays:
+        """dL/d value by key, from the gradients at what `_parameters` gave last."""
+
+    @abstractmethod
+    def _take(self) -> None:
+        """Take down what the values stand for, to be judged and kept."""
+
+    @abstractmethod
+    def _judge_taken(self) -> Judgement:
+        """How good that is on the held-back samples."""
+
+    @abstractmethod
+    def _keep(self) -> None:
+        """That is the best so far."""
+
+    def run(self, progress: Progress, resume: bool = False) -> CourseT:
+        """Train until the epochs or the clock run out; the best held-back score is kept."""
+        self._began = self._saved = time.monotonic()
+        if resume:
+            self._load()
+        self._before = self._state.curve[-1][0] if self._state.curve else 0.0
+        state, positions = self._state, self._used
+        progress.start("learn", state.epochs * positions)
+        progress.at(state.epoch * positions, self._text())
+        while not self._over():
+            self._epoch(progress)
+            self._judge()
+            state.step, state.epoch = 0, state.epoch + 1
+            self._slow_down()
+            self._plan_by_clock()
+            if not self._over():
+                self._save()
+        # A run that goes on after this stage must not go on with it.
+        state.epochs = state.epoch
+        self._save()
+        self._result.history, self._result.curve = list(state.history), list(state.curve)
+        self._result.seconds += time.monotonic() - self._began
+        progress.finish()
+        return self._result
+
+    def _over(self) -> bool:
+        return self._state.epoch >= self._state.epochs or self._late() or self._stale()
+
+    def _late(self) -> bool:
+        return time.monotonic() - self._began > self._budget.max_seconds
+
+    def _stale(self) -> bool:
+        """Whether half of all epochs, and several, went by without a better score.
+
+        Never where the rate falls once, from the first epoch to the last: the end is what counts.
+        """
+        state = self._state
+        patience = max(PATIENCE, state.epochs // 2)
+        return self._restarts and state.epoch - self._result.epoch > patience
+
+    def _epoch(self, progress: Progress) -> None:
+        state, positions = self._state, self._used
+        if state.step == 0:
+            self._begin()
+        for shards in self._batches():
+            done = min(positions, (state.step + 1) * self._size)
+            count = (done - state.step * self._size) * (self._train.batch or 1)
+            if not self._step(shards, count):
+                break
+            state.step += 1
+            self._result.images += count
+            if self._late():
+                break
+            progress.at(state.epoch * positions + done, self._text())
+            if time.monotonic() - self._saved > SAVE_SECONDS:
+                self._save()
+
+    def _batches(self) -> Iterator[list[Arrays]]:
+        """The shards of each batch of this epoch, from the state's step on."""
+        state = self._state
+        rng = np.random.default_rng((self._budget.seed, state.epoch))
+        order = rng.permutation(self._train.positions)[: self._used][state.step * self._size :]
+        stream = self._train.batches(order, self._budget.shard_size)
+        if self._changes is not None:
+            stream = self._changes.changed(stream, order, state.epoch)
+        while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
+            yield shards
+
+    def _step(self, shards: list[Arrays], count: int) -> bool:
+        """Move the values by one batch; False where something is not finite then."""
+        self._optimizer.lr = self._rate()
+        parameters = self._parameters()
+        others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
+        loss, found = self._engine.gradients(parameters, [{**shard, **others} for shard in shards])
+        if not math.isfinite(loss) or not _finite(found):
+            self._state.loss = math.inf
+            return False
+        slope = np.float32(self._objective.slope(loss, count))
+        gradients = {k: g * slope for k, g in self._chained(found).items()}
+        self._state.add_loss(self._objective.score(loss, count))
+        self._optimizer.step(self._trained.values, gradients)
+        self._trained.project()
+        if not _finite(self._trained.values):
+            self._trained.load(self._first)
+            self._state.loss = math.inf
+            return False
+        return True
+
+    def _rate(self) -> float:
+        """The learning rate of this step, relative to that of every group."""
+        state = self._state
+        epochs = RESTART_EPOCHS if self._restarts else max(1, state.epochs - state.since)
+        schedule = CosineRestarts(1.0, epochs * self._steps)
+        step = (state.epoch - state.since) * self._steps + state.step
+        if schedule.restarts_at(step):
+            self._optimizer.reset()
+        return state.rate * schedule.lr(step)
+
+    def _judge(self) -> None:
+        self._take()
+        state = self._state
+        try:
+            self._judged = self._judge_taken()
+        except ScaleError:
+            # No file could run with these numbers.
+            self._judged = Judgement(math.inf)
+        state.history.append(self._judged.score)
+        agreement = math.nan if self._judged.agreement is None else self._judged.agreement
+        seconds = self._before + time.monotonic() - self._began
+        state.curve.append((seconds, self._judged.score, agreement))
+        if self._judged.score < self._result.score:
+            self._keep()
+            self._result.score, self._result.epoch = self._judged.score, state.epoch + 1
+            if self._checkpoint is not None:
+                self._best = {k: v.copy() for k, v in self._trained.values.items()}
+
+    def _slow_down(self) -> None:
+        """Begin again at a lower rate where much was lost and nothing won, or all bounds left."""
+        result, state = self._result, self._state
+        much_worse = state.history[-1] > MUCH_WORSE * result.start_score and not result.improved
+        if math.isfinite(state.loss) and math.isfinite(state.history[-1]) and not much_worse:
+            return
+        state.loss = math.nan
+        self._trained.load(self._first)
+        self._optimizer.reset()
+        state.rate *= SLOWER
+        state.since = state.epoch
+
+    def _plan_by_clock(self) -> None:
+        """After the first epoch, no more epochs than the clock allows: the rate falls in time."""
+        state, spent = self._state, time.monotonic() - self._began
+        if state.epoch == 1:
+            samples = self._used * (self._train.batch or 1)
+            epoch = spent * samples / max(self._result.images, 1)
+            possible = max(1, int(self._budget.max_seconds / max(epoch, 1e-3)))
+            state.epochs = min(state.epochs, possible)
+
+    def _text(self) -> str:
+        result, judged, state = self._result, self._judged, self._state
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        agreement = "" if judged.agreement is None else f", agreement {judged.agreement:.1f} %"
+        changes = "" if self._changes is None else self._changes.text()
+        error = "" if math.isnan(state.loss) else f"{state.loss:.4f}, "
+        return (
+            f"{result.unit} {error}held back {result.score:.4f} (start "
+            f"{result.start_score:.4f}){agreement}, {result.images / seconds:.0f} samples/s"
+            + (changes and f"; {changes}")
+        )
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        if self._checkpoint is None:
+            return
+        result = self._result
+        groups = {
+            "value": self._trained.values,
+            "best": self._best,
+            "optimizer": self._optimizer.state(),
+            "state": self._state.arrays(),
+            "changes": {} if self._changes is None else self._changes.state(),
+            "result": {"score": np.array(result.score), "epoch": np.array(result.epoch)},
+        }
+        self._checkpoint.save(flattened(groups))
+
+    def _load(self) -> None:
+        """Put the saved state back, where there is one."""
+        arrays = self._checkpoint.load() if self._checkpoint else None
+        if arrays is None:
+            return
+        parts = nested(arrays)
+        self._state.load(parts["state"])
+        self._result.score = float(parts["result"]["score"])
+        self._result.epoch = int(parts["result"]["epoch"])
+        if "best" in parts:
+            self._best = parts["best"]
+            self._trained.load(self._best)
+            self._take()
+            self._keep()
+        self._trained.load(parts["value"])
+        self._optimizer.load_state(parts.get("optimizer", {}))
+        if "changes" in parts and self._changes is not None:
+            self._changes.load_state(parts["changes"])
+
+
+def _finite(arrays: Mapping[str, np.ndarray]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays.values())

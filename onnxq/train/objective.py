@@ -1,0 +1,109 @@
+"""What learning brings closer: how a student's loss is attached, and read as a score.
+
+A loss graph gives two sums over the samples of a batch, so that batches and shards add up: the
+loss, and for a classifier on how many samples its decision is the teacher's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import tape
+
+from onnxq.train.loss import attach_loss, finished, free_shape, target_name
+from onnxq.train.teacher import TeacherOutputs
+
+
+class Objective(Protocol):
+    """A loss and its meaning."""
+
+    @property
+    def unit(self) -> str:
+        """What the score is, for the user."""
+
+    def attach(self, student: ir.Model) -> ir.Model:
+        """A copy of the student with the loss as its output."""
+
+    def score(self, loss: float, samples: int) -> float:
+        """The score of so many samples from their loss; lower is better, 0 is the teacher."""
+
+    def slope(self, loss: float, samples: int) -> float:
+        """The derivative of that score by the loss."""
+
+
+@dataclass(frozen=True)
+class OutputMatching:
+    """RMSE of the logits relative to the teacher's (FAT; Thonglek et al.): any model's.
+
+    Attributes:
+        weights: the factor of each compared tensor, by name.
+        decision: the tensor whose largest entry is a classifier's decision, or None.
+    """
+
+    weights: Mapping[str, float]
+    decision: str | None = None
+    unit: str = "error"
+
+    def attach(self, student: ir.Model) -> ir.Model:
+        """A copy of the student with sum_k weight_k * sum (student_k - target_k)^2."""
+        return attach_loss(student, self.weights, self.decision)
+
+    def score(self, loss: float, samples: int) -> float:
+        """The root of the mean over samples."""
+        return float(np.sqrt(loss / max(samples, 1)))
+
+    def slope(self, loss: float, samples: int) -> float:
+        """1 / (2 * RMSE * samples)."""
+        return 1.0 / max(2.0 * self.score(loss, samples) * samples, 1e-12)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """KL(p_T || p_S) of a classifier's softmax outputs at temperature 1, in nats.
+
+    Li et al., DFQF, 2020, equation 2: H_CE(softmax(y_S), softmax(y_T)), less the teacher's own
+    entropy, which no student can change: the score of a perfect one is 0.
+
+    Attributes:
+        logits: the compared tensor, (samples, classes), with dimensions of 1 behind.
+    """
+
+    logits: str
+    unit: str = "KL divergence"
+
+    def attach(self, student: ir.Model) -> ir.Model:
+        """A copy of the student with sum over samples and classes of p_T (log p_T - log p_S)."""
+        model = student.clone(deep_copy=False)
+        value = next(v for node in model.graph for v in node.outputs if v.name == self.logits)
+        target = ir.val(target_name(self.logits), ir.DataType.FLOAT, free_shape(value))
+        model.graph.inputs.append(target)
+        body = tape.Tape()
+        mine, theirs = (_log_softmax(body, each) for each in (value, target))
+        difference = body.op("Sub", [theirs, mine])
+        products = body.op("Mul", [body.op("Exp", [theirs]), difference])
+        total = body.op("ReduceSum", [products], {"keepdims": 0})
+        return finished(model, body, total, (value, target))
+
+    def score(self, loss: float, samples: int) -> float:
+        """The mean over samples."""
+        return max(loss, 0.0) / max(samples, 1)
+
+    def slope(self, loss: float, samples: int) -> float:
+        """1 / samples."""
+        return 1.0 / max(samples, 1)
+
+
+def choose_objective(teacher: TeacherOutputs, *, distil: bool) -> Objective:
+    """Distillation for a classifier where it is wanted, else output matching."""
+    decision = teacher.decision
+    if distil and decision is not None:
+        return Distillation(decision)
+    return OutputMatching(teacher.weights(), decision)
+
+
+def _log_softmax(body: tape.Tape, logits: ir.Value) -> ir.Value:
+    return body.op("LogSoftmax", [body.op("Flatten", [logits], {"axis": 1})], {"axis": -1})

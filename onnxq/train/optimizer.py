@@ -1,0 +1,196 @@
+"""Optimizers and learning-rate schedules over named arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+
+from onnxq.runtime.session import Arrays
+
+
+@dataclass(frozen=True)
+class CosineRestarts:
+    """Cosine annealing with warm restarts (Loshchilov and Hutter 2017, equation 5).
+
+    lr(t) = base_lr / 2 * (1 + cos(pi t_cur / T)), where t_cur counts the steps since the
+    last restart and T is the length of a cycle.
+
+    Args:
+        base_lr: rate at the start of every cycle.
+        period: steps of a cycle.
+    """
+
+    base_lr: float
+    period: int
+
+    def __post_init__(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"period must be at least 1, found {self.period}")
+
+    def lr(self, step: int) -> float:
+        """The rate of a step; steps count from 0."""
+        return self.base_lr / 2 * (1 + math.cos(math.pi * (step % self.period) / self.period))
+
+    def restarts_at(self, step: int) -> bool:
+        """Whether a cycle other than the first starts with this step.
+
+        FAT resets the optimizer's state there.
+        """
+        return step > 0 and step % self.period == 0
+
+
+def flattened(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Arrays:
+    """The arrays of all groups by `group/name`."""
+    return {f"{group}/{name}": v for group, part in groups.items() for name, v in part.items()}
+
+
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
+    """What `flattened` was given; what has no slash in its name belongs to no group."""
+    groups: dict[str, Arrays] = {}
+    for key, array in arrays.items():
+        group, slash, name = key.partition("/")
+        if slash:
+            groups.setdefault(group, {})[name] = array
+    return groups
+
+
+Rates = Mapping[str, "float | np.ndarray"]
+"""The learning rate of each array relative to the optimizer's, by name."""
+
+ALL_EQUAL: Rates = MappingProxyType({})
+
+
+class Optimizer(Protocol):
+    """What a training loop needs of an optimizer; ``lr`` may be set before each step."""
+
+    lr: float
+
+    def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
+        """Move the parameters that have a gradient, in place."""
+
+    def reset(self) -> None:
+        """Forget everything but the options."""
+
+    def state(self) -> Arrays:
+        """A copy of all that a later step depends on."""
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1).
+
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
+    p = p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    Args:
+        lr: step size.
+        betas: decay of the two moments, b1 and b2.
+        eps: keeps the division finite.
+        rates: of single arrays, relative to `lr`; 1 where nothing is said.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        rates: Rates = ALL_EQUAL,
+    ) -> None:
+        self.lr = lr
+        self.rates = rates
+        self.betas = betas
+        self.eps = eps
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the moments and the number of steps."""
+        self._steps = 0
+        self._first: Arrays = {}
+        self._second: Arrays = {}
+
+    def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
+        """Move the parameters that have a gradient, in place.
+
+        Args:
+            parameters: float32 arrays by name.
+            gradients: arrays of the same shapes; names without one stay as they are.
+        """
+        self._steps += 1
+        first_decay, second_decay = self.betas
+        first_bias = 1 - first_decay**self._steps
+        second_bias = 1 - second_decay**self._steps
+        for name, gradient in gradients.items():
+            first = self._first.setdefault(name, np.zeros_like(gradient))
+            second = self._second.setdefault(name, np.zeros_like(gradient))
+            first += (1 - first_decay) * (gradient - first)
+            second += (1 - second_decay) * (gradient * gradient - second)
+            size = np.sqrt(second / second_bias) + self.eps
+            rate = self.lr * self.rates.get(name, 1.0)
+            _subtract(parameters[name], rate / first_bias * first / size)
+
+    def state(self) -> Arrays:
+        """The step count and the moments, as copies."""
+        moments = {"first": self._first, "second": self._second}
+        return {"steps": np.array(self._steps), **_copied(moments)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        self._steps = int(state["steps"])
+        self._first = _group(state, "first")
+        self._second = _group(state, "second")
+
+
+class SGD:
+    """Gradient descent with heavy-ball momentum (Polyak 1964): v = mu v + g; p = p - lr v.
+
+    Args:
+        lr: step size.
+        momentum: mu, 0 for plain gradient descent.
+        rates: of single arrays, relative to `lr`; 1 where nothing is said.
+    """
+
+    def __init__(self, lr: float = 1e-2, momentum: float = 0.9, rates: Rates = ALL_EQUAL) -> None:
+        self.lr = lr
+        self.rates = rates
+        self.momentum = momentum
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the velocities."""
+        self._velocity: Arrays = {}
+
+    def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
+        """Move the parameters that have a gradient, in place."""
+        for name, gradient in gradients.items():
+            velocity = self._velocity.setdefault(name, np.zeros_like(gradient))
+            velocity *= self.momentum
+            velocity += gradient
+            rate = self.lr * self.rates.get(name, 1.0)
+            _subtract(parameters[name], rate * velocity)
+
+    def state(self) -> Arrays:
+        """The velocities, as copies."""
+        return _copied({"velocity": self._velocity})
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        self._velocity = _group(state, "velocity")
+
+
+def _subtract(parameter: np.ndarray, update: np.ndarray) -> None:
+    np.subtract(parameter, update.astype(parameter.dtype, copy=False), out=parameter)
+
+
+def _copied(groups: Mapping[str, Arrays]) -> Arrays:
+    return {key: array.copy() for key, array in flattened(groups).items()}
+
+
+def _group(state: Mapping[str, np.ndarray], name: str) -> Arrays:
+    return {key: array.copy() for key, array in nested(state).get(name, {}).items()}

@@ -1,0 +1,133 @@
+"""What is read out of an exported file.
+
+Tensors inside, stored weights and biases, its size by deflate.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.export.constants import CODES
+from onnxq.runtime.session import PROTOBUF_LIMIT, open_session
+
+
+def find_tensors(graph: ir.Graph) -> dict[str, ir.Value]:
+    """The values that hold the tensors of a graph, by the tensor's name: floats or their codes."""
+    values = {str(value.name): value for node in graph for value in node.outputs}
+    coded = {name.removesuffix(CODES): v for name, v in values.items() if name.endswith(CODES)}
+    return {**coded, **values}
+
+
+def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
+    """A copy of a model with more outputs; codes are made float by a DequantizeLinear.
+
+    Args:
+        model: not changed.
+        tensors: names out of `find_tensors`.
+    """
+    model = model.clone(deep_copy=False)
+    graph = model.graph
+    found = find_tensors(graph)
+    present = {output.name for output in graph.outputs}
+    for name in dict.fromkeys(tensors):
+        if name not in present:
+            graph.outputs.append(_real(graph, name, found))
+    ir.external_data.load_to_model(model)
+    return model
+
+
+def _real(graph: ir.Graph, name: str, found: Mapping[str, ir.Value]) -> ir.Value:
+    value = found[name]
+    if value.name != name:
+        quantize = _quantizer(value)
+        node = ir.node("DequantizeLinear", [value, *quantize.inputs[1:]], name=f"{name}.probe")
+        graph.append(node)
+        value = node.outputs[0]
+        value.name = name
+    if value.type is None:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    return value
+
+
+def _quantizer(codes: ir.Value) -> ir.Node:
+    """The QuantizeLinear that codes come from, whatever moved them since."""
+    node = codes.producer()
+    while node is not None and node.op_type != "QuantizeLinear":
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    assert node is not None
+    return node
+
+
+CHUNK = 2**24
+LEVEL = 6
+
+
+def deflated_size(chunks: Iterable[bytes | memoryview]) -> int:
+    """Bytes of one deflate stream of all chunks."""
+    stream = zlib.compressobj(LEVEL)
+    return sum(len(stream.compress(chunk)) for chunk in chunks) + len(stream.flush())
+
+
+def shipped_files(paths: Iterable[Path]) -> int:
+    """Compressed bytes of some files, each by itself."""
+    return sum(deflated_size(_read(path)) for path in paths)
+
+
+def shipped_model(model: ir.Model) -> int:
+    """Compressed bytes of a model in memory as it will be written."""
+    tensors = [v.const_value for v in model.graph.initializers.values()]
+    if sum(each.nbytes for each in tensors if each is not None) < PROTOBUF_LIMIT:
+        return deflated_size([ir.to_proto(model).SerializeToString(deterministic=True)])
+    return deflated_size(each.tobytes() for each in tensors if each is not None)
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+def stored_array(value: ir.Value | None) -> np.ndarray | None:
+    """The float array of a constant or of what the graph computes from constants alone.
+
+    ONNX Runtime computes it, in whatever form the weights are stored.
+
+    Args:
+        value: a value of the main graph.
+
+    Returns:
+        the array, or None where the value depends on the graph's inputs, or is None.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    graph = value.graph
+    if graph is None or not _is_constant(value):
+        return None
+    part = ir.Model(ir.convenience.extract(graph, [], [value]), ir_version=10)
+    ir.external_data.load_to_model(part)
+    found: np.ndarray = open_session(part, optimise=False).run(None, {})[0]
+    return found
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Whether every path to the value starts at an initializer or a node without inputs."""
+    seen: set[ir.Value] = set()
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if current in seen or current.const_value is not None:
+            continue
+        seen.add(current)
+        node = current.producer()
+        if node is None or node.domain:
+            return False
+        waiting += [each for each in node.inputs if each is not None]
+    return True

@@ -1,0 +1,144 @@
+"""Which tensors stay float: those whose codes cost the outputs too much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxq.calibrate.calibrator import calibrate
+from onnxq.data.samples import Samples, open_samples
+from onnxq.forms.forms import Variants
+from onnxq.forms.sensitivity import (
+    DECISION_LIMIT,
+    ERROR_LIMIT,
+    Sensitivity,
+    error_limit,
+    gate_tensors,
+)
+from onnxq.load.interface import input_specs
+from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.options.recipe import Recipe
+from onnxq.plan import make_plan
+from onnxq.runtime.session import open_session
+from onnxq.student.initial import initial_quantizers
+from onnxq.student.qparams import Quantizers
+from onnxq.train.objective import choose_objective
+from onnxq.train.teacher import TeacherOutputs
+
+
+def decibel_model() -> ir.Model:
+    """A power spectrum and its logarithm: quiet bins need codes that the loud ones take."""
+    rng = np.random.default_rng(0)
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["":13]>
+g (float[N,8] x, float[8,6] w, float[6,6] v, float[6,4] u, float[1] tiny) => (float[N,4] y) {
+  a = MatMul(x, w)
+  p = Mul(a, a)
+  b = MatMul(p, v)
+  c = Add(b, tiny)
+  d = Log(c)
+  y = MatMul(d, u)
+}"""
+    )
+    arrays = {
+        "w": rng.normal(size=(8, 6)) * 10.0 ** -np.arange(6),
+        "v": np.eye(6) + 1e-14,
+        "u": rng.normal(size=(6, 4)),
+        "tiny": np.array([1e-12]),
+    }
+    for value in list(model.graph.inputs)[1:]:
+        value.const_value = ir.tensor(arrays[str(value.name)].astype(np.float32), name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    for number, node in enumerate(model.graph):
+        node.name = f"{node.op_type}_{number}"
+    InferShapes()(model)
+    return model
+
+
+def measured(folder: Path, model: ir.Model) -> tuple[Samples, TeacherOutputs, TeacherOutputs]:
+    x = np.random.default_rng(1).normal(0, 1, (48, 8)).astype(np.float32)
+    np.savez(folder / "x.npz", x=x)
+    train, held_back = open_samples(folder / "x.npz", input_specs(model), None).split(least=16)
+    outputs = []
+    for name, part in (("train", train), ("held", held_back)):
+        (folder / name).mkdir()
+        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
+    return train, outputs[0], outputs[1]
+
+
+def calibrated(model: ir.Model, train: Samples) -> Quantizers:
+    plan = make_plan(model, Recipe())
+    return initial_quantizers(model, plan, calibrate(model, list(plan.tensors), train, 16), "mse")
+
+
+def sensitivity(folder: Path, model: ir.Model) -> Sensitivity:
+    train, outputs, held_back = measured(folder, model)
+    plan = make_plan(model, Recipe())
+    objective = choose_objective(outputs, distil=False)
+    return Sensitivity(model, plan, calibrated(model, train), objective, held_back)
+
+
+def test_no_tensor_quantized_is_the_float_model(tmp_path):
+    found = sensitivity(tmp_path, decibel_model())
+    assert found.error([]) < 1e-6
+
+
+def test_the_costliest_tensors_come_first(tmp_path):
+    found = sensitivity(tmp_path, decibel_model())
+    alone = [found.error([name]) for name in found.order()]
+    assert alone == sorted(alone, reverse=True)
+    assert alone[0] > 10 * max(alone[-1], 1e-6)
+
+
+@pytest.mark.parametrize("target", [0.3, 0.05, 0.0])
+def test_as_few_as_reach_the_target(tmp_path, target):
+    found = sensitivity(tmp_path, decibel_model())
+    spared, order = found.to_spare(target), found.order()
+    assert spared == set(order[: len(spared)])
+    assert found.error([n for n in order if n not in spared]) <= max(target, 1e-6)
+    if spared:
+        assert found.error(order[len(spared) - 1 :]) > target
+
+
+def test_the_gated_model_computes_the_same_with_its_gates_shut():
+    model = decibel_model()
+    plan = make_plan(model, Recipe())
+    before = ir.to_proto(model).SerializeToString()
+    gated = open_session(gate_tensors(model, plan), optimise=False)
+    x = np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32)
+    zeros = {v.name: np.float32(0) for v in gated.get_inputs() if v.name.endswith(".gate")}
+    limits = {
+        v.name: np.float32(-1 if v.name.endswith(".left") else 2)
+        for v in gated.get_inputs()
+        if v.name != "x" and v.name not in zeros
+    }
+    expected = open_session(model, optimise=False).run(None, {"x": x})
+    found = gated.run(None, {"x": x, **{k: np.asarray(v) for k, v in (zeros | limits).items()}})
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_a_model_far_off_keeps_tensors_in_float_and_says_why(tmp_path):
+    model = decibel_model()
+    # Not (batch, classes): else it would pass for a classifier.
+    model.graph.outputs[0].shape = ir.Shape([None, None])
+    train, outputs, held_back = measured(tmp_path, model)
+    maker = Variants(Recipe(equalize=False), train, outputs, held_back, 16)
+    plain = maker.make("none", model)
+    chosen = maker.spared(plain)
+    assert plain.score > ERROR_LIMIT >= chosen.score
+    reasons = {spec.reason for spec in chosen.student.plan.layers.values() if spec.reason}
+    assert any("8 bits are too few" in reason for reason in reasons)
+
+
+def test_limits():
+    model = decibel_model()
+    assert error_limit(model) == DECISION_LIMIT
+    model.graph.outputs[0].shape = ir.Shape(["N", 4, 4])
+    assert error_limit(model) == ERROR_LIMIT
+    model.graph.outputs[0].shape = ir.Shape(["N", 1])
+    assert error_limit(model) == ERROR_LIMIT

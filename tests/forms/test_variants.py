@@ -1,0 +1,161 @@
+"""Equal forms of a model, each quantized, and the correction of their biases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import HEAD, Feeds, image_graph, quantize, run, serialised, small_graph
+
+from onnxq.data.samples import open_samples
+from onnxq.export.lower import Lowering
+from onnxq.forms.bias_correction import correct_biases
+from onnxq.forms.forms import PLAIN, REPLACE, SAFE, Variants
+from onnxq.load.interface import input_specs
+from onnxq.numerics.codebook import fit_codebook
+from onnxq.options.recipe import LayerOverride, Recipe
+from onnxq.plan import planner
+from onnxq.student import initial
+from onnxq.student.student import bake
+from onnxq.train.teacher import TeacherOutputs
+
+
+def uneven_model(activation: str) -> ir.Model:
+    """Two convolutions whose channels differ a thousandfold: one scale can't hold them."""
+    rng = np.random.default_rng(0)
+    factor = np.array([0.03, 30, 1, 0.1, 10, 0.3])
+    first = rng.normal(0, 0.2, (6, 3, 3, 3)) * factor[:, None, None, None]
+    second = rng.normal(0, 0.4, (6, 6, 1, 1)) / factor[None, :, None, None]
+    body = f"a = Conv <pads = [1, 1, 1, 1]> (x, wl) r = {activation} z = Conv (r, wm, c6) {HEAD}"
+    return image_graph(body, wl=first.astype(np.float32), wm=second.astype(np.float32))
+
+
+def variants(folder: Path, model: ir.Model, recipe: Recipe) -> Variants:
+    x = np.random.default_rng(0).normal(1, 1, (96, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "x.npz", x=x)
+    train, held_back = open_samples(folder / "x.npz", input_specs(model), None).split(least=32)
+    outputs = []
+    for name, part in (("train", train), ("held", held_back)):
+        (folder / name).mkdir()
+        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
+    return Variants(recipe, train, *outputs, 16)
+
+
+def test_the_equalized_form_is_chosen_where_channels_are_uneven(tmp_path):
+    model = uneven_model("Relu (a)")
+    before = serialised(model)
+    maker = variants(tmp_path, model, Recipe(granularity="per-tensor"))
+    chosen, plain = maker.choose(model), maker.make(PLAIN, model)
+    assert chosen.name == SAFE
+    assert chosen.score < 0.5 * plain.score
+    assert serialised(model) == before
+
+
+def test_the_recipe_can_keep_the_plain_form(tmp_path):
+    model = uneven_model("Relu (a)")
+    recipe = Recipe(granularity="per-tensor", equalize=False)
+    assert variants(tmp_path, model, recipe).choose(model).name == PLAIN
+
+
+def test_the_plain_form_is_kept_where_there_are_no_pairs(tmp_path):
+    model = small_graph("read_twice")
+    assert variants(tmp_path, model, Recipe()).choose(model).name == PLAIN
+
+
+def test_relu6_is_replaced_only_where_the_held_back_samples_agree(tmp_path):
+    model = uneven_model("Clip (a, zero, six)")
+    maker = variants(tmp_path, model, Recipe(granularity="per-tensor"))
+    chosen = maker.choose(model)
+    scores = {PLAIN: maker.make(PLAIN, model).score, chosen.name: chosen.score}
+    assert min(scores, key=scores.__getitem__) == chosen.name
+    # Half the values of the widest channel are above 6: it is needed.
+    assert chosen.name != REPLACE
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+@pytest.mark.parametrize("name", ["residual", "depth_wise", "concat", "shared"])
+def test_corrected_biases_bring_the_mean_output_closer(name, activation_bits):
+    rng = np.random.default_rng(0)
+    x = rng.normal(1, 1, (128, 3, 8, 8)).astype(np.float32)
+    teacher = small_graph(name)
+    samples = Feeds([{"x": x[i : i + 16]} for i in range(0, 128, 16)])
+    recipe = Recipe(granularity="per-tensor", calibration="max", activation_bits=activation_bits)
+    made = quantize(teacher, samples, recipe)
+    corrected = correct_biases(made.student, made.quantizers, samples, 16)
+    assert corrected.ranges == made.quantizers.ranges
+    assert corrected.biases is made.quantizers.biases
+    feeds = {"x": x}
+    expected = run(teacher, feeds)["y"].mean(axis=0)
+
+    def off(numbers) -> float:
+        found = run(bake(made.student, numbers), feeds)["y"].mean(axis=0)
+        return float(np.abs(found - expected).sum())
+
+    assert off(corrected) < 0.8 * off(made.quantizers)
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+def test_the_export_writes_the_corrected_biases(activation_bits):
+    x = np.random.default_rng(0).normal(1, 1, (64, 3, 8, 8)).astype(np.float32)
+    samples = Feeds([{"x": x}])
+    made = quantize(small_graph("residual"), samples, Recipe(activation_bits=activation_bits))
+    corrected = correct_biases(made.student, made.quantizers, samples, 16)
+    student = run(bake(made.student, corrected), {"x": x})["y"]
+    exported = run(Lowering(made.student, corrected).run(), {"x": x})["y"]
+    np.testing.assert_array_equal(student, exported)
+    assert np.abs(student - run(made.baked, {"x": x})["y"]).max() > 0
+
+
+def test_correction_is_taken_only_where_it_helps(tmp_path, monkeypatch):
+    model = small_graph("residual")
+    maker = variants(tmp_path, model, Recipe())
+    monkeypatch.setattr("onnxq.forms.forms.correct_biases", lambda _s, numbers, *_: numbers)
+    variant = maker.make(PLAIN, model)
+    assert not variant.corrected
+
+
+def test_a_tensor_with_infinities_leaves_the_layers_around_it_float(tmp_path):
+    # log(0) is -inf for half of the values, and exp(-inf) is 0 again.
+    body = (
+        "a = Conv <pads = [1, 1, 1, 1]> (x, wx, bx) r = Relu (a) l = Log (r) "
+        f"k = Conv (l, wp, c6) e = Exp (k) s = Conv (e, w6, b6) z = Relu (s) {HEAD}"
+    )
+    positive = np.random.default_rng(0).uniform(0.05, 0.1, (6, 6, 1, 1)).astype(np.float32)
+    model = image_graph(body, wp=positive)
+    variant = variants(tmp_path, model, Recipe()).make(PLAIN, model)
+    layers = variant.student.plan.layers
+    assert "NaN or infinite" in layers["Conv_k"].reason
+    assert layers["Conv_a"].compute == layers["Conv_s"].compute == "integer"
+    assert variant.score < 0.1
+
+
+def test_codebooks_are_fitted_for_the_chosen_form_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
+    fitted = []
+
+    def counted(weight, *args):
+        fitted.append(weight)
+        return fit_codebook(weight, *args)
+
+    monkeypatch.setattr(initial, "fit_codebook", counted)
+    model = uneven_model("Relu (a)")
+    maker = variants(tmp_path, model, Recipe(granularity="per-tensor", codebook=16))
+    chosen = maker.choose(model)
+    assert chosen.name == SAFE
+    assert len(fitted) == len(chosen.student.plan.layers) == 3
+    assert {spec.codebook for spec in chosen.student.plan.layers.values()} == {16}
+
+
+def test_a_form_is_remade_under_another_recipe_without_measuring_again(tmp_path, monkeypatch):
+    model = small_graph("residual")
+    maker = variants(tmp_path, model, Recipe())
+    variant = maker.make(PLAIN, model)
+    monkeypatch.setattr(Variants, "_calibrate", None)
+    override = LayerOverride("Conv_c", keep_float=True)
+    other = maker.remake(variant, Recipe(layers=(override,), bias_correction=False))
+    assert list(other.student.plan.layers) == ["Conv_a", "Gemm_y"]
+    assert other.name == PLAIN and other.model is model
+    again = maker.remake(variant, Recipe())
+    assert again.score == variant.score
