@@ -53,7 +53,7 @@ def test_metadata_says_how_it_was_made(files):
     model, data, out = files
     compress(model, data, QUICK, out=out)
     found = ir.load(out).metadata_props
-    assert Recipe.from_json(found["onnxq.options.recipe"]) == QUICK
+    assert Recipe.from_json(found["onnxq.recipe"]) == QUICK
     assert "latency" not in found[METADATA_KEY]
     assert found["onnxq.version"]
 

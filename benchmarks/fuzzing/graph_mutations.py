@@ -241,7 +241,7 @@ def into_function(model: onnx.ModelProto, rng: np.random.Generator) -> None:
 
 def metadata(model: onnx.ModelProto, rng: np.random.Generator) -> None:
     """The model says something odd of itself."""
-    keys = ("onnxq.preprocess", "onnxq.version", "onnxq.options.recipe", "onnxq.figures", "names")
+    keys = ("onnxq.preprocess", "onnxq.version", "onnxq.recipe", "onnxq.figures", "names")
     values = ("", "{}", "[]", "null", '{"mean": null}', "1" * 5000, "[" * 3000, '{"mean": [1e999]}')
     for _ in range(int(rng.integers(1, 4))):
         model.metadata_props.add(key=str(rng.choice(keys)), value=str(rng.choice(values)))

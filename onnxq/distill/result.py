@@ -17,7 +17,7 @@ from onnxq.synthesise.made import Synthesis
 from onnxq.train.held_out import Judgement
 from onnxq.version import VERSION
 
-METADATA_KEY = "onnxq.distill.distillation"
+METADATA_KEY = "onnxq.distillation"
 """The key of a student's metadata under which options and figures are kept as JSON."""
 
 

@@ -45,7 +45,7 @@ __all__ = [
     "save_recipe",
 ]
 
-METADATA_KEY = "onnxq.options.recipe"
+METADATA_KEY = "onnxq.recipe"
 """The key of a model's metadata under which the recipe is kept as JSON."""
 
 
