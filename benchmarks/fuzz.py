@@ -24,6 +24,7 @@ from pathlib import Path
 
 from fuzzing.case import Line, run_case
 from fuzzing.families import FAMILIES, is_valid
+from fuzzing.sandbox import import_everything
 from fuzzing.table import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,8 +127,7 @@ def _compress(folder: Path) -> Path:
 
 def _run_all(works: list[Work], out: Path, compressed: Path, processes: int) -> None:
     """Share the cases out among forked workers, each of which appends its lines to the file."""
-    import onnxq.cli  # noqa: F401  (imported once, for every child)
-
+    import_everything()
     workers = []
     for index in range(processes):
         pid = os.fork()

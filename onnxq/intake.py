@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import Samples, notes_on_sameness, open_samples
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, OutputError
 from onnxq.export.compact import float_bytes
 from onnxq.export.save import save_model
 from onnxq.load.float_types import halved_constants
@@ -76,6 +76,7 @@ class Intake:
         train: those that may be learned on.
         held_back: the others.
         synthesis: how samples were made, where there were none.
+        unsaved: why the generator was not written that was to be kept; None where it was.
         seconds: what making them took.
         all_layers: whether no layer stays float for its size, once loaded.
         close_in_size: whether the file may turn out no smaller than the original, once loaded.
@@ -97,6 +98,7 @@ class Intake:
         self._quantizes = quantizes
         self.notes: list[str] = []
         self.synthesis: Synthesis | None = None
+        self.unsaved: OutputError | None = None
         self.seconds = 0.0
         self._least = 1
         self._batch: int | None = None
@@ -187,7 +189,11 @@ class Intake:
         self._use(samples)
         if save_generator is not None:
             assert self.synthesis.generator is not None
-            save_model(self.synthesis.generator, Path(save_generator))
+            try:
+                save_model(self.synthesis.generator, Path(save_generator))
+            except OutputError as error:
+                # The long work goes on; the result tells of it.
+                self.unsaved = error
 
     def _task(self, share: float = SYNTHESIS_SHARE) -> Task:
         recipe = self.recipe

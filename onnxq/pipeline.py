@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess
+from onnxq.errors import OutputError
 from onnxq.export.save import check_file, check_output, locked, save_model
 from onnxq.intake import Intake
 from onnxq.load.model import load_model
@@ -42,6 +43,7 @@ class Result:
         plan: what was done to each layer and tensor.
         notes: sentences for the user.
         synthesis: how samples were made, where there were none.
+        unsaved: why the generator was not written that was to be kept; None where it was.
     """
 
     model: ir.Model
@@ -51,6 +53,7 @@ class Result:
     plan: Plan
     notes: list[str] = field(default_factory=list)
     synthesis: Synthesis | None = None
+    unsaved: OutputError | None = None
 
 
 @dataclass
@@ -129,7 +132,9 @@ def compress(
         if out_path is not None:
             save_model(exported, out_path)
     plan = final.student.plan
-    return Result(exported, out_path, figures, run.recipe, plan, run.notes, intake.synthesis)
+    return Result(
+        exported, out_path, figures, run.recipe, plan, run.notes, intake.synthesis, intake.unsaved
+    )
 
 
 def sensitivity(

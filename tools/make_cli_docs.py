@@ -37,6 +37,11 @@ written, with a note, where a method was named (`--learn none`, `--calibration m
 no fewer bytes as integers stays float, unless the recipe has settings for it: `inspect` and
 `--dry-run` show the reason.
 
+`distill` likewise writes no broken student: one that decides as its teacher on under 50 % of the
+held-out samples, or without decisions has an error of over 70 % of the teacher's outputs. It is
+written, with a note, with `--allow-worse` or where `--epochs`, `--max-minutes`, `--lr` or
+`--optimizer` was given.
+
 Defaults of `compress` are those of a recipe: a value from `--recipe` goes before the default,
 and a flag goes before both.
 """

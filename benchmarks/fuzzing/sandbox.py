@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
+import pkgutil
 import resource
 import select
 import signal
@@ -16,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
+
+import onnxq
 
 SECONDS = 20
 MEMORY = 2 << 30
@@ -38,6 +42,13 @@ class Ended:
     code: int | None
     out: str
     err: str
+
+
+def import_everything() -> None:
+    """Import all of onnxq, so that children need not: commands import what they run."""
+    for module in pkgutil.walk_packages(onnxq.__path__, "onnxq."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def run_forked(work: Callable[[], object], folder: Path) -> Ended:

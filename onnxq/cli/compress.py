@@ -129,6 +129,8 @@ def compress_command(
             save_recipe(result.recipe, flags["save_recipe"])
         if flags["report_folder"] is not None:
             write_report(flags["report_folder"], model, out, result)
+        if result.unsaved is not None:
+            raise result.unsaved
     finally:
         # The model is written, whatever becomes of what is told of it.
         _print_result(result, model, out, flags["as_json"], quiet, verbose)

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 @preprocess_options
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
+@click.option("--allow-worse", is_flag=True, help="Write a result that is broken.")
 @threads_option("Cores used at most.  [default: all]")
 @output_options
 @click.pass_context
@@ -104,11 +105,14 @@ def distill_command(
             progress=progress,
             generator=flags["generator"],
             save_generator=flags["save_generator"],
+            allow_worse=flags["allow_worse"],
         )
     if flags["as_json"]:
         click.echo(json.dumps(distil_fields(result, teacher, student, out), sort_keys=True))
-        return
-    _print(result, out, quiet)
+    else:
+        _print(result, out, quiet)
+    if result.unsaved is not None:
+        raise result.unsaved
 
 
 def _print(result: DistillResult, out: Path, quiet: bool) -> None:

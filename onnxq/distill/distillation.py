@@ -14,9 +14,17 @@ from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
 from onnxq.distill.network import FloatNetwork
 from onnxq.distill.pairing import Pairing, of_batch, pair_inputs, pair_models
-from onnxq.distill.result import METADATA_KEY, DistillResult, make_figures, metadata_text
+from onnxq.distill.result import (
+    METADATA_KEY,
+    DistillFigures,
+    DistillResult,
+    make_figures,
+    metadata_text,
+)
 from onnxq.distill.stage import FILE, Subject, check_gradients
 from onnxq.distill.training import Distilled, make_budget
+from onnxq.distill.verdict import find_fault, names_budget
+from onnxq.errors import WorseError
 from onnxq.export.constants import store_halves
 from onnxq.export.interface import restore_interface, restore_types
 from onnxq.export.save import check_file, check_output, describe, locked, save_model
@@ -52,6 +60,7 @@ def distill(
     progress: Progress | None = None,
     generator: str | Path | None = None,
     save_generator: str | Path | None = None,
+    allow_worse: bool = False,
 ) -> DistillResult:
     """Train the float weights of a student to give a teacher's outputs, without labels.
 
@@ -68,9 +77,12 @@ def distill(
         progress: told where the work stands.
         generator: of a data-free recipe: the file of a saved generator, which makes the samples.
         save_generator: the file to write the generator to that was trained.
+        allow_worse: write a student that is broken.
 
     Raises:
-        OnnxqError: something that the user can mend, in one sentence.
+        WorseError: held-out samples show that the student is broken; it is written where the
+            recipe says how it is trained.
+        OnnxqError: something else that the user can mend, in one sentence.
     """
     paths, recipe = (Path(teacher), Path(student)), recipe or Recipe()
     check_data(recipe, data)
@@ -82,7 +94,7 @@ def distill(
             check_output(out_path, path, force)
         if save_generator is not None:
             check_file(Path(save_generator), path, force, "generator", "--save-generator")
-    run = DistillRun(*paths, recipe, init, progress or Silent())
+    run = DistillRun(*paths, recipe, init, progress or Silent(), allow_worse=allow_worse)
     run.load(data_path, preprocess, generator)
     more = {"student": file_digest(run.student), "init": init}
     checkpoint = run.intake.checkpoint(out_path, data_path, **more)
@@ -105,14 +117,22 @@ class DistillRun:
         recipe: the options.
         init: where the student's first weights come from.
         progress: told where the work stands.
+        allow_worse: whether a student is wanted that is broken.
     """
 
     def __init__(
-        self, teacher: Path, student: Path, recipe: Recipe, init: str, progress: Progress
+        self,
+        teacher: Path,
+        student: Path,
+        recipe: Recipe,
+        init: str,
+        progress: Progress,
+        *,
+        allow_worse: bool = False,
     ) -> None:
         self.student, self._recipe, self._init = student, recipe, init
         self._progress = progress
-        self.intake = Intake(teacher, recipe, progress, quantizes=False)
+        self.intake = Intake(teacher, recipe, progress, quantizes=False, allow_worse=allow_worse)
 
     def load(
         self, data: Path | None, preprocess: Preprocess | None, generator: str | Path | None
@@ -167,6 +187,7 @@ class DistillRun:
         count = sum(found.values[name].size for name in network.parameters)
         figures = make_figures(found, judged, sizes, count)
         figures.samples, figures.held_back = len(intake.samples), len(intake.held_back)
+        self._judge(figures)
         preprocess = intake.preprocess
         entries = {} if preprocess is None else {PREPROCESS_KEY: preprocess.to_json()}
 
@@ -176,5 +197,17 @@ class DistillRun:
 
         figures.student_bytes = describe(model, of_size)
         return DistillResult(
-            model, None, figures, self._recipe, self._init, intake.notes, intake.synthesis
-        )
+            model, None, figures, self._recipe, self._init, intake.notes, intake.synthesis,
+            intake.unsaved,
+        )  # fmt: skip
+
+    def _judge(self, figures: DistillFigures) -> None:
+        """Note that the student is broken, or refuse it."""
+        if (fault := find_fault(figures)) is None:
+            return
+        if not self.intake.allow_worse and not names_budget(self._recipe):
+            raise WorseError(
+                f"the student is broken: {fault}; nothing was written: more --epochs or samples "
+                "help, and --allow-worse --resume writes it all the same"
+            )
+        self.intake.notes.append(f"the student is broken: {fault}")

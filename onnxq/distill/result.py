@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxq.distill.training import Distilled
+from onnxq.errors import OutputError
 from onnxq.options.contradictions import OF_DISTILLATION
 from onnxq.options.recipe import Recipe
 from onnxq.synthesise.made import Synthesis
@@ -70,6 +71,7 @@ class DistillResult:
         init: where its first weights came from.
         notes: sentences for the user.
         synthesis: how samples were made, where there were none.
+        unsaved: why the generator was not written that was to be kept; None where it was.
     """
 
     model: ir.Model
@@ -79,6 +81,7 @@ class DistillResult:
     init: str
     notes: list[str] = field(default_factory=list)
     synthesis: Synthesis | None = None
+    unsaved: OutputError | None = None
 
 
 def make_figures(

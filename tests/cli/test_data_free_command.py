@@ -8,6 +8,7 @@ import time
 import pytest
 from PIL import Image
 
+from onnxq.errors import OutputError
 from onnxq.options.recipe import load_recipe
 from tests.cli.conftest import command, start
 
@@ -79,6 +80,25 @@ def test_a_generator_is_kept_and_used_again(onnxq_process, mlp, tmp_path):
     refused = onnxq_process(*again[:4], mlp, *again[5:], "--force")
     assert refused.code == 1
     assert "give one that --save-generator wrote" in refused.err
+
+
+@pytest.mark.parametrize("verb", ["compress", "distill"])
+def test_a_generator_that_can_not_be_written_costs_no_result(
+    onnxq, mlp, tmp_path, monkeypatch, verb
+):
+    def full(*_: object) -> None:
+        raise OutputError("can't write 'g.onnx' (No space left on device); free some space")
+
+    monkeypatch.setattr("onnxq.intake.save_model", full)
+    done = onnxq(
+        verb, mlp, *[mlp] * (verb == "distill"), "--data-free", "--synthesis", "generator",
+        "--save-generator", tmp_path / "g.onnx", "-o", tmp_path / "o.onnx", "--max-minutes", 0.01,
+        *SHORT[:2 if verb == "distill" else None],
+    )  # fmt: skip
+    assert done.code == 1
+    assert done.err == "Error: Can't write 'g.onnx' (No space left on device); free some space.\n"
+    assert done.last.startswith(f"wrote {tmp_path / 'o.onnx'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["o.onnx"]
 
 
 @pytest.mark.parametrize(

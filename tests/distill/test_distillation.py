@@ -11,9 +11,10 @@ import onnx_ir as ir
 import pytest
 
 import onnxq
-from onnxq import DataError, ModelError, OutputError, Recipe, RecipeError
+from onnxq import DataError, ModelError, OutputError, Recipe, RecipeError, WorseError
 from onnxq.distill.distillation import NO_CLASSIFIER, NO_GAIN, distill
-from onnxq.distill.result import METADATA_KEY, DistillResult
+from onnxq.distill.result import METADATA_KEY, DistillFigures, DistillResult
+from onnxq.distill.verdict import find_fault, names_budget
 from onnxq.progress import Silent
 from onnxq.train import loop
 from tests.distill.float_students import (
@@ -132,6 +133,31 @@ def test_a_student_that_is_as_good_is_kept_as_it_is(files, tmp_path):
     assert result.figures.agreement == 1
     found = run(result.model, {"x": images(4)})["y"]
     np.testing.assert_array_equal(found, run(files[0], {"x": images(4)})["y"])
+
+
+def test_a_broken_student_is_written_only_where_that_is_allowed(files, tmp_path, monkeypatch):
+    out = tmp_path / "o.onnx"
+    options = {"recipe": Recipe(epochs=1, lr=1e-9), "init": "random", "out": out}
+    written = distill(*files, **options).notes[-1]
+    assert "the student is broken: it decides as the teacher on" in written
+    out.unlink()
+    monkeypatch.setattr("onnxq.distill.distillation.names_budget", lambda _: False)
+    with pytest.raises(WorseError, match=r"nothing was written.*--allow-worse"):
+        distill(*files, **options)
+    assert not out.exists()
+    assert distill(*files, **options, allow_worse=True, resume=True).notes[-1] == written
+    assert [path.name for path in tmp_path.iterdir()] == ["o.onnx"]
+
+
+def test_what_a_broken_student_is():
+    figures = DistillFigures(2, 1, 3, "error", 1.0, 0.9, None, 0.5, 1, held_back=64)
+    assert find_fault(figures) is None
+    assert "49.0% of 64 held-out samples, under 50%" in find_fault(replace(figures, agreement=0.49))
+    figures = replace(figures, agreement=None)
+    assert "is 90% of the teacher's, over 70%" in find_fault(figures)
+    assert find_fault(replace(figures, score=0.6)) is None
+    assert "not finite" in find_fault(replace(figures, score=None))
+    assert names_budget(Recipe(epochs=2)) and not names_budget(Recipe(seed=2))
 
 
 def test_a_student_without_batch_normalization_learns(files, tmp_path):
