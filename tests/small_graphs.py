@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq import pipeline
 from onnxq.calibrate.calibrator import Batches, calibrate
+from onnxq.export.compact import export
 from onnxq.export.lower import Lowering
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
@@ -165,7 +166,12 @@ def images(count: int = 16, seed: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A graph on its way through the stages."""
+    """A graph on its way through the stages.
+
+    Attributes:
+        exported: what a file holds.
+        lowered: the same while every value has the name of its tensor.
+    """
 
     teacher: ir.Model
     plan: Plan
@@ -173,6 +179,7 @@ class Quantized:
     quantizers: Quantizers
     baked: ir.Model
     exported: ir.Model
+    lowered: ir.Model
 
 
 def quantize(
@@ -186,8 +193,15 @@ def quantize(
     statistics = calibrate(teacher, list(plan.tensors), samples or Feeds([{"x": images()}]), 16)
     quantizers = initial_quantizers(teacher, plan, statistics, recipe.calibration)
     student = build_student(teacher, plan)
-    exported = Lowering(student, quantizers).run()
-    return Quantized(teacher, plan, student, quantizers, bake(student, quantizers), exported)
+    return Quantized(
+        teacher,
+        plan,
+        student,
+        quantizers,
+        bake(student, quantizers),
+        export(student, quantizers),
+        Lowering(student, quantizers).run(),
+    )
 
 
 def run(model: ir.Model | Path, feeds: Arrays, *, optimise: bool = False) -> Arrays:
@@ -214,7 +228,7 @@ def serialised(model: ir.Model) -> bytes:
 
 
 def codes_by_tensor(model: ir.Model, plan: Plan, feeds: Arrays) -> Arrays:
-    """The codes of every quantized tensor of an exported model, optimisation off."""
+    """The codes of every quantized tensor of a lowered model, optimisation off."""
     proto = with_outputs(ir.to_proto(model), [f"{name}.codes" for name in plan.tensors])
     session = open_session(proto.SerializeToString(), optimise=False)
     names = [f"{name}.codes" for name in plan.tensors]
@@ -268,9 +282,9 @@ def differing_codes(quantized: Quantized, feeds: Arrays) -> tuple[int, int, int]
     The student's arithmetic is that of the exported graph with optimisation off; it is held
     against the kernels that ONNX Runtime really runs.
     """
-    expected = codes_by_tensor(quantized.exported, quantized.plan, feeds)
+    expected = codes_by_tensor(quantized.lowered, quantized.plan, feeds)
     elements = different = largest = 0
-    for step in steps(quantized.exported, quantized.plan):
+    for step in steps(quantized.lowered, quantized.plan):
         session = open_session(step.model.SerializeToString())
         fed = {name: expected[name] for name in step.inputs}
         (codes,) = session.run([f"{step.name}.codes"], fed)

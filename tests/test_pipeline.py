@@ -262,3 +262,8 @@ def test_without_float_layers_to_retrain_the_flag_is_named(files):
     for run in (plan_model, lambda m, r: compress(m, data, r)):
         with pytest.raises(RecipeError, match="--exclude"):
             run(model, Recipe(learn=("float-layers",)))
+
+
+def test_a_search_chooses_the_float_layers_later(files):
+    plan = plan_model(files[0], Recipe(learn=("float-layers",), codebook="auto")).plan
+    assert plan.layers and not plan.float_layers

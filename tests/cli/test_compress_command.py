@@ -88,12 +88,15 @@ def test_report_and_recipe_are_written(onnxq, mlp, unlabelled, tmp_path):
     assert json.loads((report / "report.json").read_text())["output"] == str(out)
 
 
-def test_the_default_output_is_beside_the_model(onnxq, mlp, rows, tmp_path):
-    model = tmp_path / "net.onnx"
+def test_the_default_output_is_beside_the_model_alone(onnxq, mlp, rows, tmp_path, monkeypatch):
+    model, here = tmp_path / "net.onnx", tmp_path / "here"
     model.write_bytes(mlp.read_bytes())
+    here.mkdir()
+    monkeypatch.chdir(here)
     done = onnxq("compress", model, "--data", rows, "-q", *SHORT)
     assert done.code == 0, done.err
     assert (tmp_path / "net-onnxq.onnx").is_file()
+    assert not list(here.iterdir())
 
 
 def test_flags_go_before_the_recipe_file(onnxq, mlp, unlabelled, tmp_path):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 import click
 
@@ -34,7 +33,3 @@ def test_public_names_are_those_of_all() -> None:
     errors = importlib.import_module("onnxq.errors")
     names = {n for n, v in vars(errors).items() if isinstance(v, type)}
     assert names <= set(onnxq.__all__)
-
-
-def test_no_command_writes_where_it_is_run() -> None:
-    assert not list(Path.cwd().glob("*-onnxq.onnx"))

@@ -156,10 +156,6 @@ def test_a_node_without_gradient_is_named():
     Engine(model, ["V"])
 
 
-def test_the_builds_own_state_is_fine():
-    check_engine()
-
-
 def test_a_shadowed_build_is_told_with_the_commands_that_mend_it(monkeypatch):
     monkeypatch.setattr(engine_module.metadata, "version", lambda name: "1.31.1")
     with pytest.raises(EngineError, match="'onnxruntime' is installed beside") as caught:

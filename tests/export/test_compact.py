@@ -36,7 +36,7 @@ def forms(request: pytest.FixtureRequest) -> tuple[Quantized, ir.Model]:
     name, recipe = request.param
     if request.param not in _made:
         made = quantize(small_graph(name), recipe=RECIPES[recipe])
-        _made[request.param] = made, export(made.student, made.quantizers)
+        _made[request.param] = made, made.exported
     return _made[request.param]
 
 
@@ -44,11 +44,11 @@ def test_the_same_bits_on_the_same_kernels(forms):
     made, written = forms
     feeds = {"x": images(8, seed=5)}
     for optimise in (False, True):
-        expected, found = (run(m, feeds, optimise=optimise) for m in (made.exported, written))
+        expected, found = (run(m, feeds, optimise=optimise) for m in (made.lowered, written))
         assert expected.keys() == found.keys()
         for name in expected:
             np.testing.assert_array_equal(expected[name], found[name])
-    expected, found = (read_kernels(m, made.plan) for m in (made.exported, written))
+    expected, found = (read_kernels(m, made.plan) for m in (made.lowered, written))
     if "Loop" in expected.counts:
         # Around a Loop the number of Transposes depends on the order of the nodes.
         for kernels in (expected, found):
@@ -68,7 +68,7 @@ def test_what_is_looked_for_keeps_its_name(forms):
     assert nodes.items() <= {str(n.name): n.op_type for n in made.teacher.graph}.items()
     assert made.plan.layers.keys() <= nodes.keys()
     assert made.plan.tensors.keys() - {"x"} <= find_tensors(written.graph).keys()
-    expected = find_tensors(made.exported.graph).keys() & find_tensors(made.teacher.graph).keys()
+    expected = find_tensors(made.lowered.graph).keys() & find_tensors(made.teacher.graph).keys()
     gone = expected - find_tensors(written.graph).keys()
     folded = {node.inputs[0].name for node in made.teacher.graph if node.op_type in FOLDED}
     assert gone <= folded
@@ -83,7 +83,7 @@ def test_everything_else_is_short(forms):
     proto = ir.to_proto(written)
     names = {name for node in proto.graph.node for name in (*node.input, *node.output)}
     assert not proto.graph.value_info and not [n for n in names if "." in n and ".codes" not in n]
-    assert len(proto.SerializeToString()) < 0.8 * len(serialised(made.exported))
+    assert len(proto.SerializeToString()) < 0.8 * len(serialised(made.lowered))
     arrays = [
         (t.data_type, tuple(t.dims), t.raw_data)
         for t in proto.graph.initializer
@@ -108,9 +108,9 @@ def test_names_of_the_original_are_not_taken():
     )
     constant = np.ones((1, 6, 1, 1), np.float32)
     made = quantize(image_graph(body, "float[N, 6, 6, 6] e", aa=constant))
-    written = export(made.student, made.quantizers)
+    written = made.exported
     feeds = {"x": images(8, seed=5)}
-    np.testing.assert_array_equal(run(made.exported, feeds)["e"], run(written, feeds)["e"])
+    np.testing.assert_array_equal(run(made.baked, feeds)["e"], run(written, feeds)["e"])
     values = [value.name for node in written.graph for value in node.outputs]
     assert len(values) == len(set(values)) and {"a", "d"} <= set(values)
     assert "aa" in written.graph.initializers

@@ -62,7 +62,7 @@ def test_other_graphs(name, setting):
 def test_no_weight_is_stored_twice_and_the_bytes_are_repeatable():
     first, second = (made_with(17) for _ in range(2))
     assert serialised(first.exported) == serialised(second.exported)
-    names = first.exported.graph.initializers
+    names = first.lowered.graph.initializers
     for spec in first.plan.layers.values():
         assert f"{spec.weight}.centroids" in names
         assert spec.weight not in names and f"{spec.weight}.codes" not in names

@@ -48,7 +48,7 @@ def test_packed_codes_give_the_bits_of_the_student_on_the_kernels_of_eight(num_b
     assert found.layers == expected.layers
     packed = made.plan.layers.values()
     assert all(spec.packed and spec.num_bits == num_bits for spec in packed)
-    names = made.exported.graph.initializers
+    names = made.lowered.graph.initializers
     for spec in packed:
         assert spec.weight not in names and f"{spec.weight}.codes" not in names
         stored = stored_weight(made.exported.graph.node(spec.name).inputs[1])
@@ -94,7 +94,7 @@ def test_a_codebook_beside_low_bits_keeps_fine_centroids(monkeypatch):
     made = quantize(
         small_graph("residual"), recipe=Recipe(codebook=16, weight_bits=2, first_last_bits=2)
     )
-    tables = {k: v for k, v in made.exported.graph.initializers.items() if "centroids" in k}
+    tables = {k: v for k, v in made.lowered.graph.initializers.items() if "centroids" in k}
     assert {np.abs(v.const_value.numpy()).max() for v in tables.values()} == {63}
     assert len(tables) == len({spec.weight for spec in made.plan.layers.values()})
 
@@ -113,7 +113,7 @@ def test_few_codes_of_activations_give_the_bits_of_the_student_on_the_same_kerne
     np.testing.assert_array_equal(run(made.baked, feeds)["y"], run(made.exported, feeds)["y"])
     elements, different, largest = differing_codes(made, feeds)
     assert largest <= 1 and different <= max(1, elements / 1000)
-    codes = codes_by_tensor(made.exported, made.plan, feeds)
+    codes = codes_by_tensor(made.lowered, made.plan, feeds)
     few = [n for n, spec in made.plan.tensors.items() if spec.num_bits == num_bits]
     assert few and all(codes[f"{n}.codes"].max() < 2**num_bits for n in few)
     found, expected = (read_kernels(m.exported, m.plan) for m in (made, plain))

@@ -21,7 +21,7 @@ from small_graphs import (
     small_graph,
 )
 
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.options.recipe import Recipe
 from onnxq.student.student import bake
 from onnxq.verify.kernels import INTEGER_KERNELS, read_kernels
@@ -70,11 +70,11 @@ def test_the_checker_passes_and_nothing_of_the_student_is_left(made):
 def test_no_weight_is_stored_in_float(made):
     floats = [
         value
-        for value in made.exported.graph.initializers.values()
+        for value in made.lowered.graph.initializers.values()
         if value.const_value is not None and value.dtype == ir.DataType.FLOAT
     ]
     for spec in made.plan.layers.values():
-        assert made.exported.graph.initializers[f"{spec.weight}.codes"].dtype == ir.DataType.INT8
+        assert made.lowered.graph.initializers[f"{spec.weight}.codes"].dtype == ir.DataType.INT8
         size = made.teacher.graph.initializers[spec.weight].const_value.size
         assert all(v.const_value.size < size for v in floats if v.name.startswith(spec.weight))
 
@@ -86,9 +86,9 @@ def test_one_quantize_node_per_tensor(made):
         assert value.producer() is None or value.producer().op_type != "DequantizeLinear"
 
 
-def test_lowering_twice_gives_the_same_bytes_and_leaves_the_student_alone(made):
+def test_a_second_export_gives_the_same_bytes_and_leaves_the_student_alone(made):
     before = serialised(made.student.model)
-    again = Lowering(made.student, made.quantizers).run()
+    again = export(made.student, made.quantizers)
     assert serialised(again) == serialised(made.exported)
     assert serialised(made.student.model) == before
     assert serialised(bake(made.student, made.quantizers)) == serialised(made.baked)
@@ -144,16 +144,16 @@ def test_float_activations_leave_integers_in_the_file_alone(name):
 def test_padding_is_the_zero_point():
     body = "a = Conv <pads = [1, 1, 1, 1]> (x, wx, bx) p = Pad (a, edges) z = Conv (p, w6, b6) "
     made = quantize(image_graph(body + "h = Relu (z) k = Conv (h, v6, c6)", "float[N, 6, 8, 8] k"))
-    pad = made.exported.graph.node("Pad_p")
+    pad = made.lowered.graph.node("Pad_p")
     assert pad.inputs[0].dtype == ir.DataType.UINT8
     assert pad.inputs[2].name == "a.zero_point"
 
 
 def test_shared_weights_are_stored_once():
     made = quantize(small_graph("shared"))
-    stored = [name for name in made.exported.graph.initializers if name.endswith(".codes")]
+    stored = [name for name in made.lowered.graph.initializers if name.endswith(".codes")]
     assert stored.count("v6.codes") == 1
-    assert "c6" not in made.exported.graph.initializers
+    assert "c6" not in made.lowered.graph.initializers
 
 
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (1,), ()])

@@ -10,7 +10,7 @@ import pytest
 from small_graphs import HEAD, Feeds, image_graph, quantize, run, serialised, small_graph
 
 from onnxq.data.samples import open_samples
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.forms.bias_correction import correct_biases
 from onnxq.forms.forms import PLAIN, REPLACE, SAFE, Variants
 from onnxq.load.interface import input_specs
@@ -103,7 +103,7 @@ def test_the_export_writes_the_corrected_biases(activation_bits):
     made = quantize(small_graph("residual"), samples, Recipe(activation_bits=activation_bits))
     corrected = correct_biases(made.student, made.quantizers, samples, 16)
     student = run(bake(made.student, corrected), {"x": x})["y"]
-    exported = run(Lowering(made.student, corrected).run(), {"x": x})["y"]
+    exported = run(export(made.student, corrected), {"x": x})["y"]
     np.testing.assert_array_equal(student, exported)
     assert np.abs(student - run(made.baked, {"x": x})["y"]).max() > 0
 

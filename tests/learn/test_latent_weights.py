@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_graphs import Feeds, Quantized, images, quantize, run, serialised, small_graph
 
 from onnxq.engine import Engine
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.weights import VALUE, LatentWeights
@@ -124,7 +124,7 @@ def test_weights_on_their_codes_are_exported_as_the_same_bytes(num_bits):
     made, start = clipped(num_bits, "per-channel")
     plan, sources = made.plan, made.student.sources
     found = start.with_weights_on_codes(plan, sources)
-    before, after = (serialised(Lowering(made.student, q).run()) for q in (start, found))
+    before, after = (serialised(export(made.student, q)) for q in (start, found))
     assert before == after
     feeds = student_feeds(plan, found, sources)
     for spec in plan.layers.values():

@@ -11,7 +11,7 @@ import pytest
 from small_graphs import serialised, small_graph
 
 from onnxq.data.samples import open_samples
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.forms.forms import PLAIN, Variant, Variants
 from onnxq.learn import frozen
 from onnxq.learn.frozen import Remainder
@@ -78,7 +78,7 @@ class Ready:
         )
 
     def exported(self, learned: Learned) -> bytes:
-        return serialised(Lowering(self.variant.student, learned.quantizers).run())
+        return serialised(export(self.variant.student, learned.quantizers))
 
 
 def images(count: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from small_graphs import CONV, HEAD, image_graph, run, serialised, small_graph
 
 from onnxq.data.samples import open_samples
 from onnxq.errors import OutputError
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.forms.forms import PLAIN, Variant, Variants
 from onnxq.learn.gptq import cuts
 from onnxq.learn.gptq import reconstruct as module
@@ -44,7 +44,7 @@ class Ready:
         return reconstruct(self.variant, self.train, **more)
 
     def exported(self, learned: Learned) -> ir.Model:
-        return Lowering(self.variant.student, learned.quantizers).run()
+        return export(self.variant.student, learned.quantizers)
 
 
 def make_ready(folder: Path, model: ir.Model, recipe: Recipe = RECIPE, count: int = 160) -> Ready:

@@ -11,7 +11,7 @@ import pytest
 from small_graphs import quantize, serialised, small_graph
 
 from onnxq.data.samples import open_samples
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.forms.forms import PLAIN, Variant, Variants
 from onnxq.learn import learn as module
 from onnxq.learn.gptq import reconstruct as rounding
@@ -173,7 +173,7 @@ BUDGET = Budget(epochs=4, shard_size=4, lr={"steps": 5e-4, "biases": 5e-4})
 
 
 def exported(variant: Variant, learned: Learned) -> bytes:
-    return serialised(Lowering(variant.student, learned.quantizers).run())
+    return serialised(export(variant.student, learned.quantizers))
 
 
 def test_each_stage_starts_from_the_one_before(few):

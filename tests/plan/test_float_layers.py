@@ -47,11 +47,6 @@ def test_none_or_all_of_the_layers_in_float_is_an_error(exclude):
         check_float_layers(plan, recipe)
 
 
-def test_a_search_chooses_later():
-    recipe = Recipe(learn=FLOAT, codebook="auto")
-    check_float_layers(make_plan(small_graph("residual"), recipe), recipe)
-
-
 @pytest.mark.parametrize("activation_bits", [8, None])
 @pytest.mark.parametrize("name", sorted(BODIES))
 def test_their_parameters_are_inputs_and_are_written_as_floats(name, activation_bits):

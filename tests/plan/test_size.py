@@ -21,7 +21,6 @@ BITS = {"8": {}, "weight-only": {"activation_bits": None}, "4": {"weight_bits": 
 def file_bytes(model: ir.Model, feeds: dict, recipe: Recipe) -> tuple[int, int]:
     """Of a quantized model: what its plan says, and what its file has."""
     found = quantize(model, FewFeeds(feeds), recipe)
-    compact(found.exported, found.student.model.graph)
     expected = float_bytes(model) - saved_bytes(model.graph, found.plan)
     return expected, model_bytes(found.exported)
 

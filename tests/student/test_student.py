@@ -221,8 +221,8 @@ def test_a_huge_bias_raises_its_weights_scale_and_stays_in_int32():
     bias = np.array([1, 50, 50, -50, 0, 3], np.float32)
     body = "a = Conv <pads = [1, 1, 1, 1]> (x, wl, bl) z = Relu (a) " + HEAD
     made = quantize(image_graph(body, wl=weight, bl=bias))
-    codes = made.exported.graph.initializers["Conv_a.bias.codes"].const_value.numpy()
-    grid = stored_array(made.exported.graph.node("Conv_a").inputs[2].producer().inputs[1])
+    codes = made.lowered.graph.initializers["Conv_a.bias.codes"].const_value.numpy()
+    grid = stored_array(made.lowered.graph.node("Conv_a").inputs[2].producer().inputs[1])
     assert codes.dtype == np.int32
     assert np.abs(codes.astype(np.int64)).max() <= BIAS_LIMIT * 1.001
     assert np.all(np.abs(codes * grid.astype(float) - bias) <= grid * 0.501)
@@ -237,7 +237,7 @@ def test_the_bias_grid_is_the_product_of_both_scales(granularity):
     made = quantize(small_graph("signed"), recipe=Recipe(granularity=granularity))
     values = {
         str(value.name): stored_array(value)
-        for node in made.exported.graph
+        for node in made.lowered.graph
         for value in node.inputs
         if value.name.endswith(".scale")
     }

@@ -13,7 +13,7 @@ from small_graphs import Feeds, build, quantize, run
 from onnxq.calibrate.calibrator import calibrate
 from onnxq.data.samples import open_samples
 from onnxq.errors import OutputError
-from onnxq.export.lower import Lowering
+from onnxq.export.compact import export
 from onnxq.load.interface import input_specs
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.recipe import Recipe
@@ -67,15 +67,15 @@ def exported(tmp_path: Path) -> Callable[[str, Recipe], tuple[ir.Model, Plan]]:
     x = np.random.default_rng(1).normal(size=(16, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
 
-    def export(text: str, recipe: Recipe) -> tuple[ir.Model, Plan]:
+    def made(text: str, recipe: Recipe) -> tuple[ir.Model, Plan]:
         model = model_of(text)
         plan = make_plan(model, recipe)
         samples = open_samples(tmp_path / "x.npz", input_specs(model), None)
         statistics = calibrate(model, list(plan.tensors), samples, 8, workers=1)
         quantizers = initial_quantizers(model, plan, statistics, "max")
-        return Lowering(build_student(model, plan), quantizers).run(), plan
+        return export(build_student(model, plan), quantizers), plan
 
-    return export
+    return made
 
 
 def test_layers_on_integer_kernels(exported) -> None:
