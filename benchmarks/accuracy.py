@@ -66,12 +66,12 @@ class Run:
         }
         recipe = Recipe(**options)  # type: ignore[arg-type]  # options come from a table
         result, found, seconds = measured(self.subject, recipe)
-        figures = result.figures
+        metrics = result.metrics
         return (
             f"| {self.subject.title} | {self.setting} | {step} | {found.top1:.2f} | "
             f"{found.drop:.2f} ± {found.drop_error:.2f} | {found.agreement:.2f} | "
             f"{found.kl:.5f} | {next(iter(found.sqnr_db.values())):.2f} | "
-            f"{figures.ratio:.3f} | {figures.latency_ratio:.2f} | {seconds:.0f} |"
+            f"{metrics.ratio:.3f} | {metrics.latency_ratio:.2f} | {seconds:.0f} |"
         )
 
 

@@ -125,7 +125,7 @@ def cost(assets: Path, case: Case, workers: int) -> dict[str, float]:
         wall.append((b[0] - a[0], c[0] - b[0]))
         cpu.append((b[1] - a[1], c[1] - b[1]))
     forward, observed = np.median(wall, axis=0)
-    figures = {
+    metrics = {
         "tensors": len(tensors),
         "forward_s": forward,
         "calibrate_s": observed,
@@ -136,8 +136,8 @@ def cost(assets: Path, case: Case, workers: int) -> dict[str, float]:
         start = time.perf_counter()
         for tensor in found.values():
             clip_range(tensor, method, 8, tensor.minimum < 0, False)
-        figures[f"{method}_ms_per_tensor"] = 1e3 * (time.perf_counter() - start) / len(found)
-    return figures
+        metrics[f"{method}_ms_per_tensor"] = 1e3 * (time.perf_counter() - start) / len(found)
+    return metrics
 
 
 def peak_memory(assets: Path, case: Case, count: int, workers: int) -> float:
@@ -171,8 +171,8 @@ def main() -> None:
         return
     print(f"{platform.machine()}, {available_cores()} cores, {args.workers} workers")
     for name, case in CASES.items():
-        figures = cost(args.assets, case, args.workers)
-        print(name, " ".join(f"{key}={value:.3g}" for key, value in figures.items()), flush=True)
+        metrics = cost(args.assets, case, args.workers)
+        print(name, " ".join(f"{key}={value:.3g}" for key, value in metrics.items()), flush=True)
         peaks = {count: peak_in_subprocess(args, name, count) for count in (100, 1000)}
         growth = peaks[1000] / peaks[100] - 1
         print(name, *(f"peak_{n}={mb:.0f}MB" for n, mb in peaks.items()), f"growth={growth:+.1%}")

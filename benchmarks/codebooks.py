@@ -33,14 +33,14 @@ def row(subject: Subject, bits: str, count: str, options: argparse.Namespace) ->
         max_minutes=options.max_minutes,
     )
     result, found, _ = measured(subject, recipe)
-    figures = result.figures
-    estimate = f"{figures.estimated_drop:.2f} ± {figures.estimated_drop_error:.2f}"
+    metrics = result.metrics
+    estimate = f"{metrics.estimated_drop:.2f} ± {metrics.estimated_drop_error:.2f}"
     activations = "float" if bits == NONE else f"{bits} bits"
     return (
         f"| {subject.title} | {activations} | {count} | {found.top1:.2f} | "
         f"{found.drop:.2f} ± {found.drop_error:.2f} | {estimate} | {found.agreement:.2f} | "
-        f"{next(iter(found.sqnr_db.values())):.1f} | {figures.ratio:.3f} | "
-        f"{figures.shipped_after / figures.shipped_before:.3f} | {figures.latency_ratio:.2f} |"
+        f"{next(iter(found.sqnr_db.values())):.1f} | {metrics.ratio:.3f} | "
+        f"{metrics.shipped_after / metrics.shipped_before:.3f} | {metrics.latency_ratio:.2f} |"
     )
 
 

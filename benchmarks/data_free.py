@@ -174,18 +174,18 @@ def row(subject: Subject, trial: Trial, keep: Path) -> str:
             preprocess=subject.preprocess,
         )
     bits = "W{}A{}".format(*trial.case.bits)
-    for note in result.figures.notes:
+    for note in result.metrics.notes:
         print(f"{subject.title} {bits}, {trial.source}: {note}", file=sys.stderr, flush=True)
     cells = [
         subject.title,
         bits,
         trial.recipe.granularity,
-        result.figures.samples,
+        result.metrics.samples,
         trial.source,
         trial.losses if trial.source in ("made", "generator") else "",
         trial.learn,
         trial.recipe.seed,
-        *_figures(found),
+        *_metrics(found),
         f"{trial.recipe.max_minutes:g}",
         f"{cost.minutes:.1f}",
         f"{cost.seconds:.0f}",
@@ -193,7 +193,7 @@ def row(subject: Subject, trial: Trial, keep: Path) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _figures(found: Evaluation) -> list[str]:
+def _metrics(found: Evaluation) -> list[str]:
     return [
         f"{found.top1:.2f}",
         f"{found.drop:.2f} ± {found.drop_error:.2f}",

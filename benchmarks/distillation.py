@@ -22,7 +22,7 @@ import onnx_ir as ir
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from onnxq import Recipe, distill, evaluate
-from onnxq.distill.result import DistillResult
+from onnxq.distillation.result import DistillResult
 from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
 from onnxq.synthesise.space import image_space
@@ -47,7 +47,7 @@ SOURCES = {
 """Where the samples come from, and the options that make them."""
 
 HEADER = (
-    "| source | seed | top-1 (± s.e.) | drop (± s.e.) | agreement | KL | held back: KL or error, "
+    "| source | seed | top-1 (± s.e.) | drop (± s.e.) | agreement | KL | held out: KL or error, "
     "agreement | epoch | minutes |\n|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -71,10 +71,10 @@ def row(source: str, recipe: Recipe) -> str:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         result, found = measure(source, recipe, Path(folder))
-    figures = result.figures
+    metrics = result.metrics
     for note in result.notes:
         print(f"{source}, seed {recipe.seed}: {note}", file=sys.stderr)
-    assert figures.score is not None and figures.agreement is not None
+    assert metrics.score is not None and metrics.agreement is not None
     cells = [
         source,
         recipe.seed,
@@ -82,8 +82,8 @@ def row(source: str, recipe: Recipe) -> str:
         f"{found.drop:.2f} ± {found.drop_error:.2f}",
         f"{found.agreement:.2f}",
         f"{found.kl:.4f}",
-        f"{figures.score:.4f}, {100 * figures.agreement:.1f}",
-        f"{figures.epoch} of {len(figures.scores)}",
+        f"{metrics.score:.4f}, {100 * metrics.agreement:.1f}",
+        f"{metrics.epoch} of {len(metrics.scores)}",
         f"{(time.monotonic() - began) / 60:.1f}",
     ]
     return f"| {' | '.join(map(str, cells))} |"

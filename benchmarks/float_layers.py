@@ -39,7 +39,7 @@ COSTS = (
     "once before |\n|---|---|---|---|---|---|---|"
 )
 QUALITY = (
-    "| case | retrained on | held-back error | top-1 | drop (± s.e.) | agreement | SQNR dB | file |"
+    "| case | retrained on | held-out error | top-1 | drop (± s.e.) | agreement | SQNR dB | file |"
     "\n|---|---|---|---|---|---|---|---|"
 )
 
@@ -142,12 +142,12 @@ def quality_rows(name: str, case: Case, options: argparse.Namespace) -> list[str
                 force=True,
             )
             found = evaluate(out, subject.labelled, subject.model, preprocess=subject.preprocess)
-            learning = result.figures.learning
+            learning = result.metrics.learning
             rows.append(
                 f"| {name} | {title} | {learning['start_score']:.4f} → {learning['score']:.4f} | "
                 f"{found.top1:.2f} | {found.drop:.2f} ± {found.drop_error:.2f} | "
                 f"{found.agreement:.2f} | {next(iter(found.sqnr_db.values())):.1f} | "
-                f"{result.figures.ratio:.3f} |"
+                f"{result.metrics.ratio:.3f} |"
             )
             print(rows[-1], flush=True)
     return rows

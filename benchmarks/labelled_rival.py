@@ -37,13 +37,13 @@ from onnxq.options.recipe import LayerOverride
 from onnxq.progress import Silent
 from onnxq.run import Run
 from onnxq.runtime.session import Arrays, SessionPool
-from onnxq.student.qparams import Quantizers, moving_inputs, student_feeds
+from onnxq.student.qparams import QParams, moving_inputs, student_feeds
 from onnxq.student.student import bake
 from onnxq.train.budget import EPOCHS, Budget
 from onnxq.train.held_out import Learned
 from onnxq.train.loss import finished, target_name
 from onnxq.train.teacher import TeacherOutputs
-from onnxq.verify.ranks import Ranks, paired_figures
+from onnxq.verify.ranks import Ranks, paired_metrics
 
 BATCH_SIZE = 100
 SMALL = ("/conv1/*", "/layer1/*", "/linear/*")
@@ -102,14 +102,14 @@ def learn_labelled(
     variant: Variant, train: TeacherOutputs, learns: set[str], labels: np.ndarray, budget: Budget
 ) -> Learned:
     """What `onnxq.learn.learn` trains from the same start, with labels."""
-    student, start = variant.student, variant.quantizers
+    student, start = variant.student, variant.qparams
     trained = Trained(
         make_parts(learns, student.plan, start, variant.extremes()), student.plan, start
     )
     moving = moving_inputs(student.plan, student.sources, trained.names)
     feeds = student_feeds(student.plan, start, student.sources)
     fixed = {name: value for name, value in feeds.items() if name not in moving}
-    slices = (LabelledOutputs(train, labels), LabelledOutputs(variant.held_back_outputs, labels))
+    slices = (LabelledOutputs(train, labels), LabelledOutputs(variant.held_out_outputs, labels))
     objective = CrossEntropy(train.logits[0])
     model = objective.attach(student.model)
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ def outcome(
         run = Run(intake)
         variant = run.prepare(folder)
 
-        def ranks(numbers: Quantizers) -> Ranks:
+        def ranks(numbers: QParams) -> Ranks:
             return measure.ranks(bake(variant.student, numbers))
 
         free = run.learn(variant)
@@ -187,9 +187,9 @@ def outcome(
                 replace(budget, lr=rate),
             )
             report(f"labelled at {rate}, seed {seed}", found)
-            labelled[rate] = ranks(found.quantizers)
+            labelled[rate] = ranks(found.qparams)
         return Outcome(
-            measure.ranks(original), ranks(variant.quantizers), ranks(free.quantizers), labelled
+            measure.ranks(original), ranks(variant.qparams), ranks(free.qparams), labelled
         )
 
 
@@ -210,8 +210,8 @@ def top1(ranks: Ranks) -> float:
 
 def difference(first: Ranks, second: Ranks) -> tuple[float, float]:
     """Paired difference of two models in points, and its standard error."""
-    figures = paired_figures(first, second)
-    return float(figures["drop"] or 0.0), float(figures["drop_error"] or 0.0)
+    metrics = paired_metrics(first, second)
+    return float(metrics["drop"] or 0.0), float(metrics["drop_error"] or 0.0)
 
 
 def table(outcomes: dict[int, Outcome], rates: Sequence[float]) -> list[str]:

@@ -95,14 +95,14 @@ def run(name: str, folder: Path, options: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "onnxq", "compress", str(path), "--data", str(data)]
     command += ["--recipe", str(recipe), "-o", str(folder / "out.onnx"), "--json", "--force"]
     text, seconds, cpu, peak = measured(command)
-    figures = json.loads(text)["figures"]
-    file = 100 * (1 - figures["size_after"] / figures["size_before"])
-    shipped = 100 * (1 - figures["shipped_after"] / figures["shipped_before"])
+    metrics = json.loads(text)["figures"]
+    file = 100 * (1 - metrics["size_after"] / metrics["size_before"])
+    shipped = 100 * (1 - metrics["shipped_after"] / metrics["shipped_before"])
     paper = f"{PAPER[name][2]:.2f}" if name in PAPER else "-"
-    error = figures["learning"]
+    error = metrics["learning"]
     print(
         f"| {name} | {options.learn if name in PAPER else 'none'} | {seconds:.0f} | {cpu:.0f} | "
-        f"{peak:.2f} | {figures['size_before'] / 1e6:.1f} | {figures['size_after'] / 1e6:.1f} | "
+        f"{peak:.2f} | {metrics['size_before'] / 1e6:.1f} | {metrics['size_after'] / 1e6:.1f} | "
         f"{file:.2f} | {shipped:.2f} | {paper} | {error['start_score']:.4f} | "
         f"{error['score']:.4f} |",
         flush=True,

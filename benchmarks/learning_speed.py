@@ -60,7 +60,7 @@ def main() -> None:
     run = Run(intake)
     with tempfile.TemporaryDirectory() as folder:
         variant = run.prepare(Path(folder))
-        student, start = variant.student, variant.quantizers
+        student, start = variant.student, variant.qparams
         extremes, elements = variant.extremes(), variant.elements()
         parts = make_parts(set(learns), student.plan, start, extremes, elements)
         trained = Trained(parts, student.plan, start)
@@ -69,7 +69,7 @@ def main() -> None:
         engine = Engine(objective.attach(student.model), trained.names, LOSS)
 
         def step(shards: list[Arrays]) -> None:
-            now = trained.quantizers()
+            now = trained.qparams()
             feeds = student_feeds(student.plan, now, student.sources)
             rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
             _, found = engine.gradients(feeds, [{**shard, **rest} for shard in shards])
@@ -98,7 +98,7 @@ def main() -> None:
         learned = run.learn(variant, None, False)
     print(
         f"{subject.title}: {options.epochs} epochs, {learned.images} images in "
-        f"{learned.seconds:.1f} s ({learned.images / learned.seconds:.0f} images/s), held-back "
+        f"{learned.seconds:.1f} s ({learned.images / learned.seconds:.0f} images/s), held-out "
         f"error {learned.start_score:.5f} -> {learned.score:.5f} (epoch {learned.epoch})"
     )
 

@@ -95,13 +95,13 @@ def row(case: Case, subject: Subject, stage: str, seed: int) -> str:
     before = _cpu_seconds()
     result, found, _ = measured(subject, recipe)
     seconds = _cpu_seconds() - before
-    for note in result.figures.notes:
+    for note in result.metrics.notes:
         print(f"{subject.title} W{weight_bits}A{activation_bits}, {stage}: {note}", file=sys.stderr)
     return (
         f"| {subject.title} | W{weight_bits}A{activation_bits} | {case.samples} | {stage} | "
         f"{seed} | {found.top1:.2f} | {found.drop:.2f} ± {found.drop_error:.2f} | "
         f"{found.agreement:.2f} | {next(iter(found.sqnr_db.values())):.1f} | "
-        f"{result.figures.ratio:.3f} | {seconds:.0f} |"
+        f"{result.metrics.ratio:.3f} | {seconds:.0f} |"
     )
 
 

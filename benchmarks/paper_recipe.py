@@ -32,7 +32,7 @@ from onnxq.train.held_out import Learned
 OTHER_CLASSES = "s*.jpg"
 NONE = "none"
 HEADER = (
-    "| layers at K | their weights | biases | retrained | held-back error | top-1 | "
+    "| layers at K | their weights | biases | retrained | held-out error | top-1 | "
     "drop (± s.e.) | agreement | SQNR dB | file | deflated |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
@@ -69,14 +69,14 @@ def rows(
         intake.load(data, subject.preprocess)
         run = Run(intake)
         variant = run.prepare(Path(folder))
-        start = Learned(variant.score, variant.score, quantizers=variant.quantizers)
+        start = Learned(variant.score, variant.score, qparams=variant.qparams)
         title = f"{count} largest | {100 * share:.0f} % | {'own' if bias == NONE else bias}"
         for rate in (None, *options.rates):
             run.recipe = replace(recipe, lr=rate)
             learned = start if rate is None else run.learn(variant)
             final = run.finish(variant, learned)
             model = run.export(final)
-            figures = run.verify(final, learned, model)
+            metrics = run.verify(final, learned, model)
             out = Path(folder) / "out.onnx"
             save_model(model, out)
             found = evaluate(out, subject.labelled, subject.model, preprocess=subject.preprocess)
@@ -84,12 +84,12 @@ def rows(
             yield (
                 f"| {title} | {retrained} | {final.score:.4f} | {found.top1:.1f} | "
                 f"{found.drop:.1f} ± {found.drop_error:.1f} | {found.agreement:.1f} | "
-                f"{next(iter(found.sqnr_db.values())):.1f} | {figures.ratio:.3f} | "
-                f"{figures.shipped_after / figures.shipped_before:.3f} |"
+                f"{next(iter(found.sqnr_db.values())):.1f} | {metrics.ratio:.3f} | "
+                f"{metrics.shipped_after / metrics.shipped_before:.3f} |"
             )
             if learned.history:
                 each, scores = learned.seconds / len(learned.history), learned.history
-                print(f"  {each:.1f} s an epoch, held-back errors {scores}", file=sys.stderr)
+                print(f"  {each:.1f} s an epoch, held-out errors {scores}", file=sys.stderr)
 
 
 def main() -> None:

@@ -38,17 +38,17 @@ def row(subject: Subject, options: argparse.Namespace) -> str:
         max_minutes=options.max_minutes,
     )
     result, found, seconds = measured(subject, recipe)
-    figures, search = result.figures, result.figures.search
+    metrics, search = result.metrics, result.metrics.search
     activations = "float" if options.bits == "none" else f"{options.bits} bits"
     goal = f"{options.max_drop} points" if options.max_size is None else f"{options.max_size}"
     return (
         f"| {subject.title} | {kinds(search['settings'].values())} | {activations} | "
         f"{goal}, {'met' if search['met'] else 'missed'} | "
-        f"{figures.samples}, {figures.held_back} held back | {len(search['trials'])} | "
-        f"{figures.estimated_drop:.2f} ± {figures.estimated_drop_error:.2f} | "
-        f"{search['points_per_nat'] * figures.kl:.2f} | "
+        f"{metrics.samples}, {metrics.held_back} held out | {len(search['trials'])} | "
+        f"{metrics.estimated_drop:.2f} ± {metrics.estimated_drop_error:.2f} | "
+        f"{search['points_per_nat'] * metrics.kl:.2f} | "
         f"{found.drop:.2f} ± {found.drop_error:.2f} | {found.agreement:.2f} | "
-        f"{figures.ratio:.3f} | {figures.shipped_after / figures.shipped_before:.3f} | "
+        f"{metrics.ratio:.3f} | {metrics.shipped_after / metrics.shipped_before:.3f} | "
         f"{seconds / 60:.1f} |"
     )
 

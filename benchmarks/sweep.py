@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         variant = run.prepare(Path(folder))
     pool = SessionPool(variant.model)
-    feeds = list(intake.held_back.batches(MICRO_BATCH))
+    feeds = list(intake.held_out.batches(MICRO_BATCH))
     passes, sweeps, ratios = [], [], []
     settings = len(COUNTS) + len(WIDTHS)
     for _ in range(options.rounds):

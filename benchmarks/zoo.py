@@ -3,7 +3,7 @@
     python benchmarks/zoo.py [--assets DIR] [--newest PYTHON] [--only NAME ...] [--out FILE]
 
 Each model runs in a process of its own, so that one that crashes is one line of the table.
-Figures are kept as JSON beside the table.
+Metrics are kept as JSON beside the table.
 The exported file is opened with the installed ONNX Runtime and, where `--newest` (or the
 variable ONNXQ_NEWEST_PYTHON) names the Python of an environment with another, with that too.
 Signal to noise is measured against the original file on feeds that compression has not seen.
@@ -91,7 +91,7 @@ def compress_one(name: str, args: argparse.Namespace, folder: Path) -> dict[str,
         # Where the models lie is no result.
         text = str(error).replace(str(model), model.name)
         return {"refused": f"{type(error).__name__}: {text}"}
-    figures = result.figures
+    metrics = result.metrics
     reference, found = run_all(model, feeds[count:]), run_all(out, feeds[count:])
     newest = {}
     if args.newest:
@@ -99,17 +99,17 @@ def compress_one(name: str, args: argparse.Namespace, folder: Path) -> dict[str,
         newest = compare(found, elsewhere)
     return {
         "seconds": time.perf_counter() - start,
-        "integer": figures.integer_layers,
-        "weight_only": len(figures.weight_only),
-        "left_alone": len(figures.left_alone),
-        "layers": figures.layers,
+        "integer": metrics.integer_layers,
+        "weight_only": len(metrics.weight_only),
+        "left_alone": len(metrics.left_alone),
+        "layers": metrics.layers,
         "size": out.stat().st_size / model.stat().st_size,
-        "latency": figures.latency_ratio,
+        "latency": metrics.latency_ratio,
         "sqnr": compare(reference, found),
         "newest": newest,
-        "learning": figures.learning,
+        "learning": metrics.learning,
         "notes": result.notes,
-        "reasons": {**figures.weight_only, **figures.left_alone},
+        "reasons": {**metrics.weight_only, **metrics.left_alone},
     }
 
 
@@ -134,8 +134,8 @@ def row(name: str, found: dict[str, Any]) -> str:
         if kind in found:
             text = str(found[kind]).replace("|", "\\|").replace("\n", " ")
             return f"| {name} | {kind} | | | | | | {text} |"
-    figures = list(found["sqnr"].values())
-    worst, main = min(figures), figures[0]
+    metrics = list(found["sqnr"].values())
+    worst, main = min(metrics), metrics[0]
     newest = min(found["newest"].values()) if found["newest"] else None
     return (
         f"| {name} | compressed | {found['integer']} / {found['weight_only']} / "
@@ -153,7 +153,7 @@ def _decibels(value: float | None) -> str:
 def _note(found: dict[str, Any]) -> str:
     learning = found["learning"]
     start, score = learning["start_score"], learning["learned_score"]
-    told = f"learned, held-back error {start:.4g} → {score:.4g}" if learning["epoch"] else ""
+    told = f"learned, held-out error {start:.4g} → {score:.4g}" if learning["epoch"] else ""
     notes = [told, *found["notes"]]
     return "; ".join(note for note in notes if note).replace("|", "\\|").replace("\n", " ")
 
@@ -216,12 +216,12 @@ def main() -> None:
             print(json.dumps(compress_one(args.one, args, place)))
         return
     names = sorted(path.stem for path in (args.assets / "zoo").glob("*.onnx"))
-    figures = args.out.with_suffix(".json")
-    known = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
+    metrics = args.out.with_suffix(".json")
+    known = json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {}
     for name in args.only or names:
         known[name] = in_subprocess(name, args)
         print(row(name, known[name]), flush=True)
-        figures.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        metrics.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     results = {name: known[name] for name in names if name in known}
     print(summary(results))
     args.out.write_text(table(results, args), encoding="utf-8")

@@ -1,8 +1,8 @@
 """The public names. `import onnxq` loads them when one of them is first used."""
 
 from onnxq.data.preprocess import Preprocess
-from onnxq.distill.distillation import distill
-from onnxq.distill.result import DistillResult
+from onnxq.distillation.distillation import distill
+from onnxq.distillation.result import DistillResult
 from onnxq.errors import (
     DataError,
     EngineError,

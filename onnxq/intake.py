@@ -29,7 +29,7 @@ from onnxq.plan.size import saved_bytes
 from onnxq.progress import Progress
 from onnxq.runtime.session import Feeds
 from onnxq.synthesise.adversarial import AdversarialGenerator
-from onnxq.synthesise.made import Synthesis
+from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.space import image_space
 from onnxq.synthesise.subject import Task, find_subject
 from onnxq.synthesise.synthesise import synthesise
@@ -39,8 +39,8 @@ from onnxq.train.logits import find_logits
 from onnxq.train.teacher import TeacherOutputs
 from onnxq.version import VERSION
 
-HELD_BACK_OF_SEARCH = 512
-"""Samples held back at least where a search looks at the drop, as far as that leaves half."""
+HELD_OUT_OF_SEARCH = 512
+"""Samples held out at least where a search looks at the drop, as far as that leaves half."""
 
 SYNTHESIS_SHARE = 0.5
 """Share of the time that samples may be made in."""
@@ -74,7 +74,7 @@ class Intake:
         check_feeds: what its normalisation was checked on.
         samples: all of them, once loaded or made.
         train: those that may be learned on.
-        held_back: the others.
+        held_out: the others.
         synthesis: how samples were made, where there were none.
         unsaved: why the generator was not written that was to be kept; None where it was.
         seconds: what making them took.
@@ -215,19 +215,19 @@ class Intake:
     def outputs(
         self, folder: Path, logits: list[str], whose: str
     ) -> tuple[TeacherOutputs, TeacherOutputs]:
-        """The model's outputs on the samples to learn on, and on those held back.
+        """The model's outputs on the samples to learn on, and on those held out.
 
         Args:
             folder: an existing one, for both.
             logits: names of the compared tensors.
             whose: they are, for progress.
         """
-        slices = (("train", self.train), ("held-back", self.held_back))
-        train, held_back = (
+        slices = (("train", self.train), ("held-out", self.held_out))
+        train, held_out = (
             self._outputs(folder / name, logits, f"{whose} outputs, {name} slice", samples)
             for name, samples in slices
         )
-        return train, held_back
+        return train, held_out
 
     def _outputs(
         self, folder: Path, logits: list[str], title: str, samples: Samples
@@ -269,9 +269,9 @@ class Intake:
         """Split the samples."""
         recipe = self.recipe
         self._given, self.samples = samples, samples.in_batches_of(self._batch)
-        more = {"least": HELD_BACK_OF_SEARCH} if recipe.searches else {}
+        more = {"least": HELD_OUT_OF_SEARCH} if recipe.searches else {}
         batch = self.samples.batch or self._least
-        self.train, self.held_back = self.samples.split(seed=recipe.seed, batch=batch, **more)
+        self.train, self.held_out = self.samples.split(seed=recipe.seed, batch=batch, **more)
 
     def _open(self, model: ir.Model, data: Path) -> Samples:
         recipe = self.recipe

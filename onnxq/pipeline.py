@@ -26,9 +26,9 @@ from onnxq.plan.float_layers import check_float_layers
 from onnxq.progress import Progress, Silent
 from onnxq.run import Run
 from onnxq.search.table import SweepTable
-from onnxq.synthesise.made import Synthesis
+from onnxq.synthesise.images import Synthesis
 from onnxq.train.checkpoint import run_folder
-from onnxq.verify.metrics import Figures
+from onnxq.verify.metrics import Metrics
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Result:
     Attributes:
         model: the deployable model.
         path: the file, or None where none was asked for.
-        figures: the differences to the original, sizes and latencies.
+        metrics: the differences to the original, sizes and latencies.
         recipe: the options that were used.
         plan: what was done to each layer and tensor.
         notes: sentences for the user.
@@ -48,7 +48,7 @@ class Result:
 
     model: ir.Model
     path: Path | None
-    figures: Figures
+    metrics: Metrics
     recipe: Recipe
     plan: Plan
     notes: list[str] = field(default_factory=list)
@@ -128,12 +128,12 @@ def compress(
         learned = run.learn(variant, checkpoint, resume)
         final = run.finish(variant, learned)
         exported = run.export(final)
-        figures = run.verify(final, learned, exported)
+        metrics = run.verify(final, learned, exported)
         if out_path is not None:
             save_model(exported, out_path)
     plan = final.student.plan
     return Result(
-        exported, out_path, figures, run.recipe, plan, run.notes, intake.synthesis, intake.unsaved
+        exported, out_path, metrics, run.recipe, plan, run.notes, intake.synthesis, intake.unsaved
     )
 
 
@@ -150,7 +150,7 @@ def sensitivity(
 
     Args:
         model: the ONNX file.
-        data: unlabelled samples; settings are tried on those that a search holds back. None where
+        data: unlabelled samples; settings are tried on those that a search holds out. None where
             the recipe is data-free, whose `max_minutes` are for making them.
         recipe: the options; codebooks, the goal of a search and what is learned have no part in it.
         preprocess: how an image becomes an input; None looks beside and inside the model.

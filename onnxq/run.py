@@ -27,9 +27,9 @@ from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.options.recipe import Recipe
 from onnxq.options.table import AUTO
 from onnxq.plan.float_layers import WIDE
-from onnxq.plan.regions import SPARED_REASON
-from onnxq.search.evaluator import Memo
-from onnxq.search.search import Found
+from onnxq.plan.regions import FALLBACK_REASON
+from onnxq.search.evaluator import TrialCache
+from onnxq.search.search import SearchResult
 from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep
 from onnxq.search.table import SweepTable
@@ -41,8 +41,8 @@ from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
 from onnxq.train.logits import find_logits
 from onnxq.verify.exported import shipped_model
-from onnxq.verify.metrics import LEAST_FIGURES, SHORT_FIGURES, Figures
-from onnxq.verify.metrics import METADATA_KEY as FIGURES_KEY
+from onnxq.verify.metrics import LEAST_METRICS, SHORT_METRICS, Metrics
+from onnxq.verify.metrics import METADATA_KEY as METRICS_KEY
 from onnxq.verify.verdict import judge, names_method, size_remedy
 from onnxq.verify.verify import Exported, verify
 from onnxq.version import VERSION
@@ -51,7 +51,7 @@ LITTLE_SMALLER = 0.9
 """Share of the original's size above which a note says why the file is no smaller."""
 
 METADATA_BYTES = 1024
-"""Figures, notes and preprocessing in a file, about."""
+"""Metrics, notes and preprocessing in a file, about."""
 
 TRIAL_EPOCHS = 2
 """Passes over the samples in which a search learns what it tries."""
@@ -81,7 +81,7 @@ class Run:
     def __init__(self, intake: Intake) -> None:
         self._intake, self._progress = intake, intake.progress
         self.recipe, self.notes = intake.recipe, list(intake.notes)
-        self.found: Found | None = None
+        self.found: SearchResult | None = None
         self._spent = intake.seconds
         self._checkpoint: Checkpoint | None = None
 
@@ -91,12 +91,12 @@ class Run:
         logits = find_logits(teacher)
         self._folder = folder
         self._shard = self.recipe.batch_size or shard_size(teacher)
-        self.train_outputs, held_back = intake.outputs(folder, logits, "original's")
+        self.train_outputs, held_out = intake.outputs(folder, logits, "original's")
         self._variants = Variants(
             self.recipe,
             intake.train,
             self.train_outputs,
-            held_back,
+            held_out,
             self._shard,
             self._progress,
             smaller=not intake.allow_worse,
@@ -104,12 +104,12 @@ class Run:
         return self._variants.choose(teacher)
 
     def sweep(self, variant: Variant) -> SweepTable:
-        """The effect of each setting of each layer alone, on the held-back samples."""
+        """The effect of each setting of each layer alone, on the held-out samples."""
         table = sweep(
             variant.model,
             variant.student,
-            variant.quantizers,
-            self._intake.held_back,
+            variant.qparams,
+            self._intake.held_out,
             codebooks=self.recipe.codebook == AUTO,
             calibration=self.recipe.calibration,
             batch_size=self._shard,
@@ -129,7 +129,7 @@ class Run:
             self._trial,
             file_bytes(self._intake.path),
             _exported_bytes,
-            Memo(checkpoint, resume=resume),
+            TrialCache(checkpoint, resume=resume),
             lambda: self._trial_seconds() > 0,
         )
         self.found = stage.run()
@@ -211,8 +211,8 @@ class Run:
 
     def finish(self, variant: Variant, learned: Learned) -> Variant:
         """The variant with what was learned, its biases corrected anew where that helps."""
-        score = variant.score_of(learned.quantizers) if learned.improved else variant.score
-        found = replace(variant, quantizers=learned.quantizers, score=score)
+        score = variant.score_of(learned.qparams) if learned.improved else variant.score
+        found = replace(variant, qparams=learned.qparams, score=score)
         return self._variants.corrected(found)
 
     def export(self, variant: Variant) -> ir.Model:
@@ -221,9 +221,9 @@ class Run:
         Raises:
             WorseError: its file would be no smaller than the original's, and nobody allowed that.
         """
-        model = export(variant.student, variant.quantizers, self._intake.interface)
+        model = export(variant.student, variant.qparams, self._intake.interface)
         size = file_bytes(self._intake.path)
-        *_, least = self._metadata(Figures(size, 0))
+        *_, least = self._metadata(Metrics(size, 0))
         found = describe(model, least)
         if found >= size and not self._intake.allow_worse:
             raise WorseError(
@@ -242,20 +242,20 @@ class Run:
         if self._intake.close_in_size and not self.recipe.searches:
             self.export(variant)
 
-    def verify(self, variant: Variant, learned: Learned, model: ir.Model) -> Figures:
-        """The figures of the deployable model, which are put into its metadata.
+    def verify(self, variant: Variant, learned: Learned, model: ir.Model) -> Metrics:
+        """The metrics of the deployable model, which are put into its metadata.
 
         Raises:
             WorseError: the held-out samples show that it is broken, and neither a method was named
                 nor a bad result allowed.
         """
         plan = variant.student.plan
-        variant.held_back.release()
-        student = partial(bake, variant.student, variant.quantizers)
+        variant.held_out.release()
+        student = partial(bake, variant.student, variant.qparams)
         exported = Exported(self._intake.path, self._intake.normalised.model, student, model, plan)
-        samples = self._intake.held_back.in_batches_of(self._intake.normalised.original_batch)
-        figures = verify(exported, samples, self._shard, self._progress)
-        figures.learning = {
+        samples = self._intake.held_out.in_batches_of(self._intake.normalised.original_batch)
+        metrics = verify(exported, samples, self._shard, self._progress)
+        metrics.learning = {
             "unit": learned.unit,
             "start_score": learned.start_score,
             "learned_score": learned.score,
@@ -264,47 +264,47 @@ class Run:
             "epochs_run": len(learned.history),
             "scores": _finite(learned.history),
         }
-        figures.curve = _curve(learned)
+        metrics.curve = _curve(learned)
         if self.found is not None:
-            figures.search = self.found.to_fields()
+            metrics.search = self.found.to_fields()
         if self._intake.synthesis is not None:
-            figures.synthesis = self._intake.synthesis.to_fields()
-        figures.equalization = "none" if variant.name == PLAIN else variant.name
-        figures.bias_correction = variant.corrected
+            metrics.synthesis = self._intake.synthesis.to_fields()
+        metrics.equalization = "none" if variant.name == PLAIN else variant.name
+        metrics.bias_correction = variant.corrected
         if variant.bias_cost is not None and self.recipe.bias_centroids is not None:
             own, shared = variant.bias_cost
-            figures.bias_centroids = {
+            metrics.bias_centroids = {
                 "count": self.recipe.bias_centroids,
                 "own": own,
                 "shared": shared,
             }
-        figures.samples, figures.held_back = len(self._intake.samples), len(self._intake.held_back)
-        self.notes += [*learned.notes, *figures.notes]
-        figures.notes = self.notes
-        self._judge(figures)
-        spared = sum(spec.reason == SPARED_REASON for spec in plan.layers.values())
-        if spared:
+        metrics.samples, metrics.held_back = len(self._intake.samples), len(self._intake.held_out)
+        self.notes += [*learned.notes, *metrics.notes]
+        metrics.notes = self.notes
+        self._judge(metrics)
+        floats = sum(spec.reason == FALLBACK_REASON for spec in plan.layers.values())
+        if floats:
             self.notes.append(
-                f"{spared} of {len(plan.layers)} layers run in float with integer weights: 8 bits "
+                f"{floats} of {len(plan.layers)} layers run in float with integer weights: 8 bits "
                 "are too few for the tensors around them, as samples showed (--no-spare keeps "
                 "them in integers)"
             )
-        widened = variant.spared if (self.recipe.activation_bits or WIDE) < WIDE else ()
-        if widened:
+        kept_at_8_bits = variant.fallback if (self.recipe.activation_bits or WIDE) < WIDE else ()
+        if kept_at_8_bits:
             self.notes.append(
-                f"{len(widened)} of {len(plan.tensors)} tensors have 8 bits: "
+                f"{len(kept_at_8_bits)} of {len(plan.tensors)} tensors have 8 bits: "
                 f"{self.recipe.activation_bits} are too few for them, as samples showed "
                 "(--no-spare keeps theirs)"
             )
         restore_types(model, self._intake.interface)
-        self._describe(model, figures)
-        if figures.size_after > LITTLE_SMALLER * figures.size_before:
-            self.notes.append(_size_note(figures))
-        return figures
+        self._describe(model, metrics)
+        if metrics.size_after > LITTLE_SMALLER * metrics.size_before:
+            self.notes.append(_size_note(metrics))
+        return metrics
 
-    def _judge(self, figures: Figures) -> None:
+    def _judge(self, metrics: Metrics) -> None:
         """Note what is wrong with the result, or refuse it."""
-        verdict = judge(figures, self.recipe)
+        verdict = judge(metrics, self.recipe)
         if verdict is None:
             return
         if verdict.broken and not self._intake.allow_worse and not names_method(self.recipe):
@@ -315,49 +315,49 @@ class Run:
                 f"--allow-worse writes it all the same{at_once}"
             )
         kind = "broken" if verdict.broken else "doubtful"
-        figures.verdict = f"the compressed model is {kind}: {verdict.text}"
-        self.notes.append(figures.verdict)
+        metrics.verdict = f"the compressed model is {kind}: {verdict.text}"
+        self.notes.append(metrics.verdict)
 
     def _resumable(self) -> bool:
         """Whether a run that allows a worse result can go on from this one's checkpoint."""
         kept = self._checkpoint is not None and self._checkpoint.folder.is_dir()
         return kept and self._intake.all_layers
 
-    def _describe(self, model: ir.Model, figures: Figures) -> None:
-        """Put version, recipe, preprocessing and figures into the model's metadata.
+    def _describe(self, model: ir.Model, metrics: Metrics) -> None:
+        """Put version, recipe, preprocessing and metrics into the model's metadata.
 
         Less of it where all of it would make the file larger than the original.
         """
-        for entries in self._metadata(figures):
-            figures.size_after = describe(model, entries)
-            if figures.size_after < figures.size_before:
+        for entries in self._metadata(metrics):
+            metrics.size_after = describe(model, entries)
+            if metrics.size_after < metrics.size_before:
                 break
-        figures.shipped_after = shipped_model(model)
+        metrics.shipped_after = shipped_model(model)
 
-    def _metadata(self, figures: Figures) -> Iterator[Callable[[int], dict[str, str]]]:
+    def _metadata(self, metrics: Metrics) -> Iterator[Callable[[int], dict[str, str]]]:
         """What the file may say of itself, from all to the least, given its size."""
-        for spelt_out, wanted in ((True, None), (False, SHORT_FIGURES), (False, LEAST_FIGURES)):
+        for spelt_out, wanted in ((True, None), (False, SHORT_METRICS), (False, LEAST_METRICS)):
             entries = {
                 COMPRESSED_KEY: VERSION,
                 RECIPE_KEY: self.recipe.to_json(spelt_out=spelt_out),
             }
             if self._intake.preprocess is not None:
                 entries[PREPROCESS_KEY] = self._intake.preprocess.to_json()
-            yield partial(_of_size, entries, figures, wanted)
+            yield partial(_of_size, entries, metrics, wanted)
 
 
 def _exported_bytes(variant: Variant, recipe: Recipe) -> int:
     """The size of the file of a variant under a recipe."""
-    model = export(variant.student, variant.quantizers)
+    model = export(variant.student, variant.qparams)
     return model_bytes(model) + METADATA_BYTES + len(recipe.to_json())
 
 
 def _of_size(
-    entries: dict[str, str], figures: Figures, wanted: Collection[str] | None, size: int
+    entries: dict[str, str], metrics: Metrics, wanted: Collection[str] | None, size: int
 ) -> dict[str, str]:
-    """The entries and some of the figures of a file of so many bytes."""
-    figures.size_after = size
-    return {**entries, FIGURES_KEY: figures.to_metadata(wanted)}
+    """The entries and some of the metrics of a file of so many bytes."""
+    metrics.size_after = size
+    return {**entries, METRICS_KEY: metrics.to_metadata(wanted)}
 
 
 def _curve(learned: Learned) -> dict[str, list[float | None]]:
@@ -373,8 +373,8 @@ def _finite(values: Iterable[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-def _size_note(figures: Figures) -> str:
-    ratio = figures.size_after / max(figures.size_before, 1)
+def _size_note(metrics: Metrics) -> str:
+    ratio = metrics.size_after / max(metrics.size_before, 1)
     if ratio > 2:
         reason = "the original computes weights that are written out here"
     else:

@@ -19,8 +19,8 @@ from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.runtime.session import Arrays, open_session
-from onnxq.student.initial import initial_quantizers
-from onnxq.student.qparams import Quantizers
+from onnxq.student.initial import initial_qparams
+from onnxq.student.qparams import QParams
 from onnxq.student.student import Student, bake, build_student
 
 compress = partial(pipeline.compress, allow_worse=True)
@@ -176,7 +176,7 @@ class Quantized:
     teacher: ir.Model
     plan: Plan
     student: Student
-    quantizers: Quantizers
+    qparams: QParams
     baked: ir.Model
     exported: ir.Model
     lowered: ir.Model
@@ -191,16 +191,16 @@ def quantize(
     recipe = recipe or Recipe()
     plan = make_plan(teacher, recipe)
     statistics = calibrate(teacher, list(plan.tensors), samples or Feeds([{"x": images()}]), 16)
-    quantizers = initial_quantizers(teacher, plan, statistics, recipe.calibration)
+    qparams = initial_qparams(teacher, plan, statistics, recipe.calibration)
     student = build_student(teacher, plan)
     return Quantized(
         teacher,
         plan,
         student,
-        quantizers,
-        bake(student, quantizers),
-        export(student, quantizers),
-        Lowering(student, quantizers).run(),
+        qparams,
+        bake(student, qparams),
+        export(student, qparams),
+        Lowering(student, qparams).run(),
     )
 
 

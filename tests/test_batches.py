@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import build, run
 
-from onnxq.distill.distillation import distill
+from onnxq.distillation.distillation import distill
 from onnxq.errors import ModelError
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
@@ -63,7 +63,7 @@ def test_the_file_takes_what_the_original_takes(tmp_path, signature, body, batch
     model, data, out = _files(tmp_path, signature, body)
     result = compress(model, data, QUICK, out=out)
     assert _shapes(out) == _shapes(model)
-    assert result.figures.latency_after_ms and result.figures.latency_before_ms
+    assert result.metrics.latency_after_ms and result.metrics.latency_before_ms
     name = str(ir.load(model).graph.inputs[0].name)
     feeds = {name: np.random.default_rng(1).normal(size=(batch, 3, 6, 6)).astype(np.float32)}
     expected, found = run(model, feeds)["y"], run(out, feeds)["y"]
@@ -75,8 +75,8 @@ def test_the_file_takes_what_the_original_takes(tmp_path, signature, body, batch
 
 def test_a_batch_of_all_samples_is_learned_and_held_back(tmp_path):
     model, data, _ = _files(tmp_path, "(float[16,3,6,6] x) => (float[16,5] y)", BODY, count=17)
-    figures = compress(model, data, Recipe(learn=("steps",), epochs=1)).figures
-    assert figures.samples == figures.held_back == 17
+    metrics = compress(model, data, Recipe(learn=("steps",), epochs=1)).metrics
+    assert metrics.samples == metrics.held_back == 17
 
 
 def test_a_latency_that_can_not_be_measured_is_a_note(tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_a_latency_that_can_not_be_measured_is_a_note(tmp_path, monkeypatch):
     monkeypatch.setattr(verify_module, "measure_latency", fails)
     model, data, out = _files(tmp_path, "(float[2,3,6,6] x) => (float[2,5] y)", BODY)
     result = compress(model, data, QUICK, out=out)
-    assert out.is_file() and result.figures.latency_ratio is None
+    assert out.is_file() and result.metrics.latency_ratio is None
     assert "latency was not measured: a model does not run (no clock)" in result.notes
 
 

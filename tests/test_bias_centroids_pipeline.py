@@ -9,7 +9,7 @@ import pytest
 
 from onnxq import Recipe, compress
 from onnxq.errors import RecipeError
-from onnxq.report.result import figure_rows
+from onnxq.report.result import metric_rows
 from onnxq.runtime.session import SessionPool
 from onnxq.verify.exported import stored_array
 
@@ -51,19 +51,19 @@ def test_each_layer_has_k_biases(compressed):
 
 
 def test_the_export_computes_what_the_student_did(compressed):
-    figures = compressed[1].figures
-    assert figures.student_agreement == 1.0
-    assert not figures.bias_correction
+    metrics = compressed[1].metrics
+    assert metrics.student_agreement == 1.0
+    assert not metrics.bias_correction
 
 
 def test_the_cost_is_reported(compressed):
     count, result = compressed
-    shared = result.figures.bias_centroids
+    shared = result.metrics.bias_centroids
     assert shared["count"] == count
     assert shared["shared"] != shared["own"] > 0
-    rows = {row[0]: row for row in figure_rows(result.figures)}
-    assert rows["held-back error of shared biases"][3].startswith(f"{count} centroid")
-    assert json.loads(result.figures.to_json())["bias_centroids"] == shared
+    rows = {row[0]: row for row in metric_rows(result.metrics)}
+    assert rows["held-out error of shared biases"][3].startswith(f"{count} centroid")
+    assert json.loads(result.metrics.to_json())["bias_centroids"] == shared
 
 
 def test_learned_biases_contradict_it():
@@ -74,4 +74,4 @@ def test_learned_biases_contradict_it():
 def test_without_the_option_nothing_is_reported(sample_models):
     model = sample_models / "digits_mlp.onnx"
     result = compress(model, sample_models / "digits", Recipe(**FAST))
-    assert result.figures.bias_centroids == {}
+    assert result.metrics.bias_centroids == {}

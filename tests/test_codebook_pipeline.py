@@ -1,4 +1,4 @@
-"""Codebooks from file to file: learned around, shown in figures, read back by `inspect`."""
+"""Codebooks from file to file: learned around, shown in metrics, read back by `inspect`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnxq import compare, inspect
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import plan_model
 from onnxq.report.inspection import plan_rows
-from onnxq.report.result import figure_rows
+from onnxq.report.result import metric_rows
 from onnxq.verify.metrics import METADATA_KEY
 
 BODY = "a = Conv <pads = [7, 7, 8, 8]> (x, wide, b6) r = Relu (a) z = Conv (r, v6, c6)"
@@ -38,15 +38,15 @@ def test_from_file_to_file(files, bits):
     model, data, out = files
     recipe = Recipe(epochs=2, batch_size=8, codebook=16, activation_bits=bits)
     result = compress(model, data, recipe, out=out)
-    figures = result.figures
+    metrics = result.metrics
     onnx.checker.check_model(str(out), full_check=True)
-    assert list(figures.codebooks.values()) == [16]
-    assert figures.student_agreement == 1.0
-    assert figures.integer_layers == (3 if bits else 0)
-    assert out.stat().st_size == figures.size_after
-    assert figures.shipped_after == pytest.approx(len(zlib.compress(out.read_bytes())), abs=16)
-    assert figures.shipped_before == pytest.approx(len(zlib.compress(model.read_bytes())), abs=16)
-    names = [row[0] for row in figure_rows(figures)]
+    assert list(metrics.codebooks.values()) == [16]
+    assert metrics.student_agreement == 1.0
+    assert metrics.integer_layers == (3 if bits else 0)
+    assert out.stat().st_size == metrics.size_after
+    assert metrics.shipped_after == pytest.approx(len(zlib.compress(out.read_bytes())), abs=16)
+    assert metrics.shipped_before == pytest.approx(len(zlib.compress(model.read_bytes())), abs=16)
+    names = [row[0] for row in metric_rows(metrics)]
     assert "size, compressed by deflate" in names and "layers as codebooks" in names
     # Other builds of zlib give other sizes: the file does not hold them.
     assert "shipped_after" not in json.loads(ir.load(out).metadata_props[METADATA_KEY])
@@ -77,9 +77,9 @@ def test_low_bits_are_read_back_as_codes(files, num_bits, activation_bits):
     override = LayerOverride("Conv_a", weight_bits=num_bits)
     recipe = dataclasses.replace(recipe, layers=(override,))
     result = compress(model, data, recipe, out=out)
-    assert result.figures.student_agreement == 1.0
-    assert result.figures.integer_layers == (3 if activation_bits else 0)
-    assert not result.figures.codebooks and "Conv_a" not in result.figures.saturating
+    assert result.metrics.student_agreement == 1.0
+    assert result.metrics.integer_layers == (3 if activation_bits else 0)
+    assert not result.metrics.codebooks and "Conv_a" not in result.metrics.saturating
     report = plan_model(model, recipe, allow_worse=True)
     planned, found = plan_rows(report.model, report.plan)[0], inspect(out).layers[0]
     assert (planned.num_bits, planned.codebook) == (found.num_bits, found.codebook)

@@ -36,16 +36,16 @@ def compressed(request, sample_models, tmp_path_factory):
 
 
 def test_learning_lowers_the_error_of_held_back_samples(compressed):
-    learning = compressed.figures.learning
+    learning = compressed.metrics.learning
     unit, share = UNITS[compressed.recipe.loss]
     assert learning["unit"] == unit
     assert learning["learned_score"] < share * learning["start_score"]
     assert learning["learned_score"] == min(learning["scores"])
-    assert compressed.figures.agreement >= 0.98
+    assert compressed.metrics.agreement >= 0.98
 
 
 def test_the_export_computes_what_the_student_did(compressed):
-    assert compressed.figures.student_agreement == 1.0
+    assert compressed.metrics.student_agreement == 1.0
     rng = np.random.default_rng(0)
     size = ir.load(compressed.path).graph.inputs[0].shape[1:]
     x = rng.normal(size=(8, *size)).astype(np.float32)
@@ -58,7 +58,7 @@ def test_the_export_computes_what_the_student_did(compressed):
 def test_codes_have_the_width_that_was_asked_for(compressed):
     bits = [spec.num_bits for spec in compressed.plan.layers.values()]
     assert set(bits[1:-1]) <= {3} and bits[0] == bits[-1] == 8
-    assert compressed.figures.size_after < 0.4 * compressed.figures.size_before
+    assert compressed.metrics.size_after < 0.4 * compressed.metrics.size_before
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def test_other_ways_learn_and_repeat_to_the_byte(files, options):
     recipe = replace(FEW, batch_size=4, epochs=8, **options)
     found = [compress(model, data, recipe, out=model.with_name(f"{i}.onnx")) for i in (0, 1)]
     assert found[0].path.read_bytes() == found[1].path.read_bytes()
-    learning = found[0].figures.learning
+    learning = found[0].metrics.learning
     assert learning["learned_score"] < learning["start_score"]
-    assert found[0].figures.student_agreement == 1.0
+    assert found[0].metrics.student_agreement == 1.0
     feeds = {"x": np.random.default_rng(5).normal(size=(8, 3, 8, 8)).astype(np.float32)}
     plain = run(ir.load(found[0].path), feeds)["y"]
     np.testing.assert_allclose(plain, run(found[0].model, feeds)["y"])
@@ -101,7 +101,7 @@ def test_a_rate_beyond_all_measure_keeps_the_start_and_is_said(sample_models):
     model = sample_models / "digits_resnet.onnx"
     result = compress(model, sample_models / "digits" / "unlabelled", recipe)
     assert any(note.endswith("try a smaller --lr") for note in result.notes)
-    learning = result.figures.learning
+    learning = result.metrics.learning
     assert (learning["epoch"], learning["epochs_run"]) == (0, 3)
     assert None in learning["scores"]
     assert json.loads(json.dumps(learning, allow_nan=False)) == learning

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.distill.distillation import distill
+from onnxq.distillation.distillation import distill
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
-from onnxq.synthesise import making
+from onnxq.synthesise import distilled
 
 SHORT = Recipe(samples=48, batch_size=4, epochs=2)
 FEW = replace(SHORT, weight_bits=4, activation_bits=4, learn=("weights",))
@@ -20,14 +20,14 @@ KINDS = (("auto",), ("shift",), ("none",))
 
 @pytest.fixture
 def model(sample_models, monkeypatch):
-    monkeypatch.setattr(making, "STEPS", 2)
+    monkeypatch.setattr(distilled, "STEPS", 2)
     return sample_models / "digits_resnet.onnx"
 
 
 def curves(model, recipe, data=None):
-    """The held-back errors of learning, by how images are changed."""
+    """The held-out errors of learning, by how images are changed."""
     each = (compress(model, data, replace(recipe, augment=kinds)) for kinds in KINDS)
-    return [result.figures.learning["scores"] for result in each]
+    return [result.metrics.learning["scores"] for result in each]
 
 
 def test_made_images_are_moved_where_weights_are_learned(model):
@@ -50,7 +50,7 @@ def test_made_images_are_moved_in_distillation(model):
         distill(model, model, None, replace(SHORT, data_free=True, augment=kinds), init="random")
         for kinds in KINDS
     )
-    found, shifted, plain = (result.figures.scores for result in each)
+    found, shifted, plain = (result.metrics.scores for result in each)
     assert found == shifted != plain
 
 
@@ -67,4 +67,4 @@ def test_what_is_no_image_stays(tmp_path):
     ir.save(graph, tmp_path / "m.onnx")
     recipe = replace(FEW, data_free=True, first_last_bits=4)
     result = compress(tmp_path / "m.onnx", recipe=recipe)
-    assert len(result.figures.learning["scores"]) == 2
+    assert len(result.metrics.learning["scores"]) == 2

@@ -55,7 +55,7 @@ def test_a_model_without_anything_to_gain_is_refused_before_calibration(
             compress(tmp_path / "tiny.onnx", data, QUICK, out=tmp_path / "out.onnx")
     assert files(tmp_path) == ["tiny.onnx", "x.npz"]
     found = compress(tmp_path / "tiny.onnx", data, QUICK, allow_worse=True)
-    assert found.figures.layers == 3 and found.figures.ratio > 1
+    assert found.metrics.layers == 3 and found.metrics.ratio > 1
     rows = inspect(tmp_path / "tiny.onnx").layers
     assert {row.compute for row in rows} == {"float"}
     assert all("bytes" in row.reason for row in rows)
@@ -65,10 +65,10 @@ def test_the_file_of_a_tiny_model_is_smaller_with_less_metadata(tmp_path, data):
     ir.save(build(ONE_LAYER, {"w": (8, 3, 3, 3)}), tmp_path / "tiny.onnx")
     result = compress(tmp_path / "tiny.onnx", data, QUICK, out=tmp_path / "out.onnx")
     size = (tmp_path / "out.onnx").stat().st_size
-    assert size == result.figures.size_after < (tmp_path / "tiny.onnx").stat().st_size
+    assert size == result.metrics.size_after < (tmp_path / "tiny.onnx").stat().st_size
     found = inspect(tmp_path / "out.onnx")
     assert found.recipe == QUICK
-    assert found.figures is not None and found.figures.size_after == size
+    assert found.metrics is not None and found.metrics.size_after == size
     assert [row.compute for row in found.layers] == ["weight-only"]
     assert "kernels" not in json.loads(ir.load(tmp_path / "out.onnx").metadata_props[METADATA_KEY])
 
@@ -103,7 +103,7 @@ def test_a_broken_result_is_refused_and_written_where_that_is_allowed(
         compress(model, data, recipe, out=out)
     assert not out.exists()
     found = compress(model, data, recipe, out=out, resume=True, allow_worse=True)
-    assert "is broken" in found.figures.verdict and found.figures.verdict in found.notes
+    assert "is broken" in found.metrics.verdict and found.metrics.verdict in found.notes
     assert out.exists()
     assert files(tmp_path) == ["model.onnx", "out.onnx", "x.npz"]
 

@@ -40,11 +40,11 @@ def test_the_file_is_the_model_of_the_result(files):
     assert result.path == out
     assert model.read_bytes() == before
     onnx.checker.check_model(str(out), full_check=True)
-    assert out.stat().st_size == result.figures.size_after
-    assert result.figures.integer_layers == len(result.plan.integer_layers()) == 3
-    assert result.figures.agreement is not None
-    assert result.figures.student_agreement == 1.0
-    assert (result.figures.samples, result.figures.held_back) == (48, 24)
+    assert out.stat().st_size == result.metrics.size_after
+    assert result.metrics.integer_layers == len(result.plan.integer_layers()) == 3
+    assert result.metrics.agreement is not None
+    assert result.metrics.student_agreement == 1.0
+    assert (result.metrics.samples, result.metrics.held_back) == (48, 24)
     # No checkpoint and no other file stays behind.
     assert sorted(p.name for p in out.parent.iterdir()) == ["model.onnx", "out.onnx", "x.npz"]
 
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_bytes_on_any_number_of_cores(files, monkey
     compress(model, data, QUICK, out=other)
     assert other.read_bytes() == out.read_bytes()
     # Two epochs of thresholds, and rounding.
-    assert len(first.figures.learning["scores"]) == 3
+    assert len(first.metrics.learning["scores"]) == 3
 
 
 class Stop(Silent):
@@ -130,14 +130,14 @@ def test_learning_that_does_not_help_is_said(files, monkeypatch):
     monkeypatch.setattr(Learning, "run", nothing)
     result = compress(model, data, QUICK)
     assert any(note.endswith("which is kept") for note in result.notes)
-    assert result.figures.learning["epoch"] == 0
+    assert result.metrics.learning["epoch"] == 0
 
 
 def test_without_learning_the_calibrated_numbers_are_exported(files):
     model, data, _ = files
     result = compress(model, data, Recipe(learn=("none",)))
     assert result.path is None
-    assert result.figures.learning["epochs_run"] == 0
+    assert result.metrics.learning["epochs_run"] == 0
 
 
 def test_a_model_without_a_gradient_is_calibrated_and_says_so(tmp_path):
@@ -193,7 +193,7 @@ def test_planning_runs_and_writes_nothing(files):
 def test_a_single_sample_is_enough(tmp_path):
     ir.save(small_graph("relu"), tmp_path / "model.onnx")
     np.savez(tmp_path / "x.npz", x=np.ones((1, 3, 8, 8), np.float32))
-    assert compress(tmp_path / "model.onnx", tmp_path / "x.npz", QUICK).figures.samples == 1
+    assert compress(tmp_path / "model.onnx", tmp_path / "x.npz", QUICK).metrics.samples == 1
 
 
 @pytest.mark.parametrize("activation_bits", [8, None])
@@ -210,8 +210,8 @@ def test_a_model_of_fixed_batch_goes_through(tmp_path, activation_bits):
     ir.save(ir.from_onnx_text(text, initializers=tensors), tmp_path / "model.onnx")
     np.savez(tmp_path / "x.npz", x=rng.normal(size=(20, 8)).astype(np.float32))
     recipe = Recipe(epochs=1, activation_bits=activation_bits)
-    figures = compress(tmp_path / "model.onnx", tmp_path / "x.npz", recipe).figures
-    assert figures.sqnr_db["y"] > 25
+    metrics = compress(tmp_path / "model.onnx", tmp_path / "x.npz", recipe).metrics
+    assert metrics.sqnr_db["y"] > 25
 
 
 @pytest.mark.parametrize("name", ["excite", "shuffle", "split", "transposed", "hard_swish"])
@@ -221,9 +221,9 @@ def test_forms_go_through_the_whole_line(tmp_path, name):
     x = np.random.default_rng(0).normal(size=(32, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     result = compress(tmp_path / "model.onnx", tmp_path / "x.npz", Recipe(epochs=1))
-    assert result.figures.sqnr_db["y"] > 25
-    assert result.figures.student_agreement == 1.0
-    kernels = result.figures.kernels
+    assert result.metrics.sqnr_db["y"] > 25
+    assert result.metrics.student_agreement == 1.0
+    kernels = result.metrics.kernels
     assert all(kernels[s.name] in INTEGER_KERNELS for s in result.plan.integer_layers())
 
 
@@ -241,10 +241,10 @@ def test_float_layers_are_retrained_around_the_quantized_ones(files, activation_
         epochs=8,
     )
     result = compress(model, data, recipe, out=out)
-    learning = result.figures.learning
+    learning = result.metrics.learning
     assert learning["learned_score"] < 0.9 * learning["start_score"]
-    assert result.figures.student_agreement == 1.0
-    assert set(result.figures.left_alone.values()) == {"it is excluded by the recipe; retrained"}
+    assert result.metrics.student_agreement == 1.0
+    assert set(result.metrics.left_alone.values()) == {"it is excluded by the recipe; retrained"}
     made, original = ir.load(out).graph, ir.load(model).graph
     for name in ("wh", "v6"):
         before, after = (g.initializers[name].const_value.numpy() for g in (original, made))

@@ -24,7 +24,7 @@ Exit codes: 0 done; 1 an error that the user can mend, or a result that is worse
 original, in one sentence on stderr; 2 wrong usage; 130 stopped by Ctrl-C (a checkpoint is kept
 while images are made and a model is learned, and the sentence says how to go on).
 
-Figures and tables go to stdout, progress and notes on errors to stderr. Where stderr is not a
+Metrics and tables go to stdout, progress and notes on errors to stderr. Where stderr is not a
 terminal, progress is shown with `-v` only. The last line on stdout of a successful `compress`
 or `distill` names the file written and the size ratio; with `--json` the only line is JSON.
 

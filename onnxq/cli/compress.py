@@ -163,20 +163,20 @@ def _print_result(
     result: Result, model: Path, out: Path, as_json: bool, quiet: bool, verbose: int
 ) -> None:
     from onnxq.report.result import result_fields, result_notes
-    from onnxq.report.tables import print_figures, print_kernels, print_notes
+    from onnxq.report.tables import print_kernels, print_metrics, print_notes
 
-    figures = result.figures
+    metrics = result.metrics
     if as_json:
         click.echo(json.dumps(result_fields(result, model, out), sort_keys=True))
         return
     if not quiet:
         if verbose:
-            print_kernels(figures)
-        print_figures(figures)
+            print_kernels(metrics)
+        print_metrics(metrics)
         print_notes(result_notes(result))
     else:
         # Told to say little, and not what was asked for.
-        for told in filter(None, (figures.search.get("missed"), figures.verdict)):
+        for told in filter(None, (metrics.search.get("missed"), metrics.verdict)):
             click.echo(f"note: {printable(told)}", err=True)
-    sizes = f"{size_text(figures.size_before)} -> {size_text(figures.size_after)}"
-    click.echo(f"wrote {printable(str(out))}: {figures.ratio:.1%} of the original size ({sizes})")
+    sizes = f"{size_text(metrics.size_before)} -> {size_text(metrics.size_after)}"
+    click.echo(f"wrote {printable(str(out))}: {metrics.ratio:.1%} of the original size ({sizes})")

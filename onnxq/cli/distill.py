@@ -26,7 +26,7 @@ from onnxq.options.contradictions import INITS
 from onnxq.report.text import printable, size_text
 
 if TYPE_CHECKING:
-    from onnxq.distill.result import DistillResult
+    from onnxq.distillation.result import DistillResult
 
 
 @click.command("distill")
@@ -80,7 +80,7 @@ def distill_command(
     images made from TEACHER alone; what is written is an ordinary float model with the student's
     own names, which compress takes in turn.
     """
-    from onnxq.distill.distillation import distill as run_distill
+    from onnxq.distillation.distillation import distill as run_distill
     from onnxq.report.tables import distil_fields
 
     start_log(verbose)
@@ -118,10 +118,10 @@ def distill_command(
 def _print(result: DistillResult, out: Path, quiet: bool) -> None:
     from onnxq.report.tables import print_distillation, print_notes
 
-    figures = result.figures
+    metrics = result.metrics
     if not quiet:
         print_distillation(result)
         print_notes(result.notes)
-    ratio = figures.student_bytes / max(figures.teacher_bytes, 1)
-    sizes = f"{size_text(figures.teacher_bytes)} -> {size_text(figures.student_bytes)}"
+    ratio = metrics.student_bytes / max(metrics.teacher_bytes, 1)
+    sizes = f"{size_text(metrics.teacher_bytes)} -> {size_text(metrics.student_bytes)}"
     click.echo(f"wrote {printable(str(out))}: {ratio:.1%} of the teacher's size ({sizes})")

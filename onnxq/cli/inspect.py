@@ -19,7 +19,7 @@ def inspect_command(model: Path, as_json: bool, quiet: bool, verbose: int) -> No
     """Show what MODEL is made of, and what can be quantized.
 
     Layers, parameters, bytes, and the reason where a layer can't be quantized; then every byte of
-    the file by what it is. On a file that onnxq wrote, its recipe and figures.
+    the file by what it is. On a file that onnxq wrote, its recipe and metrics.
     """
     from onnxq.report.inspection import inspect as run_inspect
     from onnxq.report.tables import print_inspection

@@ -64,7 +64,7 @@ def sensitivity_command(
 ) -> None:
     """Try each layer of MODEL alone: codebooks of 2 to 256 centroids, codes of 2 to 8 bits.
 
-    Every setting that saves bytes is tried on the held-back samples, all other layers in float.
+    Every setting that saves bytes is tried on the held-out samples, all other layers in float.
     The cost is the KL divergence from the original's outputs, and the estimated drop in points;
     for models that are no classifiers, the relative squared error of the outputs.
     """

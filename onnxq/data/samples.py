@@ -202,16 +202,16 @@ class Samples:
     def split(
         self, fraction: float = 0.2, least: int = 64, seed: int = 0, batch: int = 1
     ) -> tuple[Samples, Samples]:
-        """Two disjoint random parts, each in the original order: to learn, and held back.
+        """Two disjoint random parts, each in the original order: to learn, and held out.
 
         Args:
-            fraction: the share held back.
-            least: the smallest number held back, as far as that leaves half to learn from.
+            fraction: the share held out.
+            least: the smallest number held out, as far as that leaves half to learn from.
             seed: of the choice.
             batch: the samples that a batch of the original has: no part is smaller.
 
         Returns:
-            (train, held back); those that don't fill two batches are in both.
+            (train, held out); those that don't fill two batches are in both.
         """
         if len(self) < 2 * batch:
             return self, self

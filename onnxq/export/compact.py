@@ -19,24 +19,22 @@ from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
 from onnxq.export.save import model_bytes
 from onnxq.load.interface import Interface
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 from onnxq.student.student import QUANTIZED, RAW, Student
 
 SMALL = 1024
 """Elements of the constants that are compared: tables, scales, zero points, shapes."""
 
 
-def export(
-    student: Student, quantizers: Quantizers, interface: Interface | None = None
-) -> ir.Model:
+def export(student: Student, qparams: QParams, interface: Interface | None = None) -> ir.Model:
     """The deployable model of a student and its numbers, as it is written.
 
     Args:
         student: the student, not changed.
-        quantizers: the numbers to write.
+        qparams: the numbers to write.
         interface: what the file takes and gives; None leaves that of the student.
     """
-    model = Lowering(student, quantizers).run()
+    model = Lowering(student, qparams).run()
     if interface is not None:
         restore_interface(model, interface)
     spread_repeats(model.graph)

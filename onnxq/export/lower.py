@@ -17,7 +17,7 @@ from onnxq.graph.facts import nested_nodes
 from onnxq.graph.fake_quant import DOMAIN, parse_function_name
 from onnxq.numerics.qparams import quant_max
 from onnxq.plan.spec import CODE_BITS, Plan, TensorSpec
-from onnxq.student.qparams import Quantizers, limit_names, tensor_qparams
+from onnxq.student.qparams import QParams, limit_names, tensor_qparams
 from onnxq.student.student import Student
 
 WIDE = ".wide"
@@ -40,14 +40,14 @@ class Lowering:
 
     Args:
         student: the student.
-        quantizers: the numbers to write.
+        qparams: the numbers to write.
     """
 
-    def __init__(self, student: Student, quantizers: Quantizers) -> None:
+    def __init__(self, student: Student, qparams: QParams) -> None:
         self.model = student.model.clone(deep_copy=False)
         self._graph = self.model.graph
         self._student = student
-        self._quantizers = quantizers
+        self._qparams = qparams
         self._codes: dict[ir.Value, Codes] = {}
         self._specs = _specs_by_node(student.plan)
 
@@ -58,7 +58,7 @@ class Lowering:
         for i, output in enumerate(self._graph.outputs):
             if output in self._codes:
                 self._graph.outputs[i] = self._dequantized(self._codes[output])
-        lower_weights(self.model, self._student, self._quantizers)
+        lower_weights(self.model, self._student, self._qparams)
         self._drop_functions()
         self._graph.sort()
         return self.model
@@ -82,7 +82,7 @@ class Lowering:
         assert source is not None
         if source in self._codes:
             source = self._dequantized(self._codes[source])
-        scale, zero_point = tensor_qparams(spec, self._quantizers.ranges[spec.name])
+        scale, zero_point = tensor_qparams(spec, self._qparams.ranges[spec.name])
         scale_value = add_constant(
             self._graph, f"{spec.name}{SCALE}", np.asarray(scale, np.float32)
         )

@@ -22,7 +22,7 @@ from onnxq.graph.operators import TABLE, weight_index
 from onnxq.numerics.codebook import uniform_codebook
 from onnxq.numerics.qparams import FloatArray, per_channel, quantize_weight
 from onnxq.plan.spec import LayerSpec
-from onnxq.student.qparams import Quantizers, layer_scale
+from onnxq.student.qparams import QParams, layer_scale
 
 REAL = ".real"
 """Suffix of a weight or bias as the layer reads it."""
@@ -34,15 +34,15 @@ class StoredWeight:
     Args:
         graph: the exported graph.
         spec: of the layer that decides the form: one on an integer kernel, if any is.
-        quantizers: the numbers to write.
+        qparams: the numbers to write.
         scale: of the weight, float32 (channels,) or ().
     """
 
     def __init__(
-        self, graph: ir.Graph, spec: LayerSpec, quantizers: Quantizers, scale: FloatArray
+        self, graph: ir.Graph, spec: LayerSpec, qparams: QParams, scale: FloatArray
     ) -> None:
-        self._graph, self._spec, self._quantizers, self.scale = graph, spec, quantizers, scale
-        self._rank = quantizers.weights[spec.weight].ndim
+        self._graph, self._spec, self._qparams, self.scale = graph, spec, qparams, scale
+        self._rank = qparams.weights[spec.weight].ndim
         self._type = ir.DataType.INT4 if spec.int4 else ir.DataType.INT8
         # Cast doesn't take INT4.
         self._integer = spec.compute == "integer" or spec.int4
@@ -55,8 +55,8 @@ class StoredWeight:
     def _store(self) -> ir.Value:
         spec, name = self._spec, self._spec.weight
         if spec.codebook is not None:
-            return add_lookup(self._graph, name, self._quantizers.codebooks[name])
-        weight = self._quantizers.weights[name]
+            return add_lookup(self._graph, name, self._qparams.codebooks[name])
+        weight = self._qparams.weights[name]
         codes = quantize_weight(weight, self.scale, spec.num_bits, spec.axis)
         if spec.packed:
             return add_lookup(self._graph, name, uniform_codebook(codes, spec.num_bits, self.scale))
@@ -87,7 +87,7 @@ class StoredWeight:
         assert product is not None
         multiply = product.producer()
         assert multiply is not None
-        scale = layer_scale(spec, self._quantizers, self.scale)
+        scale = layer_scale(spec, self._qparams, self.scale)
         real = self._real(_name_of(spec), spec.weight, scale, spec)
         real.name, real.type, real.shape = f"{_name_of(spec)}{REAL}", product.type, product.shape
         node.replace_input_with(1, real)
@@ -107,7 +107,7 @@ class StoredWeight:
         if not self._scaled and layer is None:
             return self._stored
         if not self._scaled and layer is not None:
-            scale = self._quantizers.factors[layer.name]
+            scale = self._qparams.factors[layer.name]
         shaped = per_channel(scale, self._rank, axis)
         value = add_constant(self._graph, f"{owner}{SCALE}", shaped)
         product = ir.node("Mul", [self._unscaled(name), value], name=f"{owner}.rescale")

@@ -15,7 +15,7 @@ from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.qparams import FloatArray, bias_scale, quantize_bias
 from onnxq.plan.spec import LayerSpec, codebook_bytes
 from onnxq.student.qparams import (
-    Quantizers,
+    QParams,
     bias_name,
     corrected_bias,
     fake_weight,
@@ -31,16 +31,16 @@ MOST_CENTROIDS = 256
 """An index has 8 bits at most."""
 
 
-def lower_weights(model: ir.Model, student: Student, quantizers: Quantizers) -> None:
+def lower_weights(model: ir.Model, student: Student, qparams: QParams) -> None:
     """Replace the student's weight and bias inputs by integer constants, in place.
 
     Args:
         model: the lowered copy of the student.
         student: the student, for its plan and the tensors that layers read.
-        quantizers: the numbers to write.
+        qparams: the numbers to write.
     """
     graph = model.graph
-    scales = weight_scales(student.plan, quantizers, student.sources)
+    scales = weight_scales(student.plan, qparams, student.sources)
     inputs = {value.name: value for value in graph.inputs}
     nodes = {node.name: node for node in graph}
     # Of layers that share a weight, one on an integer kernel decides its form.
@@ -48,27 +48,27 @@ def lower_weights(model: ir.Model, student: Student, quantizers: Quantizers) -> 
     weights: dict[str, StoredWeight] = {}
     for spec in layers:
         if spec.weight not in weights:
-            weights[spec.weight] = StoredWeight(graph, spec, quantizers, scales[spec.weight])
+            weights[spec.weight] = StoredWeight(graph, spec, qparams, scales[spec.weight])
         weights[spec.weight].connect(nodes[spec.name], spec)
     for name, weight in weights.items():
         weight.replace(inputs[name])
     for spec in layers:
         if needs_bias(spec):
-            real = _lower_bias(graph, spec, student, quantizers, weights[spec.weight])
+            real = _lower_bias(graph, spec, student, qparams, weights[spec.weight])
             replace_input(graph, inputs[bias_name(spec)], real)
-    fix_inputs(graph, float_feeds(student.plan, quantizers))
+    fix_inputs(graph, float_feeds(student.plan, qparams))
 
 
 def _lower_bias(
-    graph: ir.Graph, spec: LayerSpec, student: Student, quantizers: Quantizers, weight: StoredWeight
+    graph: ir.Graph, spec: LayerSpec, student: Student, qparams: QParams, weight: StoredWeight
 ) -> ir.Value:
     name = bias_name(spec)
-    bias = corrected_bias(spec, quantizers, fake_weight(spec, quantizers, weight.scale))
+    bias = corrected_bias(spec, qparams, fake_weight(spec, qparams, weight.scale))
     if spec.compute == "weight-only":
         return _real_bias(graph, name, bias)
     source = student.sources[spec.name]
-    scale = layer_scale(spec, quantizers, weight.scale)
-    grid = bias_scale(input_scale(student.plan, quantizers, source), scale)
+    scale = layer_scale(spec, qparams, weight.scale)
+    grid = bias_scale(input_scale(student.plan, qparams, source), scale)
     codes = quantize_bias(bias, grid)
     stored = add_constant(graph, f"{name}{CODES}", codes.reshape(-1))
     of_bias = _bias_scale(graph, name, source, weight.scale_value(spec))

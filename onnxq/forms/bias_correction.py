@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.calibrate.calibrator import Batches, calibrate
 from onnxq.plan.spec import LayerSpec
 from onnxq.runtime.session import Arrays
-from onnxq.student.qparams import CORRECTED, Quantizers, needs_bias, student_feeds
+from onnxq.student.qparams import CORRECTED, QParams, needs_bias, student_feeds
 from onnxq.student.student import Student
 
 
@@ -26,8 +26,8 @@ class _Fed:
 
 
 def correct_biases(
-    student: Student, quantizers: Quantizers, samples: Batches, batch_size: int, rounds: int = 2
-) -> Quantizers:
+    student: Student, qparams: QParams, samples: Batches, batch_size: int, rounds: int = 2
+) -> QParams:
     """The numbers with biases corrected by b <- b - e E[x], e the error of the weights.
 
     E[x] is the mean of each input channel of the layer in the student itself. Correcting a
@@ -35,22 +35,22 @@ def correct_biases(
 
     Args:
         student: the student.
-        quantizers: its numbers; only the means of the correction change.
+        qparams: its numbers; only the means of the correction change.
         samples: unlabelled samples.
         batch_size: samples in one run.
         rounds: passes over the samples.
     """
     for _ in range(rounds):
-        quantizers = quantizers.with_means(_means(student, quantizers, samples, batch_size))
-    return quantizers
+        qparams = qparams.with_means(_means(student, qparams, samples, batch_size))
+    return qparams
 
 
 def _means(
-    student: Student, quantizers: Quantizers, samples: Batches, batch_size: int
+    student: Student, qparams: QParams, samples: Batches, batch_size: int
 ) -> dict[str, np.ndarray]:
     layers = [s for s in student.plan.layers.values() if needs_bias(s) and s.op_type in CORRECTED]
     inputs = {spec.name: _input_name(student, spec) for spec in layers}
-    feeds = student_feeds(student.plan, quantizers, student.sources)
+    feeds = student_feeds(student.plan, qparams, student.sources)
     wanted = list(dict.fromkeys(inputs.values()))
     found = calibrate(student.model, [], _Fed(samples, feeds), batch_size, wanted)
     means = {name: found[tensor].channel_mean for name, tensor in inputs.items()}

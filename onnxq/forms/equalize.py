@@ -11,7 +11,7 @@ relu6      what happens
 safe       only channels whose calibrated maximum never reaches the bound are scaled, and
            never so far that the scaled maximum comes near it
 replace    the Clip becomes Relu and every channel is scaled; the function changes where the
-           bound was reached, so that the caller has to compare both on held-back samples
+           bound was reached, so that the caller has to compare both on held-out samples
 =========  ===============================================================================
 
 Where a calibrated maximum is known, no channel is scaled beyond the largest maximum of its

@@ -1,4 +1,4 @@
-"""The same model in equal forms, each quantized; the held-back samples say which is best."""
+"""The same model in equal forms, each quantized; the held-out samples say which is best."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.options.table import OFF
 from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
-from onnxq.student.initial import initial_quantizers, with_shared_biases
-from onnxq.student.qparams import Quantizers, student_feeds
+from onnxq.student.initial import initial_qparams, with_shared_biases
+from onnxq.student.qparams import QParams, student_feeds
 from onnxq.student.student import Student, build_student
-from onnxq.train.held_out import HeldBack
+from onnxq.train.held_out import HeldOut
 from onnxq.train.objective import choose_objective
 from onnxq.train.teacher import TeacherOutputs
 
 CORRECTION_SAMPLES = 128
 """Samples whose mean inputs correct the biases: means settle early."""
 
-SPARING_SHARES = (0.7, 0.3, 0.1, 0.03)
+FALLBACK_SHARES = (0.7, 0.3, 0.1, 0.03)
 """Shares of the error limit that the codes of tensors may take, tried in turn."""
 
 WORTHLESS_GAIN = 1.2
@@ -48,11 +48,11 @@ class Variant:
         recipe: the options that it was made with.
         student: the student.
         statistics: of the calibration.
-        quantizers: the numbers.
-        held_back: the judge.
-        held_back_outputs: the original's outputs that it holds against.
-        score: the held-back relative RMSE of the numbers.
-        spared: names of tensors left float because 8 bits are too few for them.
+        qparams: the numbers.
+        held_out: the score.
+        held_out_outputs: the original's outputs that it holds against.
+        score: the held-out relative RMSE of the numbers.
+        fallback: names of tensors left float because 8 bits are too few for them.
         corrected: whether the biases of the numbers are corrected.
         bias_cost: the score with each channel's own bias and with shared ones, where biases are
             centroids.
@@ -63,18 +63,18 @@ class Variant:
     recipe: Recipe
     student: Student
     statistics: Mapping[str, TensorStatistics]
-    quantizers: Quantizers
-    held_back: HeldBack
-    held_back_outputs: TeacherOutputs
+    qparams: QParams
+    held_out: HeldOut
+    held_out_outputs: TeacherOutputs
     score: float
-    spared: frozenset[str] = frozenset()
+    fallback: frozenset[str] = frozenset()
     bias_cost: tuple[float, float] | None = None
     corrected: bool = False
 
-    def score_of(self, quantizers: Quantizers) -> float:
-        """The held-back score of other numbers."""
+    def score_of(self, qparams: QParams) -> float:
+        """The held-out score of other numbers."""
         plan, sources = self.student.plan, self.student.sources
-        return self.held_back.score(student_feeds(plan, quantizers, sources))
+        return self.held_out.score(student_feeds(plan, qparams, sources))
 
     def extremes(self) -> dict[str, tuple[float, float]]:
         """(minimum, maximum) of each tensor."""
@@ -99,7 +99,7 @@ class Variants:
         recipe: the options.
         train: the samples to calibrate on.
         train_outputs: the original's outputs on them.
-        held_back_outputs: the original's outputs on the held-back slice.
+        held_out_outputs: the original's outputs on the held-out slice.
         batch_size: samples in one run.
         progress: told how far each calibration is.
         smaller: whether layers that are no smaller as integers stay float.
@@ -110,7 +110,7 @@ class Variants:
         recipe: Recipe,
         train: Samples,
         train_outputs: TeacherOutputs,
-        held_back_outputs: TeacherOutputs,
+        held_out_outputs: TeacherOutputs,
         batch_size: int,
         progress: Progress | None = None,
         *,
@@ -120,7 +120,7 @@ class Variants:
         self._smaller = smaller
         self._recipe, self._train, self._batch_size = recipe, train, batch_size
         self._objective = choose_objective(train_outputs, distil=False)
-        self._held_back_outputs = held_back_outputs
+        self._held_out_outputs = held_out_outputs
 
     def make(self, name: str, model: ir.Model) -> Variant:
         """Plan, calibrate and rewrite one form of the model."""
@@ -128,7 +128,7 @@ class Variants:
 
     def remake(self, variant: Variant, recipe: Recipe) -> Variant:
         """The same form under another recipe; nothing known of its tensors is measured again."""
-        return self._make(variant.name, variant.model, recipe, variant.statistics, variant.spared)
+        return self._make(variant.name, variant.model, recipe, variant.statistics, variant.fallback)
 
     def _make(
         self,
@@ -136,15 +136,15 @@ class Variants:
         model: ir.Model,
         recipe: Recipe,
         known: Mapping[str, TensorStatistics],
-        spared: frozenset[str],
+        fallback: frozenset[str],
     ) -> Variant:
         infinite = _infinite(known)
-        plan = make_plan(model, recipe, infinite, spared, smaller=self._smaller)
+        plan = make_plan(model, recipe, infinite, fallback, smaller=self._smaller)
         known = self._statistics(name, model, plan, known)
         if _infinite(known) != infinite:
-            plan = make_plan(model, recipe, _infinite(known), spared, smaller=self._smaller)
+            plan = make_plan(model, recipe, _infinite(known), fallback, smaller=self._smaller)
             known = self._statistics(name, model, plan, known)
-        return self.corrected(self._rewrite(name, model, recipe, plan, known, spared))
+        return self.corrected(self._rewrite(name, model, recipe, plan, known, fallback))
 
     def _statistics(
         self, name: str, model: ir.Model, plan: Plan, known: Mapping[str, TensorStatistics]
@@ -155,7 +155,7 @@ class Variants:
             return dict(known)
         return {**known, **self._calibrate(f"calibrate, {name}", model, missing, [])}
 
-    def spared(self, variant: Variant) -> Variant:
+    def fallback(self, variant: Variant) -> Variant:
         """The variant with some tensors left float, where its outputs are too far off.
 
         A model whose 8-bit outputs lie more than `error_limit` from the float ones keeps
@@ -166,14 +166,14 @@ class Variants:
         if not variant.recipe.spare or variant.score <= limit or not plan.tensors:
             return variant
         sensitivity = Sensitivity(
-            variant.model, plan, variant.quantizers, self._objective, self._held_back_outputs
+            variant.model, plan, variant.qparams, self._objective, self._held_out_outputs
         )
         self._progress.start("find the tensors that need more than 8 bits", len(plan.tensors))
         sensitivity.order(self._progress.at)
         self._progress.finish()
         found, tried = [variant], frozenset[str]()
-        for share in SPARING_SHARES:
-            names = sensitivity.to_spare(share * limit)
+        for share in FALLBACK_SHARES:
+            names = sensitivity.to_fall_back(share * limit)
             if names != tried:
                 tried = names
                 found.append(self._with_float(variant, names))
@@ -187,15 +187,15 @@ class Variants:
         return self._make(variant.name, variant.model, variant.recipe, variant.statistics, names)
 
     def corrected(self, variant: Variant) -> Variant:
-        """The variant with corrected biases, where the recipe and the held-back samples agree."""
+        """The variant with corrected biases, where the recipe and the held-out samples agree."""
         if not variant.recipe.bias_correction or variant.recipe.bias_centroids is not None:
             return variant
         samples = self._train.take(CORRECTION_SAMPLES, variant.recipe.seed)
-        numbers = correct_biases(variant.student, variant.quantizers, samples, self._batch_size)
+        numbers = correct_biases(variant.student, variant.qparams, samples, self._batch_size)
         score = variant.score_of(numbers)
         if score >= variant.score:
             return variant
-        return replace(variant, quantizers=numbers, score=score, corrected=True)
+        return replace(variant, qparams=numbers, score=score, corrected=True)
 
     def _rewrite(
         self,
@@ -204,28 +204,28 @@ class Variants:
         recipe: Recipe,
         plan: Plan,
         statistics: Mapping[str, TensorStatistics],
-        spared: frozenset[str],
+        fallback: frozenset[str],
     ) -> Variant:
         student = build_student(model, plan)
-        quantizers = initial_quantizers(model, plan, statistics, recipe.calibration)
+        qparams = initial_qparams(model, plan, statistics, recipe.calibration)
         loss_model = self._objective.attach(student.model)
-        held_back = HeldBack(loss_model, self._held_back_outputs, self._objective)
+        held_out = HeldOut(loss_model, self._held_out_outputs, self._objective)
         own_biases = None
         if recipe.bias_centroids is not None:
-            own_biases = held_back.score(student_feeds(plan, quantizers, student.sources))
-            quantizers = with_shared_biases(quantizers, plan, recipe.bias_centroids)
-        score = held_back.score(student_feeds(plan, quantizers, student.sources))
+            own_biases = held_out.score(student_feeds(plan, qparams, student.sources))
+            qparams = with_shared_biases(qparams, plan, recipe.bias_centroids)
+        score = held_out.score(student_feeds(plan, qparams, student.sources))
         return Variant(
             name=name,
             model=model,
             recipe=recipe,
             student=student,
             statistics=statistics,
-            quantizers=quantizers,
-            held_back=held_back,
-            held_back_outputs=self._held_back_outputs,
+            qparams=qparams,
+            held_out=held_out,
+            held_out_outputs=self._held_out_outputs,
             score=score,
-            spared=spared,
+            fallback=fallback,
             bias_cost=None if own_biases is None else (own_biases, score),
         )
 
@@ -241,10 +241,10 @@ class Variants:
                 "the samples are too large for the model: the difference to its outputs is not a "
                 "finite number; give samples of the range that the model was made for"
             )
-        return self.spared(best)
+        return self.fallback(best)
 
     def _best_form(self, model: ir.Model) -> Variant:
-        """The plain form, or an equalized one where its held-back score is lower.
+        """The plain form, or an equalized one where its held-out score is lower.
 
         Forms are compared with codes: codebooks are fitted to the weights of the best alone.
         """

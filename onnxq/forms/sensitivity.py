@@ -18,13 +18,13 @@ import onnx_ir as ir
 
 from onnxq.graph.fake_quant import DOMAIN, call, function
 from onnxq.plan.spec import Plan, TensorSpec
-from onnxq.student.qparams import Quantizers, limit_names, limits
-from onnxq.train.held_out import HeldBack
+from onnxq.student.qparams import QParams, limit_names, limits
+from onnxq.train.held_out import HeldOut
 from onnxq.train.objective import Objective
 from onnxq.train.teacher import TeacherOutputs
 
 SAMPLES = 4
-"""Held-back samples that each tensor is tried on."""
+"""Held-out samples that each tensor is tried on."""
 
 GATE = ".gate"
 
@@ -58,26 +58,26 @@ class Sensitivity:
     Args:
         model: the float model; it isn't changed.
         plan: its plan.
-        quantizers: the ranges of the plan's tensors.
+        qparams: the ranges of the plan's tensors.
         objective: what the outputs are judged by.
-        outputs: the teacher's outputs on the held-back samples.
+        outputs: the teacher's outputs on the held-out samples.
     """
 
     def __init__(
         self,
         model: ir.Model,
         plan: Plan,
-        quantizers: Quantizers,
+        qparams: QParams,
         objective: Objective,
         outputs: TeacherOutputs,
     ) -> None:
         self._tensors = list(plan.tensors)
-        self._judge = HeldBack(objective.attach(gate_tensors(model, plan)), outputs, objective)
+        self._judge = HeldOut(objective.attach(gate_tensors(model, plan)), outputs, objective)
         count = min(SAMPLES, outputs.positions)
         self._positions = np.linspace(0, outputs.positions - 1, count).astype(np.int64)
         self._limits: dict[str, np.ndarray] = {}
         for spec in plan.tensors.values():
-            values = limits(spec, quantizers.ranges[spec.name])
+            values = limits(spec, qparams.ranges[spec.name])
             names = limit_names(spec)
             self._limits |= {n: np.asarray(v) for n, v in zip(names, values, strict=True)}
         self._order: list[str] = []
@@ -99,7 +99,7 @@ class Sensitivity:
             self._order = sorted(self._tensors, key=lambda name: -alone[name])
         return self._order
 
-    def to_spare(self, target: float) -> frozenset[str]:
+    def to_fall_back(self, target: float) -> frozenset[str]:
         """The fewest of the costliest tensors without which the others' error is <= target."""
         order = self.order()
         low, high = 0, len(order)

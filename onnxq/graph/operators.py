@@ -21,7 +21,7 @@ FUSED_OPERATORS = ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv")
 FLOAT_RESULT_OPERATORS = ("Gemm", "MatMul")
 """Weight operators whose integer kernel can give a float result."""
 
-MOVES = frozenset(
+DATA_MOVEMENT = frozenset(
     (
         "MaxPool",
         "Reshape",
@@ -104,7 +104,7 @@ def attribute(node: ir.Node, name: str, default: object) -> object:
 
 def is_move(node: ir.Node) -> bool:
     """Whether the node can move the codes of its first input without changing them."""
-    if node.domain or node.op_type not in MOVES:
+    if node.domain or node.op_type not in DATA_MOVEMENT:
         return False
     if node.op_type == "Pad":
         return _pads_with_zero(node)

@@ -18,7 +18,7 @@ import numpy as np
 from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.qparams import FloatArray, per_channel
 from onnxq.plan.spec import LayerSpec, Plan
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 
 TABLE, SCALE = "table:", "scale:"
 
@@ -41,7 +41,7 @@ class CodebookTables:
 
     group = "codebooks"
 
-    def __init__(self, plan: Plan, start: Quantizers) -> None:
+    def __init__(self, plan: Plan, start: QParams) -> None:
         self._layers = {s.weight: s for s in plan.multiplied() if s.codebook is not None}
         self._start = {weight: start.codebooks[weight] for weight in self._layers}
         self._units = {w: _unit(self._start[w], s) for w, s in self._layers.items()}
@@ -67,7 +67,7 @@ class CodebookTables:
             value = self.values[SCALE + weight]
             np.maximum(value, np.float32(SMALLEST_SCALE), out=value)
 
-    def quantizers(self, base: Quantizers) -> Quantizers:
+    def qparams(self, base: QParams) -> QParams:
         """The numbers with the codebooks that the values stand for."""
         return base.with_codebooks({weight: self._codebook(weight) for weight in self._layers})
 
@@ -88,7 +88,7 @@ class CodebookTables:
         """The student's inputs whose gradients are wanted."""
         return list(self._layers)
 
-    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+    def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
         """dL/d value by key, from dL/dW by weight."""
         result = {}
         for weight, spec in self._layers.items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxq.runtime.rows import Rows
 from onnxq.runtime.session import Arrays, Feeds
-from onnxq.student.qparams import Quantizers, student_feeds
+from onnxq.student.qparams import QParams, student_feeds
 from onnxq.student.student import Student
 from onnxq.train.augment import Changes
 from onnxq.train.teacher import TeacherOutputs
@@ -78,9 +78,9 @@ class FreshImages(Changes):
         self._group = outputs.batch or 1
         self._rows: Rows | None = None
 
-    def begin(self, quantizers: Quantizers, late: Callable[[], bool]) -> None:
+    def begin(self, qparams: QParams, late: Callable[[], bool]) -> None:
         """The source learns against these numbers."""
-        numbers = student_feeds(self._student.plan, quantizers, self._student.sources)
+        numbers = student_feeds(self._student.plan, qparams, self._student.sources)
         self._source.learn(numbers, self._replaced * self._group, late)
 
     def changed(

@@ -41,14 +41,14 @@ class Remainder:
     Attributes:
         model: the loss graph, from the cut on.
         train: its feeds on the training slice.
-        held_back: its feeds on the held-back slice.
+        held_out: its feeds on the held-out slice.
         constants: inputs that are not trained and too large to be constants of the graph.
         note: why the layers before the cut run in every step; empty otherwise.
     """
 
     model: ir.Model
     train: Targeted
-    held_back: Targeted
+    held_out: Targeted
     constants: Arrays = field(default_factory=dict)
     note: str = ""
 
@@ -69,7 +69,7 @@ def freeze(
         model: the student with its loss; it isn't changed.
         fixed: values of the inputs that stay.
         moving: names of the inputs that change.
-        slices: the samples to train on and those held back.
+        slices: the samples to train on and those held out.
         folder: an existing folder for the kept tensors.
         progress: told how far the prefix is.
         keep: whether the samples stay as they are, so that tensors of theirs may be kept.
@@ -98,8 +98,8 @@ def freeze(
         progress.finish()
         return found
 
-    train, held_back = kept("train", slices[0]), kept("held-back", slices[1])
-    return Remainder(parts.suffix, train, held_back, read_by(parts.suffix, constants))
+    train, held_out = kept("train", slices[0]), kept("held-out", slices[1])
+    return Remainder(parts.suffix, train, held_out, read_by(parts.suffix, constants))
 
 
 def _small(fixed: Mapping[str, np.ndarray]) -> Arrays:

@@ -9,7 +9,7 @@ from onnxq.forms.forms import Variant
 from onnxq.learn import train as train_stage
 from onnxq.learn.gptq import reconstruct as rounding
 from onnxq.learn.gptq.reconstruct import reconstruct
-from onnxq.learn.train import train_numbers
+from onnxq.learn.train import train_parameters
 from onnxq.plan import Plan
 from onnxq.plan.spec import CODE_BITS
 from onnxq.progress import Progress, Silent
@@ -112,7 +112,7 @@ def learn(
     budget, progress = budget or Budget(), progress or Silent()
     shared = variant.recipe.bias_centroids is not None
     stages = in_order(spelt_out(learns, variant.student.plan, shared_biases=shared))
-    found = Learned(variant.score, variant.score, quantizers=variant.quantizers)
+    found = Learned(variant.score, variant.score, qparams=variant.qparams)
     for stage in stages:
         last = stage is stages[-1]
         seconds = max(0.0, budget.max_seconds - found.seconds)
@@ -120,13 +120,13 @@ def learn(
         # The last one has the run's own checkpoint; what went before is done when it begins.
         kept = checkpoint.part("-".join(sorted(stage))) if checkpoint and not last else checkpoint
         now = variant
-        if found.quantizers is not variant.quantizers:
-            score = variant.score_of(found.quantizers)
-            now = replace(variant, quantizers=found.quantizers, score=score)
+        if found.qparams is not variant.qparams:
+            score = variant.score_of(found.qparams)
+            now = replace(variant, qparams=found.qparams, score=score)
         if stage == ROUNDING:
             done = reconstruct(now, train, left, progress=progress, checkpoint=kept, resume=resume)
         else:
-            done = train_numbers(now, train, stage, left, progress, kept, resume, changes)
+            done = train_parameters(now, train, stage, left, progress, kept, resume, changes)
         found = done if stage is stages[0] else done.after(found)
     if "auto" in learns and found.improved:
         # That one of several methods added nothing is no news to who asked for none of them.

@@ -38,7 +38,7 @@ from onnxq.numerics.qparams import (
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.student.qparams import (
     SMALLEST_WIDTH,
-    Quantizers,
+    QParams,
     Range,
     limit_names,
     on_grid,
@@ -68,7 +68,7 @@ class StepSizes:
 
     group = "steps"
 
-    def __init__(self, plan: Plan, start: Quantizers, elements: Mapping[str, int]) -> None:
+    def __init__(self, plan: Plan, start: QParams, elements: Mapping[str, int]) -> None:
         self._tensors = plan.tensors
         self._layers = {s.weight: s for s in plan.multiplied() if s.codebook is None}
         widths = {n: max(start.ranges[n][1], SMALLEST_WIDTH) for n in self._tensors}
@@ -109,7 +109,7 @@ class StepSizes:
                 shift = self.values[LEFT + name]
                 np.clip(shift, (-width - left) / full, -left / full, out=shift)
 
-    def quantizers(self, base: Quantizers) -> Quantizers:
+    def qparams(self, base: QParams) -> QParams:
         """The numbers with the ranges and thresholds that the values stand for."""
         ranges = {name: self._range(spec) for name, spec in self._tensors.items()}
         thresholds = {
@@ -132,7 +132,7 @@ class StepSizes:
         """The student's inputs whose gradients are wanted."""
         return quantized_inputs(self._tensors.values(), self._layers.values())
 
-    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+    def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
         """dL/dv and dL/du by key; LSQ's factor is left to the optimizer.
 
         Args:
@@ -164,7 +164,7 @@ def scaled(weight: FloatArray, factor: FloatArray, spec: LayerSpec) -> FloatArra
     return np.asarray(weight * per_channel(factor, weight.ndim, spec.axis), np.float32)
 
 
-def _moving_all(slope: FloatArray, spec: LayerSpec, now: Quantizers) -> FloatArray:
+def _moving_all(slope: FloatArray, spec: LayerSpec, now: QParams) -> FloatArray:
     """dL/dv where the codes stay: sum of W~ dL/dW~, of each channel or of all."""
     weight = now.weights[spec.weight]
     scale = weight_scale(now.thresholds[spec.weight], spec.num_bits)

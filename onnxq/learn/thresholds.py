@@ -32,7 +32,7 @@ from onnxq.numerics.qparams import (
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.student.qparams import (
     SMALLEST_WIDTH,
-    Quantizers,
+    QParams,
     Range,
     limit_names,
     on_grid,
@@ -64,7 +64,7 @@ class ThresholdScales:
     def __init__(
         self,
         plan: Plan,
-        start: Quantizers,
+        start: QParams,
         extremes: Mapping[str, tuple[float, float]],
     ) -> None:
         self._tensors = plan.tensors
@@ -108,7 +108,7 @@ class ThresholdScales:
         np.clip(shift, SHIFT_MIN, min(SHIFT_MAX, -low / full), out=shift)
         np.maximum(shift, -low / full - width, out=shift)
 
-    def quantizers(self, base: Quantizers) -> Quantizers:
+    def qparams(self, base: QParams) -> QParams:
         """The numbers with the ranges and thresholds that the values stand for."""
         ranges = {name: self._range(spec) for name, spec in self._tensors.items()}
         return base.with_ranges(ranges).with_thresholds(self._thresholds())
@@ -129,7 +129,7 @@ class ThresholdScales:
         """The student's inputs whose gradients are wanted."""
         return quantized_inputs(self._tensors.values(), self._layers.values())
 
-    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+    def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
         """dL/d alpha by key.
 
         Args:

@@ -18,13 +18,13 @@ from onnxq.learn.frozen import Remainder, freeze
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.progress import Progress
 from onnxq.runtime.session import Arrays
-from onnxq.student.qparams import Quantizers, moving_inputs, student_feeds
+from onnxq.student.qparams import QParams, moving_inputs, student_feeds
 from onnxq.student.student import Student
 from onnxq.train.augment import Changes
 from onnxq.train.batch_size import sized_for
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
-from onnxq.train.held_out import HeldBack, Judgement, Learned
+from onnxq.train.held_out import HeldOut, Learned, Score
 from onnxq.train.loop import Loop
 from onnxq.train.loss import LOSS
 from onnxq.train.objective import Objective, choose_objective
@@ -50,7 +50,7 @@ class Learning(Loop[Learned]):
         student: Student,
         remainder: Remainder,
         objective: Objective,
-        start: Quantizers,
+        start: QParams,
         trained: Trained,
         budget: Budget,
         checkpoint: Checkpoint | None = None,
@@ -58,13 +58,13 @@ class Learning(Loop[Learned]):
     ) -> None:
         self._student, self._numbers, self._now = student, trained, start
         self._constants = remainder.constants
-        self._held_back = HeldBack(remainder.model, remainder.held_back, objective)
+        self._held_out = HeldOut(remainder.model, remainder.held_out, objective)
         self._moving = moving_inputs(student.plan, student.sources, trained.names)
         engine = Engine(remainder.model, trained.names, LOSS)
-        judged = self._judge_taken()
-        course = Learned(judged.score, judged.score, unit=objective.unit, quantizers=start)
+        scored = self._judge_taken()
+        history = Learned(scored.score, scored.score, unit=objective.unit, qparams=start)
         super().__init__(
-            engine, remainder.train, objective, trained, budget, judged, course, checkpoint,
+            engine, remainder.train, objective, trained, budget, scored, history, checkpoint,
             changes,
         )  # fmt: skip
 
@@ -74,7 +74,7 @@ class Learning(Loop[Learned]):
 
     def _begin(self) -> None:
         if self._changes is not None:
-            self._changes.begin(self._numbers.quantizers(), self._late)
+            self._changes.begin(self._numbers.qparams(), self._late)
 
     def _parameters(self) -> Arrays:
         self._take()
@@ -84,16 +84,16 @@ class Learning(Loop[Learned]):
         return self._numbers.gradients(found, self._now)
 
     def _take(self) -> None:
-        self._now = self._numbers.quantizers()
+        self._now = self._numbers.qparams()
 
-    def _judge_taken(self) -> Judgement:
-        return self._held_back.judge(self._feeds())
+    def _judge_taken(self) -> Score:
+        return self._held_out.judge(self._feeds())
 
     def _keep(self) -> None:
-        self._result.quantizers = self._now
+        self._result.qparams = self._now
 
 
-NO_GAIN = "did not beat its starting point on the held-back samples, which is kept"
+NO_GAIN = "did not beat its starting point on the held-out samples, which is kept"
 NO_CLASSIFIER = (
     "the outputs were matched and not distilled, since they are not the logits of one classifier"
 )
@@ -102,7 +102,7 @@ MUCH = 1.1
 """Ratio to the error at the start above which the learning rate is to blame."""
 
 
-def train_numbers(
+def train_parameters(
     variant: Variant,
     train: TeacherOutputs,
     wanted: frozenset[str],
@@ -114,8 +114,8 @@ def train_numbers(
 ) -> Learned:
     """The numbers of a variant with some of them trained together; arguments as of `learn`."""
     plan, sources = variant.student.plan, variant.student.sources
-    start = variant.quantizers
-    kept = Learned(variant.score, variant.score, quantizers=start)
+    start = variant.qparams
+    kept = Learned(variant.score, variant.score, qparams=start)
     if "weights" in wanted:
         start = start.with_corrections_kept(plan, sources)
     parts = make_parts(wanted, plan, start, variant.extremes(), variant.elements())
@@ -136,7 +136,7 @@ def train_numbers(
         moving = moving_inputs(plan, sources, trained.names)
         feeds = student_feeds(plan, start, sources)
         fixed = {name: value for name, value in feeds.items() if name not in moving}
-        slices = (train, variant.held_back_outputs)
+        slices = (train, variant.held_out_outputs)
         keep = changes is None
         remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress, keep=keep)
         learning = Learning(
@@ -147,10 +147,10 @@ def train_numbers(
     if budget.loss == "distillation" and train.decision is None:
         learned.notes.append(NO_CLASSIFIER)
     if not learned.improved:
-        learned.quantizers = variant.quantizers
+        learned.qparams = variant.qparams
         lowest = min(learned.history, default=0.0)
         result = TOO_FAST if lowest > MUCH * learned.start_score else NO_GAIN
         learned.notes.append(f"learning of {' and '.join(sorted(wanted))} {result}")
     elif "weights" in wanted:
-        learned.quantizers = learned.quantizers.with_weights_on_codes(plan, sources)
+        learned.qparams = learned.qparams.with_weights_on_grid(plan, sources)
     return learned

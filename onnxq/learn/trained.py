@@ -15,7 +15,7 @@ from onnxq.learn.weights import FreeValues, LatentWeights
 from onnxq.numerics.bias_correction import shift_weight_gradient
 from onnxq.numerics.qparams import FloatArray
 from onnxq.plan.spec import LayerSpec, Plan
-from onnxq.student.qparams import Quantizers, bias_name, needs_bias
+from onnxq.student.qparams import QParams, bias_name, needs_bias
 
 Extremes = Mapping[str, tuple[float, float]]
 
@@ -38,20 +38,20 @@ class Part(Protocol):
     def project(self) -> None:
         """Put every value back into its bounds, in place."""
 
-    def quantizers(self, base: Quantizers) -> Quantizers:
+    def qparams(self, base: QParams) -> QParams:
         """The numbers with those that the values stand for in the place of their own."""
 
     def parameter_names(self) -> list[str]:
         """The student's inputs whose gradients are wanted."""
 
-    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+    def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
         """dL/d value by key, from dL/d input by the student's input, taken at these numbers."""
 
 
 def make_parts(
     learns: Set[str],
     plan: Plan,
-    start: Quantizers,
+    start: QParams,
     extremes: Extremes,
     elements: Mapping[str, int] = NONE_KNOWN,
 ) -> list[Part]:
@@ -100,7 +100,7 @@ class Trained:
         names: the student's inputs whose gradients are wanted.
     """
 
-    def __init__(self, parts: Sequence[Part], plan: Plan, start: Quantizers) -> None:
+    def __init__(self, parts: Sequence[Part], plan: Plan, start: QParams) -> None:
         self._parts, self._start = parts, start
         self.values = {key: value for part in parts for key, value in part.values.items()}
         self.groups = {key: part.group for part in parts for key in part.values}
@@ -116,11 +116,11 @@ class Trained:
         for part in self._parts:
             part.project()
 
-    def quantizers(self) -> Quantizers:
+    def qparams(self) -> QParams:
         """The numbers that the values stand for."""
         found = self._start
         for part in self._parts:
-            found = part.quantizers(found)
+            found = part.qparams(found)
         return found
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
@@ -142,7 +142,7 @@ class Trained:
         return rates
 
     def gradients(
-        self, found: Mapping[str, np.ndarray], now: Quantizers | None = None
+        self, found: Mapping[str, np.ndarray], now: QParams | None = None
     ) -> dict[str, np.ndarray]:
         """dL/d value by key, with what flows through biases corrected for a weight's error.
 
@@ -151,7 +151,7 @@ class Trained:
             now: the numbers that they were taken at; None means those of the values.
         """
         total = dict(found)
-        now = now or self.quantizers()
+        now = now or self.qparams()
         for spec in self._corrected:
             factor = self._start.factors.get(spec.name, np.float32(1))
             through_bias = shift_weight_gradient(

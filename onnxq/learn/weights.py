@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxq.numerics.qparams import FloatArray, inside_codes, per_channel, weight_scale
 from onnxq.plan.spec import LayerSpec
-from onnxq.student.qparams import Quantizers, bias_name, on_grid
+from onnxq.student.qparams import QParams, bias_name, on_grid
 
 VALUE, BIAS = "value:", "bias:"
 
@@ -33,7 +33,7 @@ class FreeValues:
 
     def __init__(
         self,
-        start: Quantizers,
+        start: QParams,
         weights: Sequence[LayerSpec],
         biases: Sequence[LayerSpec],
         group: str = "float-layers",
@@ -54,7 +54,7 @@ class FreeValues:
     def project(self) -> None:
         """Nothing: the values have no bounds."""
 
-    def quantizers(self, base: Quantizers) -> Quantizers:
+    def qparams(self, base: QParams) -> QParams:
         """The numbers with the trained weights and biases."""
         weights = {n: self._moved(VALUE + n, start) for n, start in self._weights.items()}
         biases = {n: self._moved(BIAS + n, start) for n, start in self._biases.items()}
@@ -67,7 +67,7 @@ class FreeValues:
         """The student's inputs whose gradients are wanted."""
         return list(self._inputs.values())
 
-    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+    def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
         """dL/dd by key."""
         return {k: np.asarray(found[n] * self.units[k]) for k, n in self._inputs.items()}
 
@@ -92,7 +92,7 @@ class LatentWeights:
 
     group = "weights"
 
-    def __init__(self, layers: Sequence[LayerSpec], start: Quantizers) -> None:
+    def __init__(self, layers: Sequence[LayerSpec], start: QParams) -> None:
         self._layers = {s.weight: s for s in layers if s.codebook is None}
         self._start = {weight: start.weights[weight] for weight in self._layers}
         self._coded = {
@@ -106,7 +106,7 @@ class LatentWeights:
     def project(self) -> None:
         """Nothing: the values have no bounds."""
 
-    def quantizers(self, base: Quantizers) -> Quantizers:
+    def qparams(self, base: QParams) -> QParams:
         """The numbers with the trained weights."""
         return base.with_weights(
             {
@@ -119,7 +119,7 @@ class LatentWeights:
             }
         )
 
-    def _factor(self, weight: str, now: Quantizers) -> FloatArray | np.float32:
+    def _factor(self, weight: str, now: QParams) -> FloatArray | np.float32:
         """Step / step_0, of a shape that broadcasts to the weight's."""
         if weight not in self._coded:
             return np.float32(1)
@@ -130,7 +130,7 @@ class LatentWeights:
         """The student's inputs whose gradients are wanted."""
         return list(self._layers)
 
-    def gradients(self, found: Mapping[str, np.ndarray], now: Quantizers) -> dict[str, np.ndarray]:
+    def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
         """dL/dd by key."""
         result = {}
         for weight, spec in self._layers.items():
@@ -143,6 +143,6 @@ class LatentWeights:
         return result
 
 
-def _step(spec: LayerSpec, start: Quantizers) -> FloatArray:
+def _step(spec: LayerSpec, start: QParams) -> FloatArray:
     steps = weight_scale(start.thresholds[spec.weight], spec.num_bits)
     return per_channel(steps, start.weights[spec.weight].ndim, spec.axis)

@@ -1,6 +1,6 @@
 """Whether ONNX Runtime opens a model.
 
-Found out where it can't end this process, and what it gives.
+SearchResult out where it can't end this process, and what it gives.
 """
 
 from __future__ import annotations

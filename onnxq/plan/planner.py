@@ -21,7 +21,7 @@ from onnxq.plan.float_layers import (
     retrained_layers,
 )
 from onnxq.plan.layers import Layer, find_layers, spec_of
-from onnxq.plan.regions import Regions, Site, multiplied_tensors, wide_tensors
+from onnxq.plan.regions import QuantizationPoint, Regions, layer_inputs, wide_tensors
 from onnxq.plan.size import growing_layers
 from onnxq.plan.spec import (
     CODE_BITS,
@@ -41,7 +41,7 @@ def make_plan(
     model: ir.Model,
     recipe: Recipe,
     infinite: frozenset[str] = frozenset(),
-    spared: frozenset[str] = frozenset(),
+    fallback: frozenset[str] = frozenset(),
     *,
     smaller: bool = False,
 ) -> Plan:
@@ -51,7 +51,7 @@ def make_plan(
         model: the normalised float model (the teacher); it isn't changed.
         recipe: the options.
         infinite: names of tensors found to hold NaN or infinities, which have no range.
-        spared: names of tensors that 8 bits were found to be too few for.
+        fallback: names of tensors that 8 bits were found to be too few for.
         smaller: layers whose integer form takes no fewer bytes stay float, unless the recipe has
             settings for them.
 
@@ -68,7 +68,7 @@ def make_plan(
     check_target(recipe, wanted, first_and_last(found))
 
     def plan_of(layers: Sequence[Layer]) -> Plan:
-        return _plan_of(model.graph, found, layers, recipe, infinite, spared)
+        return _plan_of(model.graph, found, layers, recipe, infinite, fallback)
 
     if smaller:
         stated = {each.node for each in wanted if _is_stated(recipe, each)}
@@ -89,18 +89,18 @@ def _plan_of(
     wanted: Sequence[Layer],
     recipe: Recipe,
     infinite: frozenset[str],
-    spared: frozenset[str],
+    fallback: frozenset[str],
 ) -> Plan:
     """The plan that quantizes the wanted ones of the layers found."""
     ends = first_and_last(found)
     if recipe.activation_bits is None:
         return _weight_only_plan(wanted, ends, recipe)
     # Tensors that fewer bits are too few for get 8, those that 8 are too few for stay float.
-    widened = spared if recipe.activation_bits < WIDE else frozenset[str]()
-    regions = Regions(graph, list(wanted), infinite, spared - widened)
+    kept_at_8_bits = fallback if recipe.activation_bits < WIDE else frozenset[str]()
+    regions = Regions(graph, list(wanted), infinite, fallback - kept_at_8_bits)
     return Plan(
         layers=_layer_specs(wanted, ends, regions.weight_only, recipe),
-        tensors=_tensor_specs(regions, recipe, found, widened),
+        tensors=_tensor_specs(regions, recipe, found, kept_at_8_bits),
         moves=frozenset(str(n.name) for n in regions.moves),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
         ends=_names(ends),
@@ -230,42 +230,42 @@ def _with_int4(spec: LayerSpec) -> LayerSpec:
 
 
 def _tensor_specs(
-    regions: Regions, recipe: Recipe, layers: Sequence[Layer], widened: frozenset[str]
+    regions: Regions, recipe: Recipe, layers: Sequence[Layer], kept_at_8_bits: frozenset[str]
 ) -> dict[str, TensorSpec]:
     """Specs by name; the width is that of what a layer multiplies, the others have 8 bits."""
-    ends, multiplied = wide_tensors(layers), multiplied_tensors(layers)
+    ends, multiplied = wide_tensors(layers), layer_inputs(layers)
     wide, rest, specs = for_first_and_last(recipe), replace(recipe, activation_bits=WIDE), {}
-    for site in regions.sites:
-        name = str(site.value.name)
+    for point in regions.points:
+        name = str(point.value.name)
         own = wide if name in ends else recipe if name in multiplied else rest
-        specs[name] = _tensor_spec(site, own)
-        if name in widened:
+        specs[name] = _tensor_spec(point, own)
+        if name in kept_at_8_bits:
             specs[name] = replace(specs[name], num_bits=WIDE)
     return specs
 
 
-def _layer_before(site: Site) -> ir.Node | None:
+def _layer_before(point: QuantizationPoint) -> ir.Node | None:
     """The node that writes a tensor, or the one before the activation that its range stands for."""
-    writer = site.value.producer()
-    if site.folded is None or writer is None or writer.inputs[0] is None:
+    writer = point.value.producer()
+    if point.folded is None or writer is None or writer.inputs[0] is None:
         return writer
     return writer.inputs[0].producer()
 
 
-def _tensor_spec(site: Site, recipe: Recipe) -> TensorSpec:
-    writer = _layer_before(site)
+def _tensor_spec(point: QuantizationPoint, recipe: Recipe) -> TensorSpec:
+    writer = _layer_before(point)
     override = recipe.override_for(
-        str(writer.name) if writer else str(site.value.name), writer.op_type if writer else ""
+        str(writer.name) if writer else str(point.value.name), writer.op_type if writer else ""
     )
     num_bits = override.activation_bits or recipe.activation_bits
     assert num_bits is not None
     symmetric = recipe.symmetric if override.symmetric is None else override.symmetric
     return TensorSpec(
-        name=str(site.value.name),
-        signed=not never_negative(site.value),
+        name=str(point.value.name),
+        signed=not never_negative(point.value),
         symmetric=symmetric,
         num_bits=num_bits,
         calibration=override.calibration or recipe.calibration,
-        folded=None if site.folded is None else str(site.folded.name),
-        integer=site.integer,
+        folded=None if point.folded is None else str(point.folded.name),
+        integer=point.integer,
     )

@@ -19,11 +19,11 @@ from onnxq.graph.operators import (
 from onnxq.plan.float_layers import first_and_last
 from onnxq.plan.layers import Layer
 
-SPARED_REASON = "8 bits are too few for the tensors around it, as samples showed"
+FALLBACK_REASON = "8 bits are too few for the tensors around it, as samples showed"
 
 
 @dataclass(frozen=True)
-class Site:
+class QuantizationPoint:
     """A tensor to quantize: its value, the activation that its range stands for, its writer."""
 
     value: ir.Value
@@ -38,13 +38,13 @@ class Regions:
         graph: the teacher's graph, in topological order.
         layers: the layers that may run in integers.
         infinite: names of tensors without a finite range, which stay float.
-        spared: names of tensors that 8 bits were found to be too few for, which stay float.
+        fallback: names of tensors that 8 bits were found to be too few for, which stay float.
 
     Attributes:
         integer_layers: the nodes of the layers that run on integer kernels.
         weight_only: the other layers' nodes, with the reason.
         integer_nodes: nodes without weights that run on integer kernels.
-        sites: the tensors to quantize, in graph order.
+        points: the tensors to quantize, in graph order.
         moves: nodes that move codes: those that integers wrote, or that an integer node reads.
     """
 
@@ -53,11 +53,11 @@ class Regions:
         graph: ir.Graph,
         layers: list[Layer],
         infinite: frozenset[str] = frozenset(),
-        spared: frozenset[str] = frozenset(),
+        fallback: frozenset[str] = frozenset(),
     ) -> None:
         self._graph = graph
         self._infinite = infinite
-        self._spared = spared
+        self._fallback = fallback
         self._outputs = set(graph.outputs)
         self._data = {layer.node: layer.data for layer in layers}
         self._holders = {inner: node for node in graph for inner in nested_nodes(node)}
@@ -65,7 +65,7 @@ class Regions:
         self.weight_only = self._refused_layers(layers)
         self.integer_layers = {n for n in self._data if n not in self.weight_only}
         self.integer_nodes = self._find_integer_nodes()
-        self.sites = self._find_sites()
+        self.points = self._find_points()
         self.moves = self._find_moves()
 
     def _nodes_that_lead_to_layers(self) -> set[ir.Node]:
@@ -98,8 +98,8 @@ class Regions:
                 reasons[node] = "no other layer reads its result, which therefore stays float"
             elif self._touches_infinite(node):
                 reasons[node] = "the tensors around it hold NaN or infinite values"
-            elif self._touches_spared(node):
-                reasons[node] = SPARED_REASON
+            elif self._touches_fallback(node):
+                reasons[node] = FALLBACK_REASON
         return reasons
 
     def _touches_infinite(self, node: ir.Node) -> bool:
@@ -107,13 +107,13 @@ class Regions:
         around += [out for c in self._readers(node.outputs[0]) for out in c.outputs]
         return any(value.name in self._infinite for value in around)
 
-    def _touches_spared(self, node: ir.Node) -> bool:
+    def _touches_fallback(self, node: ir.Node) -> bool:
         """Whether the node reads or writes such a tensor, activations that fold included."""
         around = [root(v) for v in node.inputs if v is not None] + list(node.outputs)
         for reader in self._readers(node.outputs[0]):
             if activation_bounds(reader) is not None:
                 around += list(reader.outputs)
-        return any(value.name in self._spared for value in around)
+        return any(value.name in self._fallback for value in around)
 
     def _find_integer_nodes(self) -> set[ir.Node]:
         nodes: set[ir.Node] = set()
@@ -130,7 +130,7 @@ class Regions:
     def _may_compute(self, node: ir.Node) -> bool:
         if node.domain or node.op_type not in COMPUTES or not self._leads(node.outputs[0]):
             return False
-        if self._touches_infinite(node) or self._touches_spared(node):
+        if self._touches_infinite(node) or self._touches_fallback(node):
             return False
         return all(
             v is not None and constant(v) is None and v.dtype == ir.DataType.FLOAT
@@ -161,7 +161,7 @@ class Regions:
                 return True
         return False
 
-    def _find_sites(self) -> list[Site]:
+    def _find_points(self) -> list[QuantizationPoint]:
         wanted: dict[ir.Value, None] = {}
         for node in self._graph:
             if node in self.integer_layers:
@@ -176,7 +176,7 @@ class Regions:
         return [self._site(value) for value in wanted]
 
     def _find_moves(self) -> set[ir.Node]:
-        written = {site.value for site in self.sites if site.integer}
+        written = {point.value for point in self.points if point.integer}
         moves: set[ir.Node] = set()
         for node in reversed(list(self._graph)):
             if is_move(node) and (
@@ -213,14 +213,14 @@ class Regions:
     def _writes_integers(self, node: ir.Node | None) -> bool:
         return node in self.integer_layers or node in self.integer_nodes
 
-    def _site(self, value: ir.Value) -> Site:
+    def _site(self, value: ir.Value) -> QuantizationPoint:
         node = value.producer()
         if node is not None and self._folds(node):
-            return Site(value, node, True)
+            return QuantizationPoint(value, node, True)
         integer = self._writes_integers(node)
         if node is not None and node.op_type in FLOAT_RESULT_OPERATORS:
             integer = integer and value not in self._outputs
-        return Site(value, None, integer)
+        return QuantizationPoint(value, None, integer)
 
 
 def root(value: ir.Value) -> ir.Value:
@@ -239,7 +239,7 @@ def constant_shape(value: ir.Value) -> tuple[int, ...]:
     return array.shape
 
 
-def multiplied_tensors(layers: Sequence[Layer]) -> frozenset[str]:
+def layer_inputs(layers: Sequence[Layer]) -> frozenset[str]:
     """The names of the tensors that layers read, before any move."""
     return frozenset(str(root(each.data).name) for each in layers if each.node.op_type != TABLE)
 
@@ -247,4 +247,4 @@ def multiplied_tensors(layers: Sequence[Layer]) -> frozenset[str]:
 def wide_tensors(layers: Sequence[Layer]) -> frozenset[str]:
     """Those that the first and the last layer read."""
     ends = first_and_last(layers)
-    return multiplied_tensors([layer for layer in layers if layer.node in ends])
+    return layer_inputs([layer for layer in layers if layer.node in ends])

@@ -1,4 +1,4 @@
-"""One HTML file with pictures, and the same figures as JSON beside it."""
+"""One HTML file with pictures, and the same metrics as JSON beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxq.options.recipe import recipe_toml
 from onnxq.pipeline import Result
 from onnxq.report.chart import MOST_BARS, Bar
 from onnxq.report.inspection import LayerRow, plan_rows
-from onnxq.report.result import figure_rows, result_fields, result_notes, score_history
+from onnxq.report.result import metric_rows, result_fields, result_notes, score_history
 from onnxq.report.sections import (
     class_bars,
     contact_sheet,
@@ -104,22 +104,22 @@ def render(model: Path, out: Path, result: Result) -> str:
         version=VERSION,
         model=model.name,
         out=out.name,
-        figures=figure_rows(result.figures),
+        metrics=metric_rows(result.metrics),
         notes=result_notes(result),
-        search=search_chart(result.figures),
-        search_title=search_title(result.figures),
-        search_settings=list(result.figures.search.get("settings", {}).items()),
+        search=search_chart(result.metrics),
+        search_title=search_title(result.metrics),
+        search_settings=list(result.metrics.search.get("settings", {}).items()),
         made=made,
         made_sheet=None if sheet is None else base64.b64encode(sheet).decode(),
         made_curves=[] if made is None else loss_curves(made),
         made_bars=[] if made is None else class_bars(made.classes),
         layers=rows,
-        kernels=result.figures.kernels,
+        kernels=result.metrics.kernels,
         size_bars=size_bars(rows),
         score_bars=score_bars(
-            score_history(result.figures), result.figures.learning.get("epoch", 0)
+            score_history(result.metrics), result.metrics.learning.get("epoch", 0)
         ),
-        score_curves=learning_curves(result.figures),
+        score_curves=learning_curves(result.metrics),
         recipe=recipe_toml(result.recipe),
     )
 
@@ -149,7 +149,7 @@ def size_bars(rows: list[LayerRow]) -> list[Bar]:
 
 
 def score_bars(scores: list[float | None], kept: int | None = None) -> list[Bar]:
-    """The held-back error after each epoch; the first one is where learning started.
+    """The held-out error after each epoch; the first one is where learning started.
 
     Args:
         scores: lower is better; None is worse than any number.

@@ -27,7 +27,7 @@ from onnxq.plan import Plan
 from onnxq.plan.layers import comes_of_constants
 from onnxq.plan.spec import LayerSpec, codebook_bytes, packed_code_bytes
 from onnxq.report.contents import ContentRow, Fates, content_rows, is_dequantized, stored_weight
-from onnxq.verify.metrics import METADATA_KEY, Figures
+from onnxq.verify.metrics import METADATA_KEY, Metrics
 from onnxq.verify.opened import OpenedModel, open_model
 
 INT4_REASON = "INT4: ONNX Runtime computes it in float on a CPU"
@@ -84,7 +84,7 @@ class Inspection:
         version: version of onnxq that wrote the file; None for any other file.
         recipe: its options.
         preprocess: its preprocessing.
-        figures: its figures.
+        metrics: its metrics.
     """
 
     path: Path
@@ -101,12 +101,13 @@ class Inspection:
     version: str | None = None
     recipe: Recipe | None = None
     preprocess: dict[str, Any] | None = None
-    figures: Figures | None = None
+    metrics: Metrics | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """All of it by name, as JSON takes it."""
         fields = dataclasses.asdict(self)
         fields["path"] = str(self.path)
+        fields["figures"] = fields.pop("metrics")
         fields["recipe"] = None if self.recipe is None else json.loads(self.recipe.to_json())
         return fields
 
@@ -114,7 +115,7 @@ class Inspection:
 def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
     """Layers, parameters, bytes, what can be quantized and why not.
 
-    A file that onnxq wrote shows its version, recipe and figures instead of a plan.
+    A file that onnxq wrote shows its version, recipe and metrics instead of a plan.
 
     Args:
         model: an ONNX file.
@@ -194,15 +195,15 @@ def _float_row(node: ir.Node, reason: str, width: float = 4) -> LayerRow:
 
 def _compressed(opened: OpenedModel) -> Inspection:
     metadata = opened.metadata
-    figures = Figures.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
-    inspection = _inspection(opened, _stored_rows(opened.model, figures), [])
+    metrics = Metrics.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    inspection = _inspection(opened, _stored_rows(opened.model, metrics), [])
     preprocess = metadata.get(PREPROCESS_KEY)
     return dataclasses.replace(
         inspection,
         version=metadata[COMPRESSED_KEY],
         recipe=Recipe.from_json(metadata[RECIPE_KEY]) if RECIPE_KEY in metadata else None,
         preprocess=None if preprocess is None else _preprocess_fields(preprocess),
-        figures=figures,
+        metrics=metrics,
     )
 
 
@@ -211,10 +212,10 @@ def _preprocess_fields(text: str) -> dict[str, Any]:
     return fields
 
 
-def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
+def _stored_rows(model: ir.Model, metrics: Metrics | None) -> list[LayerRow]:
     """The layers of a file that onnxq wrote."""
-    figures = figures or Figures(0, 0)
-    weight_only, left_alone = figures.weight_only, figures.left_alone
+    metrics = metrics or Metrics(0, 0)
+    weight_only, left_alone = metrics.weight_only, metrics.left_alone
     rows = []
     width = stored_type(model).itemsize
     for node in model.graph:
@@ -236,7 +237,7 @@ def _stored_rows(model: ir.Model, figures: Figures | None) -> list[LayerRow]:
         integer = not reason and not table and is_dequantized(weight)
         compute = "integer" if integer else "weight-only"
         count, size = stored.parameters, stored.size
-        bits = figures.narrow.get(name, stored.num_bits)
+        bits = metrics.narrow.get(name, stored.num_bits)
         sizes = round(width * count), size
         rows.append(
             LayerRow(

@@ -10,24 +10,24 @@ from PIL import Image, ImageDraw
 
 from onnxq.report.chart import MOST_BARS, Bar, Chart, Line, make_chart, make_curve
 from onnxq.report.text import size_text
-from onnxq.synthesise.made import Synthesis
-from onnxq.verify.metrics import Figures
+from onnxq.synthesise.images import Synthesis
+from onnxq.verify.metrics import Metrics
 
 HEIGHT = 140
 """Of a curve, pixels."""
 COLOUR = "#2f6db0"
 
 
-def learning_curves(figures: Figures) -> list[tuple[str, Chart]]:
-    """Title and curve of the held-back error and of the agreement, by minutes of learning."""
-    curve, learning = figures.curve, figures.learning
+def learning_curves(metrics: Metrics) -> list[tuple[str, Chart]]:
+    """Title and curve of the held-out error and of the agreement, by minutes of learning."""
+    curve, learning = metrics.curve, metrics.learning
     if not curve:
         return []
     unit = learning.get("unit", "error")
     start = [(0.0, learning["start_score"])] if "start_score" in learning else []
     found = {
-        f"held-back {unit}": [*start, *_points(curve["minutes"], curve["scores"])],
-        "held-back agreement, percent": _points(curve["minutes"], curve["agreement"]),
+        f"held-out {unit}": [*start, *_points(curve["minutes"], curve["scores"])],
+        "held-out agreement, percent": _points(curve["minutes"], curve["agreement"]),
     }
     return [
         (title, make_curve(Line(title, points, COLOUR), HEIGHT))
@@ -46,39 +46,39 @@ PREDICTED, MEASURED = "#2f6db0", "#c2571a"
 Row = tuple[str, str, str, str]
 
 
-def search_rows(figures: Figures) -> list[Row]:
-    """The target and what was found, as the table of figures has it."""
-    search = figures.search
+def search_rows(metrics: Metrics) -> list[Row]:
+    """The target and what was found, as the table of metrics has it."""
+    search = metrics.search
     if not search:
         return []
     count = len(search["trials"])
     trials = "1 trial" if count == 1 else f"{count} trials"
     met = "met" if search["met"] else "not met"
-    rows: list[Row] = [("target of the search", "", _target(figures), f"{met}, {trials}")]
-    if figures.kl is not None:
-        expected = f"{search['points_per_nat'] * figures.kl:.2f}"
+    rows: list[Row] = [("target of the search", "", _target(metrics), f"{met}, {trials}")]
+    if metrics.kl is not None:
+        expected = f"{search['points_per_nat'] * metrics.kl:.2f}"
         rows.append(("drop expected by divergence, points", "", "", expected))
     return rows
 
 
-def _target(figures: Figures) -> str:
-    search = figures.search
+def _target(metrics: Metrics) -> str:
+    search = metrics.search
     if search["max_size"] is not None:
         return size_text(search["max_size"])
     unit = "points" if search["measure"] == "kl" else "% RMSE"
     return f"{search['max_drop']:g} {unit}"
 
 
-def search_title(figures: Figures) -> str:
+def search_title(metrics: Metrics) -> str:
     """What the picture shows upwards."""
-    if figures.search.get("measure") == "error":
+    if metrics.search.get("measure") == "error":
         return "RMSE of the outputs, percent,"
     return "Estimated drop, points,"
 
 
-def search_chart(figures: Figures) -> Chart | None:
+def search_chart(metrics: Metrics) -> Chart | None:
     """Drop against bytes: what the frontier predicts, and the whole models that were measured."""
-    search = figures.search
+    search = metrics.search
     if not search:
         return None
     predicted = [(float(p["bytes"]), p["drop"]) for p in search["frontier"] if p["drop"] > 0]

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxq.distill.result import DistillResult, options_of
+from onnxq.distillation.result import DistillResult, options_of
 from onnxq.report.contents import ContentRow
 from onnxq.report.inspection import Inspection, LayerRow
-from onnxq.report.result import figure_rows
+from onnxq.report.result import metric_rows
 from onnxq.report.text import (
     NONE,
     decibels_text,
@@ -30,31 +30,31 @@ from onnxq.search.table import TITLES, Effect, SweepTable
 from onnxq.verify.benchmark import Benchmark
 from onnxq.verify.compare import LayerComparison
 from onnxq.verify.evaluate import Evaluation
-from onnxq.verify.metrics import Figures
+from onnxq.verify.metrics import Metrics
 
 Row = tuple[str, str, str, str]
-"""Name of a figure, of the teacher, of the student before, of the student as it is written."""
+"""Name of a metric, of the teacher, of the student before, of the student as it is written."""
 
 
 def distil_rows(result: DistillResult) -> list[Row]:
     """The table of a run."""
-    figures = result.figures
-    before, after = number_text(figures.start_score), number_text(figures.score)
+    metrics = result.metrics
+    before, after = number_text(metrics.start_score), number_text(metrics.score)
     made = " made from the teacher alone" if result.synthesis else ""
-    run = len(figures.scores)
-    kept = f"epoch {figures.epoch} of {run}" if figures.epoch else f"start, {run} run"
-    teacher, student = size_text(figures.teacher_bytes), size_text(figures.student_bytes)
+    run = len(metrics.scores)
+    kept = f"epoch {metrics.epoch} of {run}" if metrics.epoch else f"start, {run} run"
+    teacher, student = size_text(metrics.teacher_bytes), size_text(metrics.student_bytes)
     rows: list[Row] = [
         ("size", teacher, "", student),
-        (f"held-back {figures.unit}", "", before, after),
+        (f"held-out {metrics.unit}", "", before, after),
     ]
-    if figures.agreement is not None:
-        first, last = percent_text(figures.start_agreement), percent_text(figures.agreement)
+    if metrics.agreement is not None:
+        first, last = percent_text(metrics.start_agreement), percent_text(metrics.agreement)
         rows.append(("agreement with the teacher", "", first, last))
     rows += [
         ("kept", "", "", kept),
-        ("numbers trained", "", "", f"{figures.parameters:,}"),
-        ("samples", "", "", f"{figures.samples}{made}, {figures.held_back} held back"),
+        ("numbers trained", "", "", f"{metrics.parameters:,}"),
+        ("samples", "", "", f"{metrics.samples}{made}, {metrics.held_back} held out"),
     ]
     return rows
 
@@ -65,7 +65,7 @@ def distil_fields(result: DistillResult, teacher: Path, student: Path, out: Path
         "teacher": str(teacher),
         "student": str(student),
         "output": str(out),
-        "figures": result.figures.to_fields(),
+        "figures": result.metrics.to_fields(),
         "options": options_of(result.recipe, result.init),
         "notes": result.notes,
     }
@@ -99,11 +99,11 @@ def _text(cell: object) -> str:
     return escape(printable(str(cell)))
 
 
-def print_figures(figures: Figures) -> None:
+def print_metrics(metrics: Metrics) -> None:
     """The before/after table."""
     table = _table("", "original", "compressed", "result", right=("result",))
     table.columns[0].no_wrap = True
-    for row in figure_rows(figures):
+    for row in metric_rows(metrics):
         _add(table, *row)
     _console().print(table)
 
@@ -158,12 +158,12 @@ def _compute_text(row: LayerRow) -> str:
     return RUNS_IN[row.compute]
 
 
-def print_kernels(figures: Figures) -> None:
+def print_kernels(metrics: Metrics) -> None:
     """One line per layer: the operator that ONNX Runtime runs it with."""
     table = _table("layer", "runs as", "reason")
-    for name, kernel in figures.kernels.items():
-        _add(table, name, kernel, figures.weight_only.get(name, ""))
-    for name, reason in figures.left_alone.items():
+    for name, kernel in metrics.kernels.items():
+        _add(table, name, kernel, metrics.weight_only.get(name, ""))
+    for name, reason in metrics.left_alone.items():
         _add(table, name, "as before", reason)
     _console().print(table)
 
@@ -195,8 +195,8 @@ def print_inspection(found: Inspection, *, layers: bool = True) -> None:
     if layers:
         print_layers(found.layers)
         print_contents(found.contents)
-    if found.figures is not None:
-        print_figures(found.figures)
+    if found.metrics is not None:
+        print_metrics(found.metrics)
     print_notes(found.notes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 NONE = "-"
-"""What stands for a figure that was not measured or has no meaning."""
+"""What stands for a metric that was not measured or has no meaning."""
 
 _KILO = 1000
 SMALLEST_MS = 0.1

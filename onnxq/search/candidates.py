@@ -12,7 +12,7 @@ from onnxq.plan.spec import LayerSpec, codebook_refusal, weight_bytes
 from onnxq.runtime.session import Arrays
 from onnxq.search.table import FLOAT, Setting
 from onnxq.student.qparams import (
-    Quantizers,
+    QParams,
     bias_name,
     corrected_bias,
     fake_weight,
@@ -33,7 +33,7 @@ class Candidates:
 
     Args:
         student: for its plan and where its layers read codes.
-        quantizers: thresholds, ranges and mean inputs.
+        qparams: thresholds, ranges and mean inputs.
         layers: those that read the weight.
         codebooks: whether they are tried beside codes.
         calibration: the clip method of codes.
@@ -45,19 +45,19 @@ class Candidates:
     def __init__(
         self,
         student: Student,
-        quantizers: Quantizers,
+        qparams: QParams,
         layers: Sequence[LayerSpec],
         *,
         codebooks: bool = True,
         calibration: str = "mse",
     ) -> None:
         self.layers = tuple(layers)
-        self._student, self._quantizers = student, quantizers
+        self._student, self._qparams = student, qparams
         self._calibration = calibration
         first = self.layers[0]
         self._weight, self._integer = first.weight, any(s.compute == "integer" for s in layers)
         self.settings = self._codebook_settings() if codebooks else {}
-        if self._weight in quantizers.thresholds:
+        if self._weight in qparams.thresholds:
             self.settings |= self._width_settings()
         self._codebooks: dict[int, Codebook] = {}
         self._thresholds: dict[int, FloatArray] = {}
@@ -91,10 +91,10 @@ class Candidates:
     def fit(self) -> None:
         """Find the codebooks and thresholds of all settings."""
         spec = self.layers[0]
-        weight = self._quantizers.weights[self._weight]
+        weight = self._qparams.weights[self._weight]
         for width in [s.weight_bits for s in self.settings if s.weight_bits is not None]:
             self._thresholds[width] = (
-                self._quantizers.thresholds[self._weight]
+                self._qparams.thresholds[self._weight]
                 if width == spec.num_bits
                 else weight_threshold(weight, self._calibration, width, spec.axis)
             )
@@ -110,30 +110,30 @@ class Candidates:
     def parameters(self, setting: Setting) -> Arrays:
         """The weight and the biases of a setting, by the names of the student's inputs."""
         layers = self.layers
-        quantizers = self._quantizers
+        qparams = self._qparams
         if setting == FLOAT:
-            fake = quantizers.weights[self._weight]
+            fake = qparams.weights[self._weight]
         else:
-            layers, quantizers = self._quantized(setting)
+            layers, qparams = self._quantized(setting)
             plan = replace(self._student.plan, layers={spec.name: spec for spec in layers})
-            scales = weight_scales(plan, quantizers, self._student.sources)
-            fake = fake_weight(layers[0], quantizers, scales[self._weight])
+            scales = weight_scales(plan, qparams, self._student.sources)
+            fake = fake_weight(layers[0], qparams, scales[self._weight])
         biases = {
-            bias_name(spec): corrected_bias(spec, quantizers, fake)
+            bias_name(spec): corrected_bias(spec, qparams, fake)
             for spec in layers
             if needs_bias(spec)
         }
         return {self._weight: fake, **biases}
 
-    def _quantized(self, setting: Setting) -> tuple[tuple[LayerSpec, ...], Quantizers]:
+    def _quantized(self, setting: Setting) -> tuple[tuple[LayerSpec, ...], QParams]:
         """The layers in the form of a setting, and its numbers."""
         form = {"codebook": setting.codebook}
         if setting.codebook is not None:
             book = self._codebooks[setting.codebook]
-            quantizers = self._quantizers.with_codebooks({self._weight: book})
+            qparams = self._qparams.with_codebooks({self._weight: book})
         else:
             assert setting.weight_bits is not None
             form["num_bits"] = setting.weight_bits
             threshold = self._thresholds[setting.weight_bits]
-            quantizers = self._quantizers.with_thresholds({self._weight: threshold})
-        return tuple(replace(spec, **form) for spec in self.layers), quantizers  # type: ignore[arg-type]
+            qparams = self._qparams.with_thresholds({self._weight: threshold})
+        return tuple(replace(spec, **form) for spec in self.layers), qparams  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import numpy as np
 from onnxq.forms.forms import Variant, Variants
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.session import SessionPool, expose
-from onnxq.search.suffix import Judge
+from onnxq.search.suffix import EffectMeter
 from onnxq.search.table import Effect, Row, Setting, SweepTable
 from onnxq.student.student import bake
 from onnxq.train.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ PART = "search"
 _SWEEP, _TRIALS = "sweep", "trials"
 
 
-class Memo:
+class TrialCache:
     """The table and the trials of one search; equal questions get the answer that was kept.
 
     Args:
@@ -67,7 +67,7 @@ class Memo:
             self._checkpoint.save(arrays)
 
 
-class ModelWorkshop:
+class ModelEvaluator:
     """Builds the student of an allocation and measures it.
 
     Args:
@@ -77,7 +77,7 @@ class ModelWorkshop:
         base: the form of the model, calibrated.
         learn: a variant with its numbers learned, in the budget of a trial.
         file_bytes: the size of the file of a variant under a recipe.
-        memo: keeps what trials gave.
+        cache: keeps what trials gave.
         has_time: whether the clock leaves time for a further trial.
     """
 
@@ -89,12 +89,12 @@ class ModelWorkshop:
         base: Variant,
         learn: Callable[[Variant], Variant],
         file_bytes: Callable[[Variant, Recipe], int],
-        memo: Memo,
+        cache: TrialCache,
         has_time: Callable[[], bool],
     ) -> None:
         self._recipe, self._rows, self._file_bytes = recipe, rows, file_bytes
         self._variants, self._base = variants, base
-        self._learn, self._memo, self._has_time = learn, memo, has_time
+        self._learn, self._cache, self._has_time = learn, cache, has_time
 
     def recipe(self, settings: Sequence[Setting]) -> Recipe:
         """The options with these settings spelt out layer by layer: nothing to search for."""
@@ -112,7 +112,7 @@ class ModelWorkshop:
 
     def trial(self, settings: Sequence[Setting]) -> Effect:
         """The effect of these settings after a little learning, size in bytes of the file."""
-        return self._memo.trial(settings, lambda: self._trial(settings))
+        return self._cache.trial(settings, lambda: self._trial(settings))
 
     def _trial(self, settings: Sequence[Setting]) -> Effect:
         variant = self._learn(self.build(settings))
@@ -132,10 +132,10 @@ class ModelWorkshop:
 
 
 def whole_effect(variant: Variant) -> Effect:
-    """How far a student's held-back outputs are from the teacher's; its size is left at 0."""
-    outputs = variant.held_back_outputs
+    """How far a student's held-out outputs are from the teacher's; its size is left at 0."""
+    outputs = variant.held_out_outputs
     names = outputs.logits
-    student = expose(bake(variant.student, variant.quantizers), names)
+    student = expose(bake(variant.student, variant.qparams), names)
     taken = {str(value.name) for value in student.graph.inputs}
     mine, others = tee(outputs.batches(np.arange(outputs.positions), MICRO_BATCH))
     found = SessionPool(student, names).map(
@@ -145,7 +145,7 @@ def whole_effect(variant: Variant) -> Effect:
     for feeds, student_outputs in zip(others, found, strict=True):
         teacher = {name: feeds[target_name(name)] for name in names}
         count = outputs.samples.batch or min(MICRO_BATCH, left)
-        judge = judge or Judge(names, teacher, count)
+        judge = judge or EffectMeter(names, teacher, count)
         sums.append(judge.sums(teacher, student_outputs))
         left -= count
     assert judge is not None

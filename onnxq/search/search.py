@@ -40,7 +40,7 @@ class Trial:
     Attributes:
         point: its place on the frontier.
         predicted: the sum of its layers' errors.
-        effect: of the whole model on held-back samples, size in bytes of the file.
+        effect: of the whole model on held-out samples, size in bytes of the file.
     """
 
     point: int
@@ -48,7 +48,7 @@ class Trial:
     effect: Effect
 
 
-class Workshop(Protocol):
+class Evaluator(Protocol):
     """Builds and measures whole models."""
 
     def trial(self, settings: Sequence[Setting]) -> Effect:
@@ -69,7 +69,7 @@ class Search:
         frontier: of the sweep.
         measure: what its errors are.
         goal: what is looked for.
-        workshop: builds and measures.
+        evaluator: builds and measures.
         trials: whole models measured so far.
         cut_short: whether the clock ended the search.
     """
@@ -77,7 +77,7 @@ class Search:
     frontier: Frontier
     measure: Measure
     goal: Goal
-    workshop: Workshop
+    evaluator: Evaluator
     trials: list[Trial] = field(default_factory=list)
     cut_short: bool = False
 
@@ -89,7 +89,7 @@ class Search:
         return self._within_drop(self.goal.max_drop)
 
     def _try(self, point: int) -> Trial:
-        effect = self.workshop.trial(self.frontier.settings(point))
+        effect = self.evaluator.trial(self.frontier.settings(point))
         trial = Trial(point, float(self.frontier.errors[point]), effect)
         self.trials.append(trial)
         return trial
@@ -109,7 +109,7 @@ class Search:
         for _ in range(MOST_TRIALS):
             found = self.frontier.within_size(most - headers)
             point = 0 if found is None else found
-            size = self.workshop.file_size(self.frontier.settings(point))
+            size = self.evaluator.file_size(self.frontier.settings(point))
             if size <= most or point == 0:
                 break
             headers = max(headers + 1, size - int(self.frontier.sizes[point]))
@@ -124,7 +124,7 @@ class Search:
             point = self._next(trial, most)
             if self._is_settled(point):
                 break
-            if not self.workshop.has_time():
+            if not self.evaluator.has_time():
                 self.cut_short = True
                 break
         return self._best()
@@ -175,7 +175,7 @@ FRONTIER_POINTS = 24
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """One search that is over.
 
     Attributes:
@@ -249,7 +249,7 @@ class Found:
         if most is not None and error is not None and error > most / 2:
             notes.append(
                 f"the estimated drop has a standard error of {error:.2f} points on "
-                "the held-back samples; more samples (--samples) make it sharper"
+                "the held-out samples; more samples (--samples) make it sharper"
             )
         return notes
 

@@ -10,9 +10,9 @@ from onnxq.forms.forms import Variant, Variants
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import code_bytes
 from onnxq.search.choices import choices, is_free
-from onnxq.search.evaluator import Memo, ModelWorkshop
+from onnxq.search.evaluator import ModelEvaluator, TrialCache
 from onnxq.search.goal import find_frontier, goal_of
-from onnxq.search.search import Found, Search
+from onnxq.search.search import Search, SearchResult
 from onnxq.search.sweep import by_weight
 from onnxq.search.table import Row, SweepTable
 
@@ -29,7 +29,7 @@ class SearchStage:
         learn: a variant with its numbers learned, in the budget of a trial.
         original_bytes: size of the original file.
         file_bytes: the size of the file of a variant under a recipe.
-        memo: what an earlier part of the same run has measured.
+        cache: what an earlier part of the same run has measured.
         has_time: whether the clock leaves time for a further trial.
     """
 
@@ -40,10 +40,10 @@ class SearchStage:
     learn: Callable[[Variant], Variant]
     original_bytes: int
     file_bytes: Callable[[Variant, Recipe], int]
-    memo: Memo
+    cache: TrialCache
     has_time: Callable[[], bool]
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Sweep, allocate, and try whole models.
 
         Raises:
@@ -57,16 +57,16 @@ class SearchStage:
                 "The recipe states the width or the codebook of every layer, so that there is "
                 "nothing to search; leave one of them out ('layers', 'first_last_bits')."
             )
-        table = self.memo.sweep(self.sweep)
+        table = self.cache.sweep(self.sweep)
         rows = choices(table, plan, self.recipe, floats=self.recipe.activation_bits is None)
-        workshop = self._workshop(rows)
+        evaluator = self._evaluator(rows)
         frontier = find_frontier([row.effects for row in rows])
         goal = goal_of(self.recipe, self.original_bytes, table.measure)
-        search = Search(frontier, table.measure, goal, workshop)
+        search = Search(frontier, table.measure, goal, evaluator)
         best = search.run()
         settings = frontier.settings(best.point)
-        recipe = workshop.recipe(settings)
-        return Found(
+        recipe = evaluator.recipe(settings)
+        return SearchResult(
             recipe=recipe,
             goal=goal,
             table=table,
@@ -80,15 +80,15 @@ class SearchStage:
             cut_short=search.cut_short,
         )
 
-    def _workshop(self, rows: list[Row]) -> ModelWorkshop:
-        return ModelWorkshop(
+    def _evaluator(self, rows: list[Row]) -> ModelEvaluator:
+        return ModelEvaluator(
             self.recipe,
             rows,
             self.variants,
             self.base,
             self.learn,
             self.file_bytes,
-            self.memo,
+            self.cache,
             self.has_time,
         )
 
@@ -101,7 +101,7 @@ class SearchStage:
         weights = sum(
             {s.weight: code_bytes(s.parameters, s.num_bits) for s in plan.layers.values()}.values()
         )
-        headers = self._workshop([]).size(self.base, []) - weights
+        headers = self._evaluator([]).size(self.base, []) - weights
         if goal.max_size <= headers:
             raise RecipeError(
                 f"The option 'max_size' asks for {goal.max_size:,} bytes, and without its weights "

@@ -92,7 +92,7 @@ SMALLEST_SQUARES = 1e-12
 """A tensor that is zero throughout is safe to divide by."""
 
 
-class Judge:
+class EffectMeter:
     """Tells how far a candidate's outputs are from the teacher's, as sums that add up.
 
     One compared tensor of shape (samples, classes >= 2), with dimensions of 1 behind, is a

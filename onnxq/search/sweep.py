@@ -21,9 +21,9 @@ from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.session import Arrays, SessionPool, available_cores, expose
 from onnxq.search.candidates import Candidates
-from onnxq.search.suffix import Floats, Judge, Suffix
+from onnxq.search.suffix import EffectMeter, Floats, Suffix
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
 from onnxq.train.logits import find_logits
 from onnxq.train.teacher import MICRO_BATCH
@@ -50,7 +50,7 @@ DENSE_BYTES = 12
 def sweep(
     model: ir.Model,
     student: Student,
-    quantizers: Quantizers,
+    qparams: QParams,
     samples: Samples,
     *,
     codebooks: bool = True,
@@ -65,7 +65,7 @@ def sweep(
     Args:
         model: the normalised float model; it isn't changed.
         student: its student, whose plan names the layers.
-        quantizers: the student's numbers; thresholds and mean inputs are read.
+        qparams: the student's numbers; thresholds and mean inputs are read.
         samples: unlabelled samples, best those that nothing is learned on.
         codebooks: whether they are tried beside codes.
         calibration: the clip method of codes.
@@ -87,7 +87,7 @@ def sweep(
     compared = expose(model, names)
     trials = [
         LayerTrial(
-            Candidates(student, quantizers, group, codebooks=codebooks, calibration=calibration),
+            Candidates(student, qparams, group, codebooks=codebooks, calibration=calibration),
             Suffix(compared, group),
         )
         for group in groups
@@ -110,7 +110,7 @@ def _chosen(samples: Samples, limit: int) -> Samples:
     count = min(limit, len(samples)) // group * group or min(group, len(samples))
     if count < max(LEAST_SAMPLES, group):
         raise DataError(
-            f"{len(samples)} of the samples are held back, and settings need "
+            f"{len(samples)} of the samples are held out, and settings need "
             f"{max(LEAST_SAMPLES, group)} to be tried on; give more samples"
         )
     return samples.take(count)
@@ -146,7 +146,7 @@ class LayerTrial:
         self.candidates.forget()
         self.suffix.close()
 
-    def run(self, setting: Setting, batches: Sequence[Arrays], judge: Judge) -> list[Floats]:
+    def run(self, setting: Setting, batches: Sequence[Arrays], judge: EffectMeter) -> list[Floats]:
         """What each of some batches contributes under one setting."""
         parameters = self.candidates.parameters(setting)
         return [judge.sums(batch, self.suffix.run(parameters, batch)) for batch in batches]
@@ -176,7 +176,7 @@ class Sweep:
         self._tensors = list(dict.fromkeys([*self._compared, *cuts]))
         self._session = SessionPool(expose(teacher, self._tensors), workers=1)
         self._budget = min(psutil.virtual_memory().available // FREE_SHARE, MOST_BYTES)
-        self._judge: Judge | None = None
+        self._judge: EffectMeter | None = None
 
     def table(self, progress: Progress, workers: int) -> SweepTable:
         """Try everything; the rows are in graph order."""
@@ -259,14 +259,14 @@ class Sweep:
     ) -> list[tuple[LayerTrial, Setting, Future[list[Floats]]]]:
         if self._judge is None:
             count = min(self._batch_size, len(self._samples))
-            self._judge = Judge(self._compared, chunk[0], count)
+            self._judge = EffectMeter(self._compared, chunk[0], count)
         return [
             (trial, setting, executor.submit(trial.run, setting, chunk, self._judge))
             for trial in group
             for setting in trial.candidates.settings
         ]
 
-    def _row(self, trial: LayerTrial, judge: Judge) -> Row:
+    def _row(self, trial: LayerTrial, judge: EffectMeter) -> Row:
         candidates = trial.candidates
         count = len(self._samples)
         effects = {

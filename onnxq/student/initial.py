@@ -13,12 +13,12 @@ from onnxq.numerics.clip_mse import weight_threshold
 from onnxq.numerics.codebook import Codebook, fit_codebook, share_biases
 from onnxq.numerics.qparams import FloatArray
 from onnxq.plan.spec import Plan, TensorSpec
-from onnxq.student.qparams import SMALLEST_WIDTH, Quantizers, Range, model_factors, model_weights
+from onnxq.student.qparams import SMALLEST_WIDTH, QParams, Range, model_factors, model_weights
 
 
-def initial_quantizers(
+def initial_qparams(
     model: ir.Model, plan: Plan, statistics: Mapping[str, TensorStatistics], method: str
-) -> Quantizers:
+) -> QParams:
     """Ranges by each tensor's clip method, thresholds by the recipe's, weights as they are.
 
     Args:
@@ -36,20 +36,20 @@ def initial_quantizers(
     ranges = {name: tensor_range(s, statistics[name]) for name, s in plan.tensors.items()}
     codebooks = fit_codebooks(plan, weights)
     factors = model_factors(model, plan)
-    return Quantizers(ranges, thresholds, weights, biases, codebooks=codebooks, factors=factors)
+    return QParams(ranges, thresholds, weights, biases, codebooks=codebooks, factors=factors)
 
 
-def with_shared_biases(quantizers: Quantizers, plan: Plan, count: int) -> Quantizers:
+def with_shared_biases(qparams: QParams, plan: Plan, count: int) -> QParams:
     """The numbers with the biases of each quantized layer replaced by their K centroids.
 
     Args:
-        quantizers: the numbers.
+        qparams: the numbers.
         plan: the plan.
         count: K.
     """
-    biases = quantizers.biases
+    biases = qparams.biases
     shared = {name: share_biases(biases[name], count) for name in plan.layers if name in biases}
-    return quantizers.with_biases(shared)
+    return qparams.with_biases(shared)
 
 
 def fit_codebooks(plan: Plan, weights: Mapping[str, FloatArray]) -> dict[str, Codebook]:

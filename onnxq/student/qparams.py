@@ -39,7 +39,7 @@ SMALLEST_WIDTH = 1e-8
 
 
 @dataclass(frozen=True)
-class Quantizers:
+class QParams:
     """Everything that turns a plan into numbers.
 
     Attributes:
@@ -63,31 +63,31 @@ class Quantizers:
     codebooks: dict[str, Codebook] = field(default_factory=dict)
     factors: dict[str, FloatArray] = field(default_factory=dict)
 
-    def with_ranges(self, ranges: Mapping[str, Range]) -> Quantizers:
+    def with_ranges(self, ranges: Mapping[str, Range]) -> QParams:
         """A copy with other ranges for some tensors."""
         return replace(self, ranges={**self.ranges, **ranges})
 
-    def with_thresholds(self, thresholds: Mapping[str, FloatArray]) -> Quantizers:
+    def with_thresholds(self, thresholds: Mapping[str, FloatArray]) -> QParams:
         """A copy with other thresholds for some weights."""
         return replace(self, thresholds={**self.thresholds, **thresholds})
 
-    def with_codebooks(self, codebooks: Mapping[str, Codebook]) -> Quantizers:
+    def with_codebooks(self, codebooks: Mapping[str, Codebook]) -> QParams:
         """A copy with other codebooks for some weights."""
         return replace(self, codebooks={**self.codebooks, **codebooks})
 
-    def with_weights(self, weights: Mapping[str, FloatArray]) -> Quantizers:
+    def with_weights(self, weights: Mapping[str, FloatArray]) -> QParams:
         """A copy with other float weights for some weights."""
         return replace(self, weights={**self.weights, **weights})
 
-    def with_biases(self, biases: Mapping[str, FloatArray]) -> Quantizers:
+    def with_biases(self, biases: Mapping[str, FloatArray]) -> QParams:
         """A copy with other biases for some layers."""
         return replace(self, biases={**self.biases, **biases})
 
-    def with_means(self, means: Mapping[str, np.ndarray]) -> Quantizers:
+    def with_means(self, means: Mapping[str, np.ndarray]) -> QParams:
         """A copy whose biases are corrected with these mean inputs."""
         return replace(self, means=dict(means))
 
-    def with_corrections_kept(self, plan: Plan, sources: Mapping[str, str]) -> Quantizers:
+    def with_corrections_kept(self, plan: Plan, sources: Mapping[str, str]) -> QParams:
         """A copy whose biases hold their correction: weights may now move without it."""
         scales = weight_scales(plan, self, sources)
         biases = {
@@ -97,7 +97,7 @@ class Quantizers:
         }
         return replace(self.with_biases(biases), means={})
 
-    def with_weights_on_codes(self, plan: Plan, sources: Mapping[str, str]) -> Quantizers:
+    def with_weights_on_grid(self, plan: Plan, sources: Mapping[str, str]) -> QParams:
         """A copy whose weights are what their codes stand for: the same codes, and no error."""
         scales = weight_scales(plan, self, sources)
         coded = [spec for spec in plan.layers.values() if spec.codebook is None]
@@ -186,13 +186,13 @@ def tensor_qparams(spec: TensorSpec, bounds: Range) -> tuple[np.float32, int]:
     return scale, 2 ** (spec.num_bits - 1)
 
 
-def input_scale(plan: Plan, quantizers: Quantizers, source: str) -> np.float32:
+def input_scale(plan: Plan, qparams: QParams, source: str) -> np.float32:
     """The scale of the codes that an integer layer reads; `source` names their tensor."""
-    return tensor_qparams(plan.tensors[source], quantizers.ranges[source])[0]
+    return tensor_qparams(plan.tensors[source], qparams.ranges[source])[0]
 
 
 def weight_scales(
-    plan: Plan, quantizers: Quantizers, sources: Mapping[str, str]
+    plan: Plan, qparams: QParams, sources: Mapping[str, str]
 ) -> dict[str, FloatArray]:
     """The scale of each weight: T / (2^(n-1) - 1), raised where a bias would leave int32.
 
@@ -200,23 +200,23 @@ def weight_scales(
 
     Args:
         plan: the plan.
-        quantizers: the numbers.
+        qparams: the numbers.
         sources: by layer name, the tensor whose codes the layer reads.
     """
     scales: dict[str, FloatArray] = {}
     for spec in plan.layers.values():
-        scale = _start_scale(spec, quantizers)
-        bias = quantizers.biases.get(spec.name)
+        scale = _start_scale(spec, qparams)
+        bias = qparams.biases.get(spec.name)
         if bias is not None and spec.compute == "integer":
-            least = smallest_weight_scale(bias, input_scale(plan, quantizers, sources[spec.name]))
-            factor = np.abs(quantizers.factors.get(spec.name, np.ones((), np.float32)))
+            least = smallest_weight_scale(bias, input_scale(plan, qparams, sources[spec.name]))
+            factor = np.abs(qparams.factors.get(spec.name, np.ones((), np.float32)))
             least = np.asarray(least / factor, np.float32)
             scale = np.maximum(scale, least.reshape(-1) if spec.axis is not None else least.max())
         scales[spec.weight] = np.maximum(scales.get(spec.weight, scale), scale)
     return scales
 
 
-def layer_scale(spec: LayerSpec, quantizers: Quantizers, scale: FloatArray) -> FloatArray:
+def layer_scale(spec: LayerSpec, qparams: QParams, scale: FloatArray) -> FloatArray:
     """The scale under which a layer reads its weight's integers.
 
     It is that of the weight. Where layers share the weight it is multiplied by the layer's own
@@ -224,40 +224,40 @@ def layer_scale(spec: LayerSpec, quantizers: Quantizers, scale: FloatArray) -> F
 
     Args:
         spec: the layer.
-        quantizers: the numbers.
+        qparams: the numbers.
         scale: of the weight, (channels,) or ().
     """
-    factor = quantizers.factors.get(spec.name)
+    factor = qparams.factors.get(spec.name)
     return scale if factor is None else np.asarray(scale * factor, np.float32)
 
 
-def _start_scale(spec: LayerSpec, quantizers: Quantizers) -> FloatArray:
+def _start_scale(spec: LayerSpec, qparams: QParams) -> FloatArray:
     if spec.codebook is not None:
-        return quantizers.codebooks[spec.weight].scale
-    return weight_scale(quantizers.thresholds[spec.weight], spec.num_bits)
+        return qparams.codebooks[spec.weight].scale
+    return weight_scale(qparams.thresholds[spec.weight], spec.num_bits)
 
 
-def fake_weight(spec: LayerSpec, quantizers: Quantizers, scale: FloatArray) -> FloatArray:
+def fake_weight(spec: LayerSpec, qparams: QParams, scale: FloatArray) -> FloatArray:
     """The weight as the layer reads it: quantized and back, or looked up."""
     if spec.codebook is not None:
-        return look_up(quantizers.codebooks[spec.weight], scale, spec.axis)
-    return fake_quant_weight(quantizers.weights[spec.weight], scale, spec.num_bits, spec.axis)
+        return look_up(qparams.codebooks[spec.weight], scale, spec.axis)
+    return fake_quant_weight(qparams.weights[spec.weight], scale, spec.num_bits, spec.axis)
 
 
-def on_grid(spec: LayerSpec, quantizers: Quantizers) -> bool:
+def on_grid(spec: LayerSpec, qparams: QParams) -> bool:
     """Whether a layer's weights are those that their codes stand for, as after rounding.
 
     Their threshold has no straight-through gradient then, and moving it alone would undo the
     rounding.
     """
-    weight = quantizers.weights[spec.weight]
-    scale = weight_scale(quantizers.thresholds[spec.weight], spec.num_bits)
+    weight = qparams.weights[spec.weight]
+    scale = weight_scale(qparams.thresholds[spec.weight], spec.num_bits)
     return np.array_equal(fake_quant_weight(weight, scale, spec.num_bits, spec.axis), weight)
 
 
 def student_feeds(
     plan: Plan,
-    quantizers: Quantizers,
+    qparams: QParams,
     sources: Mapping[str, str],
     wanted: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -267,40 +267,40 @@ def student_feeds(
 
     Args:
         plan: the plan.
-        quantizers: the numbers.
+        qparams: the numbers.
         sources: by layer name, the tensor whose codes the layer reads.
         wanted: names of the inputs to compute; None means all.
     """
-    feeds = _limit_feeds(plan, quantizers)
-    scales = weight_scales(plan, quantizers, sources)
+    feeds = _limit_feeds(plan, qparams)
+    scales = weight_scales(plan, qparams, sources)
     for spec in plan.layers.values():
         names = {spec.weight, bias_name(spec)} if needs_bias(spec) else {spec.weight}
         if wanted is not None and names.isdisjoint(wanted):
             continue
         if spec.weight not in feeds:
-            feeds[spec.weight] = fake_weight(spec, quantizers, scales[spec.weight])
+            feeds[spec.weight] = fake_weight(spec, qparams, scales[spec.weight])
         if needs_bias(spec):
-            bias = corrected_bias(spec, quantizers, feeds[spec.weight])
+            bias = corrected_bias(spec, qparams, feeds[spec.weight])
             if spec.compute == "integer":
-                source = input_scale(plan, quantizers, sources[spec.name])
-                scale = layer_scale(spec, quantizers, scales[spec.weight])
+                source = input_scale(plan, qparams, sources[spec.name])
+                scale = layer_scale(spec, qparams, scales[spec.weight])
                 bias = fake_quant_bias(bias, bias_scale(source, scale))
             feeds[bias_name(spec)] = bias
-    feeds |= float_feeds(plan, quantizers)
+    feeds |= float_feeds(plan, qparams)
     return feeds if wanted is None else {k: v for k, v in feeds.items() if k in wanted}
 
 
-def float_feeds(plan: Plan, quantizers: Quantizers) -> dict[str, np.ndarray]:
+def float_feeds(plan: Plan, qparams: QParams) -> dict[str, np.ndarray]:
     """Weights and biases of the retrained float layers."""
     specs = plan.float_layers.values()
-    weights = {spec.weight: quantizers.weights[spec.weight] for spec in specs}
-    return weights | {bias_name(s): quantizers.biases[s.name] for s in specs if needs_bias(s)}
+    weights = {spec.weight: qparams.weights[spec.weight] for spec in specs}
+    return weights | {bias_name(s): qparams.biases[s.name] for s in specs if needs_bias(s)}
 
 
-def _limit_feeds(plan: Plan, quantizers: Quantizers) -> dict[str, np.ndarray]:
+def _limit_feeds(plan: Plan, qparams: QParams) -> dict[str, np.ndarray]:
     feeds: dict[str, np.ndarray] = {}
     for tensor in plan.tensors.values():
-        values = limits(tensor, quantizers.ranges[tensor.name])
+        values = limits(tensor, qparams.ranges[tensor.name])
         feeds |= {n: np.asarray(v) for n, v in zip(limit_names(tensor), values, strict=True)}
     return feeds
 
@@ -323,15 +323,15 @@ def moving_inputs(
     return frozenset(moving)
 
 
-def corrected_bias(spec: LayerSpec, quantizers: Quantizers, fake: FloatArray) -> FloatArray:
+def corrected_bias(spec: LayerSpec, qparams: QParams, fake: FloatArray) -> FloatArray:
     """The bias to write: b - e E[x], e = fake - weight, where the layer's mean is known."""
-    bias = quantizers.biases[spec.name]
-    mean = quantizers.means.get(spec.name)
+    bias = qparams.biases[spec.name]
+    mean = qparams.means.get(spec.name)
     if mean is None:
         return bias
-    weight = quantizers.weights[spec.weight]
+    weight = qparams.weights[spec.weight]
     shift = weight_error_shift(weight, fake, mean, spec.op_type, spec.channel_axis)
-    shift = shift * quantizers.factors.get(spec.name, np.float32(1))
+    shift = shift * qparams.factors.get(spec.name, np.float32(1))
     return bias - shift.reshape(bias.shape)
 
 

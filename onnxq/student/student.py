@@ -17,7 +17,7 @@ from onnxq.graph.fake_quant import DOMAIN, call, function
 from onnxq.plan.regions import root
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.student.qparams import (
-    Quantizers,
+    QParams,
     bias_name,
     limit_names,
     needs_bias,
@@ -161,14 +161,14 @@ def _add_functions(model: ir.Model, plan: Plan) -> None:
         model.graph.opset_imports[DOMAIN] = 1
 
 
-def bake(student: Student, quantizers: Quantizers) -> ir.Model:
+def bake(student: Student, qparams: QParams) -> ir.Model:
     """A copy of the student with its numbers as constants: the teacher's inputs and no more."""
-    feeds = student_feeds(student.plan, quantizers, student.sources)
+    feeds = student_feeds(student.plan, qparams, student.sources)
     return with_constants(student.model, feeds)
 
 
 def bake_between(
-    student: Student, quantizers: Quantizers, inputs: Collection[str], outputs: Sequence[str]
+    student: Student, qparams: QParams, inputs: Collection[str], outputs: Sequence[str]
 ) -> ir.Model:
     """The part of a baked student from some of its tensors to some others.
 
@@ -176,13 +176,13 @@ def bake_between(
 
     Args:
         student: the student.
-        quantizers: its numbers.
+        qparams: its numbers.
         inputs: names of tensors that become inputs, or are.
         outputs: names of the tensors wanted; none of them among the inputs.
     """
     part = between(student.model, inputs, outputs)
     read = {str(value.name) for value in part.graph.inputs}
-    fix_inputs(part.graph, student_feeds(student.plan, quantizers, student.sources, read))
+    fix_inputs(part.graph, student_feeds(student.plan, qparams, student.sources, read))
     return part
 
 

@@ -15,12 +15,12 @@ import onnx_ir as ir
 from onnxq.errors import ModelError
 from onnxq.graph.facts import constant, has_subgraph
 from onnxq.runtime.session import Arrays, Feeds
+from onnxq.synthesise.distilled import LossHistory, history_of, loss_text
 from onnxq.synthesise.float_student import PREFIX, between
 from onnxq.synthesise.generated import GeneratorDescent, draw
 from onnxq.synthesise.generating import METADATA_KEY
 from onnxq.synthesise.generator import read_back, stand_alone
-from onnxq.synthesise.made import Synthesis
-from onnxq.synthesise.making import LossHistory, history_of, loss_text
+from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.parts import Parts
 from onnxq.synthesise.subject import TOGETHER, Subject, Task
 from onnxq.train.batch_size import fix_sizes

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from onnxq.errors import ModelError
 from onnxq.progress import Progress
 from onnxq.runtime.rows import Rows
+from onnxq.synthesise.distilled import LossHistory, history_of, loss_text
 from onnxq.synthesise.generated import GeneratorTraining, draw
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, size_generator, stand_alone
-from onnxq.synthesise.made import MadeImages, Synthesis
-from onnxq.synthesise.making import LossHistory, history_of, loss_text
+from onnxq.synthesise.images import Synthesis, SyntheticImages
 from onnxq.synthesise.subject import TIMED_STEPS, TOGETHER, Subject, Task, batch_size
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.version import VERSION
@@ -72,7 +72,7 @@ class Generating:
         self._checkpoint, self._resume = part, resume
         self._size = space.batch or batch_size(subject.model)
         self._rows = Rows(folder, task.count, False, "the made images")
-        self.source = MadeImages(self._rows, space.batch)
+        self.source = SyntheticImages(self._rows, space.batch)
         self.synthesis = Synthesis("generator", generator=generator)
 
     def run(self) -> None:

@@ -12,9 +12,9 @@ from onnxq.data.samples import Samples
 from onnxq.progress import Progress
 from onnxq.runtime.session import Arrays, SessionPool, expose
 from onnxq.synthesise.adversarial import check_adversarial
+from onnxq.synthesise.distilled import DistilledSynthesis
 from onnxq.synthesise.generating import Generating
-from onnxq.synthesise.made import Synthesis, collapse_note
-from onnxq.synthesise.making import Making
+from onnxq.synthesise.images import Synthesis, collapse_note
 from onnxq.synthesise.subject import BATCH, Subject, Task, find_subject
 from onnxq.train.checkpoint import Checkpoint
 
@@ -49,11 +49,11 @@ def synthesise(
         OutputError: there is no room in the folder.
     """
     subject = find_subject(unfolded, preprocess)
-    making: Making | Generating
+    making: DistilledSynthesis | Generating
     if generator is not None or task.method == "generator":
         making = Generating(subject, task, folder, progress, checkpoint, resume, generator)
     else:
-        making = Making(subject, task, folder, progress, checkpoint, resume)
+        making = DistilledSynthesis(subject, task, folder, progress, checkpoint, resume)
     if task.adversarial:
         check_adversarial(subject, generator)
     making.run()

@@ -16,7 +16,7 @@ from onnxq.data.preprocess import Preprocess
 from onnxq.errors import RecipeError
 from onnxq.options.table import Augment
 from onnxq.runtime.session import Arrays
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 from onnxq.train.teacher import TeacherOutputs
 
 
@@ -34,11 +34,11 @@ class Changes(Protocol):
             epoch: which pass over the samples it is.
         """
 
-    def begin(self, quantizers: Quantizers, late: Callable[[], bool]) -> None:
+    def begin(self, qparams: QParams, late: Callable[[], bool]) -> None:
         """An epoch begins.
 
         Args:
-            quantizers: the student's numbers now.
+            qparams: the student's numbers now.
             late: whether the time is up.
         """
         return None

@@ -151,7 +151,7 @@ class State:
         rate: factor of the learning rate.
         since: the epoch that the schedule counts from.
         loss: running mean over the last steps.
-        history: the held-back score after each epoch.
+        history: the held-out score after each epoch.
         curve: seconds, score and agreement at the end of each epoch, see `Learned`.
     """
 

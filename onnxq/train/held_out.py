@@ -12,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.runtime.session import SessionPool
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 from onnxq.train.loss import AGREES, LOSS
 from onnxq.train.objective import Objective
 from onnxq.train.teacher import MICRO_BATCH, Targeted
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Score:
     """How near some numbers are to the teacher.
 
     Attributes:
@@ -31,12 +31,12 @@ class Judgement:
     agreement: float | None = None
 
 
-class HeldBack:
+class HeldOut:
     """Scores the numbers of a student against the teacher on samples nothing is learned on.
 
     Args:
         student: the student with its loss attached.
-        outputs: the teacher's outputs on the held-back samples.
+        outputs: the teacher's outputs on the held-out samples.
         objective: whose loss it is.
     """
 
@@ -62,7 +62,7 @@ class HeldBack:
         parameters: Mapping[str, np.ndarray],
         positions: np.ndarray | None = None,
         batch_size: int = MICRO_BATCH,
-    ) -> Judgement:
+    ) -> Score:
         """The score and the agreement, on some positions or on all."""
         if positions is None:
             positions = np.arange(self._outputs.positions)
@@ -75,22 +75,22 @@ class HeldBack:
             agrees += float(found.get(AGREES, 0.0))
         decides = AGREES in self._pool.outputs
         agreement = 100 * agrees / max(count, 1) if decides else None
-        return Judgement(self._objective.score(loss, count), agreement)
+        return Score(self._objective.score(loss, count), agreement)
 
 
 Point = tuple[float, float, float]
-"""Seconds of learning, the held-back score and the percentage of equal decisions, or NaN."""
+"""Seconds of learning, the held-out score and the percentage of equal decisions, or NaN."""
 
 
 @dataclass
-class Course:
+class TrainingHistory:
     """How a run of training went.
 
     Attributes:
-        start_score: the objective's held-back score before.
-        score: the held-back score of what was kept.
+        start_score: the objective's held-out score before.
+        score: the held-out score of what was kept.
         epoch: the epoch that gave it; 0 means that the start was kept.
-        history: the held-back score after each epoch.
+        history: the held-out score after each epoch.
         unit: what the scores are.
         seconds: time spent in epochs.
         images: samples seen in training steps.
@@ -115,14 +115,14 @@ class Course:
 
 
 @dataclass
-class Learned(Course):
+class Learned(TrainingHistory):
     """What came out of learning.
 
     Attributes:
-        quantizers: the best numbers found, by the held-back score.
+        qparams: the best numbers found, by the held-out score.
     """
 
-    quantizers: Quantizers = field(kw_only=True)
+    qparams: QParams = field(kw_only=True)
 
     def after(self, first: Learned) -> Learned:
         """What came out of two methods, one after the other; epochs are counted through.

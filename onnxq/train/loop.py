@@ -1,4 +1,4 @@
-"""The loop over batches that trains values of any kind, judged on the held-back samples."""
+"""The loop over batches that trains values of any kind, judged on the held-out samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxq.runtime.session import Arrays, ScaleError
 from onnxq.train.augment import Changes
 from onnxq.train.budget import LONG, Budget, Values
 from onnxq.train.checkpoint import Checkpoint, State
-from onnxq.train.held_out import Course, Judgement
+from onnxq.train.held_out import Score, TrainingHistory
 from onnxq.train.objective import Objective
 from onnxq.train.optimizer import CosineRestarts, flattened, nested
 from onnxq.train.teacher import Targeted
@@ -37,10 +37,10 @@ SLOWER = 0.25
 """Factor of the rate after that."""
 
 
-CourseT = TypeVar("CourseT", bound=Course)
+HistoryT = TypeVar("HistoryT", bound=TrainingHistory)
 
 
-class Loop(ABC, Generic[CourseT]):
+class Loop(ABC, Generic[HistoryT]):
     """One run of training; what the values stand for, and how good it is, is the subclass's.
 
     Args:
@@ -49,8 +49,8 @@ class Loop(ABC, Generic[CourseT]):
         objective: whose loss it is.
         trained: the values, which are where they start.
         budget: how long and how fast.
-        judged: the start, judged.
-        course: takes what comes out.
+        scored: the start, judged.
+        history: takes what comes out.
         checkpoint: where to keep the state; None keeps none.
         changes: what becomes of the training samples in each epoch; None leaves them.
         whole_shards: leave out what fills no shard at the end of an epoch.
@@ -63,8 +63,8 @@ class Loop(ABC, Generic[CourseT]):
         objective: Objective,
         trained: Values,
         budget: Budget,
-        judged: Judgement,
-        course: CourseT,
+        scored: Score,
+        history: HistoryT,
         checkpoint: Checkpoint | None = None,
         changes: Changes | None = None,
         *,
@@ -72,7 +72,7 @@ class Loop(ABC, Generic[CourseT]):
     ) -> None:
         self._engine, self._train, self._changes = engine, train, changes
         self._objective, self._budget, self._checkpoint = objective, budget, checkpoint
-        self._trained, self._judged, self._result = trained, judged, course
+        self._trained, self._judged, self._result = trained, scored, history
         self._optimizer = budget.make_optimizer(trained)
         # A position of a model of fixed batch is a whole feed, which nothing is stacked with.
         shard = budget.shard_size if train.batch is None else 1
@@ -103,15 +103,15 @@ class Loop(ABC, Generic[CourseT]):
         """Take down what the values stand for, to be judged and kept."""
 
     @abstractmethod
-    def _judge_taken(self) -> Judgement:
-        """How good that is on the held-back samples."""
+    def _judge_taken(self) -> Score:
+        """How good that is on the held-out samples."""
 
     @abstractmethod
     def _keep(self) -> None:
         """That is the best so far."""
 
-    def run(self, progress: Progress, resume: bool = False) -> CourseT:
-        """Train until the epochs or the clock run out; the best held-back score is kept."""
+    def run(self, progress: Progress, resume: bool = False) -> HistoryT:
+        """Train until the epochs or the clock run out; the best held-out score is kept."""
         self._began = self._saved = time.monotonic()
         if resume:
             self._load()
@@ -215,7 +215,7 @@ class Loop(ABC, Generic[CourseT]):
             self._judged = self._judge_taken()
         except ScaleError:
             # No file could run with these numbers.
-            self._judged = Judgement(math.inf)
+            self._judged = Score(math.inf)
         state.history.append(self._judged.score)
         agreement = math.nan if self._judged.agreement is None else self._judged.agreement
         seconds = self._before + time.monotonic() - self._began
@@ -248,13 +248,13 @@ class Loop(ABC, Generic[CourseT]):
             state.epochs = min(state.epochs, possible)
 
     def _text(self) -> str:
-        result, judged, state = self._result, self._judged, self._state
+        result, scored, state = self._result, self._judged, self._state
         seconds = max(time.monotonic() - self._began, 1e-3)
-        agreement = "" if judged.agreement is None else f", agreement {judged.agreement:.1f} %"
+        agreement = "" if scored.agreement is None else f", agreement {scored.agreement:.1f} %"
         changes = "" if self._changes is None else self._changes.text()
         error = "" if math.isnan(state.loss) else f"{state.loss:.4f}, "
         return (
-            f"{result.unit} {error}held back {result.score:.4f} (start "
+            f"{result.unit} {error}held out {result.score:.4f} (start "
             f"{result.start_score:.4f}){agreement}, {result.images / seconds:.0f} samples/s"
             + (changes and f"; {changes}")
         )

@@ -59,7 +59,7 @@ def measure_latency(
         most_seconds: no round begins after this time, once 5 are done.
 
     Returns:
-        One figure for each model, in order.
+        One metric for each model, in order.
     """
     all_feeds = [feeds] * len(models) if isinstance(feeds, Mapping) else list(feeds)
     sessions = [open_session(model, threads=threads, prepack=True) for model in models]
@@ -87,7 +87,7 @@ def _latency(seconds: Sequence[float]) -> Latency:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One file's figures.
+    """One file's metrics.
 
     Attributes:
         path: the file.
@@ -102,7 +102,7 @@ class Benchmark:
     ratio: float
 
     def to_fields(self) -> dict[str, Any]:
-        """The figures by name, as JSON takes them."""
+        """The metrics by name, as JSON takes them."""
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 

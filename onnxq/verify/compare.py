@@ -22,7 +22,7 @@ from onnxq.plan import make_plan
 from onnxq.progress import Progress, Silent
 from onnxq.verify.kernels import INTEGER_KERNELS
 from onnxq.verify.layer_noise import LayerNoise, PairedLayer, pair_layers
-from onnxq.verify.metrics import METADATA_KEY, Figures
+from onnxq.verify.metrics import METADATA_KEY, Metrics
 from onnxq.verify.opened import OpenedModel, common_inputs, open_model
 
 CHECK_SAMPLES = 2
@@ -59,9 +59,9 @@ class LayerComparison:
 
     Attributes:
         samples: number of samples.
-        layers: the layers, worst output first, those without a figure last.
+        layers: the layers, worst output first, those without a metric last.
         outputs: signal to noise of each float output of the model, decibels.
-        equalized: whether the file's channels were rescaled, which is undone in the figures.
+        equalized: whether the file's channels were rescaled, which is undone in the metrics.
         skipped: files that could not be read.
     """
 
@@ -129,13 +129,13 @@ def _check_compressed(opened: OpenedModel) -> None:
 def _compare(
     teacher: ir.Model, opened: OpenedModel, samples: Samples, progress: Progress
 ) -> LayerComparison:
-    figures = _figures(opened)
-    equalized = figures.equalization not in ("", "none")
+    metrics = _metrics(opened)
+    equalized = metrics.equalization not in ("", "none")
     layers, outputs = pair_layers(teacher, opened, equalized), _common_outputs(teacher, opened)
     noise = LayerNoise(teacher, opened.computed, layers, outputs)
     noise.measure(samples, progress)
     bits = _weight_bits(teacher, opened)
-    rows = [_row(layer, noise.sqnr_db(layer.tensor), figures, bits) for layer in layers]
+    rows = [_row(layer, noise.sqnr_db(layer.tensor), metrics, bits) for layer in layers]
     found = {name: noise.sqnr_db(name) for name in outputs}
     return LayerComparison(
         samples=len(samples),
@@ -147,12 +147,12 @@ def _compare(
 
 
 def _row(
-    layer: PairedLayer, sqnr_db: float | None, figures: Figures, bits: dict[str, int]
+    layer: PairedLayer, sqnr_db: float | None, metrics: Metrics, bits: dict[str, int]
 ) -> LayerDifference:
     compute: Compute = "weight-only"
     if layer.is_float:
         compute = "float"
-    elif figures.kernels.get(layer.name) in INTEGER_KERNELS:
+    elif metrics.kernels.get(layer.name) in INTEGER_KERNELS:
         compute = "integer"
     return LayerDifference(
         name=layer.name,
@@ -176,9 +176,9 @@ def _common_outputs(teacher: ir.Model, opened: OpenedModel) -> list[str]:
     return names
 
 
-def _figures(opened: OpenedModel) -> Figures:
+def _metrics(opened: OpenedModel) -> Metrics:
     text = opened.metadata.get(METADATA_KEY)
-    return Figures(0, 0) if text is None else Figures.from_json(text)
+    return Metrics(0, 0) if text is None else Metrics.from_json(text)
 
 
 def _weight_bits(teacher: ir.Model, opened: OpenedModel) -> dict[str, int]:

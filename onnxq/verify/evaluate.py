@@ -30,7 +30,7 @@ from onnxq.verify.outputs import (
     paired_outputs,
     probability_outputs,
 )
-from onnxq.verify.ranks import Ranks, paired_figures
+from onnxq.verify.ranks import Ranks, paired_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +162,8 @@ class _Run:
         for found in pool.map(self._samples.batches(self._size(pool))):
             ranks.add(found)
             self._tell(ranks.done)
-        figures: dict[str, Any] = dict(ranks.figures())
-        return Evaluation(samples=ranks.done, skipped=self._samples.skipped, **figures)
+        metrics: dict[str, Any] = dict(ranks.metrics())
+        return Evaluation(samples=ranks.done, skipped=self._samples.skipped, **metrics)
 
     def beside(self, opened: OpenedModel, other: OpenedModel) -> Evaluation:
         """The difference to a reference, and the ranks of both where there are labels."""
@@ -179,8 +179,8 @@ class _Run:
                 both[1].add(found)
             done = min(done + size, len(self._samples))
             self._tell(done)
-        figures = {} if both is None else dict(paired_figures(*both))
-        return _evaluation(comparer.comparison(done), figures, self._samples.skipped)
+        metrics = {} if both is None else dict(paired_metrics(*both))
+        return _evaluation(comparer.comparison(done), metrics, self._samples.skipped)
 
     def _size(self, *pools: SessionPool) -> int:
         """Samples in a run: one where a model declares a batch that it does not take."""
@@ -214,7 +214,7 @@ def _check_outputs(
         )
 
 
-def _evaluation(comparison: Comparison, figures: dict[str, Any], skipped: list[str]) -> Evaluation:
+def _evaluation(comparison: Comparison, metrics: dict[str, Any], skipped: list[str]) -> Evaluation:
     agreement = comparison.agreement
     return Evaluation(
         samples=comparison.samples,
@@ -223,5 +223,5 @@ def _evaluation(comparison: Comparison, figures: dict[str, Any], skipped: list[s
         estimated_drop=comparison.estimated_drop,
         sqnr_db=comparison.sqnr_db,
         skipped=skipped,
-        **figures,
+        **metrics,
     )

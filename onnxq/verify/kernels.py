@@ -38,7 +38,7 @@ _MOVING = (
     "Reshape Flatten Transpose Slice Pad Squeeze Unsqueeze Gather Split Expand Tile Identity "
     "Cast Shape ReorderInput ReorderOutput"
 )
-_MOVES = frozenset(_MOVING.split())
+_DATA_MOVEMENT = frozenset(_MOVING.split())
 """Operators that compute nothing: not worth a report where they stay float."""
 
 
@@ -134,7 +134,7 @@ def _gives_float(node: ir.Node) -> bool:
 def _computes_in_float(node: ir.Node) -> bool:
     if node.op_type == "Clip" and _is_code(node.inputs[1] if len(node.inputs) > 1 else None):
         return False
-    return node.op_type not in _CONVERTS | _MOVES | INTEGER_KERNELS
+    return node.op_type not in _CONVERTS | _DATA_MOVEMENT | INTEGER_KERNELS
 
 
 def _is_code(bound: ir.Value | None) -> bool:

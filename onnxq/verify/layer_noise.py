@@ -177,7 +177,7 @@ class LayerNoise:
         progress.finish()
 
     def sqnr_db(self, tensor: str | None) -> float | None:
-        """The figure of a tensor; None where there is none that compares."""
+        """The metric of a tensor; None where there is none that compares."""
         noise = self._noises.get(tensor or "")
         return None if noise is None else noise.sqnr_db()
 

@@ -46,7 +46,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 METADATA_KEY = "onnxq.figures"
-"""The key of a model's metadata under which the figures are kept as JSON."""
+"""The key of a model's metadata under which the metrics are kept as JSON."""
 
 OUTSIDE_FIELDS = (
     "search",
@@ -59,17 +59,17 @@ OUTSIDE_FIELDS = (
     "latency_after_ms",
     "latency_after_spread_ms",
 )
-"""Figures of one machine or of other tools, and long ones: never written into a model file."""
+"""Metrics of one machine or of other tools, and long ones: never written into a model file."""
 
-LEAST_FIGURES = ("equalization",)
-"""Figures without which a file can't be compared with its original, beside the sizes."""
+LEAST_METRICS = ("equalization",)
+"""Metrics without which a file can't be compared with its original, beside the sizes."""
 
-SHORT_FIGURES = (*LEAST_FIGURES, "agreement", "sqnr_db", "samples", "held_back", "verdict")
+SHORT_METRICS = (*LEAST_METRICS, "agreement", "sqnr_db", "samples", "held_back", "verdict")
 """Those that the file of a small model holds, for which all of them would be too long."""
 
 
 @dataclass
-class Figures:
+class Metrics:
     """What came out of a run; None or empty where it was not measured or has no meaning.
 
     Attributes:
@@ -99,10 +99,10 @@ class Figures:
         saturating: names of the integer layers whose 16-bit sums may overflow on x86 processors
             without VNNI.
         float_nodes: names of nodes that stayed float between integer ones.
-        learning: held-back scores in `unit`, lower is better: `start_score`, `learned_score`,
+        learning: held-out scores in `unit`, lower is better: `start_score`, `learned_score`,
             `scores` by epoch (None: no finite one); `epoch` that was kept, of `epochs_run`;
             `score`, the relative RMSE of the outputs after all else.
-        curve: where learning stood after each epoch: `minutes` since it began, the held-back
+        curve: where learning stood after each epoch: `minutes` since it began, the held-out
             `scores`, and `agreement` in percent; None where there is no finite one.
         search: what a search found: `goal`, `met`, `settings` by layer, `trials`, `frontier`, and
             the `sweep` behind them.
@@ -110,7 +110,7 @@ class Figures:
             kind, and the number of images by class in `classes`.
         equalization: what equalization did, in words.
         bias_correction: whether biases were corrected.
-        bias_centroids: where biases are centroids their `count`, and the held-back errors
+        bias_centroids: where biases are centroids their `count`, and the held-out errors
             `own`, with each channel's own bias, and `shared`, before anything was learned.
         samples: number of samples used.
         held_back: number of them that nothing was learned on.
@@ -166,7 +166,7 @@ class Figures:
         return self.latency_after_ms / self.latency_before_ms
 
     def to_fields(self, *, latency: bool = True) -> dict[str, Any]:
-        """The figures by name; without those of the clock where `latency` is False."""
+        """The metrics by name; without those of the clock where `latency` is False."""
         fields = dataclasses.asdict(self)
         return {k: v for k, v in fields.items() if latency or k not in OUTSIDE_FIELDS}
 
@@ -175,14 +175,14 @@ class Figures:
         return json.dumps(self.to_fields(), sort_keys=True)
 
     def to_metadata(self, wanted: Collection[str] | None = None) -> str:
-        """The same without the figures of the clock: a file's bytes don't depend on the time.
+        """The same without the metrics of the clock: a file's bytes don't depend on the time.
 
         What has its default is left out, and nothing is spaced: a small file holds it too.
 
         Args:
-            wanted: names of the figures to write beside the sizes; None means all.
+            wanted: names of the metrics to write beside the sizes; None means all.
         """
-        defaults = Figures(self.size_before, self.size_after)
+        defaults = Metrics(self.size_before, self.size_after)
         fields = self.to_fields(latency=False)
         sizes = {key: fields[key] for key in ("size_before", "size_after")}
         found = {
@@ -193,14 +193,14 @@ class Figures:
         return json.dumps(sizes | found, sort_keys=True, separators=(",", ":"))
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Figures:
-        """The figures of `to_fields`; names that this version doesn't know are passed over."""
+    def from_fields(cls, fields: Mapping[str, Any]) -> Metrics:
+        """The metrics of `to_fields`; names that this version doesn't know are passed over."""
         known = {each.name for each in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in fields.items() if key in known})
 
     @classmethod
-    def from_json(cls, text: str) -> Figures:
-        """The figures that `to_json` or `to_metadata` wrote.
+    def from_json(cls, text: str) -> Metrics:
+        """The metrics that `to_json` or `to_metadata` wrote.
 
         Raises:
             ModelError: the text is not a JSON table with both sizes.

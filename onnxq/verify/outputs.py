@@ -127,7 +127,7 @@ class Comparer:
                 total.add_labels(y, y_hat)
 
     def comparison(self, samples: int) -> Comparison:
-        """The figures so far."""
+        """The metrics so far."""
         return _comparison(self._sums, samples)
 
 

@@ -56,7 +56,7 @@ class Ranks:
         """Whether each sample's decision is its label: bool `(done,)`."""
         return self._top1[: self.done]
 
-    def figures(self) -> dict[str, float | None]:
+    def metrics(self) -> dict[str, float | None]:
         """`top1`, `top5` in percent, `error` of the first in percentage points."""
         if not self.done:
             return {"top1": None, "top5": None, "error": None}
@@ -68,20 +68,20 @@ class Ranks:
         }
 
 
-def paired_figures(reference: Ranks, candidate: Ranks) -> dict[str, float | None]:
-    """The figures of both and their paired difference.
+def paired_metrics(reference: Ranks, candidate: Ranks) -> dict[str, float | None]:
+    """The metrics of both and their paired difference.
 
     drop = mean d, d_i = right_reference,i - right_candidate,i; its standard error is
     sqrt(var(d) / n), smaller than that of two independent sets.
     """
-    figures = candidate.figures()
-    other = reference.figures()
-    figures |= {"reference_top1": other["top1"], "reference_top5": other["top5"]}
+    metrics = candidate.metrics()
+    other = reference.metrics()
+    metrics |= {"reference_top1": other["top1"], "reference_top5": other["top5"]}
     if candidate.done:
         difference = reference.right.astype(np.float64) - candidate.right
-        figures["drop"] = 100 * float(difference.mean())
-        figures["drop_error"] = 100 * float(difference.std()) / math.sqrt(candidate.done)
-    return figures
+        metrics["drop"] = 100 * float(difference.mean())
+        metrics["drop_error"] = 100 * float(difference.std()) / math.sqrt(candidate.done)
+    return metrics
 
 
 def _scores(outputs: Arrays) -> np.ndarray:

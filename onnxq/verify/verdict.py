@@ -1,4 +1,4 @@
-"""Whether a result is good enough to be written unasked, by its figures on held-out samples."""
+"""Whether a result is good enough to be written unasked, by its metrics on held-out samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import CODE_BITS
-from onnxq.verify.metrics import Figures
+from onnxq.verify.metrics import Metrics
 
 BROKEN_AGREEMENT = 0.5
 """Share of equal decisions below which a classifier is broken."""
@@ -29,41 +29,41 @@ class Verdict:
 
     Attributes:
         broken: whether it is of no use; else it is doubtful.
-        text: the figures and the option that would help, as a clause.
+        text: the metrics and the option that would help, as a clause.
     """
 
     broken: bool
     text: str
 
 
-def judge(figures: Figures, recipe: Recipe) -> Verdict | None:
+def judge(metrics: Metrics, recipe: Recipe) -> Verdict | None:
     """What is wrong with a result; None where nothing is.
 
     A classifier is judged by its decisions, any other model by its worst float output.
 
     Args:
-        figures: of held-out samples.
+        metrics: of held-out samples.
         recipe: the options that led to them.
     """
     remedy = _remedy(recipe)
-    agreement = figures.agreement
+    agreement = metrics.agreement
     if agreement is not None and agreement < BROKEN_AGREEMENT:
         return Verdict(
             True,
-            f"it decides as the original on {agreement:.1%} of {figures.held_back} held-out "
+            f"it decides as the original on {agreement:.1%} of {metrics.held_back} held-out "
             f"samples, under {BROKEN_AGREEMENT:.0%}; {remedy}",
         )
-    if not figures.sqnr_db:
+    if not metrics.sqnr_db:
         return None
-    name, decibels = min(figures.sqnr_db.items(), key=lambda each: each[1])
+    name, decibels = min(metrics.sqnr_db.items(), key=lambda each: each[1])
     limit = BROKEN_LOW_BIT_DB if _has_low_bits(recipe) else BROKEN_DB
-    decides = figures.kl is not None
+    decides = metrics.kl is not None
     if decibels >= DOUBTFUL_DB:
         return None
     broken = not decides and decibels < limit
     return Verdict(
         broken,
-        f"its output '{name}' has an SQNR of {decibels:.1f} dB on {figures.held_back} held-out "
+        f"its output '{name}' has an SQNR of {decibels:.1f} dB on {metrics.held_back} held-out "
         f"samples, under {limit if broken else DOUBTFUL_DB:.0f} dB; {remedy}",
     )
 

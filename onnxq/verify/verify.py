@@ -21,7 +21,7 @@ from onnxq.train.logits import compared_tensors
 from onnxq.verify.benchmark import measure_latency
 from onnxq.verify.exported import shipped_files, stored_array, with_outputs
 from onnxq.verify.kernels import read_kernels
-from onnxq.verify.metrics import Figures
+from onnxq.verify.metrics import Metrics
 from onnxq.verify.outputs import compare_outputs, probability_outputs
 
 IN_FLOAT32 = (
@@ -49,12 +49,12 @@ class Exported:
     plan: Plan
 
 
-def verify(exported: Exported, samples: Samples, batch_size: int, progress: Progress) -> Figures:
-    """The figures of an exported model on samples that nothing was learned on.
+def verify(exported: Exported, samples: Samples, batch_size: int, progress: Progress) -> Metrics:
+    """The metrics of an exported model on samples that nothing was learned on.
 
     Args:
         exported: the models to compare.
-        samples: the held-back slice, in the batches that the original takes.
+        samples: the held-out slice, in the batches that the original takes.
         batch_size: samples in one run; fixed, so that sums don't depend on the machine.
         progress: told where the work stands.
     """
@@ -82,16 +82,16 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
     saturating = _saturating_layers(exported)
     # What follows opens sessions of its own.
     del candidate, student
-    figures = _static_figures(exported, saturating)
-    figures.agreement = against_original.agreement
-    figures.kl = against_original.kl
-    figures.estimated_drop = against_original.estimated_drop
-    figures.estimated_drop_error = against_original.estimated_drop_error
-    figures.sqnr_db = against_original.sqnr_db
-    figures.student_agreement = against_student.agreement
-    _add_latency(figures, exported, samples)
+    metrics = _static_metrics(exported, saturating)
+    metrics.agreement = against_original.agreement
+    metrics.kl = against_original.kl
+    metrics.estimated_drop = against_original.estimated_drop
+    metrics.estimated_drop_error = against_original.estimated_drop_error
+    metrics.sqnr_db = against_original.sqnr_db
+    metrics.student_agreement = against_student.agreement
+    _add_latency(metrics, exported, samples)
     progress.finish()
-    return figures
+    return metrics
 
 
 def _pool(model: ir.Model, tensors: Sequence[str]) -> SessionPool:
@@ -101,10 +101,10 @@ def _pool(model: ir.Model, tensors: Sequence[str]) -> SessionPool:
     return SessionPool(with_outputs(model, tensors), tensors)
 
 
-def _static_figures(exported: Exported, saturating: list[str]) -> Figures:
+def _static_metrics(exported: Exported, saturating: list[str]) -> Metrics:
     plan = exported.plan
     kernels = read_kernels(exported.model, plan)
-    return Figures(
+    return Metrics(
         size_before=file_bytes(exported.original),
         size_after=0,
         shipped_before=shipped_files(model_files(exported.original)),
@@ -142,7 +142,7 @@ def _codes(layer: ir.Node) -> IntArray:
     return codes
 
 
-def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None:
+def _add_latency(metrics: Metrics, exported: Exported, samples: Samples) -> None:
     """Time both files, or note why that can't be done: the result is none the worse for it."""
     feeds = next(samples.batches(1))
     try:
@@ -150,12 +150,12 @@ def _add_latency(figures: Figures, exported: Exported, samples: Samples) -> None
         in_other_floats = has_other_floats(graph)
         original = runnable(exported.original, graph)
         if in_other_floats and isinstance(original, ir.Model):
-            figures.notes.append(IN_FLOAT32)
+            metrics.notes.append(IN_FLOAT32)
         # The compressed one first: it takes more memory while it opens.
         after, before = measure_latency([exported.model, original], feeds)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
-        figures.notes.append(f"latency was not measured: a model does not run ({reason_of(error)})")
+        metrics.notes.append(f"latency was not measured: a model does not run ({reason_of(error)})")
         return
-    figures.latency_before_ms, figures.latency_before_spread_ms = before.median_ms, before.spread_ms
-    figures.latency_after_ms, figures.latency_after_spread_ms = after.median_ms, after.spread_ms
+    metrics.latency_before_ms, metrics.latency_before_spread_ms = before.median_ms, before.spread_ms
+    metrics.latency_after_ms, metrics.latency_after_spread_ms = after.median_ms, after.spread_ms

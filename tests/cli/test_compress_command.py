@@ -39,7 +39,7 @@ def test_biases_as_centroids(onnxq_process, onnxq, mlp, unlabelled, tmp_path):
     paths = ("compress", mlp, "--data", unlabelled, "-o", tmp_path / "o.onnx")
     done = onnxq_process(*paths, "--bias-centroids", 1, *SHORT)
     assert done.code == 0, done.err
-    assert re.search(r"held-back error of shared biases .* 1 centroid for each layer", done.out)
+    assert re.search(r"held-out error of shared biases .* 1 centroid for each layer", done.out)
     refused = onnxq(*paths, "--bias-centroids", 1, "--learn", "biases", "--force")
     assert refused.code == 1
     assert "contradict" in refused.err

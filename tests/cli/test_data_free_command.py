@@ -23,7 +23,7 @@ def test_a_model_is_compressed_with_no_data(onnxq_process, mlp, labelled, tmp_pa
     )  # fmt: skip
     assert done.code == 0, done.err
     assert done.last.startswith(f"wrote {out}: ")
-    assert re.search(r"samples +64 made from the model alone, 32 held back", done.out)
+    assert re.search(r"samples +64 made from the model alone, 32 held out", done.out)
     assert "note: the model has no BatchNormalization" in done.out
     assert re.search(r"images: \d+/\d+ inception -", done.err)
     # The report shows the images, their classes and the loss.

@@ -41,7 +41,7 @@ def test_a_student_learns_from_images(
     assert done.code == 0, done.err
     assert re.match(rf"wrote {out}: \d+\.\d% of the teacher's size \(321 kB -> ", done.last)
     assert "agreement with the teacher" in done.out
-    assert re.search(r"learn: \d+/\d+ [\w ]+ [\d.]+, held back .* agreement .*samples/s", done.err)
+    assert re.search(r"learn: \d+/\d+ [\w ]+ [\d.]+, held out .* agreement .*samples/s", done.err)
     assert "nan" not in done.err
     onnx.checker.check_model(onnx.load(out), full_check=True)
     # Its preprocessing is inside, as the teacher's is.

@@ -17,23 +17,23 @@ def numbered(count: int) -> Samples:
 @given(count=st.integers(2, 2000), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=60)
 def test_split_is_two_disjoint_parts_in_order(count, seed):
-    train, held_back = numbered(count).split(seed=seed)
-    both = np.concatenate([train.indices, held_back.indices])
+    train, held_out = numbered(count).split(seed=seed)
+    both = np.concatenate([train.indices, held_out.indices])
     np.testing.assert_array_equal(np.sort(both), np.arange(count))
-    assert (np.diff(train.indices) > 0).all() and (np.diff(held_back.indices) > 0).all()
-    assert len(train) >= 1 and len(held_back) >= 1
+    assert (np.diff(train.indices) > 0).all() and (np.diff(held_out.indices) > 0).all()
+    assert len(train) >= 1 and len(held_out) >= 1
 
 
 @pytest.mark.parametrize(
-    ("count", "held_back"), [(2, 1), (10, 5), (128, 64), (200, 64), (320, 64), (512, 102)]
+    ("count", "held_out"), [(2, 1), (10, 5), (128, 64), (200, 64), (320, 64), (512, 102)]
 )
-def test_a_fifth_is_held_back_but_at_least_64_where_half_remains(count, held_back):
-    assert len(numbered(count).split()[1]) == held_back
+def test_a_fifth_is_held_back_but_at_least_64_where_half_remains(count, held_out):
+    assert len(numbered(count).split()[1]) == held_out
 
 
 def test_a_single_sample_is_in_both_parts():
-    train, held_back = numbered(1).split()
-    assert len(train) == len(held_back) == 1
+    train, held_out = numbered(1).split()
+    assert len(train) == len(held_out) == 1
 
 
 def test_split_depends_on_the_seed_alone():

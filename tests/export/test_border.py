@@ -45,8 +45,8 @@ def test_the_file_takes_and_gives_the_type_of_the_original(made, samples):
     for value in (written.graph.input[0], written.graph.output[0]):
         assert value.type.tensor_type.elem_type == kind
     # Small: beside a kilobyte of metadata.
-    assert result.figures.size_after < result.figures.size_before
-    assert result.figures.size_before == path.stat().st_size
+    assert result.metrics.size_after < result.metrics.size_before
+    assert result.metrics.size_before == path.stat().st_size
     assert any("is computed in float32" in note for note in result.notes)
     if kind == TensorProto.BFLOAT16:
         return  # ONNX Runtime takes none from numpy.

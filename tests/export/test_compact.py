@@ -98,7 +98,7 @@ def test_a_second_run_changes_nothing(forms):
     again = ir.from_proto(onnx.load_from_string(before))
     compact(again, made.student.model.graph)
     assert serialised(again) == before
-    assert serialised(export(made.student, made.quantizers)) == before
+    assert serialised(export(made.student, made.qparams)) == before
 
 
 def test_names_of_the_original_are_not_taken():

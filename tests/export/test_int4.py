@@ -66,7 +66,7 @@ def test_the_bits_of_the_student_and_of_the_packed_form(name, bits, setting, mon
     outputs = [run(m, feeds) for m in (made.baked, made.exported, packed.exported)]
     for found in outputs[1:]:
         np.testing.assert_array_equal(outputs[0]["y"], found["y"])
-    assert serialised(made.exported) == serialised(export(made.student, made.quantizers))
+    assert serialised(made.exported) == serialised(export(made.student, made.qparams))
     onnx.checker.check_model(ir.to_proto(made.exported), full_check=True)
     for spec in made.plan.layers.values():
         codes = made.lowered.graph.initializers[f"{spec.weight}.codes"].const_value
@@ -122,7 +122,7 @@ def test_a_file_of_int4_is_read_back(files, sample_models):
     result = files["int4"]
     opsets = {target: made.model.opset_imports[""] for target, made in files.items()}
     assert opsets["int4"] == 21 > opsets["cpu"]
-    assert result.figures.student_agreement == 1.0
+    assert result.metrics.student_agreement == 1.0
     rows = {row.name: row for row in inspect(result.path).layers}
     for name, spec in result.plan.layers.items():
         assert (spec.int4, rows[name].num_bits) == (spec.num_bits == 4, spec.num_bits)
@@ -161,8 +161,8 @@ def test_both_forms_agree_on_a_real_model(assets, tmp_path):
         for target in ("cpu", "int4")
     }
     check_agreement(made, data, preprocess)
-    assert made["cpu"].figures.ratio < 0.165 and made["int4"].figures.ratio < 0.165
-    assert made["cpu"].figures.integer_layers == 20
+    assert made["cpu"].metrics.ratio < 0.165 and made["int4"].metrics.ratio < 0.165
+    assert made["cpu"].metrics.integer_layers == 20
 
 
 def check_agreement(made: dict[str, Result], data: Path, preprocess: Preprocess | None) -> None:

@@ -24,7 +24,7 @@ def _written(tmp_path, signature: str, **weights: np.ndarray) -> tuple[ir.Model,
     original = load_model(path)
     images = np.random.default_rng(0).normal(0, 1, (16, 3, 6, 6)).astype(np.float32)
     made = quantize(normalise(original).model, Feeds([{"x": images}]))
-    return original, export(made.student, made.quantizers, interface_of(original))
+    return original, export(made.student, made.qparams, interface_of(original))
 
 
 def _shapes(model: ir.Model) -> list[str]:

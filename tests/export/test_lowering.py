@@ -88,10 +88,10 @@ def test_one_quantize_node_per_tensor(made):
 
 def test_a_second_export_gives_the_same_bytes_and_leaves_the_student_alone(made):
     before = serialised(made.student.model)
-    again = export(made.student, made.quantizers)
+    again = export(made.student, made.qparams)
     assert serialised(again) == serialised(made.exported)
     assert serialised(made.student.model) == before
-    assert serialised(bake(made.student, made.quantizers)) == serialised(made.baked)
+    assert serialised(bake(made.student, made.qparams)) == serialised(made.baked)
 
 
 def test_the_teacher_is_not_changed():

@@ -88,13 +88,13 @@ def test_a_shared_head_is_stored_once(granularity, activation_bits):
 def test_each_reader_has_the_scale_of_the_weight_times_its_factor():
     teacher = normalise(_head(), [_noise(2)]).model
     made = quantize(teacher, Feeds([_noise(16)]))
-    scales = weight_scales(made.plan, made.quantizers, made.student.sources)
+    scales = weight_scales(made.plan, made.qparams, made.student.sources)
     shared = [spec for spec in made.plan.layers.values() if spec.factor]
     assert len(shared) == 3 and len({spec.weight for spec in shared}) == 1
     nodes = {node.name: node for node in made.exported.graph}
     for spec in shared:
         read = nodes[spec.name].inputs[1].producer()
-        wanted = scales[spec.weight] * made.quantizers.factors[spec.name]
+        wanted = scales[spec.weight] * made.qparams.factors[spec.name]
         np.testing.assert_array_equal(read.inputs[1].const_value.numpy(), wanted)
         assert (wanted < 0).any()
 

@@ -23,8 +23,8 @@ from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
 from onnxq.plan import make_plan
 from onnxq.runtime.session import open_session
-from onnxq.student.initial import initial_quantizers
-from onnxq.student.qparams import Quantizers
+from onnxq.student.initial import initial_qparams
+from onnxq.student.qparams import QParams
 from onnxq.train.objective import choose_objective
 from onnxq.train.teacher import TeacherOutputs
 
@@ -62,24 +62,24 @@ g (float[N,8] x, float[8,6] w, float[6,6] v, float[6,4] u, float[1] tiny) => (fl
 def measured(folder: Path, model: ir.Model) -> tuple[Samples, TeacherOutputs, TeacherOutputs]:
     x = np.random.default_rng(1).normal(0, 1, (48, 8)).astype(np.float32)
     np.savez(folder / "x.npz", x=x)
-    train, held_back = open_samples(folder / "x.npz", input_specs(model), None).split(least=16)
+    train, held_out = open_samples(folder / "x.npz", input_specs(model), None).split(least=16)
     outputs = []
-    for name, part in (("train", train), ("held", held_back)):
+    for name, part in (("train", train), ("held", held_out)):
         (folder / name).mkdir()
         outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
     return train, outputs[0], outputs[1]
 
 
-def calibrated(model: ir.Model, train: Samples) -> Quantizers:
+def calibrated(model: ir.Model, train: Samples) -> QParams:
     plan = make_plan(model, Recipe())
-    return initial_quantizers(model, plan, calibrate(model, list(plan.tensors), train, 16), "mse")
+    return initial_qparams(model, plan, calibrate(model, list(plan.tensors), train, 16), "mse")
 
 
 def sensitivity(folder: Path, model: ir.Model) -> Sensitivity:
-    train, outputs, held_back = measured(folder, model)
+    train, outputs, held_out = measured(folder, model)
     plan = make_plan(model, Recipe())
     objective = choose_objective(outputs, distil=False)
-    return Sensitivity(model, plan, calibrated(model, train), objective, held_back)
+    return Sensitivity(model, plan, calibrated(model, train), objective, held_out)
 
 
 def test_no_tensor_quantized_is_the_float_model(tmp_path):
@@ -97,11 +97,11 @@ def test_the_costliest_tensors_come_first(tmp_path):
 @pytest.mark.parametrize("target", [0.3, 0.05, 0.0])
 def test_as_few_as_reach_the_target(tmp_path, target):
     found = sensitivity(tmp_path, decibel_model())
-    spared, order = found.to_spare(target), found.order()
-    assert spared == set(order[: len(spared)])
-    assert found.error([n for n in order if n not in spared]) <= max(target, 1e-6)
-    if spared:
-        assert found.error(order[len(spared) - 1 :]) > target
+    fallback, order = found.to_fall_back(target), found.order()
+    assert fallback == set(order[: len(fallback)])
+    assert found.error([n for n in order if n not in fallback]) <= max(target, 1e-6)
+    if fallback:
+        assert found.error(order[len(fallback) - 1 :]) > target
 
 
 def test_the_gated_model_computes_the_same_with_its_gates_shut():
@@ -126,10 +126,10 @@ def test_a_model_far_off_keeps_tensors_in_float_and_says_why(tmp_path):
     model = decibel_model()
     # Not (batch, classes): else it would pass for a classifier.
     model.graph.outputs[0].shape = ir.Shape([None, None])
-    train, outputs, held_back = measured(tmp_path, model)
-    maker = Variants(Recipe(equalize=False), train, outputs, held_back, 16)
+    train, outputs, held_out = measured(tmp_path, model)
+    maker = Variants(Recipe(equalize=False), train, outputs, held_out, 16)
     plain = maker.make("none", model)
-    chosen = maker.spared(plain)
+    chosen = maker.fallback(plain)
     assert plain.score > ERROR_LIMIT >= chosen.score
     reasons = {spec.reason for spec in chosen.student.plan.layers.values() if spec.reason}
     assert any("8 bits are too few" in reason for reason in reasons)

@@ -35,9 +35,9 @@ def uneven_model(activation: str) -> ir.Model:
 def variants(folder: Path, model: ir.Model, recipe: Recipe) -> Variants:
     x = np.random.default_rng(0).normal(1, 1, (96, 3, 8, 8)).astype(np.float32)
     np.savez(folder / "x.npz", x=x)
-    train, held_back = open_samples(folder / "x.npz", input_specs(model), None).split(least=32)
+    train, held_out = open_samples(folder / "x.npz", input_specs(model), None).split(least=32)
     outputs = []
-    for name, part in (("train", train), ("held", held_back)):
+    for name, part in (("train", train), ("held", held_out)):
         (folder / name).mkdir()
         outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
     return Variants(recipe, train, *outputs, 16)
@@ -83,9 +83,9 @@ def test_corrected_biases_bring_the_mean_output_closer(name, activation_bits):
     samples = Feeds([{"x": x[i : i + 16]} for i in range(0, 128, 16)])
     recipe = Recipe(granularity="per-tensor", calibration="max", activation_bits=activation_bits)
     made = quantize(teacher, samples, recipe)
-    corrected = correct_biases(made.student, made.quantizers, samples, 16)
-    assert corrected.ranges == made.quantizers.ranges
-    assert corrected.biases is made.quantizers.biases
+    corrected = correct_biases(made.student, made.qparams, samples, 16)
+    assert corrected.ranges == made.qparams.ranges
+    assert corrected.biases is made.qparams.biases
     feeds = {"x": x}
     expected = run(teacher, feeds)["y"].mean(axis=0)
 
@@ -93,7 +93,7 @@ def test_corrected_biases_bring_the_mean_output_closer(name, activation_bits):
         found = run(bake(made.student, numbers), feeds)["y"].mean(axis=0)
         return float(np.abs(found - expected).sum())
 
-    assert off(corrected) < 0.8 * off(made.quantizers)
+    assert off(corrected) < 0.8 * off(made.qparams)
 
 
 @pytest.mark.parametrize("activation_bits", [8, None])
@@ -101,7 +101,7 @@ def test_the_export_writes_the_corrected_biases(activation_bits):
     x = np.random.default_rng(0).normal(1, 1, (64, 3, 8, 8)).astype(np.float32)
     samples = Feeds([{"x": x}])
     made = quantize(small_graph("residual"), samples, Recipe(activation_bits=activation_bits))
-    corrected = correct_biases(made.student, made.quantizers, samples, 16)
+    corrected = correct_biases(made.student, made.qparams, samples, 16)
     student = run(bake(made.student, corrected), {"x": x})["y"]
     exported = run(export(made.student, corrected), {"x": x})["y"]
     np.testing.assert_array_equal(student, exported)

@@ -27,9 +27,9 @@ def always(monkeypatch) -> None:
 @pytest.mark.parametrize("setting", [FLOAT, {**FLOAT, "granularity": "per-tensor"}, {}])
 def test_at_the_start_the_values_stand_for_the_codebooks(setting):
     made = quantize(small_graph("residual"), recipe=Recipe(codebook=6, **setting))
-    tables = CodebookTables(made.plan, made.quantizers)
-    for weight, book in tables.quantizers(made.quantizers).codebooks.items():
-        expected = made.quantizers.codebooks[weight]
+    tables = CodebookTables(made.plan, made.qparams)
+    for weight, book in tables.qparams(made.qparams).codebooks.items():
+        expected = made.qparams.codebooks[weight]
         assert book.centroids.dtype == expected.centroids.dtype
         np.testing.assert_allclose(book.centroids, expected.centroids, rtol=1e-6)
         np.testing.assert_array_equal(book.indices, expected.indices)
@@ -39,19 +39,19 @@ def test_at_the_start_the_values_stand_for_the_codebooks(setting):
 def test_the_gradient_is_that_of_finite_differences(granularity):
     recipe = Recipe(codebook=5, activation_bits=None, granularity=granularity)
     made = quantize(small_graph("residual"), recipe=recipe)
-    tables = CodebookTables(made.plan, made.quantizers)
+    tables = CodebookTables(made.plan, made.qparams)
     rng = np.random.default_rng(0)
-    slopes = {w: rng.normal(size=a.shape) for w, a in made.quantizers.weights.items()}
+    slopes = {w: rng.normal(size=a.shape) for w, a in made.qparams.weights.items()}
 
     def loss() -> float:
-        found = tables.quantizers(made.quantizers)
+        found = tables.qparams(made.qparams)
         return sum(
             float((slopes[s.weight] * fake_weight(s, found, found.codebooks[s.weight].scale)).sum())
             for s in made.plan.layers.values()
         )
 
     found = {w: s.astype(np.float32) for w, s in slopes.items()}
-    gradients = tables.gradients(found, made.quantizers)
+    gradients = tables.gradients(found, made.qparams)
     assert gradients.keys() == tables.values.keys()
     for key, value in tables.values.items():
         for k in np.ndindex(value.shape):
@@ -66,21 +66,21 @@ def test_the_gradient_is_that_of_finite_differences(granularity):
 
 def test_int8_codes_stay_in_their_range():
     made = quantize(small_graph("residual"), recipe=Recipe(codebook=6))
-    tables = CodebookTables(made.plan, made.quantizers)
+    tables = CodebookTables(made.plan, made.qparams)
     key = next(key for key in tables.values if key.startswith(TABLE))
     tables.values[key] += 2
     tables.project()
-    book = tables.quantizers(made.quantizers).codebooks[key.removeprefix(TABLE)]
+    book = tables.qparams(made.qparams).codebooks[key.removeprefix(TABLE)]
     assert book.centroids.dtype == np.int8 and (book.centroids == 127).all()
 
 
 def test_scales_stay_positive():
     made = quantize(small_graph("residual"), recipe=Recipe(codebook=6))
-    tables = CodebookTables(made.plan, made.quantizers)
+    tables = CodebookTables(made.plan, made.qparams)
     key = next(key for key in tables.values if key.startswith(SCALE))
     tables.values[key][...] = -1
     tables.project()
-    book = tables.quantizers(made.quantizers).codebooks[key.removeprefix(SCALE)]
+    book = tables.qparams(made.qparams).codebooks[key.removeprefix(SCALE)]
     assert (book.scale > 0).all()
 
 
@@ -96,9 +96,9 @@ def test_learning_lowers_the_held_back_error_and_exports_what_it_found(files, se
     model, data, out = files
     recipe = Recipe(codebook=4, learn=("codebooks",), epochs=8, batch_size=8, lr=0.01, **setting)
     result = compress(model, data, recipe, out=out)
-    learning = result.figures.learning
+    learning = result.metrics.learning
     assert learning["learned_score"] < 0.95 * learning["start_score"]
-    assert result.figures.student_agreement == 1.0
+    assert result.metrics.student_agreement == 1.0
     feeds = {"x": images(8, seed=5)}
     np.testing.assert_array_equal(run(ir.load(out), feeds)["y"], run(result.model, feeds)["y"])
 
@@ -116,9 +116,9 @@ def test_thresholds_alone_leave_the_centroids(files):
 
 def test_the_trained_weights_are_fed_to_the_student():
     made = quantize(small_graph("residual"), recipe=Recipe(codebook=6, activation_bits=None))
-    tables = CodebookTables(made.plan, made.quantizers)
+    tables = CodebookTables(made.plan, made.qparams)
     weight = tables.parameter_names()[0]
     tables.values[TABLE + weight] *= np.float32(1.5)
-    found = tables.quantizers(made.quantizers)
-    before, after = (student_feeds(made.plan, q, {}) for q in (made.quantizers, found))
+    found = tables.qparams(made.qparams)
+    before, after = (student_feeds(made.plan, q, {}) for q in (made.qparams, found))
     np.testing.assert_allclose(after[weight], 1.5 * before[weight], rtol=1e-5)

@@ -15,33 +15,33 @@ from onnxq.learn.weights import VALUE, LatentWeights
 from onnxq.numerics.qparams import per_channel, quantize_weight, weight_quant_max, weight_scale
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import LayerSpec
-from onnxq.student.qparams import Quantizers, on_grid
+from onnxq.student.qparams import QParams, on_grid
 
 CASES = st.tuples(st.integers(2, 8), st.sampled_from(["per-channel", "per-tensor"]))
 
 
 @cache
-def rounded(num_bits: int, granularity: str) -> tuple[Quantized, Quantizers]:
+def rounded(num_bits: int, granularity: str) -> tuple[Quantized, QParams]:
     """A graph whose weights are what their codes stand for, as rounding leaves them."""
     recipe = Recipe(weight_bits=num_bits, first_last_bits=num_bits, granularity=granularity)
     made = quantize(small_graph("residual"), recipe=recipe)
-    start = made.quantizers.with_weights_on_codes(made.plan, made.student.sources)
+    start = made.qparams.with_weights_on_grid(made.plan, made.student.sources)
     assert all(on_grid(spec, start) for spec in made.plan.layers.values())
     return made, start
 
 
-def codes(spec: LayerSpec, now: Quantizers) -> np.ndarray:
+def codes(spec: LayerSpec, now: QParams) -> np.ndarray:
     scale = weight_scale(now.thresholds[spec.weight], spec.num_bits)
     return quantize_weight(now.weights[spec.weight], scale, spec.num_bits, spec.axis)
 
 
-def step(spec: LayerSpec, now: Quantizers) -> np.ndarray:
+def step(spec: LayerSpec, now: QParams) -> np.ndarray:
     rank = now.weights[spec.weight].ndim
     thresholds = per_channel(now.thresholds[spec.weight], rank, spec.axis).astype(np.float64)
     return thresholds / weight_quant_max(spec.num_bits)
 
 
-def trained(made: Quantized, start: Quantizers) -> Trained:
+def trained(made: Quantized, start: QParams) -> Trained:
     layers = list(made.plan.layers.values())
     parts = [StepSizes(made.plan, start, {}), LatentWeights(layers, start)]
     return Trained(parts, made.plan, start)
@@ -59,7 +59,7 @@ def test_steps_move_and_codes_stay(case, seed):
         for key, value in parts.values.items():
             if key.startswith(WEIGHT_STEP):
                 value[...] = rng.uniform(-0.7, 0.7, value.shape)
-        now = parts.quantizers()
+        now = parts.qparams()
         for spec in made.plan.layers.values():
             np.testing.assert_array_equal(codes(spec, now), codes(spec, start))
             assert not np.array_equal(now.thresholds[spec.weight], start.thresholds[spec.weight])
@@ -75,13 +75,13 @@ def test_gradients_are_the_slopes_of_codes_that_stay(case, seed):
         parts.values[WEIGHT_STEP + spec.weight][...] = rng.uniform(-0.3, 0.3)
         value = parts.values[VALUE + spec.weight]
         value[...] = rng.normal(0, 0.4, value.shape)
-    first = parts.quantizers()
+    first = parts.qparams()
     shifts = {s.weight: codes(s, first) - first.weights[s.weight] / step(s, first) for s in layers}
     slopes = {s.weight: rng.normal(size=shifts[s.weight].shape) for s in layers}
 
     def loss() -> float:
         """sum slope * step * (latent code + the rounding of the start), clipped codes fixed."""
-        now, total = parts.quantizers(), 0.0
+        now, total = parts.qparams(), 0.0
         for spec in layers:
             limit = weight_quant_max(spec.num_bits)
             latent = now.weights[spec.weight] / step(spec, now)

@@ -11,7 +11,7 @@ from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.weights import FreeValues
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import Quantizers, student_feeds
+from onnxq.student.qparams import QParams, student_feeds
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 FLOAT = {"activation_bits": None, "exclude": ("Conv_c", "Gemm")}
@@ -20,7 +20,7 @@ FLOAT = {"activation_bits": None, "exclude": ("Conv_c", "Gemm")}
 class Measured:
     """The loss and its gradients at the trained values, through the engine."""
 
-    def __init__(self, made: Quantized, start: Quantizers, learns: tuple[str, ...]) -> None:
+    def __init__(self, made: Quantized, start: QParams, learns: tuple[str, ...]) -> None:
         x = images(16, seed=3)
         target = run(made.teacher, {"x": x})["y"]
         weight = 1.0 / float(np.square(target).sum())
@@ -32,7 +32,7 @@ class Measured:
 
     def loss(self) -> tuple[float, dict[str, np.ndarray]]:
         sources = self.made.student.sources
-        feeds = student_feeds(self.made.plan, self.trained.quantizers(), sources)
+        feeds = student_feeds(self.made.plan, self.trained.qparams(), sources)
         rest = {k: v for k, v in feeds.items() if k not in self.engine.trainable}
         loss, found = self.engine.gradients(feeds, [{**self.batch, **rest}])
         return loss, self.trained.gradients(found)
@@ -63,7 +63,7 @@ def check_slopes(measured: Measured, rtol: float) -> None:
 def test_gradients_of_float_layers_are_those_of_finite_differences():
     recipe = Recipe(learn=("float-layers",), **FLOAT)
     made = quantize(small_graph("residual"), recipe=recipe)
-    measured = Measured(made, made.quantizers, recipe.learn)
+    measured = Measured(made, made.qparams, recipe.learn)
     assert set(measured.trained.values) == {
         "value:v6", "value:wh", "bias:Conv_c", "bias:Gemm_y",
     }  # fmt: skip
@@ -74,7 +74,7 @@ def test_gradients_of_float_layers_are_those_of_finite_differences():
 def test_gradients_of_biases_are_those_of_finite_differences(corrected):
     recipe = Recipe(learn=("biases",), activation_bits=None)
     made = quantize(small_graph("residual"), recipe=recipe)
-    start = made.quantizers
+    start = made.qparams
     if corrected:
         start = correct_biases(made.student, start, Feeds([{"x": images(32, seed=2) + 1}]), 16)
     measured = Measured(made, start, recipe.learn)
@@ -85,9 +85,9 @@ def test_gradients_of_biases_are_those_of_finite_differences(corrected):
 def test_at_the_start_the_numbers_are_the_same_bits():
     recipe = Recipe(learn=("float-layers", "biases"), **FLOAT)
     made = quantize(small_graph("residual"), recipe=recipe)
-    plan, start = made.plan, made.quantizers
+    plan, start = made.plan, made.qparams
     parts = make_parts({"float-layers", "biases"}, plan, start, {})
-    found = Trained(parts, plan, start).quantizers()
+    found = Trained(parts, plan, start).qparams()
     for name, weight in start.weights.items():
         np.testing.assert_array_equal(found.weights[name], weight)
     for name, bias in start.biases.items():
@@ -98,15 +98,15 @@ def test_a_unit_is_a_share_of_the_size_of_its_layer():
     recipe = Recipe(learn=("float-layers",), **FLOAT)
     made = quantize(small_graph("residual"), recipe=recipe)
     specs = list(made.plan.float_layers.values())
-    larger = made.quantizers.with_weights(
-        {s.weight: 8 * made.quantizers.weights[s.weight] for s in specs}
+    larger = made.qparams.with_weights(
+        {s.weight: 8 * made.qparams.weights[s.weight] for s in specs}
     )
     moves = []
-    for start in (made.quantizers, larger):
+    for start in (made.qparams, larger):
         values = FreeValues(start, specs, [])
         for value in values.values.values():
             value += 1
-        found = values.quantizers(start)
+        found = values.qparams(start)
         moves.append([found.weights[s.weight] - start.weights[s.weight] for s in specs])
     for small, large in zip(*moves, strict=True):
         np.testing.assert_allclose(large, 8 * small, rtol=1e-3)
@@ -115,8 +115,8 @@ def test_a_unit_is_a_share_of_the_size_of_its_layer():
 def test_a_bias_on_integer_kernels_is_passed_straight_through():
     recipe = Recipe(learn=("biases",))
     made = quantize(small_graph("residual"), recipe=recipe)
-    off = {name: bias + np.float32(0.3) for name, bias in made.quantizers.biases.items()}
-    measured = Measured(made, made.quantizers.with_biases(off), recipe.learn)
+    off = {name: bias + np.float32(0.3) for name, bias in made.qparams.biases.items()}
+    measured = Measured(made, made.qparams.with_biases(off), recipe.learn)
     before = measured.loss()[0]
     rate = np.float32(0.02)
     for _ in range(20):

@@ -14,7 +14,7 @@ from onnxq.data.samples import open_samples
 from onnxq.learn.fresh import FreshImages
 from onnxq.load.interface import input_specs
 from onnxq.runtime.session import Arrays, Feeds
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 from onnxq.train.augment import Augmentation, ImageLayout
 from onnxq.train.loss import target_name
 from onnxq.train.teacher import TeacherOutputs
@@ -65,8 +65,8 @@ def outputs(tmp_path: Path) -> TeacherOutputs:
     return outputs_of(tmp_path)
 
 
-def numbers() -> Quantizers:
-    return quantize(small_graph("residual")).quantizers
+def numbers() -> QParams:
+    return quantize(small_graph("residual")).qparams
 
 
 @pytest.fixture

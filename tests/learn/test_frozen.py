@@ -43,9 +43,9 @@ def prepared(
 ) -> tuple[Variant, TeacherOutputs]:
     x = np.random.default_rng(0).normal(size=(64, *shape)).astype(np.float32)
     np.savez(folder / "x.npz", x=x)
-    train, held_back = open_samples(folder / "x.npz", input_specs(model), None).split(least=24)
+    train, held_out = open_samples(folder / "x.npz", input_specs(model), None).split(least=24)
     outputs = []
-    for name, part in (("train", train), ("held", held_back)):
+    for name, part in (("train", train), ("held", held_out)):
         (folder / name).mkdir()
         outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
     return Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0]
@@ -57,14 +57,14 @@ def objective_of(train: TeacherOutputs) -> Objective:
 
 def without_freezing(variant: Variant, train: TeacherOutputs, recipe: Recipe) -> Learned:
     """The same run on the whole graph, with every parameter fed."""
-    plan, start = variant.student.plan, variant.quantizers
+    plan, start = variant.student.plan, variant.qparams
     trained = Trained(make_parts(set(recipe.learn), plan, start, variant.extremes()), plan, start)
     moving = moving_inputs(plan, variant.student.sources, trained.names)
     feeds = student_feeds(plan, start, variant.student.sources)
     constants = {k: v for k, v in feeds.items() if k not in moving}
     objective = objective_of(train)
     model = objective.attach(variant.student.model)
-    remainder = Remainder(model, train, variant.held_back_outputs, constants)
+    remainder = Remainder(model, train, variant.held_out_outputs, constants)
     learning = Learning(variant.student, remainder, objective, start, trained, QUICK)
     return learning.run(Silent())
 
@@ -103,21 +103,21 @@ def test_kept_tensors_give_the_numbers_of_the_whole_graph(tmp_path, case, name):
     assert found.notes == [] or not whole.improved
     assert found.start_score == pytest.approx(whole.start_score, rel=1e-4)
     np.testing.assert_allclose(found.history, whole.history, rtol=1e-3)
-    for weight, value in whole.quantizers.weights.items():
-        np.testing.assert_allclose(found.quantizers.weights[weight], value, atol=1e-4)
+    for weight, value in whole.qparams.weights.items():
+        np.testing.assert_allclose(found.qparams.weights[weight], value, atol=1e-4)
 
 
 def remainder_of(
     variant: Variant, train: TeacherOutputs, learns: tuple[str, ...], folder: Path
 ) -> Remainder:
     plan, sources = variant.student.plan, variant.student.sources
-    parts = make_parts(set(learns), plan, variant.quantizers, variant.extremes())
-    trained = Trained(parts, plan, variant.quantizers)
+    parts = make_parts(set(learns), plan, variant.qparams, variant.extremes())
+    trained = Trained(parts, plan, variant.qparams)
     moving = moving_inputs(plan, sources, trained.names)
-    feeds = student_feeds(plan, variant.quantizers, sources)
+    feeds = student_feeds(plan, variant.qparams, sources)
     fixed = {k: v for k, v in feeds.items() if k not in moving}
     folder.mkdir()
-    slices = (train, variant.held_back_outputs)
+    slices = (train, variant.held_out_outputs)
     model = objective_of(train).attach(variant.student.model)
     return freeze(model, fixed, moving, slices, folder, Silent())
 
@@ -249,7 +249,7 @@ def test_every_part_goes_on_from_a_checkpoint(tmp_path, learns):
     found = learn(variant, train, learns, budget, checkpoint=checkpoint, resume=True)
     assert (found.history, found.epoch) == (expected.history, expected.epoch)
     sources = variant.student.sources
-    feeds = [student_feeds(variant.student.plan, q.quantizers, sources) for q in (found, expected)]
+    feeds = [student_feeds(variant.student.plan, q.qparams, sources) for q in (found, expected)]
     for name, value in feeds[1].items():
         np.testing.assert_array_equal(feeds[0][name], value)
 
@@ -258,7 +258,7 @@ def test_every_part_goes_on_from_a_checkpoint(tmp_path, learns):
 def test_moving_inputs_are_those_that_change(name):
     """Doubling one range or bias changes no input that is said to stay."""
     made = quantize(small_graph(name))
-    plan, sources, start = made.plan, made.student.sources, made.quantizers
+    plan, sources, start = made.plan, made.student.sources, made.qparams
     before = student_feeds(plan, start, sources)
     for spec in plan.tensors.values():
         left, width = start.ranges[spec.name]
@@ -274,8 +274,8 @@ def test_moving_inputs_are_those_that_change(name):
 
 def test_only_the_wanted_inputs_are_computed():
     made = quantize(small_graph("residual"))
-    feeds = student_feeds(made.plan, made.quantizers, made.student.sources)
-    found = student_feeds(made.plan, made.quantizers, made.student.sources, {"v6", "r.width"})
+    feeds = student_feeds(made.plan, made.qparams, made.student.sources)
+    found = student_feeds(made.plan, made.qparams, made.student.sources, {"v6", "r.width"})
     assert set(found) == {"v6", "r.width"} <= set(feeds)
     np.testing.assert_array_equal(found["v6"], feeds["v6"])
     assert run(made.baked, {"x": images(2)})

@@ -16,19 +16,19 @@ from onnxq.learn.weights import VALUE, LatentWeights
 from onnxq.numerics.qparams import per_channel, weight_quant_max
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
-from onnxq.student.qparams import Quantizers, student_feeds
+from onnxq.student.qparams import QParams, student_feeds
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 SPREAD = {True: 10.0, False: 0.2}
 """Of weights, in steps, and of biases, in their root mean square."""
 
 
-def clipped(num_bits: int, granularity: str) -> tuple[Quantized, Quantizers]:
+def clipped(num_bits: int, granularity: str) -> tuple[Quantized, QParams]:
     """A graph whose thresholds clip some weights."""
     recipe = Recipe(weight_bits=num_bits, first_last_bits=num_bits, granularity=granularity)
     made = quantize(small_graph("residual"), recipe=recipe)
-    thresholds = {name: value / 2 for name, value in made.quantizers.thresholds.items()}
-    return made, made.quantizers.with_thresholds(thresholds)
+    thresholds = {name: value / 2 for name, value in made.qparams.thresholds.items()}
+    return made, made.qparams.with_thresholds(thresholds)
 
 
 @settings(max_examples=15)
@@ -40,7 +40,7 @@ def test_the_gradient_passes_straight_through_where_nothing_is_clipped(num_bits,
     rng = np.random.default_rng(seed)
     for value in part.values.values():
         value += rng.normal(0, 0.5, value.shape).astype(np.float32)
-    now = part.quantizers(start)
+    now = part.qparams(start)
     slopes = {s.weight: rng.normal(size=start.weights[s.weight].shape) for s in layers}
     found = part.gradients({k: v.astype(np.float32) for k, v in slopes.items()}, now)
     assert found.keys() == part.values.keys()
@@ -60,11 +60,11 @@ def test_a_value_counts_steps_of_its_channel(granularity):
     before = student_feeds(made.plan, start, made.student.sources)
     for value in part.values.values():
         value -= 1
-    after = student_feeds(made.plan, part.quantizers(start), made.student.sources)
+    after = student_feeds(made.plan, part.qparams(start), made.student.sources)
     for spec in made.plan.layers.values():
         threshold, weight = start.thresholds[spec.weight], start.weights[spec.weight]
         step = per_channel(threshold, weight.ndim, spec.axis) / weight_quant_max(spec.num_bits)
-        moved = part.quantizers(start).weights[spec.weight] - weight
+        moved = part.qparams(start).weights[spec.weight] - weight
         np.testing.assert_allclose(moved, np.broadcast_to(-step, weight.shape), rtol=1e-4)
         # One step takes a weight to the next code.
         inside = np.abs(weight / step) < weight_quant_max(spec.num_bits) - 1
@@ -77,7 +77,7 @@ def test_layers_with_a_codebook_are_left_out(monkeypatch):
     monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
     recipe = Recipe(layers=(LayerOverride("Conv_c", codebook=4),))
     made = quantize(small_graph("residual"), recipe=recipe)
-    parts = make_parts({"weights"}, made.plan, made.quantizers, {})
+    parts = make_parts({"weights"}, made.plan, made.qparams, {})
     assert set(parts[0].values) == {"value:wx", "value:wh"}
     assert parts[0].parameter_names() == ["wx", "wh"]
     # Biases are learned with the weights, at a rate of their own.
@@ -91,16 +91,14 @@ def test_gradients_follow_the_engines_loss():
     x = images(16, seed=3)
     target = run(made.teacher, {"x": x})["y"]
     model = attach_loss(made.student.model, {"y": 1.0 / float(np.square(target).sum())})
-    trained = Trained(
-        make_parts({"weights"}, made.plan, made.quantizers, {}), made.plan, made.quantizers
-    )
+    trained = Trained(make_parts({"weights"}, made.plan, made.qparams, {}), made.plan, made.qparams)
     rng = np.random.default_rng(1)
     for value in trained.values.values():
         value += rng.normal(0, SPREAD[value.ndim > 1], value.shape).astype(np.float32)
     engine = Engine(model, trained.names, LOSS, workers=1)
 
     def measure() -> tuple[float, dict[str, np.ndarray]]:
-        feeds = student_feeds(made.plan, trained.quantizers(), made.student.sources)
+        feeds = student_feeds(made.plan, trained.qparams(), made.student.sources)
         rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
         return engine.gradients(feeds, [{"x": x, target_name("y"): target, **rest}])
 
@@ -123,14 +121,14 @@ def test_gradients_follow_the_engines_loss():
 def test_weights_on_their_codes_are_exported_as_the_same_bytes(num_bits):
     made, start = clipped(num_bits, "per-channel")
     plan, sources = made.plan, made.student.sources
-    found = start.with_weights_on_codes(plan, sources)
+    found = start.with_weights_on_grid(plan, sources)
     before, after = (serialised(export(made.student, q)) for q in (start, found))
     assert before == after
     feeds = student_feeds(plan, found, sources)
     for spec in plan.layers.values():
         np.testing.assert_array_equal(found.weights[spec.weight], feeds[spec.weight])
         assert not np.array_equal(found.weights[spec.weight], start.weights[spec.weight])
-    again = found.with_weights_on_codes(plan, sources)
+    again = found.with_weights_on_grid(plan, sources)
     for name, weight in found.weights.items():
         np.testing.assert_array_equal(again.weights[name], weight)
 
@@ -140,7 +138,7 @@ def test_kept_corrections_give_the_student_the_same_bits(activation_bits):
     recipe = Recipe(weight_bits=4, activation_bits=activation_bits)
     made = quantize(small_graph("residual"), recipe=recipe)
     samples = Feeds([{"x": images(32, seed=2) + np.float32(1)}])
-    start = correct_biases(made.student, made.quantizers, samples, 16)
+    start = correct_biases(made.student, made.qparams, samples, 16)
     found = start.with_corrections_kept(made.plan, made.student.sources)
     assert start.means and not found.means
     assert any(not np.array_equal(found.biases[n], b) for n, b in start.biases.items())

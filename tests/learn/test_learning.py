@@ -22,13 +22,13 @@ from onnxq.learn.trained import Trained, make_parts
 from onnxq.load.interface import input_specs
 from onnxq.options.recipe import Recipe
 from onnxq.progress import Silent
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 from onnxq.train import budget as budgets
 from onnxq.train import loop
 from onnxq.train.augment import Augmentation, ImageLayout
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint, State
-from onnxq.train.held_out import Judgement, Learned
+from onnxq.train.held_out import Learned, Score
 from onnxq.train.objective import choose_objective
 from onnxq.train.optimizer import Adam
 from onnxq.train.teacher import TeacherOutputs
@@ -45,10 +45,10 @@ class Ready:
     train: TeacherOutputs
 
     @property
-    def start(self) -> Quantizers:
+    def start(self) -> QParams:
         """Ranges half as wide as what was seen: there is something to learn."""
-        ranges = self.variant.quantizers.ranges
-        return self.variant.quantizers.with_ranges(
+        ranges = self.variant.qparams.ranges
+        return self.variant.qparams.with_ranges(
             {name: (left / 2, width / 2) for name, (left, width) in ranges.items()}
         )
 
@@ -68,7 +68,7 @@ class Ready:
         model = objective.attach(variant.student.model)
         return Learning(
             variant.student,
-            Remainder(model, self.train, variant.held_back_outputs),
+            Remainder(model, self.train, variant.held_out_outputs),
             objective,
             self.start,
             Trained(parts, plan, self.start),
@@ -78,7 +78,7 @@ class Ready:
         )
 
     def exported(self, learned: Learned) -> bytes:
-        return serialised(export(self.variant.student, learned.quantizers))
+        return serialised(export(self.variant.student, learned.qparams))
 
 
 def images(count: int) -> np.ndarray:
@@ -89,9 +89,9 @@ def images(count: int) -> np.ndarray:
 def make_ready(folder: Path, model: ir.Model, recipe: Recipe, count: int = 96) -> Ready:
     np.savez(folder / "x.npz", x=images(count))
     samples = open_samples(folder / "x.npz", input_specs(model), None)
-    train, held_back = samples.split(least=32)
+    train, held_out = samples.split(least=32)
     outputs = []
-    for name, part in (("train", train), ("held", held_back)):
+    for name, part in (("train", train), ("held", held_out)):
         (folder / name).mkdir()
         outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
     return Ready(Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0])
@@ -122,7 +122,7 @@ def test_learning_lowers_the_held_back_score(ready, learned):
 
 
 def test_the_score_is_that_of_the_numbers(ready, learned):
-    assert ready.variant.score_of(learned.quantizers) == learned.score
+    assert ready.variant.score_of(learned.qparams) == learned.score
 
 
 def test_a_second_run_gives_the_same_bytes(ready, learned):
@@ -148,28 +148,28 @@ def test_the_number_of_cores_does_not_change_a_byte(tmp_path, monkeypatch, cores
 
 def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
     learning = ready.learning()
-    monkeypatch.setattr(learning._held_back, "judge", lambda _: Judgement(1e9))
-    start = learning._result.quantizers
+    monkeypatch.setattr(learning._held_out, "judge", lambda _: Score(1e9))
+    start = learning._result.qparams
     found = learning.run(Silent())
     assert not found.improved
-    assert found.quantizers is start
+    assert found.qparams is start
     assert found.score == found.start_score
     assert found.history == [1e9] * EPOCHS
 
 
 def test_an_equal_score_is_no_improvement(ready, monkeypatch):
     learning = ready.learning(epochs=1)
-    equal = Judgement(learning._result.start_score)
-    monkeypatch.setattr(learning._held_back, "judge", lambda _: equal)
+    equal = Score(learning._result.start_score)
+    monkeypatch.setattr(learning._held_out, "judge", lambda _: equal)
     assert not learning.run(Silent()).improved
 
 
 def test_without_time_nothing_is_learned(ready):
     learning = ready.learning(max_seconds=-1.0)
-    start = learning._result.quantizers
+    start = learning._result.qparams
     found = learning.run(Silent())
     assert found.history == []
-    assert found.quantizers is start
+    assert found.qparams is start
 
 
 def state_of(arrays: dict[str, np.ndarray]) -> State:
@@ -330,10 +330,10 @@ def test_what_is_not_finite_ends_the_epoch_and_learning_begins_again_more_slowly
 
 def test_a_rate_that_is_too_high_is_lowered_and_learning_begins_again(ready, tmp_path):
     """Biases have no bounds that would hold them."""
-    off = {name: 1.5 * bias for name, bias in ready.variant.quantizers.biases.items()}
-    quantizers = ready.variant.quantizers.with_biases(off)
-    score = ready.variant.score_of(quantizers)
-    variant = replace(ready.variant, quantizers=quantizers, score=score)
+    off = {name: 1.5 * bias for name, bias in ready.variant.qparams.biases.items()}
+    qparams = ready.variant.qparams.with_biases(off)
+    score = ready.variant.score_of(qparams)
+    variant = replace(ready.variant, qparams=qparams, score=score)
     checkpoint = Checkpoint(tmp_path / "c", {})
     budget = Budget(epochs=8, lr=8.0, shard_size=4)
     found = learn(variant, ready.train, {"biases"}, budget, checkpoint=checkpoint)
@@ -381,8 +381,8 @@ def test_a_run_without_a_better_score_stops_early_where_the_rate_restarts(
     ready, monkeypatch, learns, epochs
 ):
     run = ready.learning(epochs=30, learns=learns)
-    equal = Judgement(run._result.start_score)
-    monkeypatch.setattr(run._held_back, "judge", lambda _: equal)
+    equal = Score(run._result.start_score)
+    monkeypatch.setattr(run._held_out, "judge", lambda _: equal)
     # Half of the epochs may pass without one, and one more shows that they did.
     assert len(run.run(Silent()).history) == epochs
 

@@ -44,7 +44,7 @@ class Ready:
         return reconstruct(self.variant, self.train, **more)
 
     def exported(self, learned: Learned) -> ir.Model:
-        return export(self.variant.student, learned.quantizers)
+        return export(self.variant.student, learned.qparams)
 
 
 def make_ready(folder: Path, model: ir.Model, recipe: Recipe = RECIPE, count: int = 160) -> Ready:
@@ -53,9 +53,9 @@ def make_ready(folder: Path, model: ir.Model, recipe: Recipe = RECIPE, count: in
     x = x[:, :, 2:, 2:] + x[:, :, 1:-1, 2:] + x[:, :, 2:, 1:-1] + x[:, :, :-2, :-2]
     np.savez(folder / "x.npz", x=x + 0.5)
     samples = open_samples(folder / "x.npz", input_specs(model), None)
-    train, held_back = samples.split(least=32)
+    train, held_out = samples.split(least=32)
     outputs = []
-    for name, part in (("train", train), ("held", held_back)):
+    for name, part in (("train", train), ("held", held_out)):
         (folder / name).mkdir(parents=True)
         outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
     return Ready(Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0])
@@ -84,24 +84,24 @@ def test_it_beats_rounding_to_nearest(tmp_path, name):
     assert learned.improved
     # Measured: 0.21 to 0.48 of the error at the start.
     assert learned.score < 0.6 * learned.start_score
-    assert learned.score == ready.variant.score_of(learned.quantizers)
+    assert learned.score == ready.variant.score_of(learned.qparams)
 
 
 def test_weights_lie_on_their_grid_and_biases_are_as_written(ready, fitted):
     plan, sources = ready.variant.student.plan, ready.variant.student.sources
-    scales = weight_scales(plan, fitted.quantizers, sources)
+    scales = weight_scales(plan, fitted.qparams, sources)
     for spec in plan.layers.values():
-        weight = fitted.quantizers.weights[spec.weight]
-        fake = fake_weight(spec, fitted.quantizers, scales[spec.weight])
+        weight = fitted.qparams.weights[spec.weight]
+        fake = fake_weight(spec, fitted.qparams, scales[spec.weight])
         np.testing.assert_array_equal(fake, weight)
         assert (
             np.unique(weight / scales[spec.weight].reshape(-1, *[1] * (weight.ndim - 1))).size < 9
         )
-    assert fitted.quantizers.means == {}
+    assert fitted.qparams.means == {}
 
 
 def test_the_export_computes_what_the_student_does(ready, fitted):
-    student = bake(ready.variant.student, fitted.quantizers)
+    student = bake(ready.variant.student, fitted.qparams)
     x = next(ready.train.samples.batches(16))
     found = run(ready.exported(fitted), x)["y"]
     # The student's sums are float32, the kernels' int32.
@@ -127,10 +127,10 @@ def test_one_scale_per_tensor(tmp_path):
     learned = ready.fitted()
     assert learned.score < 0.6 * learned.start_score
     for spec in ready.variant.student.plan.layers.values():
-        assert learned.quantizers.thresholds[spec.weight].shape == ()
-        weight = learned.quantizers.weights[spec.weight]
+        assert learned.qparams.thresholds[spec.weight].shape == ()
+        weight = learned.qparams.weights[spec.weight]
         scale = weight_scales(
-            ready.variant.student.plan, learned.quantizers, ready.variant.student.sources
+            ready.variant.student.plan, learned.qparams, ready.variant.student.sources
         )
         np.testing.assert_array_equal(
             fake_quant_weight(weight, scale[spec.weight], 3, None), weight
@@ -142,8 +142,8 @@ def test_shared_biases_stay(tmp_path):
     ready = make_ready(tmp_path, small_graph("residual"), recipe)
     learned = ready.fitted()
     assert learned.improved
-    for name, bias in ready.variant.quantizers.biases.items():
-        np.testing.assert_array_equal(learned.quantizers.biases[name], bias)
+    for name, bias in ready.variant.qparams.biases.items():
+        np.testing.assert_array_equal(learned.qparams.biases[name], bias)
 
 
 def test_layers_that_share_a_weight_and_transposed_ones_are_left_alone(tmp_path):
@@ -154,25 +154,25 @@ def test_layers_that_share_a_weight_and_transposed_ones_are_left_alone(tmp_path)
         assert f"{count} of {len(ready.variant.student.plan.layers)} layers" in learned.notes[0]
         kept = "v6" if name == "shared" else "wt"
         np.testing.assert_array_equal(
-            learned.quantizers.weights[kept], ready.variant.quantizers.weights[kept]
+            learned.qparams.weights[kept], ready.variant.qparams.weights[kept]
         )
 
 
 def test_thresholds_come_first_and_other_methods_go_on(tmp_path, ready, fitted):
     budget = Budget(epochs=2)
     thresholds = learn(ready.variant, ready.train, ("thresholds",), budget)
-    moved = replace(ready.variant, quantizers=thresholds.quantizers, score=thresholds.score)
+    moved = replace(ready.variant, qparams=thresholds.qparams, score=thresholds.score)
     rounded = reconstruct(moved, ready.train)
     both = learn(ready.variant, ready.train, ("rounding", "thresholds"), budget)
     assert both.start_score == ready.variant.score
     assert both.history == [*thresholds.history, *rounded.history]
     assert both.score == rounded.score and both.epoch == 3
-    assert both.quantizers.ranges == thresholds.quantizers.ranges
+    assert both.qparams.ranges == thresholds.qparams.ranges
     more = learn(ready.variant, ready.train, ("rounding", "biases"), budget)
     assert more.history[0] == fitted.score and len(more.history) == 3
     assert more.score <= fitted.score
-    for weight, found in fitted.quantizers.weights.items():
-        np.testing.assert_array_equal(more.quantizers.weights[weight], found)
+    for weight, found in fitted.qparams.weights.items():
+        np.testing.assert_array_equal(more.qparams.weights[weight], found)
 
 
 @pytest.mark.parametrize("asked", ["auto", "both"])
@@ -187,10 +187,10 @@ def test_a_stage_that_won_nothing_is_named_to_who_asked_for_it(tmp_path, asked):
 
 
 def test_thresholds_of_weights_on_their_grid_stay(ready, fitted):
-    numbers = replace(ready.variant, quantizers=fitted.quantizers, score=fitted.score)
-    scales = ThresholdScales(ready.variant.student.plan, fitted.quantizers, numbers.extremes())
+    numbers = replace(ready.variant, qparams=fitted.qparams, score=fitted.score)
+    scales = ThresholdScales(ready.variant.student.plan, fitted.qparams, numbers.extremes())
     assert not [key for key in scales.values if key.startswith(WEIGHT)]
-    start = ready.variant.quantizers
+    start = ready.variant.qparams
     scales = ThresholdScales(ready.variant.student.plan, start, numbers.extremes())
     assert [key for key in scales.values if key.startswith(WEIGHT)]
 
@@ -214,7 +214,7 @@ def test_the_start_is_kept_where_it_is_better(tmp_path, monkeypatch):
     ready = make_ready(tmp_path, small_graph("residual"))
     monkeypatch.setattr(Variant, "score_of", lambda self, numbers: 2 * self.score)
     learned = ready.fitted()
-    assert not learned.improved and learned.quantizers is ready.variant.quantizers
+    assert not learned.improved and learned.qparams is ready.variant.qparams
     assert NO_GAIN in learned.notes
 
 

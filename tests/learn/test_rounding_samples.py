@@ -14,7 +14,7 @@ from onnxq.run import Run
 from onnxq.train.budget import Budget
 
 
-# Measured: 0.43 and 0.74 of the held-back error under learned thresholds.
+# Measured: 0.43 and 0.74 of the held-out error under learned thresholds.
 @pytest.mark.parametrize(
     ("name", "bits", "share"), [("digits_resnet", 3, 0.6), ("digits_mobilenet", 4, 0.85)]
 )

@@ -20,7 +20,7 @@ from onnxq.load.interface import input_specs
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
 from onnxq.progress import Silent
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 from onnxq.train import loop
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ def test_shared_biases_stay_shared_at_few_bits(tmp_path):
     variant, train = make_variant(tmp_path, replace(FEW, bias_centroids=2))
     found = learn(variant, train, ("auto",), BUDGET)
     assert found.improved
-    assert all(np.unique(bias).size <= 2 for bias in found.quantizers.biases.values())
+    assert all(np.unique(bias).size <= 2 for bias in found.qparams.biases.values())
 
 
 def test_other_options_mean_themselves():
@@ -104,10 +104,10 @@ def test_ranges_are_learned_before_rounding_and_the_rest_after(wanted, stages):
 
 
 def outcome(unit: str, epoch: int, scores: list[float], notes: list[str]) -> Learned:
-    numbers, history = Quantizers({}, {}, {}, {}), scores[1:]
+    numbers, history = QParams({}, {}, {}, {}), scores[1:]
     curve = [(1.0 + i, score, 90.0 + i) for i, score in enumerate(history)]
     return Learned(
-        scores[0], min(scores), epoch, history, unit, 2.0, 10, notes, curve, quantizers=numbers
+        scores[0], min(scores), epoch, history, unit, 2.0, 10, notes, curve, qparams=numbers
     )
 
 
@@ -119,7 +119,7 @@ def test_epochs_of_two_stages_are_counted_through(epoch, expected):
     assert found.epoch == expected and found.improved
     assert found.history == first.history + second.history
     assert (found.start_score, found.score) == (4.0, second.score)
-    assert found.quantizers is second.quantizers
+    assert found.qparams is second.qparams
     assert (found.seconds, found.images, found.notes) == (4.0, 20, ["a", "b"])
     # The clock of the second starts where that of the first, 2 seconds, ended.
     assert [point[0] for point in found.curve] == [1.0, 2.0, 3.0, 3.0, 4.0]
@@ -142,9 +142,9 @@ def make_variant(folder: Path, recipe: Recipe) -> tuple[Variant, TeacherOutputs]
     x = x[:, :, 2:, 2:] + x[:, :, 1:-1, 2:] + x[:, :, 2:, 1:-1] + x[:, :, :-2, :-2]
     np.savez(folder / "x.npz", x=x + 0.5)
     samples = open_samples(folder / "x.npz", input_specs(model), None)
-    train, held_back = samples.split(least=32)
+    train, held_out = samples.split(least=32)
     outputs = []
-    for name, part in (("train", train), ("held", held_back)):
+    for name, part in (("train", train), ("held", held_out)):
         (folder / name).mkdir()
         outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
     return Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0]
@@ -161,32 +161,32 @@ def wide(tmp_path_factory) -> tuple[Variant, TeacherOutputs]:
     recipe = Recipe(calibration="max", granularity="per-tensor")
     variant, train = make_variant(tmp_path_factory.mktemp("wide"), recipe)
     ranges = {name: (left / 2, width / 2) for name, (left, width) in _ranges(variant)}
-    numbers = variant.quantizers.with_ranges(ranges)
-    return replace(variant, quantizers=numbers, score=variant.score_of(numbers)), train
+    numbers = variant.qparams.with_ranges(ranges)
+    return replace(variant, qparams=numbers, score=variant.score_of(numbers)), train
 
 
 def _ranges(variant: Variant) -> ItemsView[str, tuple[float, float]]:
-    return variant.quantizers.ranges.items()
+    return variant.qparams.ranges.items()
 
 
 BUDGET = Budget(epochs=4, shard_size=4, lr={"steps": 5e-4, "biases": 5e-4})
 
 
 def exported(variant: Variant, learned: Learned) -> bytes:
-    return serialised(export(variant.student, learned.quantizers))
+    return serialised(export(variant.student, learned.qparams))
 
 
 def test_each_stage_starts_from_the_one_before(few):
     variant, train = few
     rounded = learn(variant, train, ("rounding",), BUDGET)
-    now = replace(variant, quantizers=rounded.quantizers, score=rounded.score)
+    now = replace(variant, qparams=rounded.qparams, score=rounded.score)
     both = learn(variant, train, ("auto",), BUDGET)
     rest = learn(now, train, ("steps", "weights", "codebooks"), BUDGET)
     assert both.start_score == variant.score
     assert both.history == [*rounded.history, *rest.history]
     assert both.score == rest.score < rounded.score < 0.9 * variant.score
     assert exported(variant, both) == exported(variant, rest)
-    assert both.score == variant.score_of(both.quantizers)
+    assert both.score == variant.score_of(both.qparams)
 
 
 def test_a_stage_that_does_not_help_keeps_what_came_before(few, monkeypatch):
@@ -211,7 +211,7 @@ def test_the_first_stage_takes_half_of_the_time_and_the_last_all_that_is_left(fe
         return run
 
     monkeypatch.setattr(module, "reconstruct", noted(module.reconstruct, 2))
-    monkeypatch.setattr(module, "train_numbers", noted(module.train_numbers, 3))
+    monkeypatch.setattr(module, "train_parameters", noted(module.train_parameters, 3))
     learn(variant, train, ("auto",), replace(BUDGET, epochs=1, max_seconds=100.0))
     assert given == [FIRST_SHARE * 100, 70]
 

@@ -15,7 +15,7 @@ from onnxq.learn.step_sizes import LEFT, STEP, WEIGHT_STEP, StepSizes
 from onnxq.learn.trained import Trained
 from onnxq.numerics.qparams import per_channel, quant_max, weight_quant_max
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import Quantizers, limit_names, limits, student_feeds
+from onnxq.student.qparams import QParams, limit_names, limits, student_feeds
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 ELEMENTS = {"x": 192, "r": 384, "c": 384, "z": 384, "g": 6}
@@ -35,8 +35,8 @@ def made(symmetric: bool, num_bits: int, granularity: str) -> Quantized:
 
 
 def trained(quantized: Quantized) -> Trained:
-    part = StepSizes(quantized.plan, quantized.quantizers, ELEMENTS)
-    return Trained([part], quantized.plan, quantized.quantizers)
+    part = StepSizes(quantized.plan, quantized.qparams, ELEMENTS)
+    return Trained([part], quantized.plan, quantized.qparams)
 
 
 MADE = st.builds(
@@ -44,7 +44,7 @@ MADE = st.builds(
 )
 
 
-def linear_loss(quantized: Quantized, now: Quantizers, slopes, start: Quantizers) -> float:
+def linear_loss(quantized: Quantized, now: QParams, slopes, start: QParams) -> float:
     """sum slope * limit + sum slope * w~, with rounding as a shift fixed at the start."""
     total = 0.0
     for name, spec in quantized.plan.tensors.items():
@@ -53,7 +53,7 @@ def linear_loss(quantized: Quantized, now: Quantizers, slopes, start: Quantizers
     for spec in quantized.plan.layers.values():
         weight, largest = now.weights[spec.weight].astype(np.float64), 2 ** (spec.num_bits - 1) - 1
 
-        def step(numbers: Quantizers, spec=spec, rank=weight.ndim, largest=largest):
+        def step(numbers: QParams, spec=spec, rank=weight.ndim, largest=largest):
             thresholds = per_channel(numbers.thresholds[spec.weight], rank, spec.axis)
             return thresholds.astype(np.float64) / largest
 
@@ -74,7 +74,7 @@ def test_the_chain_rule_is_the_slope_of_the_surrogate(quantized, seed):
         # Some weights are clipped then, and zero stays in every range.
         value[...] = 0.01 if key.startswith(LEFT) else rng.uniform(-0.6, 0.2, value.shape)
     steps.project()
-    start = steps.quantizers()
+    start = steps.qparams()
     inputs = {value.name: value for value in quantized.student.model.graph.inputs}
     slopes = {name: rng.normal(size=tuple(inputs[name].shape or ())) for name in steps.names}
     found = steps.gradients({k: np.asarray(v, np.float32) for k, v in slopes.items()})
@@ -86,7 +86,7 @@ def test_the_chain_rule_is_the_slope_of_the_surrogate(quantized, seed):
             kept, losses = value[index].copy(), []
             for sign in (1, -1):
                 value[index] = kept + sign * change
-                losses.append(linear_loss(quantized, steps.quantizers(), slopes, start))
+                losses.append(linear_loss(quantized, steps.qparams(), slopes, start))
             value[index] = kept
             slope = (losses[0] - losses[1]) / (2 * change)
             np.testing.assert_allclose(
@@ -102,11 +102,11 @@ def test_steps_stay_positive_and_zero_in_range_whatever_the_values(quantized, se
     for value in steps.values.values():
         value[...] = rng.normal(0, size, value.shape)
     steps.project()
-    now = steps.quantizers()
+    now = steps.qparams()
     for name, (left, width) in now.ranges.items():
         assert 0 < width < np.inf
         # The left limit is held in float32, in units of the first width.
-        near = 1e-6 * quantized.quantizers.ranges[name][1]
+        near = 1e-6 * quantized.qparams.ranges[name][1]
         assert left <= near and left + width >= -near, name
     for threshold in now.thresholds.values():
         assert np.all((threshold > 0) & np.isfinite(threshold))
@@ -119,8 +119,8 @@ def test_steps_stay_positive_and_zero_in_range_whatever_the_values(quantized, se
 @settings(max_examples=10)
 @given(MADE)
 def test_at_the_start_the_numbers_are_the_same_bits(quantized):
-    plan, sources, start = quantized.plan, quantized.student.sources, quantized.quantizers
-    found = trained(quantized).quantizers()
+    plan, sources, start = quantized.plan, quantized.student.sources, quantized.qparams
+    found = trained(quantized).qparams()
     assert found.ranges == start.ranges
     before, after = (student_feeds(plan, q, sources) for q in (start, found))
     for name, value in before.items():
@@ -130,15 +130,15 @@ def test_at_the_start_the_numbers_are_the_same_bits(quantized):
 @settings(max_examples=10)
 @given(MADE)
 def test_damping_is_that_of_lsq(quantized):
-    part = StepSizes(quantized.plan, quantized.quantizers, ELEMENTS)
+    part = StepSizes(quantized.plan, quantized.qparams, ELEMENTS)
     for name, spec in quantized.plan.tensors.items():
         expected = 1 / np.sqrt(ELEMENTS[name] * quant_max(spec.num_bits))
         assert part.damping[STEP + name] == pytest.approx(expected)
         assert part.units[STEP + name] == pytest.approx(
-            quantized.quantizers.ranges[name][1] / quant_max(spec.num_bits)
+            quantized.qparams.ranges[name][1] / quant_max(spec.num_bits)
         )
     for spec in quantized.plan.layers.values():
-        weight = quantized.quantizers.weights[spec.weight]
+        weight = quantized.qparams.weights[spec.weight]
         shared = weight.size if spec.axis is None else weight.size / weight.shape[spec.axis]
         expected = 1 / np.sqrt(shared * weight_quant_max(spec.num_bits))
         assert part.damping[WEIGHT_STEP + spec.weight] == pytest.approx(expected)
@@ -146,7 +146,7 @@ def test_damping_is_that_of_lsq(quantized):
 
 def test_a_tensor_of_unknown_size_counts_as_one_element():
     quantized = made(False, 4, "per-channel")
-    part = StepSizes(quantized.plan, quantized.quantizers, {})
+    part = StepSizes(quantized.plan, quantized.qparams, {})
     assert part.damping[STEP + "r"] == pytest.approx(1 / np.sqrt(15))
 
 
@@ -165,7 +165,7 @@ def test_gradients_follow_the_engines_loss(symmetric, granularity):
     engine = Engine(model, steps.names, LOSS, workers=1)
 
     def measure() -> tuple[float, dict[str, np.ndarray]]:
-        feeds = student_feeds(quantized.plan, steps.quantizers(), quantized.student.sources)
+        feeds = student_feeds(quantized.plan, steps.qparams(), quantized.student.sources)
         rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
         return engine.gradients(feeds, [{"x": x, target_name("y"): target, **rest}])
 

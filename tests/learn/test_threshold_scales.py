@@ -48,8 +48,8 @@ def scales_of(quantized: Quantized) -> Trained:
 
 
 def trained(quantized: Quantized, seen: dict[str, tuple[float, float]]) -> Trained:
-    scales = ThresholdScales(quantized.plan, quantized.quantizers, seen)
-    return Trained([scales], quantized.plan, quantized.quantizers)
+    scales = ThresholdScales(quantized.plan, quantized.qparams, seen)
+    return Trained([scales], quantized.plan, quantized.qparams)
 
 
 @settings(max_examples=40)
@@ -68,7 +68,7 @@ def test_projection_keeps_every_value_in_its_bounds(symmetric, seed, size):
             assert SHIFT_MIN <= value <= SHIFT_MAX
         else:
             assert np.all((value >= alpha_min(8)) & (value <= ALPHA_MAX))
-    for name, (left, width) in scales.quantizers().ranges.items():
+    for name, (left, width) in scales.qparams().ranges.items():
         assert left <= 1e-6, name
         assert left + width >= -1e-6, name
     scales.project()
@@ -83,7 +83,7 @@ def test_zero_stays_in_the_range_of_a_tensor_without_positive_values():
     scales.values[WIDTH + "c"][...] = 0.5
     scales.values[SHIFT + "c"][...] = -0.2
     scales.project()
-    left, width = scales.quantizers().ranges["c"]
+    left, width = scales.qparams().ranges["c"]
     assert left <= 0 <= left + width + 1e-6
 
 
@@ -92,33 +92,33 @@ def test_the_start_is_kept_where_it_is_within_the_bounds(symmetric):
     quantized = made(symmetric)
     seen = {}
     for name, spec in quantized.plan.tensors.items():
-        left, width = quantized.quantizers.ranges[name]
+        left, width = quantized.qparams.ranges[name]
         # What was seen is a little wider than what the clip method took.
         seen[name] = (left * 1.25 if spec.signed else 0.0, (left + width) * 1.25)
     scales = trained(quantized, seen)
-    found = scales.quantizers()
-    for name, bounds in quantized.quantizers.ranges.items():
+    found = scales.qparams()
+    for name, bounds in quantized.qparams.ranges.items():
         np.testing.assert_allclose(found.ranges[name], bounds, rtol=1e-5, atol=1e-6)
-    for name, threshold in quantized.quantizers.thresholds.items():
+    for name, threshold in quantized.qparams.thresholds.items():
         np.testing.assert_allclose(found.thresholds[name], threshold, rtol=1e-5)
 
 
 def test_nothing_but_ranges_and_thresholds_changes():
     quantized = made(False)
-    before = {key: value.copy() for key, value in quantized.quantizers.thresholds.items()}
+    before = {key: value.copy() for key, value in quantized.qparams.thresholds.items()}
     scales = scales_of(quantized)
     for value in scales.values.values():
         value[...] = 0.5
-    found = scales.quantizers()
-    assert found.weights is quantized.quantizers.weights
-    assert found.biases is quantized.quantizers.biases
-    for key, value in quantized.quantizers.thresholds.items():
+    found = scales.qparams()
+    assert found.weights is quantized.qparams.weights
+    assert found.biases is quantized.qparams.biases
+    for key, value in quantized.qparams.thresholds.items():
         np.testing.assert_array_equal(value, before[key])
 
 
 def linear_loss(quantized: Quantized, scales: Trained, slopes, start):
     """sum slope * limit + sum slope * w~, with rounding as a shift fixed at the start."""
-    numbers, total = scales.quantizers(), 0.0
+    numbers, total = scales.qparams(), 0.0
     for name, spec in quantized.plan.tensors.items():
         for limit, value in zip(limit_names(spec), limits(spec, numbers.ranges[name]), strict=True):
             total += float(slopes[limit]) * float(value)
@@ -152,13 +152,13 @@ def test_the_chain_rule_is_the_slope_of_the_surrogate(symmetric, corrected):
     quantized = made(symmetric)
     if corrected:
         samples = Feeds([{"x": images(32, seed=2) + np.float32(1)}])
-        numbers = correct_biases(quantized.student, quantized.quantizers, samples, 16)
-        quantized = replace(quantized, quantizers=numbers)
+        numbers = correct_biases(quantized.student, quantized.qparams, samples, 16)
+        quantized = replace(quantized, qparams=numbers)
     scales = scales_of(quantized)
     rng = np.random.default_rng(4)
     for key, value in scales.values.items():
         value[...] = rng.uniform(0.0, 0.1) if key.startswith(SHIFT) else 0.75
-    start = scales.quantizers()
+    start = scales.qparams()
     inputs = {value.name: value for value in quantized.student.model.graph.inputs}
     slopes = {name: rng.normal(size=tuple(inputs[name].shape or ())) for name in scales.names}
     found = scales.gradients({k: np.asarray(v, np.float32) for k, v in slopes.items()})
@@ -194,7 +194,7 @@ def test_gradients_follow_the_engines_loss(symmetric):
     engine = Engine(model, scales.names, LOSS, workers=1)
 
     def run_engine() -> tuple[float, dict[str, np.ndarray]]:
-        feeds = student_feeds(quantized.plan, scales.quantizers(), quantized.student.sources)
+        feeds = student_feeds(quantized.plan, scales.qparams(), quantized.student.sources)
         batch = {"x": x, target_name("y"): target}
         rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
         return engine.gradients(feeds, [{**batch, **rest}])
@@ -212,5 +212,5 @@ def test_alpha_of_a_weight_is_a_share_of_its_largest_value():
     quantized = made(False)
     scales = scales_of(quantized)
     scales.values[WEIGHT + "v6"][...] = 0.5
-    largest = weight_threshold_max(quantized.quantizers.weights["v6"], 0)
-    np.testing.assert_array_equal(scales.quantizers().thresholds["v6"], largest / 2)
+    largest = weight_threshold_max(quantized.qparams.weights["v6"], 0)
+    np.testing.assert_array_equal(scales.qparams().thresholds["v6"], largest / 2)

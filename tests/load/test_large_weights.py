@@ -62,7 +62,7 @@ def test_a_run_gives_the_same_file(all_large, sample_models, tmp_path, monkeypat
     source = external(path, tmp_path) if outside else path
     recipe = Recipe(samples=64, activation_bits=None, learn=("none",), exclude=("block2*",))
     large = compress(source, data, recipe, out=tmp_path / "large.onnx")
-    assert large.figures.agreement == 1.0
+    assert large.metrics.agreement == 1.0
     monkeypatch.undo()
     small = compress(path, data, recipe, out=tmp_path / "small.onnx")
     one, other = (onnx.load(tmp_path / f"{n}.onnx").graph for n in ("large", "small"))
@@ -70,7 +70,7 @@ def test_a_run_gives_the_same_file(all_large, sample_models, tmp_path, monkeypat
         # Means for the correction of biases come from kernels of another layout.
         values = map(onnx.numpy_helper.to_array, (left, right))
         np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5, err_msg=left.name)
-    assert large.figures.sqnr_db == pytest.approx(small.figures.sqnr_db, abs=0.1)
+    assert large.metrics.sqnr_db == pytest.approx(small.metrics.sqnr_db, abs=0.1)
 
 
 def test_files_go_with_their_tensors(all_large, sample_models):

@@ -51,7 +51,7 @@ def test_a_layer_behind_a_fused_one_is_learned(fused, tmp_path):
     np.savez(tmp_path / "x.npz", x=x)
     recipe = Recipe(epochs=1, learn=("weights",), activation_bits=4)
     result = compress(tmp_path / "m.onnx", tmp_path / "x.npz", recipe, out=tmp_path / "o.onnx")
-    assert len(result.figures.learning["scores"]) == 1
+    assert len(result.metrics.learning["scores"]) == 1
     onnx.checker.check_model(onnx.load(tmp_path / "o.onnx"))
 
 

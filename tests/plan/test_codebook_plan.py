@@ -67,7 +67,7 @@ def test_the_estimate_is_that_of_the_file(count):
     model = wide()
     plain, made = (quantize(model, recipe=Recipe(codebook=k)) for k in (None, count))
     spec = made.plan.layers["Conv_z"]
-    files = (len(serialised(export(m.student, m.quantizers))) for m in (plain, made))
+    files = (len(serialised(export(m.student, m.qparams))) for m in (plain, made))
     saved = next(files) - next(files)
     estimate = spec.parameters - codebook_bytes(spec.parameters, count, integer=True)
     # The first lookup of a file has the constants that further ones share.

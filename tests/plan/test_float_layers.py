@@ -59,7 +59,7 @@ def test_their_parameters_are_inputs_and_are_written_as_floats(name, activation_
         assert spec.weight in inputs and (spec.bias is None or f"{spec.name}.bias" in inputs)
         found = made.exported.graph.initializers[spec.weight].const_value
         assert found is not None
-        np.testing.assert_array_equal(found.numpy(), made.quantizers.weights[spec.weight])
+        np.testing.assert_array_equal(found.numpy(), made.qparams.weights[spec.weight])
     feeds = {"x": images(4)}
     student, exported = run(made.baked, feeds)["y"], run(made.exported, feeds)["y"]
     np.testing.assert_allclose(student, exported, atol=1e-5)

@@ -273,7 +273,7 @@ def test_few_bits_are_for_what_a_layer_multiplies(name, few):
 
 def test_tensors_that_few_bits_are_too_few_for_get_eight_and_stay_in_integers():
     graph = small_graph("excite")
-    plan = make_plan(graph, Recipe(activation_bits=4), spared=frozenset("m"))
+    plan = make_plan(graph, Recipe(activation_bits=4), fallback=frozenset("m"))
     assert {n: plan.tensors[n].num_bits for n in "mp"} == {"m": 8, "p": 4}
     assert len(plan.integer_layers()) == len(plan.layers)
 
@@ -412,9 +412,9 @@ def test_specs_are_in_graph_order():
 def test_a_spared_tensor_keeps_the_layers_around_it_float():
     model = small_graph("residual")
     plan = make_plan(model, Recipe())
-    spared = make_plan(model, Recipe(), spared=frozenset(["r"]))
-    assert "r" in plan.tensors and "r" not in spared.tensors
-    float_layers = {s.name for s in spared.layers.values() if "8 bits are too few" in s.reason}
+    fallback = make_plan(model, Recipe(), fallback=frozenset(["r"]))
+    assert "r" in plan.tensors and "r" not in fallback.tensors
+    float_layers = {s.name for s in fallback.layers.values() if "8 bits are too few" in s.reason}
     around = {
         str(node.name)
         for node in model.graph

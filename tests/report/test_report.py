@@ -13,9 +13,9 @@ from onnxq.pipeline import Result
 from onnxq.plan import make_plan
 from onnxq.report.html import score_bars, write_report
 from onnxq.report.inspection import LayerRow
-from onnxq.report.result import figure_rows, result_fields, result_notes
-from onnxq.report.tables import print_figures, print_layers
-from onnxq.verify.metrics import Figures
+from onnxq.report.result import metric_rows, result_fields, result_notes
+from onnxq.report.tables import print_layers, print_metrics
+from onnxq.verify.metrics import Metrics
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 13]>
@@ -25,7 +25,7 @@ net (float[N, 3] x) => (float[N, 3] y)
 """
 
 
-def result_of(recipe: Recipe | None = None, **figures: object) -> Result:
+def result_of(recipe: Recipe | None = None, **metrics: object) -> Result:
     given = {
         "layers": 1,
         "integer_layers": 1,
@@ -41,33 +41,33 @@ def result_of(recipe: Recipe | None = None, **figures: object) -> Result:
             "epochs_run": 3,
             "scores": [0.03, 0.02, 0.025],
         },
-        **figures,
+        **metrics,
     }
     model = ir.from_onnx_text(MODEL)
     plan = make_plan(model, Recipe())
-    found = Figures(1000, 300, **given)  # type: ignore[arg-type]
+    found = Metrics(1000, 300, **given)  # type: ignore[arg-type]
     return Result(model, None, found, recipe or Recipe(), plan, ["a <note>"])
 
 
 def test_rows_say_what_changed() -> None:
-    rows = {row[0]: row[1:] for row in figure_rows(result_of().figures)}
+    rows = {row[0]: row[1:] for row in metric_rows(result_of().metrics)}
     assert rows["size"] == ("1 kB", "300 B", "30.0%")
     assert rows["latency, 1 thread"] == ("2 ms", "1 ms", "0.50 ×")
     assert rows["agreement"][-1] == "99.50 %"
     assert rows["SQNR of y"][-1] == "33.3 dB"
     assert rows["layers in integers"][-1] == "1 of 1"
-    assert rows["held-back error"] == ("0.04", "0.02", "epoch 2 of 3")
+    assert rows["held-out error"] == ("0.04", "0.02", "epoch 2 of 3")
 
 
 def test_a_distilled_models_score_has_its_name() -> None:
     learning = {"unit": "KL divergence", "start_score": 0.4, "learned_score": 0.1, "epochs_run": 1}
-    rows = {row[0]: row[1:] for row in figure_rows(result_of(learning=learning).figures)}
-    assert rows["held-back KL divergence"][:2] == ("0.4", "0.1")
+    rows = {row[0]: row[1:] for row in metric_rows(result_of(learning=learning).metrics)}
+    assert rows["held-out KL divergence"][:2] == ("0.4", "0.1")
 
 
 def test_many_outputs_are_summed_up() -> None:
-    figures = Figures(1, 1, sqnr_db={f"y{i}": 20.0 + i for i in range(9)})
-    names = [row[0] for row in figure_rows(figures) if row[0].startswith("SQNR")]
+    metrics = Metrics(1, 1, sqnr_db={f"y{i}": 20.0 + i for i in range(9)})
+    names = [row[0] for row in metric_rows(metrics) if row[0].startswith("SQNR")]
     assert names[-1] == "SQNR of 5 more outputs"
     assert len(names) == 5
 
@@ -131,8 +131,8 @@ def test_html_is_well_formed_and_escaped(tmp_path: Path) -> None:
     # A bar for the start and each epoch, and one for the layer, each of two parts.
     assert tags.seen.count("rect") == 2 * (4 + 1)
     assert "a &lt;note&gt;" in text
-    assert "Held-back error, by minutes of learning:" in text
-    assert "Held-back agreement, percent, by minutes of learning:" in text
+    assert "Held-out error, by minutes of learning:" in text
+    assert "Held-out agreement, percent, by minutes of learning:" in text
     assert tags.seen.count("polyline") == 2
     assert json.loads((folder / "report.json").read_text())["ratio"] == 0.3
 
@@ -155,7 +155,7 @@ def test_the_bar_of_the_exported_numbers_is_marked() -> None:
 
 
 def test_tables_keep_brackets_in_names(capsys: pytest.CaptureFixture[str]) -> None:
-    print_figures(Figures(10, 5, sqnr_db={"a[bold]": 30.0}))
+    print_metrics(Metrics(10, 5, sqnr_db={"a[bold]": 30.0}))
     row = LayerRow("layer[0]/x", "Conv", 9, 36, 9, 8, "weight-only", "ConvTranspose [x]")
     print_layers([row])
     printed = capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_a_search_is_shown_with_its_target_and_its_trials(tmp_path: Path) -> Non
         "frontier": [{"bytes": 200, "error": 0.1, "drop": 3.0}, {"bytes": 500, "drop": 0.01}],
     }
     result = result_of(search=search, kl=0.01)
-    rows = {row[0]: row[1:] for row in figure_rows(result.figures)}
+    rows = {row[0]: row[1:] for row in metric_rows(result.metrics)}
     assert rows["target of the search"] == ("", "0.5 points", "met, 2 trials")
     assert rows["drop expected by divergence, points"][-1] == "0.30"
     write_report(tmp_path, Path("m.onnx"), Path("o.onnx"), result)
@@ -185,7 +185,7 @@ def test_a_search_is_shown_with_its_target_and_its_trials(tmp_path: Path) -> Non
     assert "<polyline" in page and "K=16" in page
     assert "300 B, 0.20 by decisions" in page
     sized = result_of(search={**search, "max_drop": None, "max_size": 2000, "met": False})
-    rows = {row[0]: row[1:] for row in figure_rows(sized.figures)}
+    rows = {row[0]: row[1:] for row in metric_rows(sized.metrics)}
     assert rows["target of the search"] == ("", "2 kB", "not met, 2 trials")
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from onnxq.report.sections import class_bars, contact_sheet, loss_curves
-from onnxq.synthesise.made import Synthesis
+from onnxq.synthesise.images import Synthesis
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.search.suffix import Judge
+from onnxq.search.suffix import EffectMeter
 
 
 def logits(seed: int, rows: int = 24, classes: int = 4) -> np.ndarray:
@@ -16,7 +16,7 @@ def logits(seed: int, rows: int = 24, classes: int = 4) -> np.ndarray:
 @settings(max_examples=30, deadline=None)
 def test_a_classifier(seed, cut):
     teacher, student = logits(seed), logits(seed) + 0.5 * logits(seed + 1)
-    judge = Judge(["y"], {"y": teacher}, len(teacher))
+    judge = EffectMeter(["y"], {"y": teacher}, len(teacher))
     batches = [slice(0, cut), slice(cut, None)]
     sums = sum(judge.sums({"y": teacher[b]}, {"y": student[b]}) for b in batches)
     effect = judge.effect(sums, len(teacher), 7)
@@ -33,7 +33,7 @@ def test_a_classifier(seed, cut):
 def test_other_outputs(seed):
     teacher = {"a": logits(seed), "b": 100 * logits(seed + 1)}
     student = {"a": logits(seed + 2)}
-    judge = Judge(["a", "b"], teacher, len(teacher["a"]))
+    judge = EffectMeter(["a", "b"], teacher, len(teacher["a"]))
     effect = judge.effect(judge.sums(teacher, student), len(teacher["a"]), 1)
     ratio = np.square(student["a"] - teacher["a"]).sum() / np.square(teacher["a"]).sum()
     assert judge.measure == "error"
@@ -47,12 +47,12 @@ def test_other_outputs(seed):
      ((12, 3), "error")],
 )  # fmt: skip
 def test_what_is_a_classifier(shape, measure):
-    assert Judge(["y"], {"y": np.zeros(shape, np.float32)}, 6).measure == measure
+    assert EffectMeter(["y"], {"y": np.zeros(shape, np.float32)}, 6).measure == measure
 
 
 def test_probabilities_are_taken_as_they_are():
     p = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
     q = np.array([[0.8, 0.2], [0.3, 0.7]], np.float32)
-    judge = Judge(["y"], {"y": p}, 2)
+    judge = EffectMeter(["y"], {"y": p}, 2)
     effect = judge.effect(judge.sums({"y": p}, {"y": q}), 2, 1)
     assert effect.error == pytest.approx((p * np.log(p / q)).sum() / 2, rel=1e-4)

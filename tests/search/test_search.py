@@ -68,8 +68,8 @@ class Formula:
 def test_a_drop_is_met_with_little_to_spare(seed, factor, slope, most):
     options = layers(seed=seed)
     frontier = find_frontier(options)
-    workshop = Formula(options, factor, slope=slope)
-    search = Search(frontier, "kl", Goal(max_drop=most), workshop)
+    evaluator = Formula(options, factor, slope=slope)
+    search = Search(frontier, "kl", Goal(max_drop=most), evaluator)
     found = search.run()
     best = frontier.within_error(most / slope / factor)
     if best is None:
@@ -77,7 +77,7 @@ def test_a_drop_is_met_with_little_to_spare(seed, factor, slope, most):
         return
     assert search.met(found) and drop_of(found.effect) <= most
     assert found.effect.size <= 1.08 * (HEADERS + frontier.sizes[best])
-    assert len(workshop.tried) <= MOST_TRIALS
+    assert len(evaluator.tried) <= MOST_TRIALS
 
 
 def test_what_cannot_be_met_gives_the_nearest():
@@ -109,7 +109,7 @@ def test_a_size_below_everything_gives_the_smallest():
 
 
 def test_noise_that_hides_the_drop_does_not_drive_the_search():
-    """Where no decision changed on the held-back samples, the divergence still says how far."""
+    """Where no decision changed on the held-out samples, the divergence still says how far."""
     options = layers()
 
     class Blind(Formula):
@@ -135,9 +135,9 @@ def test_goals(measure):
 
 def test_the_clock_ends_a_search_with_the_best_so_far():
     options = layers()
-    workshop = Formula(options, factor=0.2)
-    workshop.most_trials = 2
-    search = Search(find_frontier(options), "kl", Goal(max_drop=0.5), workshop)
+    evaluator = Formula(options, factor=0.2)
+    evaluator.most_trials = 2
+    search = Search(find_frontier(options), "kl", Goal(max_drop=0.5), evaluator)
     found = search.run()
     assert search.cut_short and len(search.trials) == 2
     assert found in search.trials

@@ -16,7 +16,7 @@ from onnxq.errors import RecipeError
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import Result, compress
 from onnxq.run import Run
-from onnxq.search.evaluator import Memo, ModelWorkshop
+from onnxq.search.evaluator import ModelEvaluator, TrialCache
 
 BODY = "a = Conv <pads = [5, 5, 5, 5]> (x, first, b6) r = Relu (a) z = Conv (r, second, c6)"
 FAST = Recipe(epochs=1, batch_size=8, activation_bits=None)
@@ -41,19 +41,19 @@ def test_a_size_is_kept(files, bits, codebook):
     result = compress(model, data, recipe, out=out)
     onnx.checker.check_model(str(out), full_check=True)
     assert out.stat().st_size <= 0.34 * model.stat().st_size
-    assert result.figures.search["met"] and result.figures.student_agreement == 1.0
+    assert result.metrics.search["met"] and result.metrics.student_agreement == 1.0
     smaller = compress(model, data, replace(recipe, max_size=0.28), out=out, force=True)
-    assert smaller.figures.size_after < result.figures.size_after
+    assert smaller.metrics.size_after < result.metrics.size_after
     # Small files of weights: a whole number is a number of bytes.
-    again = compress(model, data, replace(recipe, max_size=result.figures.size_after + 2000))
-    assert again.figures.size_after <= result.figures.size_after + 2000
+    again = compress(model, data, replace(recipe, max_size=result.metrics.size_after + 2000))
+    assert again.metrics.size_after <= result.metrics.size_after + 2000
 
 
 def test_without_codebooks_widths_are_searched(files):
     model, data, _ = files
     found = compress(model, data, replace(FAST, max_size=0.3, first_last_bits=8))
     sizes = {row.name: row for row in found.plan.layers.values()}
-    labels = found.figures.search["settings"]
+    labels = found.metrics.search["settings"]
     assert all(label == "float" or label.endswith(" bits") for label in labels.values())
     # Stated: no search moves it.
     assert sizes["Conv_a"].num_bits == 8 and "Conv_a" not in labels
@@ -63,7 +63,7 @@ def test_without_codebooks_widths_are_searched(files):
 def test_codes_and_codebooks_are_candidates_of_one_search(files):
     model, data, _ = files
     found = compress(model, data, replace(FAST, codebook="auto", max_size=0.3))
-    for row in found.figures.search["sweep"]["layers"][:2]:
+    for row in found.metrics.search["sweep"]["layers"][:2]:
         labels = {each["setting"] for each in row["settings"]}
         assert {"K=16", "4 bits", "8 bits", "float"} <= labels
     alone = compress(model, data, replace(FAST, max_size=0.3))
@@ -71,7 +71,7 @@ def test_codes_and_codebooks_are_candidates_of_one_search(files):
 
 
 def both_errors(result: Result) -> float:
-    return float(result.figures.search["trials"][-1]["predicted"])
+    return float(result.metrics.search["trials"][-1]["predicted"])
 
 
 def test_nothing_to_search_is_a_sentence(files):
@@ -86,9 +86,9 @@ def test_a_drop_is_kept_and_a_looser_one_takes_fewer_bytes(files):
     model, data, _ = files
     sizes = []
     for most in (0.05, 3.0):
-        figures = compress(model, data, replace(FAST, max_drop=most)).figures
-        assert figures.search["met"] and figures.estimated_drop <= most
-        sizes.append(figures.size_after)
+        metrics = compress(model, data, replace(FAST, max_drop=most)).metrics
+        assert metrics.search["met"] and metrics.estimated_drop <= most
+        sizes.append(metrics.size_after)
     assert sizes[1] < sizes[0]
 
 
@@ -106,7 +106,7 @@ def test_the_recipe_that_was_found_gives_the_same_model(files):
 def test_what_cannot_be_met_is_said_and_the_nearest_is_written(files):
     model, data, out = files
     result = compress(model, data, replace(FAST, max_size=2600), out=out)
-    assert out.exists() and not result.figures.search["met"]
+    assert out.exists() and not result.metrics.search["met"]
     note = next(each for each in result.notes if "was not met" in each)
     assert note.startswith("the target of 2,600 bytes was not met: the smallest file has ")
     out.unlink()
@@ -126,7 +126,7 @@ def test_layers_with_a_stated_codebook_are_left_to_the_user(files):
     )
     result = compress(model, data, replace(recipe, max_drop=3.0))
     assert result.plan.layers["Conv_a"].codebook == 32
-    assert "Conv_a" not in result.figures.search["settings"]
+    assert "Conv_a" not in result.metrics.search["settings"]
 
 
 @pytest.mark.parametrize(("codebook", "most"), [("auto", 1.0), (None, 0.05)])
@@ -144,14 +144,14 @@ def test_a_stopped_search_goes_on_where_it_was(files, monkeypatch, codebook, mos
         trials.append(settings)
         return tried(self, settings)
 
-    tried = ModelWorkshop._trial
-    monkeypatch.setattr(ModelWorkshop, "_trial", stopped)
+    tried = ModelEvaluator._trial
+    monkeypatch.setattr(ModelEvaluator, "_trial", stopped)
     with pytest.raises(KeyboardInterrupt):
         compress(model, data, recipe, out=out)
     assert len(trials) == 2 and not out.exists()
     again = []
     monkeypatch.setattr(
-        ModelWorkshop, "_trial", lambda self, s: (again.append(s), tried(self, s))[1]
+        ModelEvaluator, "_trial", lambda self, s: (again.append(s), tried(self, s))[1]
     )
     monkeypatch.setattr(Run, "sweep", lambda self, variant: pytest.fail("swept again"))
     compress(model, data, recipe, out=out, resume=True)
@@ -160,5 +160,5 @@ def test_a_stopped_search_goes_on_where_it_was(files, monkeypatch, codebook, mos
 
 
 def test_nothing_is_kept_without_a_checkpoint():
-    memo = Memo(None, resume=True)
-    assert memo._checkpoint is None
+    cache = TrialCache(None, resume=True)
+    assert cache._checkpoint is None

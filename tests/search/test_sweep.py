@@ -41,7 +41,7 @@ def opened(tmp_path: Path) -> Open:
 
 
 def swept(found: Quantized, samples: Samples, **options: Any) -> SweepTable:
-    return sweep(found.teacher, found.student, found.quantizers, samples, **options)
+    return sweep(found.teacher, found.student, found.qparams, samples, **options)
 
 
 def whole_student(model: ir.Model, weight: str, setting: Setting) -> np.ndarray:
@@ -212,7 +212,7 @@ def test_other_outputs_are_judged_by_relative_squared_error(opened):
 
 
 def bake_of(found: Quantized) -> ir.Model:
-    return bake(found.student, found.quantizers)
+    return bake(found.student, found.qparams)
 
 
 def test_a_layer_that_no_compared_output_depends_on_costs_nothing(opened):
@@ -227,7 +227,7 @@ def test_corrected_biases_take_part(opened):
     model = small_graph("relu")
     found = quantize(model, recipe=FLOAT_ACTIVATIONS)
     means = {"Conv_a": np.full(3, 5.0)}
-    corrected = replace(found, quantizers=found.quantizers.with_means(means))
+    corrected = replace(found, qparams=found.qparams.with_means(means))
     before, after = (
         swept(each, opened(model)).rows[0].effects[BITS] for each in (found, corrected)
     )
@@ -257,5 +257,5 @@ def test_nothing_to_try_is_a_sentence(opened):
     model = small_graph("relu")
     with pytest.raises(ModelError, match="no layer to try"):
         swept(quantize(model, recipe=Recipe(exclude=("*",))), opened(model))
-    with pytest.raises(DataError, match="1 of the samples are held back, and settings need 2"):
+    with pytest.raises(DataError, match="1 of the samples are held out, and settings need 2"):
         swept(quantize(model), opened(model, 1))

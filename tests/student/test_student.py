@@ -26,7 +26,7 @@ from onnxq.graph.cut import between
 from onnxq.numerics.qparams import BIAS_LIMIT, affine_qparams
 from onnxq.options.recipe import Recipe
 from onnxq.plan import TensorSpec, make_plan
-from onnxq.student import qparams as quantizers_module
+from onnxq.student import qparams as qparams_module
 from onnxq.student.initial import tensor_range
 from onnxq.student.qparams import (
     SMALLEST_WIDTH,
@@ -65,7 +65,7 @@ def test_the_student_is_a_valid_graph_over_the_teachers_names(name):
 @pytest.mark.parametrize("name", ["residual", "transposed", "shared", "split"])
 def test_every_parameter_input_is_fed_in_its_shape(name):
     made = quantize(small_graph(name))
-    feeds = student_feeds(made.plan, made.quantizers, made.student.sources)
+    feeds = student_feeds(made.plan, made.qparams, made.student.sources)
     inputs = {value.name: value for value in made.student.model.graph.inputs}
     assert set(feeds) == set(inputs) - {"x"}
     for key, array in feeds.items():
@@ -80,14 +80,14 @@ def test_every_parameter_input_is_fed_in_its_shape(name):
 def test_a_part_is_baked_with_its_own_numbers_alone(monkeypatch, inputs, output, layers):
     made = quantize(small_graph("residual"))
     asked: list[str] = []
-    real = quantizers_module.fake_weight
+    real = qparams_module.fake_weight
 
     def fake(spec, *args):
         asked.append(spec.name)
         return real(spec, *args)
 
-    monkeypatch.setattr(quantizers_module, "fake_weight", fake)
-    part = bake_between(made.student, made.quantizers, inputs, [output])
+    monkeypatch.setattr(qparams_module, "fake_weight", fake)
+    part = bake_between(made.student, made.qparams, inputs, [output])
     assert asked == layers
     onnx.checker.check_model(ir.to_proto(part))
     feeds = {"x": images(2)}
@@ -118,7 +118,7 @@ def test_an_output_that_integers_write_keeps_its_name():
     student, exported = run(made.baked, feeds), run(made.exported, feeds)
     assert set(student) == {"z", "y"}
     np.testing.assert_array_equal(student["z"], exported["z"])
-    width = made.quantizers.ranges["z"][1]
+    width = made.qparams.ranges["z"][1]
     assert len(np.unique(student["z"])) <= 256
     assert student["z"].max() <= width * 1.001
 
@@ -133,7 +133,7 @@ def test_a_perceptron_computes_what_integers_compute():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 8)).astype(np.float32)
     made = quantize(model, Feeds([{"x": x}]))
-    numbers, plan = made.quantizers, made.plan
+    numbers, plan = made.qparams, made.plan
     scales = weight_scales(plan, numbers, made.student.sources)
 
     def layer(codes, zero, scale, name):

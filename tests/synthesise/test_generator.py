@@ -26,7 +26,7 @@ from onnxq.synthesise.generator import (
     size_generator,
     stand_alone,
 )
-from onnxq.synthesise.made import Synthesis
+from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.objective import LOSS
 from onnxq.synthesise.space import ImageSpace, image_space
 from onnxq.synthesise.subject import Task, find_subject

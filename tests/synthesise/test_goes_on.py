@@ -26,7 +26,7 @@ from onnxq.synthesise.generator import (
     size_generator,
     stand_alone,
 )
-from onnxq.synthesise.made import Synthesis
+from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
 from onnxq.synthesise.subject import Subject, Task, find_subject
 from onnxq.train import loop
@@ -72,9 +72,7 @@ def quantized(**options: object) -> Quantized:
 def against(found: Quantized) -> tuple[QuantizedStudent, dict[str, np.ndarray]]:
     """The student and what it is fed."""
     student = QuantizedStudent(found.student.model, "x", "y")
-    return student, student.feeds(
-        student_feeds(found.plan, found.quantizers, found.student.sources)
-    )
+    return student, student.feeds(student_feeds(found.plan, found.qparams, found.student.sources))
 
 
 def gradients_of(subject: Subject, found: Quantized) -> tuple[ir.Model, dict, dict, dict]:
@@ -170,7 +168,7 @@ def test_the_parameters_are_read_back_from_the_file(subject):
 
 def test_it_goes_on_from_a_state_and_stops_when_it_is_late(subject):
     found = quantized(weight_bits=3, activation_bits=3)
-    numbers = student_feeds(found.plan, found.quantizers, found.student.sources)
+    numbers = student_feeds(found.plan, found.qparams, found.student.sources)
 
     def begun() -> tuple[AdversarialGenerator, Synthesis]:
         synthesis = made_with(subject)
@@ -261,7 +259,7 @@ def test_a_run_is_the_same_again_resumed_or_from_the_file(few, sample_models, tm
     first = compress(model, recipe=recipe, out=whole, save_generator=kept, progress=listener)
     assert any("; generator inception -" in text for text in listener.texts)
     assert len(first.synthesis.tuning["adversarial"]) >= 3
-    assert first.figures.synthesis["tuning"] == first.synthesis.tuning
+    assert first.metrics.synthesis["tuning"] == first.synthesis.tuning
     # The saved generator is the one that the images were made with first.
     compress(model, recipe=recipe, out=again, generator=kept)
     assert again.read_bytes() == whole.read_bytes()
@@ -279,8 +277,8 @@ def test_a_run_is_the_same_again_resumed_or_from_the_file(few, sample_models, tm
     assert resumed.synthesis.tuning == first.synthesis.tuning
     fixed = compress(model, recipe=Recipe(**options))
     assert fixed.synthesis.tuning == {}
-    assert fixed.figures.learning["scores"] != first.figures.learning["scores"]
-    assert fixed.figures.learning["start_score"] == first.figures.learning["start_score"]
+    assert fixed.metrics.learning["scores"] != first.metrics.learning["scores"]
+    assert fixed.metrics.learning["start_score"] == first.metrics.learning["start_score"]
 
 
 def test_where_nothing_is_learned_by_gradients_it_is_said(few, sample_models, monkeypatch):

@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.synthesise import making
-from onnxq.synthesise.making import LossHistory, history_of
+from onnxq.synthesise import distilled
+from onnxq.synthesise.distilled import LossHistory, history_of
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(making.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(distilled.time, "perf_counter", lambda: now[0])
     return now
 
 

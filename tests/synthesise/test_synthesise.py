@@ -14,8 +14,8 @@ from onnxq.errors import ModelError, RecipeError
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Silent
-from onnxq.synthesise import making, subject
-from onnxq.synthesise.made import Synthesis, collapse_note
+from onnxq.synthesise import distilled, subject
+from onnxq.synthesise.images import Synthesis, collapse_note
 from onnxq.synthesise.space import image_space
 from onnxq.synthesise.subject import WEIGHTS, Task, find_subject
 from onnxq.synthesise.synthesise import synthesise
@@ -33,8 +33,8 @@ def unfolded(sample_models: Path) -> ir.Model:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "STEPS", 30)
-    monkeypatch.setattr(making, "LEAST_STEPS", 10)
+    monkeypatch.setattr(distilled, "STEPS", 30)
+    monkeypatch.setattr(distilled, "LEAST_STEPS", 10)
     monkeypatch.setattr(subject, "BATCH", 16)
 
 
@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_images(unfolded, tmp_path):
 
 def test_the_clock_takes_steps_first_and_images_then(unfolded, tmp_path, monkeypatch):
     now = iter(range(10_000))
-    monkeypatch.setattr(making.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(distilled.time, "monotonic", lambda: float(next(now)))
     # Five steps are said to take one second: 0.2 each. Three groups of 32 images are wanted.
     _, found = make(unfolded, tmp_path / "a", 80, seconds=0.2 * 3 * 20)
     assert (found.steps, found.count) == (20, 80)
@@ -107,7 +107,7 @@ def test_the_clock_takes_steps_first_and_images_then(unfolded, tmp_path, monkeyp
 def test_a_machine_that_becomes_slower_still_keeps_to_the_clock(unfolded, tmp_path, monkeypatch):
     # Time for all at first; of 18 seconds 10 are over after 35 steps, and 8 allow 28 more.
     now = iter([0.0, 1.0, 10.0, 14.0])
-    monkeypatch.setattr(making.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(distilled.time, "monotonic", lambda: next(now))
     _, found = make(unfolded, tmp_path / "a", 80, seconds=18.0)
     assert (found.steps, found.count) == (16, 80)
     assert found.notes == ["--max-minutes allowed 16 of 30 steps for each of 80 of 80 images"]

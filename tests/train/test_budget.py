@@ -26,7 +26,7 @@ def made(symmetric: bool = False) -> Quantized:
 
 
 def trained(quantized: Quantized) -> Trained:
-    plan, start = quantized.plan, quantized.quantizers
+    plan, start = quantized.plan, quantized.qparams
     return Trained(make_parts({"weights", "steps"}, plan, start, {}, ELEMENTS), plan, start)
 
 
@@ -50,7 +50,7 @@ def stepped(quantized: Quantized, budget: Budget) -> tuple[Trained, dict[str, np
 def test_gradient_descent_moves_weights_and_biases_by_the_rate_times_the_gradient():
     quantized = made()
     found, slopes = stepped(quantized, Budget(lr=0.01, optimizer="sgd"))
-    before, after = quantized.quantizers, found.quantizers()
+    before, after = quantized.qparams, found.qparams()
     for weight, start in before.weights.items():
         moved = after.weights[weight] - start
         # No weight is clipped at its own maximum.
@@ -66,7 +66,7 @@ def test_gradient_descent_moves_steps_by_lsqs_share_of_the_gradient(symmetric):
     quantized = made(symmetric)
     rate = 1e-5
     found, slopes = stepped(quantized, Budget(lr=rate, optimizer="sgd"))
-    plan, start = quantized.plan, quantized.quantizers
+    plan, start = quantized.plan, quantized.qparams
     for name, spec in plan.tensors.items():
         largest = 2**spec.num_bits - 1
         step = start.ranges[name][1] / largest

@@ -12,7 +12,7 @@ from onnxq.load.interface import input_specs
 from onnxq.runtime.session import expose
 from onnxq.student.qparams import student_feeds
 from onnxq.train.batch_size import SHARD_SIZE, shard_size
-from onnxq.train.held_out import HeldBack
+from onnxq.train.held_out import HeldOut
 from onnxq.train.logits import find_logits
 from onnxq.train.loss import LOSS, attach_loss, target_name
 from onnxq.train.objective import OutputMatching, choose_objective
@@ -128,8 +128,8 @@ def test_the_judge_scores_the_relative_error_of_the_logits(tmp_path):
     samples = samples_of(made.teacher, tmp_path)
     cached = TeacherOutputs(made.teacher, ["y"], samples, tmp_path)
     objective = choose_objective(cached, distil=False)
-    judge = HeldBack(objective.attach(made.student.model), cached, objective)
-    found = judge.score(student_feeds(made.plan, made.quantizers, made.student.sources))
+    judge = HeldOut(objective.attach(made.student.model), cached, objective)
+    found = judge.score(student_feeds(made.plan, made.qparams, made.student.sources))
     x = np.concatenate([batch["x"] for batch in samples.batches(8)])
     expected, student = run(made.teacher, {"x": x})["y"], run(made.baked, {"x": x})["y"]
     error = np.sqrt(np.square(student - expected).sum() / np.square(expected).sum())

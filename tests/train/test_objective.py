@@ -14,7 +14,7 @@ from onnxq.engine import Engine
 from onnxq.load.interface import input_specs
 from onnxq.numerics.distances import kl_divergence, log_probabilities
 from onnxq.train.budget import Budget
-from onnxq.train.held_out import HeldBack
+from onnxq.train.held_out import HeldOut
 from onnxq.train.loss import AGREES, LOSS, target_name
 from onnxq.train.objective import Distillation, OutputMatching, choose_objective
 from onnxq.train.teacher import TeacherOutputs
@@ -119,7 +119,7 @@ def test_the_judge_says_how_often_decisions_agree(tmp_path):
     assert 0 < expected < 100
     logs = [log_probabilities(rows, False) for rows in (one, other)]
     for objective in (Distillation("y"), OutputMatching(outputs.weights(), "y")):
-        found = HeldBack(objective.attach(student), outputs, objective).judge({})
+        found = HeldOut(objective.attach(student), outputs, objective).judge({})
         assert found.agreement == pytest.approx(expected)
         if isinstance(objective, Distillation):
             assert found.score == pytest.approx(float(kl_divergence(*logs).mean()), rel=1e-3)
@@ -137,7 +137,7 @@ def test_a_feed_of_fixed_batch_counts_its_samples(tmp_path):
         weight = student.graph.initializers["w"].const_value.numpy()
         student.graph.initializers["w"].const_value = ir.tensor(1.5 * weight, name="w")
         for objective in (Distillation("y"), choose_objective(outputs, distil=False)):
-            found.append(HeldBack(objective.attach(student), outputs, objective).judge({}))
+            found.append(HeldOut(objective.attach(student), outputs, objective).judge({}))
     for one, other in zip(found[:2], found[2:], strict=True):
         assert one.score == pytest.approx(other.score, rel=1e-4)
         assert one.agreement == other.agreement == 100

@@ -46,10 +46,10 @@ def test_layers_are_sorted_by_the_noise_of_their_outputs(
     found = compare(
         sample_models / "digits_resnet.onnx", compressed("digits_resnet"), unlabelled, samples=50
     )
-    figures = [layer.sqnr_db for layer in found.layers]
-    assert len(figures) == 10
-    assert None not in figures
-    assert figures == sorted(figures, key=float)
+    metrics = [layer.sqnr_db for layer in found.layers]
+    assert len(metrics) == 10
+    assert None not in metrics
+    assert metrics == sorted(metrics, key=float)
     assert found.layers[-1].name == "stem.conv"
     assert {layer.compute for layer in found.layers} == {"integer"}
     assert {layer.num_bits for layer in found.layers} == {8}

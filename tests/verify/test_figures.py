@@ -5,9 +5,9 @@ import json
 import pytest
 
 from onnxq.errors import ModelError
-from onnxq.verify.metrics import OUTSIDE_FIELDS, Figures
+from onnxq.verify.metrics import OUTSIDE_FIELDS, Metrics
 
-FIGURES = Figures(
+FIGURES = Metrics(
     size_before=1000,
     size_after=300,
     integer_layers=2,
@@ -23,24 +23,24 @@ FIGURES = Figures(
 
 
 def test_json_round_trip() -> None:
-    assert Figures.from_json(FIGURES.to_json()) == FIGURES
+    assert Metrics.from_json(FIGURES.to_json()) == FIGURES
 
 
 def test_metadata_has_no_figure_of_the_clock() -> None:
     fields = json.loads(FIGURES.to_metadata())
     assert not set(fields) & set(OUTSIDE_FIELDS)
-    assert Figures.from_json(FIGURES.to_metadata()).agreement == 0.99
+    assert Metrics.from_json(FIGURES.to_metadata()).agreement == 0.99
 
 
 def test_figures_of_a_later_version_are_read() -> None:
     fields = {**FIGURES.to_fields(), "invented_later": 1}
-    assert Figures.from_fields(fields) == FIGURES
+    assert Metrics.from_fields(fields) == FIGURES
 
 
 def test_ratios() -> None:
     assert FIGURES.ratio == 0.3
     assert FIGURES.latency_ratio == 0.5
-    assert Figures(1000, 300).latency_ratio is None
+    assert Metrics(1000, 300).latency_ratio is None
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_ratios() -> None:
 )
 def test_broken_metadata_is_a_sentence(text: str) -> None:
     with pytest.raises(ModelError, match=r"onnxq\.figures"):
-        Figures.from_json(text)
+        Metrics.from_json(text)

@@ -18,7 +18,7 @@ from onnxq.load.interface import input_specs
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
-from onnxq.student.initial import initial_quantizers
+from onnxq.student.initial import initial_qparams
 from onnxq.student.student import build_student
 from onnxq.verify import kernels
 from onnxq.verify.kernels import INTEGER_KERNELS, UNKNOWN, read_kernels
@@ -72,8 +72,8 @@ def exported(tmp_path: Path) -> Callable[[str, Recipe], tuple[ir.Model, Plan]]:
         plan = make_plan(model, recipe)
         samples = open_samples(tmp_path / "x.npz", input_specs(model), None)
         statistics = calibrate(model, list(plan.tensors), samples, 8, workers=1)
-        quantizers = initial_quantizers(model, plan, statistics, "max")
-        return export(build_student(model, plan), quantizers), plan
+        qparams = initial_qparams(model, plan, statistics, "max")
+        return export(build_student(model, plan), qparams), plan
 
     return made
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import DataError, ModelError
-from onnxq.verify.ranks import Ranks, paired_figures
+from onnxq.verify.ranks import Ranks, paired_metrics
 
 
 def ranks(labels: list[int], scores: list[list[float]], batch: int = 2) -> Ranks:
@@ -16,7 +16,7 @@ def ranks(labels: list[int], scores: list[list[float]], batch: int = 2) -> Ranks
 
 def test_top1_and_top5_in_percent() -> None:
     scores = [[float(i == row) + i / 100 for i in range(7)] for row in range(4)]
-    found = ranks([0, 1, 3, 6], scores, batch=3).figures()
+    found = ranks([0, 1, 3, 6], scores, batch=3).metrics()
     # Row 2 has class 3 in its fifth place, row 3 has class 6 in its second.
     assert found["top1"] == 50
     assert found["top5"] == 100
@@ -28,14 +28,14 @@ def test_of_equal_scores_the_first_class_wins() -> None:
 
 
 def test_no_top5_of_five_classes_or_fewer() -> None:
-    assert ranks([0], [[1, 0, 0, 0, 0]]).figures()["top5"] is None
+    assert ranks([0], [[1, 0, 0, 0, 0]]).metrics()["top5"] is None
 
 
 def test_paired_drop_is_that_of_single_samples() -> None:
     good, bad = [1.0, 0.0], [0.0, 1.0]
     reference = ranks([0] * 4, [good, good, good, bad])
     candidate = ranks([0] * 4, [good, bad, good, good])
-    found = paired_figures(reference, candidate)
+    found = paired_metrics(reference, candidate)
     # d = 0, 1, 0, -1: no drop, but an error of sqrt(0.5 / 4).
     assert found["drop"] == 0
     assert found["drop_error"] == pytest.approx(100 * 0.125**0.5)

@@ -14,19 +14,19 @@ def test_every_layer_of_a_sample_model_runs_on_an_integer_kernel(
     sample_models: Path, name: str
 ) -> None:
     recipe = Recipe(samples=64, learn=("none",), equalize=False)
-    figures = compress(
+    metrics = compress(
         sample_models / f"{name}.onnx", sample_models / "digits" / "unlabelled", recipe
-    ).figures
-    assert figures.integer_layers == figures.layers > 0
-    assert set(figures.kernels.values()) <= INTEGER_KERNELS
-    assert figures.float_nodes == []
+    ).metrics
+    assert metrics.integer_layers == metrics.layers > 0
+    assert set(metrics.kernels.values()) <= INTEGER_KERNELS
+    assert metrics.float_nodes == []
 
 
 def test_every_layer_of_a_weight_only_model_is_found_again(sample_models: Path) -> None:
     recipe = Recipe(samples=64, learn=("none",), activation_bits=None)
-    figures = compress(
+    metrics = compress(
         sample_models / "digits_mobilenet.onnx", sample_models / "digits" / "unlabelled", recipe
-    ).figures
-    assert figures.integer_layers == 0
-    assert set(figures.kernels.values()) <= {"Conv", "FusedConv", "Gemm"}
-    assert len(figures.weight_only) == figures.layers
+    ).metrics
+    assert metrics.integer_layers == 0
+    assert set(metrics.kernels.values()) <= {"Conv", "FusedConv", "Gemm"}
+    assert len(metrics.weight_only) == metrics.layers

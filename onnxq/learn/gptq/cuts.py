@@ -86,7 +86,7 @@ def find_cuts(
 def _tensors(
     variant: Variant, names: Sequence[str], source: TeacherOutputs, chosen: np.ndarray, size: int
 ) -> Arrays:
-    part = bake_between(variant.student, variant.quantizers, (), names)
+    part = bake_between(variant.student, variant.qparams, (), names)
     read = {value.name for value in part.graph.inputs}
     feeds = next(source.batches(chosen, size))
     return SessionPool(part, names, 1).run({k: v for k, v in feeds.items() if k in read})

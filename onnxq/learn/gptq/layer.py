@@ -14,7 +14,7 @@ from onnxq.numerics.gptq import Floats, quadratic, round_layer
 from onnxq.numerics.patches import Geometry
 from onnxq.numerics.qparams import FloatArray, per_channel, weight_quant_max, weight_scale
 from onnxq.plan.spec import LayerSpec
-from onnxq.student.qparams import Quantizers
+from onnxq.student.qparams import QParams
 from onnxq.train.checkpoint import Checkpoint
 
 
@@ -126,9 +126,9 @@ class FittedLayer:
         bias = arrays.get("bias")
         return cls(arrays["threshold"], arrays["weight"], bias, error, start_error)
 
-    def put_into(self, quantizers: Quantizers, spec: LayerSpec) -> Quantizers:
+    def put_into(self, qparams: QParams, spec: LayerSpec) -> QParams:
         """The numbers with this layer's."""
-        found = quantizers.with_weights({spec.weight: self.weight})
+        found = qparams.with_weights({spec.weight: self.weight})
         found = found.with_thresholds({spec.weight: self.threshold})
         if self.bias is None:
             return found
@@ -231,9 +231,9 @@ class Fitted:
             named |= {OVER: np.array(self.notes, np.str_), SAMPLES: np.array(self.samples)}
         checkpoint.save(named)
 
-    def put_into(self, quantizers: Quantizers, specs: Iterable[LayerSpec]) -> Quantizers:
+    def put_into(self, qparams: QParams, specs: Iterable[LayerSpec]) -> QParams:
         """The numbers with those of all fitted layers."""
         for spec in specs:
             if spec.name in self.layers:
-                quantizers = self.layers[spec.name].put_into(quantizers, spec)
-        return quantizers
+                qparams = self.layers[spec.name].put_into(qparams, spec)
+        return qparams

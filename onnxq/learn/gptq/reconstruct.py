@@ -21,7 +21,7 @@ from onnxq.learn.gptq.layer import Fitted, FittedLayer, Moments, fit_layer
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.student.blocks import Block
-from onnxq.student.qparams import Quantizers, needs_bias, weight_scales
+from onnxq.student.qparams import QParams, needs_bias, weight_scales
 from onnxq.student.student import bake_between
 from onnxq.student.weights import LINEAR, MATRIX_RANK, layer_geometry
 from onnxq.train.budget import Budget
@@ -41,7 +41,7 @@ SAVE_SECONDS = 20.0
 
 NOTHING = "no layer has a rounding that can be learned"
 INFINITE = "an input or output is NaN or infinite of"
-NO_GAIN = "learned rounding did not beat rounding to nearest on the held-back samples"
+NO_GAIN = "learned rounding did not beat rounding to nearest on the held-out samples"
 
 
 def reconstruct(
@@ -65,11 +65,11 @@ def reconstruct(
 
     Returns:
         The fitted numbers: weights lie on their grid, biases are as they will be written. Or
-        the variant's own, where those are better on the held-back samples.
+        the variant's own, where those are better on the held-out samples.
     """
     began = time.monotonic()
-    layers = fitted_layers(variant.student.plan, variant.quantizers)
-    learned = Learned(variant.score, variant.score, quantizers=variant.quantizers)
+    layers = fitted_layers(variant.student.plan, variant.qparams)
+    learned = Learned(variant.score, variant.score, qparams=variant.qparams)
     learned.notes += _notes(variant.student.plan, layers)
     if not layers:
         learned.notes.append(NOTHING)
@@ -83,12 +83,12 @@ def reconstruct(
         ):
             work = Reconstruction(variant, layers, train, budget or Budget(), Path(folder), fitted)
             work.run(progress or Silent(), checkpoint)
-    quantizers = fitted.put_into(variant.quantizers, layers)
+    qparams = fitted.put_into(variant.qparams, layers)
     learned.notes += fitted.notes
-    score = variant.score_of(quantizers)
+    score = variant.score_of(qparams)
     learned.history = [score]
     if score < variant.score:
-        learned.quantizers, learned.score, learned.epoch = quantizers, score, 1
+        learned.qparams, learned.score, learned.epoch = qparams, score, 1
     else:
         learned.notes.append(NO_GAIN)
     learned.seconds = time.monotonic() - began
@@ -97,7 +97,7 @@ def reconstruct(
     return learned
 
 
-def fitted_layers(plan: Plan, quantizers: Quantizers) -> list[LayerSpec]:
+def fitted_layers(plan: Plan, qparams: QParams) -> list[LayerSpec]:
     """The layers whose rounding is learned: of one linear node each, with codes of their own."""
     readers = Counter(s.weight for s in (*plan.layers.values(), *plan.float_layers.values()))
     return [
@@ -106,13 +106,13 @@ def fitted_layers(plan: Plan, quantizers: Quantizers) -> list[LayerSpec]:
         if spec.op_type in LINEAR
         and spec.codebook is None
         and readers[spec.weight] == 1
-        and _inputs(spec, quantizers) <= MOST_INPUTS
+        and _inputs(spec, qparams) <= MOST_INPUTS
     ]
 
 
-def _inputs(spec: LayerSpec, quantizers: Quantizers) -> int:
+def _inputs(spec: LayerSpec, qparams: QParams) -> int:
     """Inputs of a row; too many where the weight is no matrix for each group."""
-    shape = quantizers.weights[spec.weight].shape
+    shape = qparams.weights[spec.weight].shape
     if spec.op_type != "Conv" and len(shape) != MATRIX_RANK:
         return MOST_INPUTS + 1
     return int(spec.parameters // max(1, shape[spec.channel_axis]))
@@ -155,7 +155,7 @@ class Reconstruction:
         self._teacher, self._student = variant.model, variant.student
         self._layers = {spec.name: spec for spec in layers}
         self._nodes = {str(node.name): node for node in variant.student.model.graph}
-        self._start = self._quantizers = variant.quantizers
+        self._start = self._qparams = variant.qparams
         self._scales = weight_scales(variant.student.plan, self._start, variant.student.sources)
         self._fitted = fitted
         self._cuts = find_cuts(variant, list(self._layers), train, folder)
@@ -202,7 +202,7 @@ class Reconstruction:
                     if time.monotonic() - self._saved > SAVE_SECONDS:
                         self._save()
                 fitted = self._fitted.layers[name]
-                self._quantizers = fitted.put_into(self._quantizers, self._layers[name])
+                self._qparams = fitted.put_into(self._qparams, self._layers[name])
                 done += 1
                 progress.at(done, self._text(i, names))
             if i + 1 < len(blocks):
@@ -258,7 +258,7 @@ class Reconstruction:
         return between(self._teacher, inputs, outputs)
 
     def _student_part(self, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-        return bake_between(self._student, self._quantizers, inputs, outputs)
+        return bake_between(self._student, self._qparams, inputs, outputs)
 
     def _save(self) -> None:
         if self._checkpoint is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.distill.parameters import Parameter, find_parameters, trained_inputs
+from onnxq.distillation.parameters import Parameter, find_parameters, trained_inputs
 from onnxq.errors import ModelError
 from onnxq.graph.facts import constant, is_op
 from onnxq.normalise.batch_norm import batch_norm_refusal

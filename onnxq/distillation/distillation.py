@@ -12,18 +12,18 @@ from pathlib import Path
 from onnxq.data.inputs import fixed_batch
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
-from onnxq.distill.network import FloatNetwork
-from onnxq.distill.pairing import Pairing, of_batch, pair_inputs, pair_models
-from onnxq.distill.result import (
+from onnxq.distillation.network import FloatNetwork
+from onnxq.distillation.pairing import Pairing, of_batch, pair_inputs, pair_models
+from onnxq.distillation.result import (
     METADATA_KEY,
-    DistillFigures,
+    DistillMetrics,
     DistillResult,
-    make_figures,
+    make_metrics,
     metadata_text,
 )
-from onnxq.distill.stage import FILE, Subject, check_gradients
-from onnxq.distill.training import Distilled, make_budget
-from onnxq.distill.verdict import find_fault, names_budget
+from onnxq.distillation.stage import FILE, Subject, check_gradients
+from onnxq.distillation.training import Distilled, make_budget
+from onnxq.distillation.verdict import find_fault, names_budget
 from onnxq.errors import WorseError
 from onnxq.export.constants import store_halves
 from onnxq.export.interface import restore_interface, restore_types
@@ -43,7 +43,7 @@ from onnxq.train.checkpoint import Checkpoint, run_folder
 from onnxq.train.logits import find_logits
 from onnxq.train.objective import choose_objective
 
-NO_GAIN = "training did not beat the student as it was on the held-back samples, which is kept"
+NO_GAIN = "training did not beat the student as it was on the held-out samples, which is kept"
 
 
 def distill(
@@ -160,11 +160,11 @@ class DistillRun:
         """The teacher's outputs, then the student trained on them."""
         intake, recipe = self.intake, self._recipe
         logits = find_logits(intake.normalised.model)
-        train, held_back = intake.outputs(folder, logits, "teacher's")
+        train, held_out = intake.outputs(folder, logits, "teacher's")
         budget = make_budget(recipe, self._network.model, train, intake.seconds)
         objective = choose_objective(train, distil=budget.distils())
         network, pairing = self._network, self._pairing
-        self._subject = Subject(network, pairing, train, held_back, objective)
+        self._subject = Subject(network, pairing, train, held_out, objective)
         if recipe.loss == "distillation" and train.decision is None:
             intake.notes.append(NO_CLASSIFIER)
         changes = intake.augmentation(train, weights=True)
@@ -176,34 +176,34 @@ class DistillRun:
         return found
 
     def finish(self, found: Distilled) -> DistillResult:
-        """The student as it is written, and its figures."""
+        """The student as it is written, and its metrics."""
         intake, network = self.intake, self._network
         model = network.with_values(found.values)
-        judged = self._subject.judge(model)
+        scored = self._subject.judge(model)
         restore_interface(model, self._interface)
         store_halves(model)
         restore_types(model, self._interface)
         sizes = (file_bytes(intake.path), 0)
         count = sum(found.values[name].size for name in network.parameters)
-        figures = make_figures(found, judged, sizes, count)
-        figures.samples, figures.held_back = len(intake.samples), len(intake.held_back)
-        self._judge(figures)
+        metrics = make_metrics(found, scored, sizes, count)
+        metrics.samples, metrics.held_back = len(intake.samples), len(intake.held_out)
+        self._judge(metrics)
         preprocess = intake.preprocess
         entries = {} if preprocess is None else {PREPROCESS_KEY: preprocess.to_json()}
 
         def of_size(size: int) -> dict[str, str]:
-            figures.student_bytes = size
-            return {**entries, METADATA_KEY: metadata_text(figures, self._recipe, self._init)}
+            metrics.student_bytes = size
+            return {**entries, METADATA_KEY: metadata_text(metrics, self._recipe, self._init)}
 
-        figures.student_bytes = describe(model, of_size)
+        metrics.student_bytes = describe(model, of_size)
         return DistillResult(
-            model, None, figures, self._recipe, self._init, intake.notes, intake.synthesis,
+            model, None, metrics, self._recipe, self._init, intake.notes, intake.synthesis,
             intake.unsaved,
         )  # fmt: skip
 
-    def _judge(self, figures: DistillFigures) -> None:
+    def _judge(self, metrics: DistillMetrics) -> None:
         """Note that the student is broken, or refuse it."""
-        if (fault := find_fault(figures)) is None:
+        if (fault := find_fault(metrics)) is None:
             return
         if not self.intake.allow_worse and not names_budget(self._recipe):
             raise WorseError(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.distill.network import BatchStatistics, FloatNetwork, rename
-from onnxq.distill.pairing import Pairing
-from onnxq.distill.parameters import draw
-from onnxq.distill.training import Distilled, FloatTraining
+from onnxq.distillation.network import BatchStatistics, FloatNetwork, rename
+from onnxq.distillation.pairing import Pairing
+from onnxq.distillation.parameters import draw
+from onnxq.distillation.training import Distilled, FloatTraining
 from onnxq.engine import Engine, ungradable_nodes
 from onnxq.errors import ModelError
 from onnxq.options.contradictions import INITS
@@ -19,7 +19,7 @@ from onnxq.train.augment import Augmentation
 from onnxq.train.batch_size import fix_sizes, sized_for
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
-from onnxq.train.held_out import HeldBack, Judgement
+from onnxq.train.held_out import HeldOut, Score
 from onnxq.train.loss import LOSS
 from onnxq.train.objective import Objective
 from onnxq.train.teacher import TeacherOutputs
@@ -35,14 +35,14 @@ class Subject:
         network: the student.
         pairing: its names and the teacher's.
         train: the teacher's outputs on the training slice.
-        held_back: those on the other.
+        held_out: those on the other.
         objective: what is brought closer.
     """
 
     network: FloatNetwork
     pairing: Pairing
     train: TeacherOutputs
-    held_back: TeacherOutputs
+    held_out: TeacherOutputs
     objective: Objective
 
     def distil(
@@ -54,7 +54,7 @@ class Subject:
         resume: bool,
         augmentation: Augmentation | None,
     ) -> Distilled:
-        """Train the student; the epoch that is best on the held-back samples is kept.
+        """Train the student; the epoch that is best on the held-out samples is kept.
 
         Args:
             init: 'file' starts from the weights of the file, 'random' from others.
@@ -66,15 +66,15 @@ class Subject:
         """
         network, names = self.network, self.pairing.names
         training = sized_for(network.training(names), self.train.samples)
-        judged = HeldBack(
-            self.objective.attach(network.inference(names)), self.held_back, self.objective
+        scored = HeldOut(
+            self.objective.attach(network.inference(names)), self.held_out, self.objective
         )
         anew = init == RANDOM
         start = draw(network.parameters, budget.seed) if anew else network.start()
         run = FloatTraining(
             Engine(self.objective.attach(training), list(start), LOSS),
             self.train,
-            judged,
+            scored,
             BatchStatistics(training, network.moments, self.train, budget.shard_size),
             self.objective,
             start,
@@ -85,11 +85,11 @@ class Subject:
         )
         return run.run(progress, resume)
 
-    def judge(self, model: ir.Model) -> Judgement:
-        """A student as it is written, on the held-back samples."""
+    def judge(self, model: ir.Model) -> Score:
+        """A student as it is written, on the held-out samples."""
         copy = model.clone(deep_copy=False)
         rename(copy.graph, self.pairing.names)
-        return HeldBack(self.objective.attach(copy), self.held_back, self.objective).judge({})
+        return HeldOut(self.objective.attach(copy), self.held_out, self.objective).judge({})
 
 
 def check_gradients(network: FloatNetwork, pairing: Pairing, feeds: Feeds) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.distill.network import BatchStatistics
+from onnxq.distillation.network import BatchStatistics
 from onnxq.engine import Engine
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.session import Arrays
@@ -17,7 +17,7 @@ from onnxq.train.augment import Changes
 from onnxq.train.batch_size import shard_size
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
-from onnxq.train.held_out import Course, HeldBack, Judgement
+from onnxq.train.held_out import HeldOut, Score, TrainingHistory
 from onnxq.train.loop import SHARDS, Loop
 from onnxq.train.objective import Objective
 from onnxq.train.teacher import Targeted
@@ -27,12 +27,12 @@ GROUP = "weights"
 
 
 @dataclass
-class Distilled(Course):
+class Distilled(TrainingHistory):
     """What came out.
 
     Attributes:
         values: the best parameters and statistics found, by name.
-        start_agreement: percentage of held-back samples on which the student decided as the
+        start_agreement: percentage of held-out samples on which the student decided as the
             teacher before; None where they do not decide.
     """
 
@@ -74,7 +74,7 @@ class FloatTraining(Loop[Distilled]):
     Args:
         engine: of the training graph with the loss.
         train: its feeds on the training slice.
-        held_back: judges the inference graph.
+        held_out: judges the inference graph.
         statistics: measures those of the weights as they are.
         objective: whose loss it is.
         start: the parameters.
@@ -88,7 +88,7 @@ class FloatTraining(Loop[Distilled]):
         self,
         engine: Engine,
         train: Targeted,
-        held_back: HeldBack,
+        held_out: HeldOut,
         statistics: BatchStatistics,
         objective: Objective,
         start: Mapping[str, np.ndarray],
@@ -97,20 +97,20 @@ class FloatTraining(Loop[Distilled]):
         checkpoint: Checkpoint | None = None,
         changes: Changes | None = None,
     ) -> None:
-        self._held_back, self._statistics = held_back, statistics
+        self._held_out, self._statistics = held_out, statistics
         trained = FloatValues(start)
         measured = statistics.measure(trained.values) if known is None else dict(known)
         self._now: Arrays = {**_copied(trained.values), **measured}
-        judged = self._judge_taken()
-        course = Distilled(
-            judged.score,
-            judged.score,
+        scored = self._judge_taken()
+        history = Distilled(
+            scored.score,
+            scored.score,
             unit=objective.unit,
             values=self._now,
-            start_agreement=judged.agreement,
+            start_agreement=scored.agreement,
         )
         super().__init__(
-            engine, train, objective, trained, budget, judged, course, checkpoint, changes,
+            engine, train, objective, trained, budget, scored, history, checkpoint, changes,
             whole_shards=True,
         )  # fmt: skip
 
@@ -124,10 +124,10 @@ class FloatTraining(Loop[Distilled]):
         values = self._trained.values
         self._now = {**_copied(values), **self._statistics.measure(values)}
 
-    def _judge_taken(self) -> Judgement:
-        judged = self._held_back.judge(self._now)
+    def _judge_taken(self) -> Score:
+        scored = self._held_out.judge(self._now)
         # Anything is better than what is not a number.
-        return judged if math.isfinite(judged.score) else Judgement(math.inf, judged.agreement)
+        return scored if math.isfinite(scored.score) else Score(math.inf, scored.agreement)
 
     def _keep(self) -> None:
         self._result.values = self._now

@@ -1,8 +1,8 @@
-"""Whether a student is good enough to be written unasked, by its figures on held-out samples."""
+"""Whether a student is good enough to be written unasked, by its metrics on held-out samples."""
 
 from __future__ import annotations
 
-from onnxq.distill.result import DistillFigures
+from onnxq.distillation.result import DistillMetrics
 from onnxq.options.recipe import Recipe
 from onnxq.verify.verdict import BROKEN_AGREEMENT
 
@@ -14,25 +14,25 @@ BUDGET = ("epochs", "max_minutes", "lr", "optimizer")
 """Options that say how the student is trained: whoever sets one gets what it gives."""
 
 
-def find_fault(figures: DistillFigures) -> str | None:
+def find_fault(metrics: DistillMetrics) -> str | None:
     """Why a student is broken, as a clause; None where it isn't.
 
     A classifier is judged by its decisions, any other student by the error of its outputs.
     """
-    held_out = f"{figures.held_back} held-out samples"
-    if figures.agreement is not None:
-        if figures.agreement >= BROKEN_AGREEMENT:
+    held_out = f"{metrics.held_back} held-out samples"
+    if metrics.agreement is not None:
+        if metrics.agreement >= BROKEN_AGREEMENT:
             return None
         return (
-            f"it decides as the teacher on {figures.agreement:.1%} of {held_out}, under "
+            f"it decides as the teacher on {metrics.agreement:.1%} of {held_out}, under "
             f"{BROKEN_AGREEMENT:.0%}"
         )
-    if figures.score is None:
+    if metrics.score is None:
         return f"its outputs on {held_out} are not finite"
-    if figures.score <= BROKEN_ERROR:
+    if metrics.score <= BROKEN_ERROR:
         return None
     return (
-        f"the error of its outputs on {held_out} is {figures.score:.0%} of the teacher's, over "
+        f"the error of its outputs on {held_out} is {metrics.score:.0%} of the teacher's, over "
         f"{BROKEN_ERROR:.0%}"
     )
 

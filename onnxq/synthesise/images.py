@@ -16,7 +16,7 @@ FEW_CLASSES = 0.5
 """Share of the classes that could occur below which variety has collapsed."""
 
 
-class MadeImages:
+class SyntheticImages:
     """A source of images that lie on disk."""
 
     def __init__(self, rows: Rows, batch: int | None) -> None:

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.distill.network import PREFIX, BatchStatistics, FloatNetwork, rename
-from onnxq.distill.parameters import BIAS, SCALE, WEIGHT, draw, find_parameters
+from onnxq.distillation.network import PREFIX, BatchStatistics, FloatNetwork, rename
+from onnxq.distillation.parameters import BIAS, SCALE, WEIGHT, draw, find_parameters
 from onnxq.engine import Engine
 from onnxq.errors import ModelError
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.runtime.session import Arrays, expose
 from onnxq.train.loss import LOSS, target_name
 from onnxq.train.objective import Distillation, OutputMatching
-from tests.distill.float_students import PLAIN, images, plain, student
+from tests.distillation.float_students import PLAIN, images, plain, student
 from tests.small_graphs import build, run
 
 

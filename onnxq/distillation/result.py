@@ -10,20 +10,20 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxq.distill.training import Distilled
+from onnxq.distillation.training import Distilled
 from onnxq.errors import OutputError
 from onnxq.options.contradictions import OF_DISTILLATION
 from onnxq.options.recipe import Recipe
-from onnxq.synthesise.made import Synthesis
-from onnxq.train.held_out import Judgement
+from onnxq.synthesise.images import Synthesis
+from onnxq.train.held_out import Score
 from onnxq.version import VERSION
 
 METADATA_KEY = "onnxq.distillation"
-"""The key of a student's metadata under which options and figures are kept as JSON."""
+"""The key of a student's metadata under which options and metrics are kept as JSON."""
 
 
 @dataclass
-class DistillFigures:
+class DistillMetrics:
     """How near a student is to its teacher, on samples that nothing was learned on.
 
     Attributes:
@@ -37,7 +37,7 @@ class DistillFigures:
         agreement: likewise of the student that is written.
         epoch: the epoch that was kept; 0 is the start.
         scores: after each epoch; None where it was not finite.
-        samples: how many there were, those held back among them.
+        samples: how many there were, those held out among them.
         held_back: how many nothing was learned on.
     """
 
@@ -66,7 +66,7 @@ class DistillResult:
     Attributes:
         model: the student with what it learned.
         path: the file, or None where none was asked for.
-        figures: how near it is to the teacher.
+        metrics: how near it is to the teacher.
         recipe: the options that were used.
         init: where its first weights came from.
         notes: sentences for the user.
@@ -76,33 +76,39 @@ class DistillResult:
 
     model: ir.Model
     path: Path | None
-    figures: DistillFigures
+    metrics: DistillMetrics
     recipe: Recipe
     init: str
     notes: list[str] = field(default_factory=list)
     synthesis: Synthesis | None = None
+
+    @property
+    def figures(self) -> DistillMetrics:
+        """The former name of `metrics`."""
+        return self.metrics
+
     unsaved: OutputError | None = None
 
 
-def make_figures(
-    found: Distilled, judged: Judgement, sizes: tuple[int, int], parameters: int
-) -> DistillFigures:
-    """The figures of a run.
+def make_metrics(
+    found: Distilled, scored: Score, sizes: tuple[int, int], parameters: int
+) -> DistillMetrics:
+    """The metrics of a run.
 
     Args:
         found: how it went.
-        judged: the student as it is written.
+        scored: the student as it is written.
         sizes: bytes of teacher and student.
         parameters: how many numbers were trained.
     """
-    return DistillFigures(
+    return DistillMetrics(
         *sizes,
         parameters,
         found.unit,
         _finite(found.start_score),
-        _finite(judged.score),
+        _finite(scored.score),
         _share(found.start_agreement),
-        _share(judged.agreement),
+        _share(scored.agreement),
         found.epoch,
         [_finite(score) for score in found.history],
     )
@@ -114,9 +120,9 @@ def options_of(recipe: Recipe, init: str) -> dict[str, Any]:
     return {"init": init, **{name: fields[name] for name in OF_DISTILLATION}}
 
 
-def metadata_text(figures: DistillFigures, recipe: Recipe, init: str) -> str:
+def metadata_text(metrics: DistillMetrics, recipe: Recipe, init: str) -> str:
     """What the student's file says of how it was made; no times, no paths."""
-    entries = {"figures": figures.to_fields(), "options": options_of(recipe, init)}
+    entries = {"figures": metrics.to_fields(), "options": options_of(recipe, init)}
     return json.dumps({**entries, "version": VERSION}, sort_keys=True, separators=(",", ":"))
 
 

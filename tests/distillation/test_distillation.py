@@ -12,12 +12,12 @@ import pytest
 
 import onnxq
 from onnxq import DataError, ModelError, OutputError, Recipe, RecipeError, WorseError
-from onnxq.distill.distillation import NO_CLASSIFIER, NO_GAIN, distill
-from onnxq.distill.result import METADATA_KEY, DistillFigures, DistillResult
-from onnxq.distill.verdict import find_fault, names_budget
+from onnxq.distillation.distillation import NO_CLASSIFIER, NO_GAIN, distill
+from onnxq.distillation.result import METADATA_KEY, DistillMetrics, DistillResult
+from onnxq.distillation.verdict import find_fault, names_budget
 from onnxq.progress import Silent
 from onnxq.train import loop
-from tests.distill.float_students import (
+from tests.distillation.float_students import (
     PLAIN,
     PLAIN_WEIGHTS,
     STUDENT,
@@ -42,10 +42,10 @@ def distilled(files) -> DistillResult:
 
 
 def test_the_student_comes_nearer_to_its_teacher(files, distilled):
-    figures = distilled.figures
-    assert figures.score < 0.7 * figures.start_score
-    assert figures.epoch > 0 and figures.score == pytest.approx(min(figures.scores), rel=1e-5)
-    assert (figures.samples, figures.held_back) == (160, 64)
+    metrics = distilled.metrics
+    assert metrics.score < 0.7 * metrics.start_score
+    assert metrics.epoch > 0 and metrics.score == pytest.approx(min(metrics.scores), rel=1e-5)
+    assert (metrics.samples, metrics.held_back) == (160, 64)
     model = distilled.model
     assert [v.name for v in model.graph.inputs] == ["image"]
     assert [v.name for v in model.graph.outputs] == ["scores"]
@@ -58,35 +58,35 @@ def test_the_score_is_that_of_the_file_in_onnxruntime(files, tmp_path):
     out = tmp_path / "o.onnx"
     result = distill(*files, Recipe(epochs=3, samples=100, loss="distillation"), out=out)
     onnx.checker.check_model(onnx.load(out), full_check=True)
-    assert out.stat().st_size == result.figures.student_bytes
-    assert files[0].stat().st_size == result.figures.teacher_bytes
+    assert out.stat().st_size == result.metrics.student_bytes
+    assert files[0].stat().st_size == result.metrics.teacher_bytes
     x = images()
     theirs, mine = run(files[0], {"x": x})["y"], run(out, {"image": x})["scores"]
     assert theirs.shape == mine.shape
-    # Those held back are among all; both are about as near.
+    # Those held out are among all; both are about as near.
     agreement = (theirs.argmax(1) == mine.argmax(1)).mean()
-    assert agreement == pytest.approx(result.figures.agreement, abs=0.2)
-    assert result.figures.unit == "KL divergence"
+    assert agreement == pytest.approx(result.metrics.agreement, abs=0.2)
+    assert result.metrics.unit == "KL divergence"
 
 
 def test_same_seed_same_bytes_and_another_one_others(files, distilled):
     again = distill(*files, RECIPE)
     assert serialised(again.model) == serialised(distilled.model)
     other = distill(*files, replace(RECIPE, seed=1))
-    assert other.figures.scores != distilled.figures.scores
+    assert other.metrics.scores != distilled.metrics.scores
 
 
 @pytest.mark.parametrize("cores", [1, 3])
 def test_cores_change_no_byte(files, distilled, monkeypatch, cores):
-    for module in ("session", "learn.engine.engine"):
+    for module in ("runtime.session", "engine.engine"):
         monkeypatch.setattr(f"onnxq.{module}.available_cores", lambda: cores)
     assert serialised(distill(*files, RECIPE).model) == serialised(distilled.model)
 
 
 def test_random_weights_are_drawn_anew(files, distilled):
     found = distill(*files, RECIPE, init="random")
-    assert found.figures.start_score != distilled.figures.start_score
-    assert found.figures.score < found.figures.start_score
+    assert found.metrics.start_score != distilled.metrics.start_score
+    assert found.metrics.score < found.metrics.start_score
 
 
 class Stop(Silent):
@@ -128,9 +128,9 @@ def test_a_student_that_is_as_good_is_kept_as_it_is(files, tmp_path):
     # The teacher itself, under its own name.
     result = distill(files[0], files[0], files[2], Recipe(epochs=2))
     assert NO_GAIN in result.notes
-    assert result.figures.epoch == 0
-    assert max(result.figures.score, result.figures.start_score) < 1e-6
-    assert result.figures.agreement == 1
+    assert result.metrics.epoch == 0
+    assert max(result.metrics.score, result.metrics.start_score) < 1e-6
+    assert result.metrics.agreement == 1
     found = run(result.model, {"x": images(4)})["y"]
     np.testing.assert_array_equal(found, run(files[0], {"x": images(4)})["y"])
 
@@ -141,7 +141,7 @@ def test_a_broken_student_is_written_only_where_that_is_allowed(files, tmp_path,
     written = distill(*files, **options).notes[-1]
     assert "the student is broken: it decides as the teacher on" in written
     out.unlink()
-    monkeypatch.setattr("onnxq.distill.distillation.names_budget", lambda _: False)
+    monkeypatch.setattr("onnxq.distillation.distillation.names_budget", lambda _: False)
     with pytest.raises(WorseError, match=r"nothing was written.*--allow-worse"):
         distill(*files, **options)
     assert not out.exists()
@@ -150,21 +150,21 @@ def test_a_broken_student_is_written_only_where_that_is_allowed(files, tmp_path,
 
 
 def test_what_a_broken_student_is():
-    figures = DistillFigures(2, 1, 3, "error", 1.0, 0.9, None, 0.5, 1, held_back=64)
-    assert find_fault(figures) is None
-    assert "49.0% of 64 held-out samples, under 50%" in find_fault(replace(figures, agreement=0.49))
-    figures = replace(figures, agreement=None)
-    assert "is 90% of the teacher's, over 70%" in find_fault(figures)
-    assert find_fault(replace(figures, score=0.6)) is None
-    assert "not finite" in find_fault(replace(figures, score=None))
+    metrics = DistillMetrics(2, 1, 3, "error", 1.0, 0.9, None, 0.5, 1, held_out=64)
+    assert find_fault(metrics) is None
+    assert "49.0% of 64 held-out samples, under 50%" in find_fault(replace(metrics, agreement=0.49))
+    metrics = replace(metrics, agreement=None)
+    assert "is 90% of the teacher's, over 70%" in find_fault(metrics)
+    assert find_fault(replace(metrics, score=0.6)) is None
+    assert "not finite" in find_fault(replace(metrics, score=None))
     assert names_budget(Recipe(epochs=2)) and not names_budget(Recipe(seed=2))
 
 
 def test_a_student_without_batch_normalization_learns(files, tmp_path):
     ir.save(plain(), tmp_path / "s.onnx")
     result = distill(files[0], tmp_path / "s.onnx", files[2], RECIPE)
-    assert result.figures.score < result.figures.start_score
-    assert result.figures.parameters == 72 * 8 + 8 + 8 * 4
+    assert result.metrics.score < result.metrics.start_score
+    assert result.metrics.parameters == 72 * 8 + 8 + 8 * 4
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_student_without_batch_normalization_learns(files, tmp_path):
 def test_other_forms_of_a_student_learn_as_well(files, tmp_path, pairs):
     ir.save(changed(STUDENT, STUDENT_WEIGHTS, *pairs), tmp_path / "s.onnx")
     result = distill(files[0], tmp_path / "s.onnx", files[2], replace(RECIPE, epochs=3))
-    assert result.figures.score < result.figures.start_score
+    assert result.metrics.score < result.metrics.start_score
 
 
 def test_outputs_that_are_no_decisions_are_matched(files, tmp_path):
@@ -191,7 +191,7 @@ def test_outputs_that_are_no_decisions_are_matched(files, tmp_path):
         Recipe(epochs=2, loss="distillation"), init="random",
     )  # fmt: skip
     assert NO_CLASSIFIER in result.notes
-    assert result.figures.unit == "error" and result.figures.agreement is None
+    assert result.metrics.unit == "error" and result.metrics.agreement is None
 
 
 def changed(text: str, weights: dict, *pairs: tuple[str, str]) -> ir.Model:

@@ -15,7 +15,7 @@ import numpy as np
 from onnxq.progress import Progress
 from onnxq.runtime.rows import Rows
 from onnxq.runtime.session import Arrays
-from onnxq.synthesise.made import MadeImages, Synthesis
+from onnxq.synthesise.images import Synthesis, SyntheticImages
 from onnxq.synthesise.objective import Descent, Distilled
 from onnxq.synthesise.subject import TIMED_STEPS, TOGETHER, Subject, Task, batch_size
 from onnxq.train.checkpoint import Checkpoint
@@ -99,7 +99,7 @@ LEAST_STEPS = 50
 """Below that there are rather fewer images."""
 
 
-class Making:
+class DistilledSynthesis:
     """Batch after batch of images, as many and as good as the clock allows.
 
     Args:
@@ -136,7 +136,7 @@ class Making:
         self._groups = -(-self._count // (TOGETHER * self._size))
         self._history = LossHistory()
         self._steps_done = 0
-        self.source = MadeImages(self._rows, space.batch)
+        self.source = SyntheticImages(self._rows, space.batch)
         used = {kind: weights[kind] for kind in objective.kinds}
         self.synthesis = Synthesis("distilled", steps=STEPS, weights=used)
 
