@@ -27,7 +27,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "secret").write_bytes(VALUES.tobytes())
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "up").symlink_to(tmp_path, target_is_directory=True)
-    (folder / "hard").hardlink_to(tmp_path / "secret")
     good = initializer(onnx.numpy_helper.from_array(VALUES, "w"))
     (folder / "good.onnx").write_bytes(good.SerializeToString())
     np.savez(folder / "x.npz", x=VALUES, labels=np.arange(4))
@@ -55,6 +54,9 @@ def test_no_command_reads_a_file_outside(onnxq, folder, monkeypatch, place, loca
     monkeypatch.chdir(folder)
     named = location.format(absolute=folder.parent / "secret")
     Path("bad.onnx").write_bytes(place(outside(named)).SerializeToString())
+    if location == "hard":
+        # Whatever way it is named, a file with two names is refused.
+        Path(location).hardlink_to(folder.parent / "secret")
     before = sorted(folder.iterdir())
     done = onnxq(*arguments.split())
     assert done.code == 1
