@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import version_converter
 
 from onnxq.errors import ModelError, reason_of
 from onnxq.graph.facts import DEFAULT_DOMAINS
 from onnxq.load.limits import all_nodes, first_versions, nested_protos
+from onnxq.runtime.isolation import Crash, Failure, isolated
 
 MIN_READABLE_OPSET = 7
 MIN_OPSET = 13
@@ -19,6 +21,9 @@ _HALF_PIXEL_OPSET = 11
 
 MIN_IR_VERSION = 7
 MAX_IR_VERSION = 10
+SECONDS = 60.0
+"""That a conversion may take."""
+
 _ASIDE = "onnxq.aside"
 """The domain of nodes that the converter must not look at."""
 
@@ -105,9 +110,10 @@ def _put_back(model: onnx.ModelProto) -> None:
 
 def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -> onnx.ModelProto:
     try:
-        converted = version_converter.convert_version(_put_aside(model, opset), target)
-    except Exception as error:
-        # The converter's exceptions come from C++: RuntimeError, IndexError, and others.
+        data = _put_aside(model, opset).SerializeToString()
+        answer = isolated(_converted, data, target, seconds=SECONDS)
+        converted: onnx.ModelProto = onnx.ModelProto.FromString(answer)
+    except (Failure, Crash, EncodeError) as error:
         reason = reason_of(error)
         raise ModelError(
             f'The model "{name}" uses opset {opset} and can\'t be converted to opset {target} '
@@ -117,6 +123,13 @@ def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -
     if opset < _HALF_PIXEL_OPSET:
         _sample_as_before(converted)
     return converted
+
+
+def _converted(model: bytes, target: int) -> bytes:
+    """The work of ONNX's C++, in a process of its own: a damaged model can end it."""
+    converted = version_converter.convert_version(onnx.ModelProto.FromString(model), target)
+    data: bytes = converted.SerializeToString()
+    return data
 
 
 def _sample_as_before(model: onnx.ModelProto) -> None:
