@@ -37,7 +37,7 @@ from onnxq.options.recipe import LayerOverride
 from onnxq.progress import Silent
 from onnxq.run import Run
 from onnxq.runtime.session import Arrays, SessionPool
-from onnxq.student.qparams import QParams, moving_inputs, student_feeds
+from onnxq.student.qparams import QParams
 from onnxq.student.student import bake
 from onnxq.train.budget import EPOCHS, Budget
 from onnxq.train.held_out import Learned
@@ -106,8 +106,8 @@ def learn_labelled(
     trained = Trained(
         make_parts(learns, student.plan, start, variant.extremes()), student.plan, start
     )
-    moving = moving_inputs(student.plan, student.sources, trained.names)
-    feeds = student_feeds(student.plan, start, student.sources)
+    moving = student.moving_inputs(trained.names)
+    feeds = student.feeds(start)
     fixed = {name: value for name, value in feeds.items() if name not in moving}
     slices = (LabelledOutputs(train, labels), LabelledOutputs(variant.held_out_outputs, labels))
     objective = CrossEntropy(train.logits[0])

@@ -28,7 +28,6 @@ from onnxq.learn.trained import Trained, make_parts
 from onnxq.progress import Silent
 from onnxq.run import Run
 from onnxq.runtime.session import Arrays, SessionPool
-from onnxq.student.qparams import student_feeds
 from onnxq.train.budget import Budget
 from onnxq.train.loss import LOSS
 from onnxq.train.objective import choose_objective
@@ -70,7 +69,7 @@ def main() -> None:
 
         def step(shards: list[Arrays]) -> None:
             now = trained.qparams()
-            feeds = student_feeds(student.plan, now, student.sources)
+            feeds = student.feeds(now)
             rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
             _, found = engine.gradients(feeds, [{**shard, **rest} for shard in shards])
             optimizer.step(trained.values, trained.gradients(found, now))

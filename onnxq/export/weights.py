@@ -23,7 +23,6 @@ from onnxq.student.qparams import (
     input_scale,
     layer_scale,
     needs_bias,
-    weight_scales,
 )
 from onnxq.student.student import Student, fix_inputs
 
@@ -40,7 +39,7 @@ def lower_weights(model: ir.Model, student: Student, qparams: QParams) -> None:
         qparams: the numbers to write.
     """
     graph = model.graph
-    scales = weight_scales(student.plan, qparams, student.sources)
+    scales = student.weight_scales(qparams)
     inputs = {value.name: value for value in graph.inputs}
     nodes = {node.name: node for node in graph}
     # Of layers that share a weight, one on an integer kernel decides its form.

@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.calibrate.calibrator import Batches, calibrate
 from onnxq.plan.spec import LayerSpec
 from onnxq.runtime.session import Arrays
-from onnxq.student.qparams import CORRECTED, QParams, needs_bias, student_feeds
+from onnxq.student.qparams import CORRECTED, QParams, needs_bias
 from onnxq.student.student import Student
 
 
@@ -50,7 +50,7 @@ def _means(
 ) -> dict[str, np.ndarray]:
     layers = [s for s in student.plan.layers.values() if needs_bias(s) and s.op_type in CORRECTED]
     inputs = {spec.name: _input_name(student, spec) for spec in layers}
-    feeds = student_feeds(student.plan, qparams, student.sources)
+    feeds = student.feeds(qparams)
     wanted = list(dict.fromkeys(inputs.values()))
     found = calibrate(student.model, [], _Fed(samples, feeds), batch_size, wanted)
     means = {name: found[tensor].channel_mean for name, tensor in inputs.items()}

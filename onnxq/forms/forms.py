@@ -20,7 +20,7 @@ from onnxq.options.table import OFF
 from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
 from onnxq.student.initial import initial_qparams, with_shared_biases
-from onnxq.student.qparams import QParams, student_feeds
+from onnxq.student.qparams import QParams
 from onnxq.student.student import Student, build_student
 from onnxq.train.held_out import HeldOut
 from onnxq.train.objective import choose_objective
@@ -73,8 +73,7 @@ class Variant:
 
     def score_of(self, qparams: QParams) -> float:
         """The held-out score of other numbers."""
-        plan, sources = self.student.plan, self.student.sources
-        return self.held_out.score(student_feeds(plan, qparams, sources))
+        return self.held_out.score(self.student.feeds(qparams))
 
     def extremes(self) -> dict[str, tuple[float, float]]:
         """(minimum, maximum) of each tensor."""
@@ -212,9 +211,9 @@ class Variants:
         held_out = HeldOut(loss_model, self._held_out_outputs, self._objective)
         own_biases = None
         if recipe.bias_centroids is not None:
-            own_biases = held_out.score(student_feeds(plan, qparams, student.sources))
+            own_biases = held_out.score(student.feeds(qparams))
             qparams = with_shared_biases(qparams, plan, recipe.bias_centroids)
-        score = held_out.score(student_feeds(plan, qparams, student.sources))
+        score = held_out.score(student.feeds(qparams))
         return Variant(
             name=name,
             model=model,

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxq.runtime.rows import Rows
 from onnxq.runtime.session import Arrays, Feeds
-from onnxq.student.qparams import QParams, student_feeds
+from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
 from onnxq.train.augment import Changes
 from onnxq.train.teacher import TeacherOutputs
@@ -80,7 +80,7 @@ class FreshImages(Changes):
 
     def begin(self, qparams: QParams, late: Callable[[], bool]) -> None:
         """The source learns against these numbers."""
-        numbers = student_feeds(self._student.plan, qparams, self._student.sources)
+        numbers = self._student.feeds(qparams)
         self._source.learn(numbers, self._replaced * self._group, late)
 
     def changed(

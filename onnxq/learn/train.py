@@ -18,7 +18,7 @@ from onnxq.learn.frozen import Remainder, freeze
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.progress import Progress
 from onnxq.runtime.session import Arrays
-from onnxq.student.qparams import QParams, moving_inputs, student_feeds
+from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
 from onnxq.train.augment import Changes
 from onnxq.train.batch_size import sized_for
@@ -59,7 +59,7 @@ class Learning(Loop[Learned]):
         self._student, self._numbers, self._now = student, trained, start
         self._constants = remainder.constants
         self._held_out = HeldOut(remainder.model, remainder.held_out, objective)
-        self._moving = moving_inputs(student.plan, student.sources, trained.names)
+        self._moving = student.moving_inputs(trained.names)
         engine = Engine(remainder.model, trained.names, LOSS)
         scored = self._judge_taken()
         history = Learned(scored.score, scored.score, unit=objective.unit, qparams=start)
@@ -69,8 +69,7 @@ class Learning(Loop[Learned]):
         )  # fmt: skip
 
     def _feeds(self) -> Arrays:
-        plan, sources = self._student.plan, self._student.sources
-        return {**self._constants, **student_feeds(plan, self._now, sources, self._moving)}
+        return {**self._constants, **self._student.feeds(self._now, self._moving)}
 
     def _begin(self) -> None:
         if self._changes is not None:
@@ -113,17 +112,16 @@ def train_parameters(
     changes: Changes | None,
 ) -> Learned:
     """The numbers of a variant with some of them trained together; arguments as of `learn`."""
-    plan, sources = variant.student.plan, variant.student.sources
-    start = variant.qparams
+    student, start = variant.student, variant.qparams
     kept = Learned(variant.score, variant.score, qparams=start)
     if "weights" in wanted:
-        start = start.with_corrections_kept(plan, sources)
-    parts = make_parts(wanted, plan, start, variant.extremes(), variant.elements())
+        start = student.with_corrections_kept(start)
+    parts = make_parts(wanted, student.plan, start, variant.extremes(), variant.elements())
     if not parts:
         return kept
-    trained = Trained(parts, plan, start)
+    trained = Trained(parts, student.plan, start)
     objective = choose_objective(train, distil=budget.distils())
-    loss_model = sized_for(objective.attach(variant.student.model), train.samples)
+    loss_model = sized_for(objective.attach(student.model), train.samples)
     refused = ungradable_nodes(loss_model, trained.names)
     if refused:
         node, op_type, reason = refused[0]
@@ -133,14 +131,14 @@ def train_parameters(
         )
         return kept
     with tempfile.TemporaryDirectory(prefix="learn-", dir=train.folder) as folder:
-        moving = moving_inputs(plan, sources, trained.names)
-        feeds = student_feeds(plan, start, sources)
+        moving = student.moving_inputs(trained.names)
+        feeds = student.feeds(start)
         fixed = {name: value for name, value in feeds.items() if name not in moving}
         slices = (train, variant.held_out_outputs)
         keep = changes is None
         remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress, keep=keep)
         learning = Learning(
-            variant.student, remainder, objective, start, trained, budget, checkpoint, changes
+            student, remainder, objective, start, trained, budget, checkpoint, changes
         )
         learned = learning.run(progress, resume)
     learned.notes += [note for note in (remainder.note,) if note]
@@ -152,5 +150,5 @@ def train_parameters(
         result = TOO_FAST if lowest > MUCH * learned.start_score else NO_GAIN
         learned.notes.append(f"learning of {' and '.join(sorted(wanted))} {result}")
     elif "weights" in wanted:
-        learned.qparams = learned.qparams.with_weights_on_grid(plan, sources)
+        learned.qparams = student.with_weights_on_grid(learned.qparams)
     return learned

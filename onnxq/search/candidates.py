@@ -17,7 +17,6 @@ from onnxq.student.qparams import (
     corrected_bias,
     fake_weight,
     needs_bias,
-    weight_scales,
 )
 from onnxq.student.student import Student
 
@@ -116,7 +115,7 @@ class Candidates:
         else:
             layers, qparams = self._quantized(setting)
             plan = replace(self._student.plan, layers={spec.name: spec for spec in layers})
-            scales = weight_scales(plan, qparams, self._student.sources)
+            scales = replace(self._student, plan=plan).weight_scales(qparams)
             fake = fake_weight(layers[0], qparams, scales[self._weight])
         biases = {
             bias_name(spec): corrected_bias(spec, qparams, fake)

@@ -1,12 +1,12 @@
 """The numbers of a student: ranges, thresholds, weights and biases, by name.
 
-They live outside the graph. The student takes what `student_feeds` computes from them, the
+They live outside the graph. The student takes what `Student.feeds` computes from them, the
 export writes the same numbers as codes and scales, so both compute the same thing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,11 +18,8 @@ from onnxq.numerics.codebook import Codebook, look_up
 from onnxq.numerics.qparams import (
     FloatArray,
     affine_qparams,
-    bias_scale,
-    fake_quant_bias,
     fake_quant_weight,
     quant_max,
-    smallest_weight_scale,
     weight_quant_max,
     weight_scale,
 )
@@ -86,22 +83,6 @@ class QParams:
     def with_means(self, means: Mapping[str, np.ndarray]) -> QParams:
         """A copy whose biases are corrected with these mean inputs."""
         return replace(self, means=dict(means))
-
-    def with_corrections_kept(self, plan: Plan, sources: Mapping[str, str]) -> QParams:
-        """A copy whose biases hold their correction: weights may now move without it."""
-        scales = weight_scales(plan, self, sources)
-        biases = {
-            spec.name: corrected_bias(spec, self, fake_weight(spec, self, scales[spec.weight]))
-            for spec in plan.layers.values()
-            if spec.name in self.means
-        }
-        return replace(self.with_biases(biases), means={})
-
-    def with_weights_on_grid(self, plan: Plan, sources: Mapping[str, str]) -> QParams:
-        """A copy whose weights are what their codes stand for: the same codes, and no error."""
-        scales = weight_scales(plan, self, sources)
-        coded = [spec for spec in plan.layers.values() if spec.codebook is None]
-        return self.with_weights({s.weight: fake_weight(s, self, scales[s.weight]) for s in coded})
 
 
 def model_weights(
@@ -191,31 +172,6 @@ def input_scale(plan: Plan, qparams: QParams, source: str) -> np.float32:
     return tensor_qparams(plan.tensors[source], qparams.ranges[source])[0]
 
 
-def weight_scales(
-    plan: Plan, qparams: QParams, sources: Mapping[str, str]
-) -> dict[str, FloatArray]:
-    """The scale of each weight: T / (2^(n-1) - 1), raised where a bias would leave int32.
-
-    A codebook has a scale of its own, which is raised in the same way.
-
-    Args:
-        plan: the plan.
-        qparams: the numbers.
-        sources: by layer name, the tensor whose codes the layer reads.
-    """
-    scales: dict[str, FloatArray] = {}
-    for spec in plan.layers.values():
-        scale = _start_scale(spec, qparams)
-        bias = qparams.biases.get(spec.name)
-        if bias is not None and spec.compute == "integer":
-            least = smallest_weight_scale(bias, input_scale(plan, qparams, sources[spec.name]))
-            factor = np.abs(qparams.factors.get(spec.name, np.ones((), np.float32)))
-            least = np.asarray(least / factor, np.float32)
-            scale = np.maximum(scale, least.reshape(-1) if spec.axis is not None else least.max())
-        scales[spec.weight] = np.maximum(scales.get(spec.weight, scale), scale)
-    return scales
-
-
 def layer_scale(spec: LayerSpec, qparams: QParams, scale: FloatArray) -> FloatArray:
     """The scale under which a layer reads its weight's integers.
 
@@ -231,7 +187,8 @@ def layer_scale(spec: LayerSpec, qparams: QParams, scale: FloatArray) -> FloatAr
     return scale if factor is None else np.asarray(scale * factor, np.float32)
 
 
-def _start_scale(spec: LayerSpec, qparams: QParams) -> FloatArray:
+def start_scale(spec: LayerSpec, qparams: QParams) -> FloatArray:
+    """The scale of a layer's weight, (channels,) or (), before a bias has raised it."""
     if spec.codebook is not None:
         return qparams.codebooks[spec.weight].scale
     return weight_scale(qparams.thresholds[spec.weight], spec.num_bits)
@@ -255,41 +212,6 @@ def on_grid(spec: LayerSpec, qparams: QParams) -> bool:
     return np.array_equal(fake_quant_weight(weight, scale, spec.num_bits, spec.axis), weight)
 
 
-def student_feeds(
-    plan: Plan,
-    qparams: QParams,
-    sources: Mapping[str, str],
-    wanted: Collection[str] | None = None,
-) -> dict[str, np.ndarray]:
-    """The student's parameter inputs: limits, fake-quantized weights, biases.
-
-    The biases of integer kernels are on their int32 grid.
-
-    Args:
-        plan: the plan.
-        qparams: the numbers.
-        sources: by layer name, the tensor whose codes the layer reads.
-        wanted: names of the inputs to compute; None means all.
-    """
-    feeds = _limit_feeds(plan, qparams)
-    scales = weight_scales(plan, qparams, sources)
-    for spec in plan.layers.values():
-        names = {spec.weight, bias_name(spec)} if needs_bias(spec) else {spec.weight}
-        if wanted is not None and names.isdisjoint(wanted):
-            continue
-        if spec.weight not in feeds:
-            feeds[spec.weight] = fake_weight(spec, qparams, scales[spec.weight])
-        if needs_bias(spec):
-            bias = corrected_bias(spec, qparams, feeds[spec.weight])
-            if spec.compute == "integer":
-                source = input_scale(plan, qparams, sources[spec.name])
-                scale = layer_scale(spec, qparams, scales[spec.weight])
-                bias = fake_quant_bias(bias, bias_scale(source, scale))
-            feeds[bias_name(spec)] = bias
-    feeds |= float_feeds(plan, qparams)
-    return feeds if wanted is None else {k: v for k, v in feeds.items() if k in wanted}
-
-
 def float_feeds(plan: Plan, qparams: QParams) -> dict[str, np.ndarray]:
     """Weights and biases of the retrained float layers."""
     specs = plan.float_layers.values()
@@ -297,30 +219,13 @@ def float_feeds(plan: Plan, qparams: QParams) -> dict[str, np.ndarray]:
     return weights | {bias_name(s): qparams.biases[s.name] for s in specs if needs_bias(s)}
 
 
-def _limit_feeds(plan: Plan, qparams: QParams) -> dict[str, np.ndarray]:
+def limit_feeds(plan: Plan, qparams: QParams) -> dict[str, np.ndarray]:
+    """The limits of every tensor, by input name."""
     feeds: dict[str, np.ndarray] = {}
     for tensor in plan.tensors.values():
         values = limits(tensor, qparams.ranges[tensor.name])
         feeds |= {n: np.asarray(v) for n, v in zip(limit_names(tensor), values, strict=True)}
     return feeds
-
-
-def moving_inputs(
-    plan: Plan, sources: Mapping[str, str], trained: Collection[str]
-) -> frozenset[str]:
-    """The student's inputs that change when the trained ones do, themselves among them.
-
-    On integer kernels a bias is rounded on the grid of the scales of input and weight, and
-    the weight's scale rises where the bias needs it.
-    """
-    moving = set(trained)
-    integer = {
-        spec: {spec.weight, *limit_names(plan.tensors[sources[spec.name]])}
-        for spec in plan.integer_layers()
-    }
-    moving |= {s.weight for s, read in integer.items() if (read | {bias_name(s)}) & moving}
-    moving |= {bias_name(s) for s, read in integer.items() if needs_bias(s) and read & moving}
-    return frozenset(moving)
 
 
 def corrected_bias(spec: LayerSpec, qparams: QParams, fake: FloatArray) -> FloatArray:

@@ -14,14 +14,27 @@ import onnx_ir as ir
 
 from onnxq.graph.cut import between
 from onnxq.graph.fake_quant import DOMAIN, call, function
+from onnxq.numerics.qparams import (
+    FloatArray,
+    bias_scale,
+    fake_quant_bias,
+    smallest_weight_scale,
+)
 from onnxq.plan.regions import root
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
+from onnxq.runtime.session import Arrays
 from onnxq.student.qparams import (
     QParams,
     bias_name,
+    corrected_bias,
+    fake_weight,
+    float_feeds,
+    input_scale,
+    layer_scale,
+    limit_feeds,
     limit_names,
     needs_bias,
-    student_feeds,
+    start_scale,
 )
 
 RAW = ".raw"
@@ -43,6 +56,83 @@ class Student:
     model: ir.Model
     plan: Plan
     sources: dict[str, str]
+
+    def feeds(self, qparams: QParams, wanted: Collection[str] | None = None) -> Arrays:
+        """The parameter inputs: limits, fake-quantized weights, biases.
+
+        The biases of integer kernels are on their int32 grid.
+
+        Args:
+            qparams: the quantization parameters.
+            wanted: names of the inputs to compute; None means all.
+        """
+        feeds = limit_feeds(self.plan, qparams)
+        scales = self.weight_scales(qparams)
+        for spec in self.plan.layers.values():
+            names = {spec.weight, bias_name(spec)} if needs_bias(spec) else {spec.weight}
+            if wanted is not None and names.isdisjoint(wanted):
+                continue
+            if spec.weight not in feeds:
+                feeds[spec.weight] = fake_weight(spec, qparams, scales[spec.weight])
+            if needs_bias(spec):
+                bias = corrected_bias(spec, qparams, feeds[spec.weight])
+                if spec.compute == "integer":
+                    source = input_scale(self.plan, qparams, self.sources[spec.name])
+                    scale = layer_scale(spec, qparams, scales[spec.weight])
+                    bias = fake_quant_bias(bias, bias_scale(source, scale))
+                feeds[bias_name(spec)] = bias
+        feeds |= float_feeds(self.plan, qparams)
+        return feeds if wanted is None else {k: v for k, v in feeds.items() if k in wanted}
+
+    def weight_scales(self, qparams: QParams) -> dict[str, FloatArray]:
+        """The scale of each weight: T / (2^(n-1) - 1), raised where a bias would leave int32.
+
+        A codebook has a scale of its own, which is raised in the same way.
+        """
+        scales: dict[str, FloatArray] = {}
+        for spec in self.plan.layers.values():
+            scale = start_scale(spec, qparams)
+            bias = qparams.biases.get(spec.name)
+            if bias is not None and spec.compute == "integer":
+                source = input_scale(self.plan, qparams, self.sources[spec.name])
+                factor = np.abs(qparams.factors.get(spec.name, np.ones((), np.float32)))
+                least = np.asarray(smallest_weight_scale(bias, source) / factor, np.float32)
+                least = least.reshape(-1) if spec.axis is not None else least.max()
+                scale = np.maximum(scale, least)
+            scales[spec.weight] = np.maximum(scales.get(spec.weight, scale), scale)
+        return scales
+
+    def moving_inputs(self, trained: Collection[str]) -> frozenset[str]:
+        """The inputs that change when the trained ones do, themselves among them.
+
+        On integer kernels a bias is rounded on the grid of the scales of input and weight, and
+        the weight's scale rises where the bias needs it.
+        """
+        moving = set(trained)
+        integer = {
+            spec: {spec.weight, *limit_names(self.plan.tensors[self.sources[spec.name]])}
+            for spec in self.plan.integer_layers()
+        }
+        moving |= {s.weight for s, read in integer.items() if (read | {bias_name(s)}) & moving}
+        moving |= {bias_name(s) for s, read in integer.items() if needs_bias(s) and read & moving}
+        return frozenset(moving)
+
+    def with_corrections_kept(self, qparams: QParams) -> QParams:
+        """Parameters whose biases hold their correction: weights may now move without it."""
+        scales = self.weight_scales(qparams)
+        biases = {
+            s.name: corrected_bias(s, qparams, fake_weight(s, qparams, scales[s.weight]))
+            for s in self.plan.layers.values()
+            if s.name in qparams.means
+        }
+        return qparams.with_biases(biases).with_means({})
+
+    def with_weights_on_grid(self, qparams: QParams) -> QParams:
+        """Parameters whose weights are what their codes stand for: the same codes, no error."""
+        scales = self.weight_scales(qparams)
+        coded = [spec for spec in self.plan.layers.values() if spec.codebook is None]
+        weights = {s.weight: fake_weight(s, qparams, scales[s.weight]) for s in coded}
+        return qparams.with_weights(weights)
 
 
 def build_student(teacher: ir.Model, plan: Plan) -> Student:
@@ -163,8 +253,7 @@ def _add_functions(model: ir.Model, plan: Plan) -> None:
 
 def bake(student: Student, qparams: QParams) -> ir.Model:
     """A copy of the student with its numbers as constants: the teacher's inputs and no more."""
-    feeds = student_feeds(student.plan, qparams, student.sources)
-    return with_constants(student.model, feeds)
+    return with_constants(student.model, student.feeds(qparams))
 
 
 def bake_between(
@@ -182,7 +271,7 @@ def bake_between(
     """
     part = between(student.model, inputs, outputs)
     read = {str(value.name) for value in part.graph.inputs}
-    fix_inputs(part.graph, student_feeds(student.plan, qparams, student.sources, read))
+    fix_inputs(part.graph, student.feeds(qparams, read))
     return part
 
 

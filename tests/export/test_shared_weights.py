@@ -13,7 +13,6 @@ from onnxq.graph.scaled_weight import usable_factor
 from onnxq.normalise.pipeline import normalise
 from onnxq.numerics.packing import collapsed
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import weight_scales
 
 RNG = np.random.default_rng(0)
 CHANNELS = 16
@@ -88,7 +87,7 @@ def test_a_shared_head_is_stored_once(granularity, activation_bits):
 def test_each_reader_has_the_scale_of_the_weight_times_its_factor():
     teacher = normalise(_head(), [_noise(2)]).model
     made = quantize(teacher, Feeds([_noise(16)]))
-    scales = weight_scales(made.plan, made.qparams, made.student.sources)
+    scales = made.student.weight_scales(made.qparams)
     shared = [spec for spec in made.plan.layers.values() if spec.factor]
     assert len(shared) == 3 and len({spec.weight for spec in shared}) == 1
     nodes = {node.name: node for node in made.exported.graph}

@@ -13,7 +13,7 @@ from onnxq.learn.codebooks import SCALE, TABLE, CodebookTables
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
 from onnxq.plan import planner
-from onnxq.student.qparams import fake_weight, student_feeds
+from onnxq.student.qparams import fake_weight
 
 FLOAT = {"activation_bits": None}
 
@@ -120,5 +120,5 @@ def test_the_trained_weights_are_fed_to_the_student():
     weight = tables.parameter_names()[0]
     tables.values[TABLE + weight] *= np.float32(1.5)
     found = tables.qparams(made.qparams)
-    before, after = (student_feeds(made.plan, q, {}) for q in (made.qparams, found))
+    before, after = (made.student.feeds(q) for q in (made.qparams, found))
     np.testing.assert_allclose(after[weight], 1.5 * before[weight], rtol=1e-5)

@@ -25,7 +25,7 @@ def rounded(num_bits: int, granularity: str) -> tuple[Quantized, QParams]:
     """A graph whose weights are what their codes stand for, as rounding leaves them."""
     recipe = Recipe(weight_bits=num_bits, first_last_bits=num_bits, granularity=granularity)
     made = quantize(small_graph("residual"), recipe=recipe)
-    start = made.qparams.with_weights_on_grid(made.plan, made.student.sources)
+    start = made.student.with_weights_on_grid(made.qparams)
     assert all(on_grid(spec, start) for spec in made.plan.layers.values())
     return made, start
 

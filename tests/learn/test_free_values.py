@@ -11,7 +11,7 @@ from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.weights import FreeValues
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import QParams, student_feeds
+from onnxq.student.qparams import QParams
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 FLOAT = {"activation_bits": None, "exclude": ("Conv_c", "Gemm")}
@@ -31,8 +31,7 @@ class Measured:
         self.batch = {"x": x, target_name("y"): target}
 
     def loss(self) -> tuple[float, dict[str, np.ndarray]]:
-        sources = self.made.student.sources
-        feeds = student_feeds(self.made.plan, self.trained.qparams(), sources)
+        feeds = self.made.student.feeds(self.trained.qparams())
         rest = {k: v for k, v in feeds.items() if k not in self.engine.trainable}
         loss, found = self.engine.gradients(feeds, [{**self.batch, **rest}])
         return loss, self.trained.gradients(found)

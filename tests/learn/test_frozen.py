@@ -21,7 +21,6 @@ from onnxq.load.interface import input_specs
 from onnxq.options.recipe import Recipe
 from onnxq.plan import planner
 from onnxq.progress import Silent
-from onnxq.student.qparams import moving_inputs, student_feeds
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
@@ -59,8 +58,8 @@ def without_freezing(variant: Variant, train: TeacherOutputs, recipe: Recipe) ->
     """The same run on the whole graph, with every parameter fed."""
     plan, start = variant.student.plan, variant.qparams
     trained = Trained(make_parts(set(recipe.learn), plan, start, variant.extremes()), plan, start)
-    moving = moving_inputs(plan, variant.student.sources, trained.names)
-    feeds = student_feeds(plan, start, variant.student.sources)
+    moving = variant.student.moving_inputs(trained.names)
+    feeds = variant.student.feeds(start)
     constants = {k: v for k, v in feeds.items() if k not in moving}
     objective = objective_of(train)
     model = objective.attach(variant.student.model)
@@ -110,11 +109,11 @@ def test_kept_tensors_give_the_numbers_of_the_whole_graph(tmp_path, case, name):
 def remainder_of(
     variant: Variant, train: TeacherOutputs, learns: tuple[str, ...], folder: Path
 ) -> Remainder:
-    plan, sources = variant.student.plan, variant.student.sources
+    student, plan = variant.student, variant.student.plan
     parts = make_parts(set(learns), plan, variant.qparams, variant.extremes())
     trained = Trained(parts, plan, variant.qparams)
-    moving = moving_inputs(plan, sources, trained.names)
-    feeds = student_feeds(plan, variant.qparams, sources)
+    moving = student.moving_inputs(trained.names)
+    feeds = student.feeds(variant.qparams)
     fixed = {k: v for k, v in feeds.items() if k not in moving}
     folder.mkdir()
     slices = (train, variant.held_out_outputs)
@@ -248,8 +247,7 @@ def test_every_part_goes_on_from_a_checkpoint(tmp_path, learns):
         learn(variant, train, learns, budget, checkpoint=checkpoint, progress=stop)
     found = learn(variant, train, learns, budget, checkpoint=checkpoint, resume=True)
     assert (found.history, found.epoch) == (expected.history, expected.epoch)
-    sources = variant.student.sources
-    feeds = [student_feeds(variant.student.plan, q.qparams, sources) for q in (found, expected)]
+    feeds = [variant.student.feeds(each.qparams) for each in (found, expected)]
     for name, value in feeds[1].items():
         np.testing.assert_array_equal(feeds[0][name], value)
 
@@ -258,24 +256,24 @@ def test_every_part_goes_on_from_a_checkpoint(tmp_path, learns):
 def test_moving_inputs_are_those_that_change(name):
     """Doubling one range or bias changes no input that is said to stay."""
     made = quantize(small_graph(name))
-    plan, sources, start = made.plan, made.student.sources, made.qparams
-    before = student_feeds(plan, start, sources)
+    plan, student, start = made.plan, made.student, made.qparams
+    before = student.feeds(start)
     for spec in plan.tensors.values():
         left, width = start.ranges[spec.name]
-        found = student_feeds(plan, start.with_ranges({spec.name: (2 * left, 2 * width)}), sources)
+        found = student.feeds(start.with_ranges({spec.name: (2 * left, 2 * width)}))
         limits = [n for n in before if n.startswith(f"{spec.name}.")]
-        moving = moving_inputs(plan, sources, limits)
+        moving = student.moving_inputs(limits)
         assert {k for k in before if not np.array_equal(before[k], found[k])} <= moving
     for layer, bias in start.biases.items():
-        found = student_feeds(plan, start.with_biases({layer: bias * 1e12}), sources)
-        moving = moving_inputs(plan, sources, [f"{layer}.bias"])
+        found = student.feeds(start.with_biases({layer: bias * 1e12}))
+        moving = student.moving_inputs([f"{layer}.bias"])
         assert {k for k in before if not np.array_equal(before[k], found[k])} <= moving
 
 
 def test_only_the_wanted_inputs_are_computed():
     made = quantize(small_graph("residual"))
-    feeds = student_feeds(made.plan, made.qparams, made.student.sources)
-    found = student_feeds(made.plan, made.qparams, made.student.sources, {"v6", "r.width"})
+    feeds = made.student.feeds(made.qparams)
+    found = made.student.feeds(made.qparams, {"v6", "r.width"})
     assert set(found) == {"v6", "r.width"} <= set(feeds)
     np.testing.assert_array_equal(found["v6"], feeds["v6"])
     assert run(made.baked, {"x": images(2)})

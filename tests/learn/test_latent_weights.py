@@ -16,7 +16,7 @@ from onnxq.learn.weights import VALUE, LatentWeights
 from onnxq.numerics.qparams import per_channel, weight_quant_max
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
-from onnxq.student.qparams import QParams, student_feeds
+from onnxq.student.qparams import QParams
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 SPREAD = {True: 10.0, False: 0.2}
@@ -57,10 +57,10 @@ def test_the_gradient_passes_straight_through_where_nothing_is_clipped(num_bits,
 def test_a_value_counts_steps_of_its_channel(granularity):
     made, start = clipped(4, granularity)
     part = LatentWeights(list(made.plan.layers.values()), start)
-    before = student_feeds(made.plan, start, made.student.sources)
+    before = made.student.feeds(start)
     for value in part.values.values():
         value -= 1
-    after = student_feeds(made.plan, part.qparams(start), made.student.sources)
+    after = made.student.feeds(part.qparams(start))
     for spec in made.plan.layers.values():
         threshold, weight = start.thresholds[spec.weight], start.weights[spec.weight]
         step = per_channel(threshold, weight.ndim, spec.axis) / weight_quant_max(spec.num_bits)
@@ -98,7 +98,7 @@ def test_gradients_follow_the_engines_loss():
     engine = Engine(model, trained.names, LOSS, workers=1)
 
     def measure() -> tuple[float, dict[str, np.ndarray]]:
-        feeds = student_feeds(made.plan, trained.qparams(), made.student.sources)
+        feeds = made.student.feeds(trained.qparams())
         rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
         return engine.gradients(feeds, [{"x": x, target_name("y"): target, **rest}])
 
@@ -120,15 +120,15 @@ def test_gradients_follow_the_engines_loss():
 @pytest.mark.parametrize("num_bits", [2, 4, 8])
 def test_weights_on_their_codes_are_exported_as_the_same_bytes(num_bits):
     made, start = clipped(num_bits, "per-channel")
-    plan, sources = made.plan, made.student.sources
-    found = start.with_weights_on_grid(plan, sources)
+    plan, student = made.plan, made.student
+    found = student.with_weights_on_grid(start)
     before, after = (serialised(export(made.student, q)) for q in (start, found))
     assert before == after
-    feeds = student_feeds(plan, found, sources)
+    feeds = student.feeds(found)
     for spec in plan.layers.values():
         np.testing.assert_array_equal(found.weights[spec.weight], feeds[spec.weight])
         assert not np.array_equal(found.weights[spec.weight], start.weights[spec.weight])
-    again = found.with_weights_on_grid(plan, sources)
+    again = student.with_weights_on_grid(found)
     for name, weight in found.weights.items():
         np.testing.assert_array_equal(again.weights[name], weight)
 
@@ -139,9 +139,9 @@ def test_kept_corrections_give_the_student_the_same_bits(activation_bits):
     made = quantize(small_graph("residual"), recipe=recipe)
     samples = Feeds([{"x": images(32, seed=2) + np.float32(1)}])
     start = correct_biases(made.student, made.qparams, samples, 16)
-    found = start.with_corrections_kept(made.plan, made.student.sources)
+    found = made.student.with_corrections_kept(start)
     assert start.means and not found.means
     assert any(not np.array_equal(found.biases[n], b) for n, b in start.biases.items())
-    before, after = (student_feeds(made.plan, q, made.student.sources) for q in (start, found))
+    before, after = (made.student.feeds(q) for q in (start, found))
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)

@@ -23,7 +23,7 @@ from onnxq.learn.train import NO_GAIN as GAINED_NOTHING
 from onnxq.load.interface import input_specs
 from onnxq.numerics.qparams import fake_quant_weight
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import fake_weight, weight_scales
+from onnxq.student.qparams import fake_weight
 from onnxq.student.student import bake
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
@@ -88,9 +88,9 @@ def test_it_beats_rounding_to_nearest(tmp_path, name):
 
 
 def test_weights_lie_on_their_grid_and_biases_are_as_written(ready, fitted):
-    plan, sources = ready.variant.student.plan, ready.variant.student.sources
-    scales = weight_scales(plan, fitted.qparams, sources)
-    for spec in plan.layers.values():
+    student = ready.variant.student
+    scales = student.weight_scales(fitted.qparams)
+    for spec in student.plan.layers.values():
         weight = fitted.qparams.weights[spec.weight]
         fake = fake_weight(spec, fitted.qparams, scales[spec.weight])
         np.testing.assert_array_equal(fake, weight)
@@ -129,9 +129,7 @@ def test_one_scale_per_tensor(tmp_path):
     for spec in ready.variant.student.plan.layers.values():
         assert learned.qparams.thresholds[spec.weight].shape == ()
         weight = learned.qparams.weights[spec.weight]
-        scale = weight_scales(
-            ready.variant.student.plan, learned.qparams, ready.variant.student.sources
-        )
+        scale = ready.variant.student.weight_scales(learned.qparams)
         np.testing.assert_array_equal(
             fake_quant_weight(weight, scale[spec.weight], 3, None), weight
         )

@@ -15,7 +15,7 @@ from onnxq.learn.step_sizes import LEFT, STEP, WEIGHT_STEP, StepSizes
 from onnxq.learn.trained import Trained
 from onnxq.numerics.qparams import per_channel, quant_max, weight_quant_max
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import QParams, limit_names, limits, student_feeds
+from onnxq.student.qparams import QParams, limit_names, limits
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 ELEMENTS = {"x": 192, "r": 384, "c": 384, "z": 384, "g": 6}
@@ -119,10 +119,10 @@ def test_steps_stay_positive_and_zero_in_range_whatever_the_values(quantized, se
 @settings(max_examples=10)
 @given(MADE)
 def test_at_the_start_the_numbers_are_the_same_bits(quantized):
-    plan, sources, start = quantized.plan, quantized.student.sources, quantized.qparams
+    start = quantized.qparams
     found = trained(quantized).qparams()
     assert found.ranges == start.ranges
-    before, after = (student_feeds(plan, q, sources) for q in (start, found))
+    before, after = (quantized.student.feeds(q) for q in (start, found))
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
 
@@ -165,7 +165,7 @@ def test_gradients_follow_the_engines_loss(symmetric, granularity):
     engine = Engine(model, steps.names, LOSS, workers=1)
 
     def measure() -> tuple[float, dict[str, np.ndarray]]:
-        feeds = student_feeds(quantized.plan, steps.qparams(), quantized.student.sources)
+        feeds = quantized.student.feeds(steps.qparams())
         rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
         return engine.gradients(feeds, [{"x": x, target_name("y"): target, **rest}])
 

@@ -26,7 +26,7 @@ from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.clip_mse import alpha_min
 from onnxq.numerics.qparams import weight_threshold_max
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import bias_name, limit_names, limits, student_feeds
+from onnxq.student.qparams import bias_name, limit_names, limits
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 _made: dict[bool, Quantized] = {}
@@ -194,7 +194,7 @@ def test_gradients_follow_the_engines_loss(symmetric):
     engine = Engine(model, scales.names, LOSS, workers=1)
 
     def run_engine() -> tuple[float, dict[str, np.ndarray]]:
-        feeds = student_feeds(quantized.plan, scales.qparams(), quantized.student.sources)
+        feeds = quantized.student.feeds(scales.qparams())
         batch = {"x": x, target_name("y"): target}
         rest = {k: v for k, v in feeds.items() if k not in engine.trainable}
         return engine.gradients(feeds, [{**batch, **rest}])

@@ -26,16 +26,14 @@ from onnxq.graph.cut import between
 from onnxq.numerics.qparams import BIAS_LIMIT, affine_qparams
 from onnxq.options.recipe import Recipe
 from onnxq.plan import TensorSpec, make_plan
-from onnxq.student import qparams as qparams_module
+from onnxq.student import student as student_module
 from onnxq.student.initial import tensor_range
 from onnxq.student.qparams import (
     SMALLEST_WIDTH,
     bias_name,
     limit_names,
     limits,
-    student_feeds,
     tensor_qparams,
-    weight_scales,
 )
 from onnxq.student.student import bake_between, build_student
 from onnxq.verify.exported import stored_array
@@ -65,7 +63,7 @@ def test_the_student_is_a_valid_graph_over_the_teachers_names(name):
 @pytest.mark.parametrize("name", ["residual", "transposed", "shared", "split"])
 def test_every_parameter_input_is_fed_in_its_shape(name):
     made = quantize(small_graph(name))
-    feeds = student_feeds(made.plan, made.qparams, made.student.sources)
+    feeds = made.student.feeds(made.qparams)
     inputs = {value.name: value for value in made.student.model.graph.inputs}
     assert set(feeds) == set(inputs) - {"x"}
     for key, array in feeds.items():
@@ -80,13 +78,13 @@ def test_every_parameter_input_is_fed_in_its_shape(name):
 def test_a_part_is_baked_with_its_own_numbers_alone(monkeypatch, inputs, output, layers):
     made = quantize(small_graph("residual"))
     asked: list[str] = []
-    real = qparams_module.fake_weight
+    real = student_module.fake_weight
 
     def fake(spec, *args):
         asked.append(spec.name)
         return real(spec, *args)
 
-    monkeypatch.setattr(qparams_module, "fake_weight", fake)
+    monkeypatch.setattr(student_module, "fake_weight", fake)
     part = bake_between(made.student, made.qparams, inputs, [output])
     assert asked == layers
     onnx.checker.check_model(ir.to_proto(part))
@@ -134,7 +132,7 @@ def test_a_perceptron_computes_what_integers_compute():
     x = rng.normal(size=(64, 8)).astype(np.float32)
     made = quantize(model, Feeds([{"x": x}]))
     numbers, plan = made.qparams, made.plan
-    scales = weight_scales(plan, numbers, made.student.sources)
+    scales = made.student.weight_scales(numbers)
 
     def layer(codes, zero, scale, name):
         weight, bias, grid = numbers.weights[name], numbers.biases, scales[name].astype(float)

@@ -12,7 +12,6 @@ from onnxq.errors import ModelError, OutputError, RecipeError
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
-from onnxq.student.qparams import student_feeds
 from onnxq.synthesise import adversarial, generating
 from onnxq.synthesise import subject as subject_module
 from onnxq.synthesise.adversarial import AdversarialGenerator, QuantizedStudent, check_adversarial
@@ -72,7 +71,7 @@ def quantized(**options: object) -> Quantized:
 def against(found: Quantized) -> tuple[QuantizedStudent, dict[str, np.ndarray]]:
     """The student and what it is fed."""
     student = QuantizedStudent(found.student.model, "x", "y")
-    return student, student.feeds(student_feeds(found.plan, found.qparams, found.student.sources))
+    return student, student.feeds(found.student.feeds(found.qparams))
 
 
 def gradients_of(subject: Subject, found: Quantized) -> tuple[ir.Model, dict, dict, dict]:
@@ -168,7 +167,7 @@ def test_the_parameters_are_read_back_from_the_file(subject):
 
 def test_it_goes_on_from_a_state_and_stops_when_it_is_late(subject):
     found = quantized(weight_bits=3, activation_bits=3)
-    numbers = student_feeds(found.plan, found.qparams, found.student.sources)
+    numbers = found.student.feeds(found.qparams)
 
     def begun() -> tuple[AdversarialGenerator, Synthesis]:
         synthesis = made_with(subject)

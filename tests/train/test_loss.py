@@ -10,7 +10,6 @@ from small_graphs import build, quantize, run, serialised, small_graph
 from onnxq.data.samples import Samples, open_samples
 from onnxq.load.interface import input_specs
 from onnxq.runtime.session import expose
-from onnxq.student.qparams import student_feeds
 from onnxq.train.batch_size import SHARD_SIZE, shard_size
 from onnxq.train.held_out import HeldOut
 from onnxq.train.logits import find_logits
@@ -129,7 +128,7 @@ def test_the_judge_scores_the_relative_error_of_the_logits(tmp_path):
     cached = TeacherOutputs(made.teacher, ["y"], samples, tmp_path)
     objective = choose_objective(cached, distil=False)
     judge = HeldOut(objective.attach(made.student.model), cached, objective)
-    found = judge.score(student_feeds(made.plan, made.qparams, made.student.sources))
+    found = judge.score(made.student.feeds(made.qparams))
     x = np.concatenate([batch["x"] for batch in samples.batches(8)])
     expected, student = run(made.teacher, {"x": x})["y"], run(made.baked, {"x": x})["y"]
     error = np.sqrt(np.square(student - expected).sum() / np.square(expected).sum())

@@ -21,7 +21,7 @@ from onnxq.learn.gptq.layer import Fitted, FittedLayer, Moments, fit_layer
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.student.blocks import Block
-from onnxq.student.qparams import QParams, needs_bias, weight_scales
+from onnxq.student.qparams import QParams, needs_bias
 from onnxq.student.student import bake_between
 from onnxq.student.weights import LINEAR, MATRIX_RANK, layer_geometry
 from onnxq.train.budget import Budget
@@ -156,7 +156,7 @@ class Reconstruction:
         self._layers = {spec.name: spec for spec in layers}
         self._nodes = {str(node.name): node for node in variant.student.model.graph}
         self._start = self._qparams = variant.qparams
-        self._scales = weight_scales(variant.student.plan, self._start, variant.student.sources)
+        self._scales = variant.student.weight_scales(self._start)
         self._fitted = fitted
         self._cuts = find_cuts(variant, list(self._layers), train, folder)
         fitted.notes = [note for note in (self._cuts.note,) if note]
