@@ -1,1 +1,1 @@
-"""Learning: values by parameter name, found with unlabelled data."""
+"""Learning: new parameters by name, trained on unlabelled samples."""

@@ -1,11 +1,11 @@
-"""Train the centroids and scales of codebooks; the indices stay as they are.
+"""Train the centroids and channel scales of codebooks; the indices stay.
 
     W_i = s c_k,   dL/dc_k = sum over the weights i with index k of  s dL/dW_i
                    dL/ds   = sum over the weights i of the channel of  c_k dL/dW_i
 
-Trained are c / unit, with unit the largest centroid, or the largest code where centroids are
-int8 codes that are rounded straight-through, and s / s_0: of the order of 1, as threshold
-scales are, so that one learning rate serves all. Neither costs a byte.
+Trained are c / unit and s / s_0. The unit is the largest centroid; int8 centroids, which are
+rounded straight-through, have the largest int8 value. Both are of the order of 1, like threshold
+scales, so one learning rate serves all. Neither costs a byte.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SMALLEST_SCALE = 0.1
 
 
 class CodebookTables:
-    """The trained tables and scales of all codebooks, and their chain rule.
+    """The trained centroids and scales of all codebooks, and their chain rule.
 
     Args:
         plan: the plan.
-        start: the numbers to start from.
+        start: the quantization parameters to start from.
 
     Attributes:
-        values: by key, the table of each weight in its unit, float32 (K,), and its scales,
-            float32 (channels,) or ().
-        units: the largest centroid and the first scale, by key.
+        values: by key, the centroids of each weight divided by the unit, float32 (K,), and its
+            scales divided by the first ones, float32 (channels,) or ().
+        units: the unit of the centroids and the first scales, by key.
     """
 
     group = "codebooks"
@@ -58,7 +58,7 @@ class CodebookTables:
         }
 
     def project(self) -> None:
-        """Keep int8 codes in their range and scales positive, in place."""
+        """Clip int8 centroids to their range and keep scales positive, in place."""
         for weight, book in self._start.items():
             if book.centroids.dtype == np.int8:
                 value = self.values[TABLE + weight]
@@ -68,7 +68,7 @@ class CodebookTables:
             np.maximum(value, np.float32(SMALLEST_SCALE), out=value)
 
     def qparams(self, base: QParams) -> QParams:
-        """The numbers with the codebooks that the values stand for."""
+        """The quantization parameters with the trained codebooks."""
         return base.with_codebooks({weight: self._codebook(weight) for weight in self._layers})
 
     def _codebook(self, weight: str) -> Codebook:
@@ -85,7 +85,7 @@ class CodebookTables:
         return np.asarray(scale * self.values[SCALE + weight], np.float32)
 
     def parameter_names(self) -> list[str]:
-        """The student's inputs whose gradients are wanted."""
+        """The student's inputs whose gradients are needed."""
         return list(self._layers)
 
     def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
@@ -111,5 +111,5 @@ def _unit(book: Codebook, spec: LayerSpec) -> np.float32:
 
 
 def _has_scale(book: Codebook, spec: LayerSpec) -> bool:
-    """Whether a scale is stored: float centroids without channels are the weights themselves."""
+    """Whether the file stores a scale: float centroids without channels need none."""
     return spec.axis is not None or book.centroids.dtype == np.int8

@@ -1,9 +1,8 @@
-"""What is not trained costs nothing: constants in the graph, and a prefix that runs once.
+"""Freeze what is not trained: constants of the graph, and a prefix that runs once.
 
-The student's inputs that stay as they are become constants, so that ONNX Runtime keeps its
-own layout for them and no gradient of theirs is computed. All that lies before the first
-trained input gives the same tensors each time: they are computed once per sample and kept
-on disk.
+Inputs of the student that are not trained become constants: ONNX Runtime keeps its own layout for
+them, and their gradients are not computed. The part before the first trained input gives the same
+tensors in every epoch: they are computed once per sample and kept on disk.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ Slices = tuple[TeacherOutputs, TeacherOutputs]
 
 @dataclass(frozen=True)
 class Remainder:
-    """What is left to run in each step.
+    """The trainable suffix of a loss graph, and its feeds.
 
     Attributes:
-        model: the loss graph, from the cut on.
+        model: the loss graph from the cut on.
         train: its feeds on the training slice.
-        held_out: its feeds on the held-out slice.
-        constants: inputs that are not trained and too large to be constants of the graph.
-        note: why the layers before the cut run in every step; empty otherwise.
+        held_out: its feeds on the held-out samples.
+        constants: inputs that are not trained, and too large to be constants of the graph.
+        note: why the layers before the cut run in every step; '' where they don't.
     """
 
     model: ir.Model
@@ -63,19 +62,19 @@ def freeze(
     *,
     keep: bool = True,
 ) -> Remainder:
-    """The part of a loss graph that changes while its moving inputs do.
+    """The suffix of a loss graph that depends on its trained inputs.
 
     Args:
         model: the student with its loss; it isn't changed.
-        fixed: values of the inputs that stay.
-        moving: names of the inputs that change.
-        slices: the samples to train on and those held out.
+        fixed: arrays of the inputs that are not trained.
+        moving: names of the trained inputs.
+        slices: the samples to train on and the held-out ones.
         folder: an existing folder for the kept tensors.
         progress: told how far the prefix is.
-        keep: whether the samples stay as they are, so that tensors of theirs may be kept.
+        keep: whether samples are the same in every epoch, so that their tensors may be kept.
 
     Raises:
-        OutputError: the folder ran full.
+        OutputError: the disk ran full.
     """
     baked = _small(fixed)
     constants = {name: value for name, value in fixed.items() if name not in baked}
@@ -103,7 +102,7 @@ def freeze(
 
 
 def _small(fixed: Mapping[str, np.ndarray]) -> Arrays:
-    """As many of the values as fit into the graph, smallest first."""
+    """As many of the arrays as fit into the graph as constants, smallest first."""
     found: Arrays = {}
     left = BAKED_BYTES
     for name, value in sorted(fixed.items(), key=lambda item: item[1].nbytes):
@@ -114,7 +113,7 @@ def _small(fixed: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _refusal(prefix: Prefix, slices: Slices, folder: Path) -> str:
-    """Why the tensors at the cut can't be kept; empty where they can."""
+    """Why the tensors at the cut can't be kept; '' where they can."""
     name = prefix.unstackable(slices[0])
     if name:
         return f"'{name}' does not hold the same number of rows for each sample"

@@ -1,4 +1,4 @@
-"""Learn the parameters of a student: one method after the other, each kept where it helps."""
+"""Train a student's parameters by one method after the other; each is kept where it helps."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from onnxq.train.teacher import TeacherOutputs
 
 ROUNDING = frozenset({"rounding"})
 WITH_THRESHOLDS = frozenset({"thresholds", "codebooks"})
-"""What is learned before rounding: ranges that move afterwards undo what was fitted to them."""
+"""Trained before GPTQ: ranges that change afterwards would undo its fit."""
 
 FEW_BITS, FEWEST_WEIGHT_BITS = 5, 2
-"""Widths of tensors and of weights from which down straight-through training gains, after rounding,
+"""Largest bit widths of tensors and of weights at which training after GPTQ gains more than
 more than its noise costs."""
 MANY_BITS = 7
-"""Width from which up learned thresholds gain what rounding does not."""
+"""Least bit width at which learned thresholds gain what GPTQ does not."""
 
 
 def spelt_out(
     learns: Collection[str], plan: Plan, *, shared_biases: bool = False
 ) -> frozenset[str]:
-    """The options with `auto` in words.
+    """The options of `learn` with `auto` replaced by what it stands for.
 
-    - Codebooks are learned wherever there are some, codes rounded layer by layer.
-    - Tensors of 5 bits and less, and weights of 2, are trained too: steps, weights and biases.
-    - Where all have 7 or 8, thresholds come first (FAT): the ranges matter most.
+    - Codebooks are trained wherever there are some; integer weights are fitted by GPTQ.
+    - With tensors of 5 bits or less, or weights of 2, steps, weights and biases are trained too.
+    - Where all have 7 or 8 bits, thresholds come first (FAT): the ranges matter most.
 
     Args:
         learns: as in a recipe.
-        plan: whose widths decide.
-        shared_biases: whether biases share centroids; they would not after they were learned
-            with the weights, which stay then.
+        plan: gives the bit widths.
+        shared_biases: whether biases share centroids. Weights are not trained then, since their
+            biases would be trained with them and no longer be shared.
     """
     if "auto" not in learns:
         return frozenset(learns) - {"none"}
@@ -61,12 +61,12 @@ def spelt_out(
 
 
 def learns_weights(learns: Collection[str], plan: Plan, *, shared_biases: bool = False) -> bool:
-    """Whether the weights behind codes are trained; arguments as of `spelt_out`."""
+    """Whether float weights behind the integer ones are trained; arguments as of `spelt_out`."""
     return "weights" in spelt_out(learns, plan, shared_biases=shared_biases)
 
 
 def in_order(wanted: frozenset[str]) -> list[frozenset[str]]:
-    """What is learned together, in turn."""
+    """The stages of training, each a set of options that are trained together."""
     if not wanted & ROUNDING:
         return [wanted] if wanted else []
     first = wanted & WITH_THRESHOLDS if "thresholds" in wanted else frozenset[str]()
@@ -75,10 +75,10 @@ def in_order(wanted: frozenset[str]) -> list[frozenset[str]]:
 
 
 FIRST_SHARE = 0.5
-"""Share of the time that is left which a stage may take, unless it is the last."""
+"""Share of the remaining time that any stage but the last may take."""
 
 NOTHING_WON = (rounding.NO_GAIN, train_stage.NO_GAIN)
-"""How the notes end that say so."""
+"""Endings of the notes of a stage that gained nothing."""
 
 
 def learn(
@@ -92,22 +92,23 @@ def learn(
     resume: bool = False,
     changes: Changes | None = None,
 ) -> Learned:
-    """The numbers of a variant, trained to match the original's outputs.
+    """A variant's parameters, trained to match the original's outputs.
 
-    Nothing else is changed: any variant may be learned at any time, as often as wanted.
+    The variant isn't changed, and may be trained any number of times.
 
     Args:
-        variant: the student and the numbers to start from.
+        variant: the student, and the quantization parameters to start from.
         train: the original's outputs on the training slice.
         learns: what to train, as in a recipe.
         budget: how long and how fast.
         progress: told how far it is.
-        checkpoint: where to keep the state; None keeps none.
-        resume: whether to go on from that state.
-        changes: what becomes of the training samples in each epoch; None leaves them.
+        checkpoint: None keeps none.
+        resume: whether to resume from the checkpoint.
+        changes: how the training samples change in each epoch; None leaves them unchanged.
 
     Returns:
-        The best numbers; the variant's own where nothing is trained or nothing helped.
+        The best quantization parameters; the variant's own where nothing is trained or nothing
+        helped.
     """
     budget, progress = budget or Budget(), progress or Silent()
     shared = variant.recipe.bias_centroids is not None
@@ -117,7 +118,7 @@ def learn(
         last = stage is stages[-1]
         seconds = max(0.0, budget.max_seconds - found.seconds)
         left = replace(budget, max_seconds=seconds if last else FIRST_SHARE * seconds)
-        # The last one has the run's own checkpoint; what went before is done when it begins.
+        # The last stage has the run's own checkpoint; earlier ones are finished when it begins.
         kept = checkpoint.part("-".join(sorted(stage))) if checkpoint and not last else checkpoint
         now = variant
         if found.qparams is not variant.qparams:
@@ -129,6 +130,6 @@ def learn(
             done = train_parameters(now, train, stage, left, progress, kept, resume, changes)
         found = done if stage is stages[0] else done.after(found)
     if "auto" in learns and found.improved:
-        # That one of several methods added nothing is no news to who asked for none of them.
+        # With `auto` nobody asked for a single method: that one gained nothing is no news.
         found.notes = [note for note in found.notes if not note.endswith(NOTHING_WON)]
     return found

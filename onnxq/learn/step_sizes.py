@@ -1,7 +1,7 @@
-"""Learned step sizes: the range of every activation and the scale of every weight, unbounded.
+"""Learned step sizes (LSQ): the range of every activation and the scale of every weight.
 
-Esser et al., "Learned Step Size Quantization", 2020 (LSQ), and Li et al., DFQF, 2020, equations
-10 and 11, with a step that can't turn negative:
+Esser et al., "Learned Step Size Quantization", 2020, and Li et al., DFQF, 2020, equations 10 and
+11. The logarithm of the step is trained, so that no step turns negative:
 
     step = step_0 exp(v),   dL/dv = step dL/dstep
 
@@ -11,13 +11,13 @@ Esser et al., "Learned Step Size Quantization", 2020 (LSQ), and Li et al., DFQF,
 | unsigned or symmetric tensor | v | width = width_0 exp(v) |
 | asymmetric tensor | v, u | width likewise, left = left_0 + u width_0, left <= 0 <= left + width |
 
-Weights that lie on their grid, as learned rounding leaves them, keep their codes and go along:
+Weights that lie on their grid, as GPTQ leaves them, keep their integers and scale with the step:
 
     w = w_0 exp(v),   dL/dv = sum of W~ dL/dW~
 
-LSQ divides the gradient of a step by sqrt(N Q_max), N the weights that share it, or the elements
-of one sample: a step then moves as fast as the weights do, in relation to its size. Plain gradient
-descent needs that factor (`damping`); Adam would take it out again.
+LSQ divides the gradient of a step by sqrt(N Q_max), where N counts the weights that share it, or
+the elements of one sample. A step then moves as fast as the weights, relative to its size. Plain
+gradient descent needs this factor (`damping`); Adam would cancel it.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class StepSizes:
 
     Args:
         plan: the plan.
-        start: the numbers to start from.
-        elements: of each tensor in one sample, by name; 1 where it isn't known.
+        start: the quantization parameters to start from.
+        elements: elements of each tensor in one sample, by name; 1 where unknown.
 
     Attributes:
         values: v and u by key, float32, zero at the start.
-        units: step_0 by key, the change of a step per change of its value, at the start.
+        units: step_0 by key, which is the change of a step per change of its value at the start.
         damping: LSQ's factor by key.
     """
 
@@ -98,7 +98,7 @@ class StepSizes:
         self.damping[key] = float(1 / np.sqrt(max(shared, 1) * largest))
 
     def project(self) -> None:
-        """Keep steps within bounds and zero inside every asymmetric range, in place."""
+        """Clip steps to their bounds and keep zero inside every asymmetric range, in place."""
         for key, value in self.values.items():
             if not key.startswith(LEFT):
                 np.clip(value, -FURTHEST, FURTHEST, out=value)
@@ -110,7 +110,7 @@ class StepSizes:
                 np.clip(shift, (-width - left) / full, -left / full, out=shift)
 
     def qparams(self, base: QParams) -> QParams:
-        """The numbers with the ranges and thresholds that the values stand for."""
+        """The quantization parameters with the trained ranges and thresholds."""
         ranges = {name: self._range(spec) for name, spec in self._tensors.items()}
         thresholds = {
             weight: np.asarray(start * np.exp(self.values[WEIGHT_STEP + weight]), np.float32)
@@ -129,7 +129,7 @@ class StepSizes:
         return range_of(spec, left + full * float(shift), width)
 
     def parameter_names(self) -> list[str]:
-        """The student's inputs whose gradients are wanted."""
+        """The student's inputs whose gradients are needed."""
         return quantized_inputs(self._tensors.values(), self._layers.values())
 
     def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
@@ -137,7 +137,7 @@ class StepSizes:
 
         Args:
             found: dL/d limit and dL/d weight by the student's input name.
-            now: the numbers that they were taken at.
+            now: the quantization parameters at which they were computed.
         """
         result: dict[str, np.ndarray] = {}
         for name, spec in self._tensors.items():
@@ -160,12 +160,12 @@ class StepSizes:
 
 
 def scaled(weight: FloatArray, factor: FloatArray, spec: LayerSpec) -> FloatArray:
-    """A weight times a factor, one or one per channel."""
+    """A weight times one factor, or one per channel."""
     return np.asarray(weight * per_channel(factor, weight.ndim, spec.axis), np.float32)
 
 
 def _moving_all(slope: FloatArray, spec: LayerSpec, now: QParams) -> FloatArray:
-    """dL/dv where the codes stay: sum of W~ dL/dW~, of each channel or of all."""
+    """dL/dv of weights that keep their integers: sum of W~ dL/dW~, per channel or over all."""
     weight = now.weights[spec.weight]
     scale = weight_scale(now.thresholds[spec.weight], spec.num_bits)
     fake = fake_quant_weight(weight, scale, spec.num_bits, spec.axis)

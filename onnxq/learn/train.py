@@ -1,7 +1,4 @@
-"""One method of learning by gradients.
-
-Some parameters are trained, the rest of the student is frozen.
-"""
+"""Training by gradients: some parameters are trained, the rest of the student is frozen."""
 
 from __future__ import annotations
 
@@ -32,17 +29,17 @@ from onnxq.train.teacher import TeacherOutputs
 
 
 class Learning(Loop[Learned]):
-    """One run of learning.
+    """One run of training a student.
 
     Args:
         student: the student.
         remainder: the loss graph to run, and its feeds.
-        objective: whose loss it is.
-        start: the numbers to start from.
-        trained: what is trained, from those numbers on.
+        objective: the loss.
+        start: the quantization parameters to start from.
+        trained: the trained values, at their start.
         budget: how long and how fast.
-        checkpoint: where to keep the state; None keeps none.
-        changes: what becomes of the training samples in each epoch; None leaves them.
+        checkpoint: None keeps none.
+        changes: how the training samples change in each epoch; None leaves them unchanged.
     """
 
     def __init__(
@@ -111,7 +108,7 @@ def train_parameters(
     resume: bool,
     changes: Changes | None,
 ) -> Learned:
-    """The numbers of a variant with some of them trained together; arguments as of `learn`."""
+    """A variant's quantization parameters, some trained together; arguments as of `learn`."""
     student, start = variant.student, variant.qparams
     kept = Learned(variant.score, variant.score, qparams=start)
     if "weights" in wanted:

@@ -1,4 +1,4 @@
-"""All that is trained in a run, as parts with one interface."""
+"""The trained values of a run, as parts with one interface."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NONE_KNOWN: Mapping[str, int] = MappingProxyType({})
 
 
 class Part(Protocol):
-    """Some trained values, what they mean, and their chain rule.
+    """Some trained values, the parameters that they stand for, and their chain rule.
 
     Attributes:
-        group: the option of `learn` that asks for them; it has a learning rate of its own.
-        values: float32 arrays by key, each in a unit in which one learning rate serves all.
-        units: what 1 of a value is in real units, by key.
+        group: the option of `learn` that they belong to; it has its own learning rate.
+        values: float32 arrays by key, scaled so that one learning rate serves all.
+        units: what a value of 1 means for the real parameter, by key.
     """
 
     group: str
@@ -36,16 +36,16 @@ class Part(Protocol):
     units: dict[str, FloatArray | np.float32]
 
     def project(self) -> None:
-        """Put every value back into its bounds, in place."""
+        """Clip every value to its bounds, in place."""
 
     def qparams(self, base: QParams) -> QParams:
-        """The numbers with those that the values stand for in the place of their own."""
+        """The quantization parameters with the trained ones replaced."""
 
     def parameter_names(self) -> list[str]:
-        """The student's inputs whose gradients are wanted."""
+        """The student's inputs whose gradients are needed."""
 
     def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
-        """dL/d value by key, from dL/d input by the student's input, taken at these numbers."""
+        """dL/d value by key, from dL/d input by the student's input name at these parameters."""
 
 
 def make_parts(
@@ -55,14 +55,14 @@ def make_parts(
     extremes: Extremes,
     elements: Mapping[str, int] = NONE_KNOWN,
 ) -> list[Part]:
-    """The parts that the options of `learn` name; those without values are left out.
+    """The parts for the options of `learn`; parts without values are left out.
 
     Args:
         learns: the options.
         plan: the plan.
-        start: the numbers to start from.
-        extremes: (minimum, maximum) of each tensor by name, from the calibration.
-        elements: of each tensor in one sample, by name, where that is known.
+        start: the quantization parameters to start from.
+        extremes: (minimum, maximum) of each tensor by name, from calibration.
+        elements: elements of each tensor in one sample, by name, where known.
     """
     layers, floats = plan.multiplied(), list(plan.float_layers.values())
     parts: list[Part] = []
@@ -87,17 +87,17 @@ def _biased(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
 
 
 class Trained:
-    """The values of all parts, and the numbers that they stand for.
+    """The values of all parts, and the quantization parameters that they stand for.
 
     Args:
         parts: the parts; their keys differ.
         plan: the plan.
-        start: the numbers to start from.
+        start: the quantization parameters to start from.
 
     Attributes:
         values: the arrays of the parts, by key.
         groups: the option of `learn` that each belongs to, by key.
-        names: the student's inputs whose gradients are wanted.
+        names: the student's inputs whose gradients are needed.
     """
 
     def __init__(self, parts: Sequence[Part], plan: Plan, start: QParams) -> None:
@@ -112,12 +112,12 @@ class Trained:
         self.project()
 
     def project(self) -> None:
-        """Put every value back into its bounds, in place."""
+        """Clip every value to its bounds, in place."""
         for part in self._parts:
             part.project()
 
     def qparams(self) -> QParams:
-        """The numbers that the values stand for."""
+        """The quantization parameters that the values stand for."""
         found = self._start
         for part in self._parts:
             found = part.qparams(found)
@@ -129,7 +129,7 @@ class Trained:
             value[...] = values[key]
 
     def real_rates(self) -> dict[str, FloatArray | float]:
-        """By key, the rate of a value for which plain gradient descent moves the real one at 1.
+        """The rate by key with which gradient descent moves the real parameter at rate 1.
 
         With real = unit * value, that is 1 / unit^2, times LSQ's factor for step sizes.
         """
@@ -144,11 +144,12 @@ class Trained:
     def gradients(
         self, found: Mapping[str, np.ndarray], now: QParams | None = None
     ) -> dict[str, np.ndarray]:
-        """dL/d value by key, with what flows through biases corrected for a weight's error.
+        """dL/d value by key; gradients of corrected biases flow back to their weights.
 
         Args:
             found: dL/d input by the student's input name.
-            now: the numbers that they were taken at; None means those of the values.
+            now: the quantization parameters at which they were computed; None means the current
+                ones.
         """
         total = dict(found)
         now = now or self.qparams()

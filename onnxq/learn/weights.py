@@ -1,7 +1,7 @@
-"""Float values that are trained.
+"""Trained weights and biases.
 
-Weights behind quantized ones by the straight-through estimator (Bengio et al., 2013), weights of
-float layers and biases as they are (Thonglek et al., 2020).
+Float weights behind integer ones by the straight-through estimator (Bengio et al., 2013), and
+weights of float layers and biases directly (Thonglek et al., 2020).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ VALUE, BIAS = "value:", "bias:"
 
 
 class FreeValues:
-    """The trained weights and biases.
+    """Trained weights of float layers, and trained biases.
 
     Args:
-        start: the numbers to start from.
+        start: the quantization parameters to start from.
         weights: layers whose weights are trained.
-        biases: layers whose biases are.
-        group: the option of `learn` that asks for them.
+        biases: layers whose biases are trained.
+        group: the option of `learn` that they belong to.
 
     Attributes:
         values: d by key, float32, in the shape of the weight or bias.
@@ -52,10 +52,10 @@ class FreeValues:
         self.values = {key: np.zeros(array.shape, np.float32) for key, array in arrays.items()}
 
     def project(self) -> None:
-        """Nothing: the values have no bounds."""
+        """Does nothing: the values have no bounds."""
 
     def qparams(self, base: QParams) -> QParams:
-        """The numbers with the trained weights and biases."""
+        """The quantization parameters with the trained weights and biases."""
         weights = {n: self._moved(VALUE + n, start) for n, start in self._weights.items()}
         biases = {n: self._moved(BIAS + n, start) for n, start in self._biases.items()}
         return base.with_weights(weights).with_biases(biases)
@@ -64,7 +64,7 @@ class FreeValues:
         return np.asarray(start + self.units[key] * self.values[key], np.float32)
 
     def parameter_names(self) -> list[str]:
-        """The student's inputs whose gradients are wanted."""
+        """The student's inputs whose gradients are needed."""
         return list(self._inputs.values())
 
     def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
@@ -73,21 +73,21 @@ class FreeValues:
 
 
 def root_mean_square(array: FloatArray) -> np.float32:
-    """The root mean square; 1 where all is zero."""
+    """The root mean square; 1 where all values are zero."""
     mean = float(np.square(array, dtype=np.float64).mean()) if array.size else 0.0
     return np.float32(np.sqrt(mean) or 1.0)
 
 
 class LatentWeights:
-    """The trained weights of quantized layers.
+    """Trained float weights behind the integer weights of quantized layers.
 
     Args:
-        layers: layers whose weights are codes; of those in codebooks nothing is trained.
-        start: the numbers to start from.
+        layers: quantized layers; those with codebooks are left out.
+        start: the quantization parameters to start from.
 
     Attributes:
         values: d by key, float32, in the shape of the weight.
-        units: step_0 by key, of a shape that broadcasts to the weight's.
+        units: step_0 by key, in a shape that broadcasts to the weight's.
     """
 
     group = "weights"
@@ -104,10 +104,10 @@ class LatentWeights:
         }
 
     def project(self) -> None:
-        """Nothing: the values have no bounds."""
+        """Does nothing: the values have no bounds."""
 
     def qparams(self, base: QParams) -> QParams:
-        """The numbers with the trained weights."""
+        """The quantization parameters with the trained weights."""
         return base.with_weights(
             {
                 weight: np.asarray(
@@ -120,14 +120,14 @@ class LatentWeights:
         )
 
     def _factor(self, weight: str, now: QParams) -> FloatArray | np.float32:
-        """Step / step_0, of a shape that broadcasts to the weight's."""
+        """Step / step_0, in a shape that broadcasts to the weight's."""
         if weight not in self._coded:
             return np.float32(1)
         spec, first = self._layers[weight], self._coded[weight]
         return per_channel(now.thresholds[weight] / first, self._start[weight].ndim, spec.axis)
 
     def parameter_names(self) -> list[str]:
-        """The student's inputs whose gradients are wanted."""
+        """The student's inputs whose gradients are needed."""
         return list(self._layers)
 
     def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:

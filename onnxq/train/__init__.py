@@ -1,1 +1,1 @@
-"""What any trained network needs: loop, optimizer, checkpoint, loss, targets, augmentation."""
+"""What training any network needs: loop, optimizer, checkpoint, loss, targets and augmentation."""

@@ -1,4 +1,4 @@
-"""How many samples one training session can hold, and their sizes written into a graph."""
+"""The number of samples that fit into one training session, and a graph with fixed input sizes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from onnxq.runtime.session import Feeds
 
 
 def fix_sizes(model: ir.Model, feeds: Feeds) -> ir.Model:
-    """A copy whose inputs have the sizes of these feeds, the first dimension left as it is.
+    """A copy of the model whose inputs have the sizes of these feeds; the batch size stays free.
 
-    Gradients of pools and resizing need sizes that a model for any image does not state.
-    The model itself is given back where every size is known.
+    Gradients of pooling and resizing need sizes that a model for any image size does not state.
+    Where all sizes are known, the model itself is returned.
 
     Args:
-        model: a graph that all samples of one shape go through; it isn't changed.
-        feeds: one batch of them, by input name; other inputs stay as they are.
+        model: a graph for samples of one shape; it isn't changed.
+        feeds: one batch by input name; other inputs keep their shapes.
     """
     if all(_is_sized(value) for value in model.graph.inputs if value.name in feeds):
         return model
@@ -34,7 +34,7 @@ def fix_sizes(model: ir.Model, feeds: Feeds) -> ir.Model:
 
 
 def sized_for(model: ir.Model, samples: Samples) -> ir.Model:
-    """The graph with the sizes of the samples: those that are stacked have one shape."""
+    """The graph with the sizes of the samples; samples that are stacked have one shape."""
     return model if samples.batch is not None else fix_sizes(model, next(samples.batches(1)))
 
 
@@ -46,15 +46,15 @@ def _is_sized(value: ir.Value) -> bool:
 SHARD_SIZE = 16
 """Samples in one session run, where memory allows."""
 COPIES = 8
-"""Arrays per activation in a training step: values, codes, masks and gradients."""
+"""Arrays per activation in a training step: values, quantized values, masks and gradients."""
 SESSIONS = 2
 
 
 def shard_size(model: ir.Model, most: int = SHARD_SIZE, copies: int = COPIES) -> int:
     """The number of samples in one run of a training session.
 
-    It is `most` unless half the free memory wouldn't hold two sessions of that size. Dimensions
-    of unknown size count as 1.
+    It is `most`, or less where two sessions of that size would take more than half of the free
+    memory. Unknown dimensions count as 1.
     """
     free = psutil.virtual_memory().available // 2
     fits = free // max(sample_bytes(model) * copies * SESSIONS, 1)
@@ -62,7 +62,7 @@ def shard_size(model: ir.Model, most: int = SHARD_SIZE, copies: int = COPIES) ->
 
 
 def sample_bytes(model: ir.Model) -> int:
-    """The size of one sample's activations in float32; unknown dimensions count as 1."""
+    """Bytes of one sample's activations in float32; unknown dimensions count as 1."""
     return 4 * sum(_elements(v) for node in model.graph for v in node.outputs)
 
 

@@ -1,4 +1,4 @@
-"""How long, how fast and by which optimizer values are trained."""
+"""The training budget: how long, how fast and by which optimizer."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from onnxq.train.optimizer import SGD, Adam, Optimizer, Rates
 
 
 class Values(Protocol):
-    """What is trained.
+    """The values that a training run changes.
 
     Attributes:
         values: float32 arrays by key, changed in place.
-        groups: what each of them is, which says its learning rate, by key.
+        groups: the option of `learn` that each value belongs to, by key; it has a learning rate of
+            its own.
     """
 
     values: Arrays
     groups: dict[str, str]
 
     def project(self) -> None:
-        """Put every value back into its bounds, in place."""
+        """Clip every value to its bounds, in place."""
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         """Set every value, in place."""
 
     def real_rates(self) -> Mapping[str, float | np.ndarray]:
-        """By key, the rate of a value for which gradient descent moves the real one at 1."""
+        """The rate by key with which gradient descent moves the real parameter at rate 1."""
 
 
 ADAM_RATES: Mapping[str, float] = {
@@ -42,29 +43,30 @@ ADAM_RATES: Mapping[str, float] = {
     "float-layers": 0.002,
     "biases": 0.002,
 }
-"""In units of a value: shares of a threshold, a step, or the typical weight of a layer."""
+"""Relative rates: shares of a threshold, of a step, or of the typical weight of a layer."""
 SGD_RATE = 0.001
-"""In real units (DFQF)."""
+"""An absolute rate (DFQF)."""
 
 EPOCHS = 8
-"""Passes over the samples for thresholds, tables and float layers (FAT: 6 to 8)."""
+"""Passes over the samples for thresholds, codebooks and float layers (FAT: 6 to 8)."""
 LONG_EPOCHS, LONG_STEPS = 16, 1500
-"""Passes of weights and step sizes, and steps at least, however few the samples are."""
+"""Passes for weights and step sizes, and the least number of optimizer steps."""
 LONG = frozenset({"weights", "steps"})
-"""What takes more than a few steps."""
+"""Options of `learn` that need many steps."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how fast to learn.
+    """How long and how fast to train.
 
     Attributes:
-        epochs: passes over the training slice, at most; None means the method's own number.
-        lr: learning rates by what is learned, or one for all; others have the defaults.
-        optimizer: Adam, or plain gradient descent with momentum 0.9, whose rates are real.
-        loss: what is brought closer, as in a recipe.
+        epochs: passes over the training slice; None means the method's own number.
+        lr: the learning rate of all values, or one per option of `learn`; None means the defaults.
+        optimizer: Adam with relative rates, or gradient descent with momentum 0.9 and absolute
+            rates.
+        loss: the loss option of a recipe.
         shard_size: samples in one session run; a batch has two shards.
-        max_seconds: the clock's limit.
+        max_seconds: time limit.
         seed: of the order of the samples.
     """
 
@@ -77,15 +79,16 @@ class Budget:
     seed: int = 0
 
     def passes(self, groups: frozenset[str], steps: int) -> int:
-        """Epochs to run, of so many steps each."""
+        """The number of epochs, where one epoch has so many optimizer steps."""
         if self.epochs is not None:
             return self.epochs
         return max(LONG_EPOCHS, -(-LONG_STEPS // steps)) if groups & LONG else EPOCHS
 
     def distils(self) -> bool:
-        """Whether a classifier's probabilities are matched, not its logits.
+        """Whether a classifier's probabilities are matched instead of its logits.
 
-        Logits say more: where the original is sure, all but one of its probabilities are 0.
+        Logits say more: where the original is sure, all but one of its probabilities are close to
+        0.
         """
         return self.loss == "distillation"
 
@@ -97,7 +100,7 @@ class Budget:
         return default if self.lr is None else self.lr
 
     def make_optimizer(self, trained: Values) -> Optimizer:
-        """An optimizer whose `lr` is 1 at the full rate of every group."""
+        """An optimizer with `lr` 1, under which every group has its full learning rate."""
         rates = {key: self.rate(group) for key, group in trained.groups.items()}
         if self.optimizer == "adam":
             return Adam(1.0, rates=rates)

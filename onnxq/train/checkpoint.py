@@ -1,6 +1,6 @@
-"""A checkpoint.
+"""Checkpoints: the state of a run on disk.
 
-The state of a run on disk, written whole or not at all, read back only by the same run.
+A state is written whole or not at all, and read back only by the same run.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ IDENTITY = "identity"
 
 
 def checkpoint_folder(out: Path) -> Path:
-    """Where the state of the run that writes `out` is kept: beside it."""
+    """The folder for the checkpoint of the run that writes `out`: beside it."""
     return out.with_name(f"{out.name}.onnxq-checkpoint")
 
 
 class Checkpoint:
-    """A folder that holds the newest state of one run.
+    """A folder with the newest state of one run.
 
     Args:
-        folder: made when the first state is saved.
-        identity: what makes runs the same (model, data, recipe, version); a state of another
-            run is refused.
-        name: of the file in the folder; each stage that keeps a state has its own.
+        folder: created when the first state is saved.
+        identity: model, data, recipe and version; the state of another run is refused.
+        name: the file's name without suffix; each stage has its own file.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str], name: str = STATE) -> None:
@@ -45,14 +44,14 @@ class Checkpoint:
         self._identity = json.dumps(dict(sorted(identity.items())))
 
     def part(self, name: str) -> Checkpoint:
-        """The state of another stage of the same run, beside this one."""
+        """The checkpoint of another stage of the same run, in the same folder."""
         return Checkpoint(self.folder, self._fields, name)
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace the state by these arrays.
+        """Replace the saved state by these arrays.
 
         Raises:
-            OutputError: there is no space, or the folder can't be written.
+            OutputError: the disk is full, or the folder can't be written.
         """
         path, fresh = self.folder / f"{self._name}.npz", self.folder / "new.npz"
         named = {IDENTITY: np.array(self._identity), **arrays}
@@ -72,11 +71,10 @@ class Checkpoint:
             ) from error
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """The state, or None where none was saved.
+        """The saved state; None where there is none.
 
         Raises:
-            OutputError: the state is damaged, or belongs to another model, data, recipe or
-                version.
+            OutputError: the state is damaged, or belongs to another model, data, recipe or version.
         """
         path = self.folder / f"{self._name}.npz"
         if not path.exists():
@@ -110,15 +108,17 @@ class Checkpoint:
 
 @contextmanager
 def run_folder(checkpoint: Checkpoint | None, resume: bool) -> Iterator[Path]:
-    """A folder for the time of a run, and the run's checkpoint for as long as it is of use.
+    """A temporary folder for one run; the run's checkpoint is removed when it is no longer needed.
 
-    A run that begins anew removes what another has left, from which its later stages would go on,
-    and leaves none where it ends with an error of the user's. One that is stopped keeps it, and so
-    does one whose result is too bad to be written unasked; one that is done does not.
+    - A run without `resume` first removes an older checkpoint, from which its later stages would
+      resume.
+    - A run that ends removes its checkpoint. So does a run without `resume` that fails by a user
+      error.
+    - A run that is stopped keeps it, and so does one whose result was too bad to be written.
 
     Args:
-        checkpoint: of the run; None where it keeps none.
-        resume: whether it goes on from there.
+        checkpoint: None where the run keeps none.
+        resume: whether the run resumes from the checkpoint.
     """
     fresh = None if resume else checkpoint
     if fresh is not None:
@@ -137,22 +137,22 @@ def run_folder(checkpoint: Checkpoint | None, resume: bool) -> Iterator[Path]:
 
 
 DECAY = 0.95
-"""Of the mean loss that is shown."""
+"""Decay of the running mean of the loss that progress shows."""
 
 
 @dataclass
 class State:
-    """What a later step depends on besides the values and the optimizer.
+    """The state of a training loop, besides the values and the optimizer.
 
     Attributes:
         epochs: passes over the samples in all.
-        epoch: those that are over.
-        step: steps of this epoch that are over.
+        epoch: finished epochs.
+        step: finished steps of this epoch.
         rate: factor of the learning rate.
-        since: the epoch that the schedule counts from.
+        since: the epoch in which the schedule started.
         loss: running mean over the last steps.
         history: the held-out score after each epoch.
-        curve: seconds, score and agreement at the end of each epoch, see `Learned`.
+        curve: seconds, held-out score and agreement after each epoch, as in `TrainingHistory`.
     """
 
     epochs: int
@@ -165,18 +165,18 @@ class State:
     curve: list[Point] = field(default_factory=list)
 
     def add_loss(self, loss: float) -> None:
-        """Take in the loss of one step."""
+        """Add the loss of one step to the running mean."""
         first = self.step == 0 or np.isnan(self.loss)
         self.loss = loss if first else DECAY * self.loss + (1 - DECAY) * loss
 
     def arrays(self) -> Arrays:
-        """All of it, for a checkpoint."""
+        """The state as arrays for a checkpoint."""
         numbers = [self.epochs, self.epoch, self.step, self.rate, self.since, self.loss]
         curve = np.array(self.curve).reshape(-1, 3)
         return {"numbers": np.array(numbers), "history": np.array(self.history), "curve": curve}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Put back what `arrays` gave."""
+        """Restore the state from the arrays of `arrays`."""
         epochs, epoch, step, rate, since, loss = arrays["numbers"].tolist()
         self.epochs, self.epoch, self.step = int(epochs), int(epoch), int(step)
         self.rate, self.since, self.loss = float(rate), int(since), float(loss)

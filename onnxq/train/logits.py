@@ -1,4 +1,4 @@
-"""Where the student is compared with the teacher: the float outputs, before softmax."""
+"""The tensors on which student and teacher are compared: the float outputs, before softmax."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from onnxq.graph.facts import is_op
 _KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 
 _DECIDES = ("ArgMax", "ArgMin", "TopK")
-"""Operators that give places in a float tensor."""
+"""Operators whose outputs are indices into a float tensor."""
 
 _CHOOSES = ("NonMaxSuppression", "NonZero", "Compress", "Unique")
-"""Operators whose result has as many rows as they find."""
+"""Operators whose number of output rows depends on the values."""
 
 
 def find_logits(model: ir.Model) -> list[str]:
-    """The names of the tensors that learning matches, one per float output, in order.
+    """Names of the tensors that training matches, one per float output, in order.
 
-    An output that is a softmax or log-softmax is replaced by what enters it (FAT compares
-    logits), one whose rows are chosen by what they hold (after NonMaxSuppression) by what they are
-    chosen from. Outputs that are not floats (a class index) are passed over, and so are those that
-    no node computes from what is fed and those without elements. Where none is left, what the class
-    indices are found in is matched; the list is empty where there is no such tensor either.
+    - A softmax or log-softmax output is replaced by its input (FAT compares logits).
+    - An output whose rows are selected by their values (after NonMaxSuppression) is replaced by the
+      tensors that they are selected from.
+    - Outputs that are not floats (a class index), that no input can change, or that have no
+      elements are left out.
+    - Where nothing is left, the scores that class indices are found in are matched. Where there are
+      none either, the list is empty.
     """
     moved = moved_by_inputs(model.graph)
     chosen = chosen_by_content(model.graph)
@@ -51,10 +53,10 @@ def _is_empty(value: ir.Value) -> bool:
 
 
 def compared_tensors(model: ir.Model) -> list[str]:
-    """The names of the tensors by which a quantized model is measured, in order.
+    """Names of the tensors on which a quantized model is measured, in order.
 
-    All outputs that depend on what is fed, but for those whose rows are chosen by what they hold:
-    what they are chosen from stands for them.
+    These are the outputs that depend on an input. Outputs whose rows are selected by their values
+    are replaced by the tensors that they are selected from.
     """
     moved, chosen = moved_by_inputs(model.graph), chosen_by_content(model.graph)
     outputs = [value for value in model.graph.outputs if value in moved]
@@ -64,7 +66,7 @@ def compared_tensors(model: ir.Model) -> list[str]:
 
 
 def chosen_by_content(graph: ir.Graph) -> set[ir.Value]:
-    """The values of which the student may have other rows than the teacher."""
+    """Values whose rows are selected by content: student and teacher may have different rows."""
     found: set[ir.Value] = set()
     for node in graph:
         if is_op(node, *_CHOOSES) or any(value in found for value in read_by(node)):
@@ -73,7 +75,7 @@ def chosen_by_content(graph: ir.Graph) -> set[ir.Value]:
 
 
 def _sources(value: ir.Value, chosen: set[ir.Value]) -> Iterator[ir.Value]:
-    """The value itself, or the float tensors that its rows are chosen from."""
+    """The value itself, or the float tensors that its rows are selected from."""
     waiting, seen = [value], {value}
     while waiting:
         each = waiting.pop()
@@ -88,7 +90,7 @@ def _sources(value: ir.Value, chosen: set[ir.Value]) -> Iterator[ir.Value]:
 
 
 def _decided_by(output: ir.Value) -> ir.Value | None:
-    """The float tensor in which an output of integers says places."""
+    """The float tensor that an integer output holds indices into; None where there is none."""
     node = _skip(output).producer()
     if node is None or not is_op(node, *_DECIDES):
         return None
@@ -106,7 +108,7 @@ def _before_softmax(output: ir.Value) -> ir.Value:
 
 
 def _skip(value: ir.Value) -> ir.Value:
-    """What holds the same numbers before they were reshaped or cast."""
+    """The value before it was reshaped or cast."""
     node = value.producer()
     while node is not None and is_op(node, *_KEEPS_VALUES) and node.inputs[0] is not None:
         value = node.inputs[0]

@@ -1,4 +1,4 @@
-"""The loop over batches that trains values of any kind, judged on the held-out samples."""
+"""The training loop over batches; the held-out samples decide which epoch is kept."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from onnxq.train.optimizer import CosineRestarts, flattened, nested
 from onnxq.train.teacher import Targeted
 
 SHARDS = 2
-"""Parts of a batch; fixed, so that sums come out the same on any number of cores."""
+"""Parts of a batch; fixed, so that sums are the same on any number of cores."""
 RESTART_EPOCHS = 4
 """Epochs between restarts of the learning rate and of the optimizer's state (FAT)."""
 SAVE_SECONDS = 30.0
-"""Between checkpoints, at least."""
+"""Least seconds between two checkpoints."""
 
 PATIENCE = 2 * RESTART_EPOCHS
-"""Epochs without a better score after which learning may stop early."""
+"""Epochs without a better score after which training may stop early."""
 
 MUCH_WORSE = 1.1
-"""Ratio to the score at the start from which, with nothing won yet, the rate is too high."""
+"""Where the score reaches this ratio to the start, and none was better, the rate is too high."""
 SLOWER = 0.25
-"""Factor of the rate after that."""
+"""Factor by which the rate is then lowered."""
 
 
 HistoryT = TypeVar("HistoryT", bound=TrainingHistory)
 
 
 class Loop(ABC, Generic[HistoryT]):
-    """One run of training; what the values stand for, and how good it is, is the subclass's.
+    """One run of training. A subclass says what the values stand for, and evaluates them.
 
     Args:
         engine: of the loss graph.
-        train: its feeds on the training slice.
-        objective: whose loss it is.
-        trained: the values, which are where they start.
+        train: feeds of the loss graph on the training slice.
+        objective: the loss.
+        trained: the values, at their start.
         budget: how long and how fast.
-        scored: the start, judged.
-        history: takes what comes out.
-        checkpoint: where to keep the state; None keeps none.
-        changes: what becomes of the training samples in each epoch; None leaves them.
-        whole_shards: leave out what fills no shard at the end of an epoch.
+        scored: the held-out score of the start.
+        history: filled with the course of the run.
+        checkpoint: None keeps none.
+        changes: how the training samples change in each epoch; None leaves them unchanged.
+        whole_shards: whether the rest of an epoch that fills no shard is left out.
     """
 
     def __init__(
@@ -87,31 +87,31 @@ class Loop(ABC, Generic[HistoryT]):
         self._best: Arrays = {}
 
     def _begin(self) -> None:
-        """An epoch begins: what else there is to do then."""
+        """Called when an epoch begins."""
         return None
 
     @abstractmethod
     def _parameters(self) -> Arrays:
-        """The inputs of the loss graph, besides the samples, for the values as they are."""
+        """The inputs of the loss graph, besides the samples, for the current values."""
 
     @abstractmethod
     def _chained(self, found: Mapping[str, np.ndarray]) -> Arrays:
-        """dL/d value by key, from the gradients at what `_parameters` gave last."""
+        """dL/d value by key, from the gradients at the latest result of `_parameters`."""
 
     @abstractmethod
     def _take(self) -> None:
-        """Take down what the values stand for, to be judged and kept."""
+        """Compute the parameters of the current values, to be evaluated and maybe kept."""
 
     @abstractmethod
     def _judge_taken(self) -> Score:
-        """How good that is on the held-out samples."""
+        """The held-out score of the parameters that `_take` computed."""
 
     @abstractmethod
     def _keep(self) -> None:
-        """That is the best so far."""
+        """Keep the parameters that `_take` computed: they are the best so far."""
 
     def run(self, progress: Progress, resume: bool = False) -> HistoryT:
-        """Train until the epochs or the clock run out; the best held-out score is kept."""
+        """Train until the epochs or the time run out; what has the best held-out score is kept."""
         self._began = self._saved = time.monotonic()
         if resume:
             self._load()
@@ -142,9 +142,9 @@ class Loop(ABC, Generic[HistoryT]):
         return time.monotonic() - self._began > self._budget.max_seconds
 
     def _stale(self) -> bool:
-        """Whether half of all epochs, and several, went by without a better score.
+        """Whether half of all epochs, and `PATIENCE` at least, went by without a better score.
 
-        Never where the rate falls once, from the first epoch to the last: the end is what counts.
+        Never under one cosine without restarts: its last epochs gain most.
         """
         state = self._state
         patience = max(PATIENCE, state.epochs // 2)
@@ -168,7 +168,7 @@ class Loop(ABC, Generic[HistoryT]):
                 self._save()
 
     def _batches(self) -> Iterator[list[Arrays]]:
-        """The shards of each batch of this epoch, from the state's step on."""
+        """The shards of each remaining batch of this epoch."""
         state = self._state
         rng = np.random.default_rng((self._budget.seed, state.epoch))
         order = rng.permutation(self._train.positions)[: self._used][state.step * self._size :]
@@ -179,7 +179,7 @@ class Loop(ABC, Generic[HistoryT]):
             yield shards
 
     def _step(self, shards: list[Arrays], count: int) -> bool:
-        """Move the values by one batch; False where something is not finite then."""
+        """Update the values by one batch; False where something is not finite."""
         self._optimizer.lr = self._rate()
         parameters = self._parameters()
         others = {k: v for k, v in parameters.items() if k not in self._engine.trainable}
@@ -199,7 +199,7 @@ class Loop(ABC, Generic[HistoryT]):
         return True
 
     def _rate(self) -> float:
-        """The learning rate of this step, relative to that of every group."""
+        """The learning rate of this step, relative to that of each group."""
         state = self._state
         epochs = RESTART_EPOCHS if self._restarts else max(1, state.epochs - state.since)
         schedule = CosineRestarts(1.0, epochs * self._steps)
@@ -214,7 +214,7 @@ class Loop(ABC, Generic[HistoryT]):
         try:
             self._judged = self._judge_taken()
         except ScaleError:
-            # No file could run with these numbers.
+            # No file could run with these quantization parameters.
             self._judged = Score(math.inf)
         state.history.append(self._judged.score)
         agreement = math.nan if self._judged.agreement is None else self._judged.agreement
@@ -227,7 +227,7 @@ class Loop(ABC, Generic[HistoryT]):
                 self._best = {k: v.copy() for k, v in self._trained.values.items()}
 
     def _slow_down(self) -> None:
-        """Begin again at a lower rate where much was lost and nothing won, or all bounds left."""
+        """Start again at a lower rate, where the score got much worse or is not finite."""
         result, state = self._result, self._state
         much_worse = state.history[-1] > MUCH_WORSE * result.start_score and not result.improved
         if math.isfinite(state.loss) and math.isfinite(state.history[-1]) and not much_worse:
@@ -239,7 +239,7 @@ class Loop(ABC, Generic[HistoryT]):
         state.since = state.epoch
 
     def _plan_by_clock(self) -> None:
-        """After the first epoch, no more epochs than the clock allows: the rate falls in time."""
+        """After the first epoch, plan as many as the time allows: the rate anneals to the end."""
         state, spent = self._state, time.monotonic() - self._began
         if state.epoch == 1:
             samples = self._used * (self._train.batch or 1)
@@ -275,7 +275,7 @@ class Loop(ABC, Generic[HistoryT]):
         self._checkpoint.save(flattened(groups))
 
     def _load(self) -> None:
-        """Put the saved state back, where there is one."""
+        """Restore the saved state, where there is one."""
         arrays = self._checkpoint.load() if self._checkpoint else None
         if arrays is None:
             return

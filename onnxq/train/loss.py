@@ -15,7 +15,7 @@ AGREES = "onnxq.agrees"
 
 
 def target_name(logits: str) -> str:
-    """The input that takes the teacher's values of a tensor."""
+    """The name of the graph input that takes the teacher's values of a tensor."""
     return f"{logits}.target"
 
 
@@ -24,13 +24,14 @@ def attach_loss(
 ) -> ir.Model:
     """A copy of the student with the loss as its output.
 
-    loss = sum_k weight_k * sum (student_k - target_k)^2. A sum, not a mean, so that the
-    losses of the shards of a batch add up.
+    loss = sum_k weight_k * sum (student_k - target_k)^2. It is a sum, not a mean, so that the
+    losses of a batch's shards add up.
 
     Args:
         student: the student; it isn't changed.
         weights: the factor of each compared tensor, by name.
-        decision: the tensor whose largest entry is the decision: agreement is an output too.
+        decision: the tensor whose largest entry is the decision; where given, the number of equal
+            decisions is a second output.
     """
     model = student.clone(deep_copy=False)
     graph = model.graph
@@ -62,14 +63,14 @@ def finished(
     loss: ir.Value,
     decides: tuple[ir.Value, ir.Value] | None = None,
 ) -> ir.Model:
-    """The model with the nodes of the tape and the loss as output, in place.
+    """The model with the nodes of the tape added and the loss as its output; changed in place.
 
     Args:
-        model: the copy of a student that the tape's nodes read.
-        body: its nodes.
-        loss: what they compute, a scalar.
-        decides: a classifier's logits and their target, (samples, classes): agreement is a
-            second output.
+        model: the copy of a student that the nodes of the tape read.
+        body: the nodes.
+        loss: their result, a scalar.
+        decides: a classifier's logits and their target, (samples, classes); where given, the number
+            of equal decisions is a second output.
     """
     outputs = {LOSS: loss}
     if decides is not None:
@@ -98,5 +99,5 @@ def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
 
 
 def free_shape(value: ir.Value) -> ir.Shape | None:
-    """A shape of the same rank with free dimensions: a size inferred may be one of several."""
+    """A shape of the same rank with free dimensions: an inferred size may be one of several."""
     return None if value.shape is None else ir.Shape([None] * len(value.shape))

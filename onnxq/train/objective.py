@@ -1,7 +1,7 @@
-"""What learning brings closer: how a student's loss is attached, and read as a score.
+"""Training objectives: how a loss is attached to a student, and read as a score.
 
-A loss graph gives two sums over the samples of a batch, so that batches and shards add up: the
-loss, and for a classifier on how many samples its decision is the teacher's.
+A loss graph returns two sums over the samples of a batch, so that batches and shards add up: the
+loss, and for a classifier the number of samples on which it makes the teacher's decision.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from onnxq.train.teacher import TeacherOutputs
 
 
 class Objective(Protocol):
-    """A loss and its meaning."""
+    """A loss, and how it is read as a score."""
 
     @property
     def unit(self) -> str:
-        """What the score is, for the user."""
+        """The name of the score's unit, for messages."""
 
     def attach(self, student: ir.Model) -> ir.Model:
         """A copy of the student with the loss as its output."""
 
     def score(self, loss: float, samples: int) -> float:
-        """The score of so many samples from their loss; lower is better, 0 is the teacher."""
+        """The score from a loss summed over so many samples; lower is better, 0 at the teacher."""
 
     def slope(self, loss: float, samples: int) -> float:
-        """The derivative of that score by the loss."""
+        """The derivative of the score with respect to the summed loss."""
 
 
 @dataclass(frozen=True)
 class OutputMatching:
-    """RMSE of the logits relative to the teacher's (FAT; Thonglek et al.): any model's.
+    """RMSE of the logits relative to the teacher's (FAT; Thonglek et al.), for any model.
 
     Attributes:
         weights: the factor of each compared tensor, by name.
@@ -65,11 +65,11 @@ class OutputMatching:
 class Distillation:
     """KL(p_T || p_S) of a classifier's softmax outputs at temperature 1, in nats.
 
-    Li et al., DFQF, 2020, equation 2: H_CE(softmax(y_S), softmax(y_T)), less the teacher's own
-    entropy, which no student can change: the score of a perfect one is 0.
+    This is H_CE(softmax(y_S), softmax(y_T)) of Li et al., DFQF, 2020, equation 2, less the
+    teacher's entropy, which no student can change. A perfect student has a score of 0.
 
     Attributes:
-        logits: the compared tensor, (samples, classes), with dimensions of 1 behind.
+        logits: the compared tensor, (samples, classes), maybe with trailing dimensions of 1.
     """
 
     logits: str
@@ -98,7 +98,7 @@ class Distillation:
 
 
 def choose_objective(teacher: TeacherOutputs, *, distil: bool) -> Objective:
-    """Distillation for a classifier where it is wanted, else output matching."""
+    """`Distillation` where it is wanted and the model is a classifier, else `OutputMatching`."""
     decision = teacher.decision
     if distil and decision is not None:
         return Distillation(decision)

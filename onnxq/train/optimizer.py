@@ -33,14 +33,11 @@ class CosineRestarts:
             raise ValueError(f"period must be at least 1, found {self.period}")
 
     def lr(self, step: int) -> float:
-        """The rate of a step; steps count from 0."""
+        """The learning rate of a step; steps count from 0."""
         return self.base_lr / 2 * (1 + math.cos(math.pi * (step % self.period) / self.period))
 
     def restarts_at(self, step: int) -> bool:
-        """Whether a cycle other than the first starts with this step.
-
-        FAT resets the optimizer's state there.
-        """
+        """Whether a cycle after the first starts with this step; FAT resets the optimizer there."""
         return step > 0 and step % self.period == 0
 
 
@@ -50,7 +47,7 @@ def flattened(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Arrays:
 
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
-    """What `flattened` was given; what has no slash in its name belongs to no group."""
+    """The inverse of `flattened`; names without a slash belong to no group and are left out."""
     groups: dict[str, Arrays] = {}
     for key, array in arrays.items():
         group, slash, name = key.partition("/")
@@ -66,21 +63,21 @@ ALL_EQUAL: Rates = MappingProxyType({})
 
 
 class Optimizer(Protocol):
-    """What a training loop needs of an optimizer; ``lr`` may be set before each step."""
+    """The interface of an optimizer; `lr` may be set before each step."""
 
     lr: float
 
     def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
-        """Move the parameters that have a gradient, in place."""
+        """Update the parameters that have a gradient, in place."""
 
     def reset(self) -> None:
-        """Forget everything but the options."""
+        """Reset the state; the options stay."""
 
     def state(self) -> Arrays:
-        """A copy of all that a later step depends on."""
+        """A copy of the state."""
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
 
 
 class Adam:
@@ -93,7 +90,7 @@ class Adam:
         lr: step size.
         betas: decay of the two moments, b1 and b2.
         eps: keeps the division finite.
-        rates: of single arrays, relative to `lr`; 1 where nothing is said.
+        rates: learning rates of single arrays, relative to `lr`; 1 where none is given.
     """
 
     def __init__(
@@ -110,17 +107,17 @@ class Adam:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the moments and the number of steps."""
+        """Reset the moments and the number of steps."""
         self._steps = 0
         self._first: Arrays = {}
         self._second: Arrays = {}
 
     def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
-        """Move the parameters that have a gradient, in place.
+        """Update the parameters that have a gradient, in place.
 
         Args:
             parameters: float32 arrays by name.
-            gradients: arrays of the same shapes; names without one stay as they are.
+            gradients: arrays of the same shapes; parameters without one are left unchanged.
         """
         self._steps += 1
         first_decay, second_decay = self.betas
@@ -141,7 +138,7 @@ class Adam:
         return {"steps": np.array(self._steps), **_copied(moments)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self._steps = int(state["steps"])
         self._first = _group(state, "first")
         self._second = _group(state, "second")
@@ -153,7 +150,7 @@ class SGD:
     Args:
         lr: step size.
         momentum: mu, 0 for plain gradient descent.
-        rates: of single arrays, relative to `lr`; 1 where nothing is said.
+        rates: learning rates of single arrays, relative to `lr`; 1 where none is given.
     """
 
     def __init__(self, lr: float = 1e-2, momentum: float = 0.9, rates: Rates = ALL_EQUAL) -> None:
@@ -163,11 +160,11 @@ class SGD:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the velocities."""
+        """Reset the velocities."""
         self._velocity: Arrays = {}
 
     def step(self, parameters: Arrays, gradients: Mapping[str, np.ndarray]) -> None:
-        """Move the parameters that have a gradient, in place."""
+        """Update the parameters that have a gradient, in place."""
         for name, gradient in gradients.items():
             velocity = self._velocity.setdefault(name, np.zeros_like(gradient))
             velocity *= self.momentum
@@ -180,7 +177,7 @@ class SGD:
         return _copied({"velocity": self._velocity})
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self._velocity = _group(state, "velocity")
 
 

@@ -1,1 +1,1 @@
-"""Rounding learned layer by layer: each block's output is reconstructed in turn."""
+"""GPTQ: scales, integer weights and biases fitted layer by layer, without gradients."""

@@ -27,13 +27,13 @@ GRAPHS = 2
 
 @dataclass(frozen=True)
 class Cuts:
-    """The blocks of a student, and the samples to go through them.
+    """The blocks of a student, and the samples that are run through them.
 
     Attributes:
         blocks: of the student's graph.
         positions: of the samples, in a slice.
-        note: why they are fewer than there are; empty otherwise.
-        names: the original's name of a tensor of the student, where it differs.
+        note: why not all samples are used; '' where they are.
+        names: the teacher's name of a student's tensor, where the two differ.
     """
 
     blocks: list[Block]
@@ -42,24 +42,24 @@ class Cuts:
     names: dict[str, str] = field(default_factory=dict)
 
     def originals(self, names: Iterable[str]) -> list[str]:
-        """The original's tensors in the place of these of the student."""
+        """The teacher's names of these tensors of the student."""
         return list(dict.fromkeys(self.names.get(name, name) for name in names))
 
     def later(self, index: int) -> list[str]:
-        """The tensors that blocks behind one read."""
+        """Names of the tensors that blocks after this one read."""
         return list(dict.fromkeys(n for block in self.blocks[index + 1 :] for n in block.inputs))
 
 
 def find_cuts(
     variant: Variant, layers: Collection[str], train: TeacherOutputs, folder: Path
 ) -> Cuts:
-    """Blocks whose tensors hold a row for each sample, and as many samples as there is room for.
+    """Blocks that are cut at tensors with one row per sample, and as many samples as fit on disk.
 
     Args:
         variant: the student.
-        layers: names of the layers that are fitted.
+        layers: names of the layers to fit.
         train: the slice of the samples.
-        folder: on the disk where the tensors will be kept.
+        folder: a folder on the disk where the tensors will be kept.
     """
     plan, model = variant.student.plan, variant.student.model
     sources = [str(value.name) for value in variant.model.graph.inputs]
@@ -93,7 +93,7 @@ def _tensors(
 
 
 def _largest(blocks: Sequence[Block], sizes: dict[str, int]) -> int:
-    """Bytes of one position where the most tensors are kept at once."""
+    """The most bytes that one position's kept tensors take at any time."""
     largest = 0
     for i, block in enumerate(blocks[:-1]):
         later = {name for each in blocks[i + 1 :] for name in each.inputs}
@@ -107,13 +107,13 @@ Cut = Callable[[Sequence[str], Sequence[str]], ir.Model]
 
 
 class Tensors:
-    """Tensors of one graph by name, for the samples of a slice; they go forward block by block.
+    """Kept tensors of one graph, by name, for some samples; they advance from cut to cut.
 
     Args:
         source: the slice.
         positions: which of its positions.
         folder: an existing, empty folder for the files.
-        what: whose tensors they are, for an error.
+        what: whose tensors they are, for error messages.
 
     Attributes:
         count: the number of positions.
@@ -149,12 +149,12 @@ class Tensors:
         return (self.at(names, chosen) for chosen in self.chunks())
 
     def run(self, cut: Cut, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[Arrays]:
-        """Other tensors, computed from these, micro-batch after micro-batch.
+        """Other tensors, computed from the kept ones, micro-batch after micro-batch.
 
         Args:
-            cut: gives a part of the graph, its parameters among its constants.
-            inputs: names of tensors that are kept.
-            outputs: names of the tensors wanted; those that are kept are not computed.
+            cut: extracts a part of the graph, with its parameters as constants.
+            inputs: names of kept tensors.
+            outputs: names of the tensors to return; kept ones are not computed again.
         """
         kept = [name for name in outputs if name in self._rows]
         wanted = [name for name in outputs if name not in self._rows]
@@ -170,7 +170,7 @@ class Tensors:
     def advance(
         self, cut: Cut, inputs: Sequence[str], outputs: Sequence[str], later: Collection[str]
     ) -> None:
-        """Go on to the next cut: keep the outputs of a block, and drop what no one reads later."""
+        """Move to the next cut: keep a block's outputs, and delete what no later block reads."""
         fresh = [name for name in outputs if name not in self._rows]
         if fresh:
             self._store(fresh, self.run(cut, inputs, fresh))

@@ -1,7 +1,4 @@
-"""GPTQ of one layer.
-
-Its scales, integer weights and bias from moments of its inputs and of the outputs wanted.
-"""
+"""GPTQ of one layer: scales, integer weights and bias, from moments of inputs and targets."""
 
 from __future__ import annotations
 
@@ -19,15 +16,15 @@ from onnxq.train.checkpoint import Checkpoint
 
 
 class Moments:
-    """Running sums over rows of inputs x and wanted outputs t, in float64.
+    """Running sums over rows of inputs x and target outputs t, in float64.
 
-    Rows are taken from the mean of the first micro-batch: products are float32, and inputs that
-    hardly vary about a large mean would leave nothing else.
+    Rows are taken relative to the mean of the first micro-batch. Products are float32, and inputs
+    that hardly vary about a large mean would lose their precision otherwise.
 
     Args:
         geometry: how the layer reads its input.
         seed: of the choice of rows.
-        rows: in each micro-batch at most; of more, as many are drawn.
+        rows: rows per micro-batch; of more, a random choice is used.
 
     Attributes:
         geometry: how the layer reads its input.
@@ -40,7 +37,7 @@ class Moments:
         self._count = 0
 
     def add(self, x: FloatArray, t: FloatArray) -> None:
-        """One micro-batch: the layer's input and the output wanted of it."""
+        """Add one micro-batch: the layer's input and its target output."""
         places = self.geometry.places(t.shape)
         chosen = np.arange(places)
         if places > self._most:
@@ -62,7 +59,7 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        """Whether no input and no output was infinite or NaN."""
+        """Whether all inputs and targets so far were finite."""
         return all(bool(np.isfinite(each).all()) for each in self._sums)
 
     def means(self) -> tuple[Floats, Floats]:
@@ -71,15 +68,15 @@ class Moments:
         return self._x[..., 0] + x, self._t[..., 0] + t
 
     def _offsets(self) -> tuple[Floats, Floats]:
-        """How far the means lie from those of the first micro-batch."""
+        """The differences of the means to those of the first micro-batch."""
         return self._sums[2] / self._count, self._sums[3] / self._count
 
     def second(self, bias: Floats | None) -> tuple[Floats, Floats]:
         """E[x x^T], (G, K, K), and E[(t - b) x^T], (G, R, K).
 
         Args:
-            bias: b, (G, R), what the layer adds; None where it is free to add what suits its
-                weights best, which makes these the covariances.
+            bias: b, (G, R), which the layer adds; None where the bias is free, which makes the
+                moments covariances.
         """
         x, t = self._offsets()
         hessian = self._sums[0] / self._count - x[:, :, None] * x[:, None, :]
@@ -97,13 +94,13 @@ ROWS_OF_A_SAMPLE = 8
 
 @dataclass(frozen=True)
 class FittedLayer:
-    """The numbers of one layer.
+    """The fitted parameters of one layer.
 
     Attributes:
         threshold: T, (channels,) or ().
-        weight: scale * code, of the weight's own shape.
+        weight: scale times the integer weights, in the shape of the weight.
         bias: (channels,); None where the layer's bias is not free.
-        error: mean squared error of the outputs that the codes add, damping included.
+        error: mean squared error that the integer weights add to the outputs, damping included.
         start_error: the same with the float weights rounded to nearest.
     """
 
@@ -114,20 +111,20 @@ class FittedLayer:
     start_error: float
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it, ready for a checkpoint."""
+        """All fields as arrays, for a checkpoint."""
         errors = np.array([self.error, self.start_error])
         found = {"threshold": self.threshold, "weight": self.weight, "errors": errors}
         return found if self.bias is None else {**found, "bias": self.bias}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FittedLayer:
-        """What `arrays` gave."""
+        """The inverse of `arrays`."""
         error, start_error = arrays["errors"].tolist()
         bias = arrays.get("bias")
         return cls(arrays["threshold"], arrays["weight"], bias, error, start_error)
 
     def put_into(self, qparams: QParams, spec: LayerSpec) -> QParams:
-        """The numbers with this layer's."""
+        """The quantization parameters with those of this layer."""
         found = qparams.with_weights({spec.weight: self.weight})
         found = found.with_thresholds({spec.weight: self.threshold})
         if self.bias is None:
@@ -144,16 +141,15 @@ def fit_layer(
     scale: FloatArray,
     bias: FloatArray | None,
 ) -> FittedLayer:
-    """The codes of least squared error of the layer's output, and the bias that goes with them.
+    """The integer weights with the least squared error of the layer's output, and their bias.
 
     Args:
         spec: the layer.
-        moments: of its inputs and wanted outputs.
-        samples: that the moments were taken from.
+        moments: of its inputs and target outputs.
+        samples: the number of samples behind the moments.
         weight: the float weight.
-        scale: to start from, (channels,) or ().
-        bias: what the layer adds and goes on to add, (channels,); None where it is free to
-            become E[t] - W~ E[x].
+        scale: the starting scale, (channels,) or ().
+        bias: the bias that the layer keeps, (channels,); None where it becomes E[t] - W~ E[x].
     """
     geometry = moments.geometry
     rows = geometry.to_rows(weight.astype(np.float64))
@@ -184,13 +180,13 @@ OVER, SAMPLES = "over", "samples"
 
 @dataclass
 class Fitted:
-    """Layers that were fitted, and how the stage went.
+    """The layers that were fitted, and how the stage went.
 
     Attributes:
         layers: by name.
-        over: whether none will follow.
-        notes: sentences for the user; kept once the stage is over.
-        samples: how many were used; kept once the stage is over.
+        over: whether the stage has ended.
+        notes: sentences for the user, from the end of the stage on.
+        samples: the number of samples used, from the end of the stage on.
     """
 
     layers: dict[str, FittedLayer] = field(default_factory=dict)
@@ -200,10 +196,10 @@ class Fitted:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> Fitted:
-        """What an earlier run saved; nothing where it saved nothing.
+        """The state that an earlier run saved; an empty one where there is none.
 
         Raises:
-            OutputError: the state is damaged, or another run's.
+            OutputError: the state is damaged, or belongs to another run.
         """
         arrays = checkpoint.load() or {}
         notes, samples = arrays.pop(OVER, None), arrays.pop(SAMPLES, None)
@@ -217,10 +213,10 @@ class Fitted:
         return cls(layers, True, notes.tolist(), int(samples))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep all of it.
+        """Save the state.
 
         Raises:
-            OutputError: there is no space, or the folder can't be written.
+            OutputError: the disk is full, or the folder can't be written.
         """
         named = {
             f"{key}/{layer}": array
@@ -232,7 +228,7 @@ class Fitted:
         checkpoint.save(named)
 
     def put_into(self, qparams: QParams, specs: Iterable[LayerSpec]) -> QParams:
-        """The numbers with those of all fitted layers."""
+        """The quantization parameters with those of all fitted layers."""
         for spec in specs:
             if spec.name in self.layers:
                 qparams = self.layers[spec.name].put_into(qparams, spec)

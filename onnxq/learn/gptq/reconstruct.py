@@ -1,4 +1,4 @@
-"""Learned rounding: block after block, layer after layer, against the float model's tensors."""
+"""GPTQ of a student: block after block, layer after layer, towards the teacher's tensors."""
 
 from __future__ import annotations
 
@@ -53,19 +53,21 @@ def reconstruct(
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
 ) -> Learned:
-    """The numbers of a variant with scales, codes and biases fitted layer by layer.
+    """A variant's quantization parameters, fitted layer by layer.
+
+    Scales, integer weights and biases are fitted.
 
     Args:
-        variant: the student and the numbers to start from.
+        variant: the student, and the quantization parameters to start from.
         train: the original's outputs on the training slice.
-        budget: how long at most; its epochs and rate have no meaning here.
+        budget: gives the time limit; its epochs and learning rate have no meaning here.
         progress: told how far it is.
-        checkpoint: where to keep what was fitted; None keeps nothing.
-        resume: whether to go on from there.
+        checkpoint: None keeps none.
+        resume: whether to resume from the checkpoint.
 
     Returns:
-        The fitted numbers: weights lie on their grid, biases are as they will be written. Or
-        the variant's own, where those are better on the held-out samples.
+        The fitted quantization parameters: weights lie on their grid, and biases are as they will
+            be written. Where the variant's own have a better held-out score, those.
     """
     began = time.monotonic()
     layers = fitted_layers(variant.student.plan, variant.qparams)
@@ -98,7 +100,7 @@ def reconstruct(
 
 
 def fitted_layers(plan: Plan, qparams: QParams) -> list[LayerSpec]:
-    """The layers whose rounding is learned: of one linear node each, with codes of their own."""
+    """The layers that GPTQ fits: one linear node each, with integer weights of its own."""
     readers = Counter(s.weight for s in (*plan.layers.values(), *plan.float_layers.values()))
     return [
         spec
@@ -111,7 +113,7 @@ def fitted_layers(plan: Plan, qparams: QParams) -> list[LayerSpec]:
 
 
 def _inputs(spec: LayerSpec, qparams: QParams) -> int:
-    """Inputs of a row; too many where the weight is no matrix for each group."""
+    """Inputs per output; a number beyond the limit where the weight is no matrix."""
     shape = qparams.weights[spec.weight].shape
     if spec.op_type != "Conv" and len(shape) != MATRIX_RANK:
         return MOST_INPUTS + 1
@@ -134,12 +136,12 @@ class Reconstruction:
     """One pass over the blocks.
 
     Args:
-        variant: the student and the numbers to start from.
-        layers: to fit.
+        variant: the student, and the quantization parameters to start from.
+        layers: the layers to fit.
         train: the training slice.
-        budget: how long at most.
+        budget: gives the time limit.
         folder: an empty folder for the tensors between blocks.
-        fitted: what an earlier run left; the rest is added.
+        fitted: layers that an earlier run fitted; the others are added.
     """
 
     def __init__(
@@ -239,7 +241,7 @@ class Reconstruction:
         return fit_layer(spec, moments, self._fitted.samples, weight, scale, bias)
 
     def _fixed_bias(self, spec: LayerSpec, channels: int) -> np.ndarray | None:
-        """The bias of a layer that keeps its own: without any, or sharing centroids."""
+        """The bias of a layer whose bias isn't fitted: it has none, or shared centroids."""
         if not needs_bias(spec):
             return np.zeros(channels, np.float32)
         if self._variant.recipe.bias_centroids is not None:
