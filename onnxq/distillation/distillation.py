@@ -7,10 +7,10 @@ Where there are no data, samples are made from the teacher alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from onnxq.data.inputs import fixed_batch
-from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.network import FloatNetwork
 from onnxq.distillation.pairing import Pairing, of_batch, pair_inputs, pair_models
@@ -27,7 +27,8 @@ from onnxq.distillation.verdict import find_fault, names_budget
 from onnxq.errors import WorseError
 from onnxq.export.constants import store_halves
 from onnxq.export.interface import restore_interface, restore_types
-from onnxq.export.save import check_file, check_output, describe, locked, save_model
+from onnxq.export.metadata import describe, preprocess_metadata
+from onnxq.export.save import check_file, check_output, locked, save_model
 from onnxq.intake import Intake, file_digest
 from onnxq.learn.train import NO_CLASSIFIER
 from onnxq.load.interface import input_specs, interface_of
@@ -183,19 +184,21 @@ class DistillRun:
         restore_interface(model, self._interface)
         store_halves(model)
         restore_types(model, self._interface)
-        sizes = (file_bytes(intake.path), 0)
-        count = sum(found.values[name].size for name in network.parameters)
-        metrics = make_metrics(found, scored, sizes, count)
-        metrics.samples, metrics.held_back = len(intake.samples), len(intake.held_out)
+        metrics = make_metrics(
+            found,
+            scored,
+            (file_bytes(intake.path), 0),
+            sum(found.values[name].size for name in network.parameters),
+            (len(intake.samples), len(intake.held_out)),
+        )
         self._judge(metrics)
-        preprocess = intake.preprocess
-        entries = {} if preprocess is None else {PREPROCESS_KEY: preprocess.to_json()}
+        entries = preprocess_metadata(intake.preprocess)
 
         def of_size(size: int) -> dict[str, str]:
-            metrics.student_bytes = size
-            return {**entries, METADATA_KEY: metadata_text(metrics, self._recipe, self._init)}
+            sized = replace(metrics, student_bytes=size)
+            return {**entries, METADATA_KEY: metadata_text(sized, self._recipe, self._init)}
 
-        metrics.student_bytes = describe(model, of_size)
+        metrics = replace(metrics, student_bytes=describe(model, of_size))
         return DistillResult(
             model, None, metrics, self._recipe, self._init, intake.notes, intake.synthesis,
             intake.unsaved,

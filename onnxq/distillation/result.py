@@ -22,7 +22,7 @@ METADATA_KEY = "onnxq.distillation"
 """The key of a student's metadata under which options and metrics are kept as JSON."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class DistillMetrics:
     """How near a student is to its teacher, on samples that nothing was learned on.
 
@@ -91,7 +91,11 @@ class DistillResult:
 
 
 def make_metrics(
-    found: Distilled, scored: Score, sizes: tuple[int, int], parameters: int
+    found: Distilled,
+    scored: Score,
+    sizes: tuple[int, int],
+    parameters: int,
+    samples: tuple[int, int],
 ) -> DistillMetrics:
     """The metrics of a run.
 
@@ -100,6 +104,7 @@ def make_metrics(
         scored: the student as it is written.
         sizes: bytes of teacher and student.
         parameters: how many numbers were trained.
+        samples: how many there were, and how many of them were held out.
     """
     return DistillMetrics(
         *sizes,
@@ -111,6 +116,7 @@ def make_metrics(
         _share(scored.agreement),
         found.epoch,
         [_finite(score) for score in found.history],
+        *samples,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,9 +98,6 @@ def _is_there(lock: Path, handle: int) -> bool:
 LONGEST_NAME = 200
 """Bytes of a file's name: most systems take 255, and a checkpoint's name is a little longer."""
 
-MOST_DESCRIPTIONS = 4
-"""Until metadata that states the size of its file is right: a digit more is a byte more."""
-
 
 def check_output(path: Path, model_path: Path, force: bool) -> None:
     """Find out before the long work whether the output can be written.
@@ -166,33 +163,6 @@ def check_new(path: Path, force: bool, what: str, option: str) -> None:
     """
     if path.exists() and not force:
         raise OutputError(f"the {what} '{path}' exists; name another with {option}, or add --force")
-
-
-def add_metadata(model: ir.Model, entries: Mapping[str, str]) -> None:
-    """Put the entries among the model's own, in place, in sorted order."""
-    merged = {**model.metadata_props, **entries}
-    model.metadata_props.clear()
-    model.metadata_props.update(sorted(merged.items()))
-
-
-def describe(model: ir.Model, entries: Callable[[int], Mapping[str, str]]) -> int:
-    """Put metadata into a model, in place, of which an entry may state the size of the file.
-
-    Args:
-        model: the one that is written next.
-        entries: the metadata for a file of so many bytes.
-
-    Returns:
-        Those bytes.
-    """
-    size = model_bytes(model)
-    for _ in range(MOST_DESCRIPTIONS):
-        stated = size
-        add_metadata(model, entries(stated))
-        size = model_bytes(model)
-        if size == stated:
-            break
-    return size
 
 
 def model_bytes(model: ir.Model) -> int:

@@ -68,7 +68,11 @@ SHORT_METRICS = (*LEAST_METRICS, "agreement", "sqnr_db", "samples", "held_back",
 """Those that the file of a small model holds, for which all of them would be too long."""
 
 
-@dataclass
+LITTLE_SMALLER = 0.9
+"""Share of the original's size above which a note says why the file is no smaller."""
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What came out of a run; None or empty where it was not measured or has no meaning.
 
@@ -165,6 +169,13 @@ class Metrics:
             return None
         return self.latency_after_ms / self.latency_before_ms
 
+    def of_size(self, size: int) -> Metrics:
+        """The same of a file of so many bytes, with a note where these are little fewer."""
+        found = dataclasses.replace(self, size_after=size)
+        if size <= LITTLE_SMALLER * self.size_before:
+            return found
+        return dataclasses.replace(found, notes=[*self.notes, _size_note(found.ratio)])
+
     def to_fields(self, *, latency: bool = True) -> dict[str, Any]:
         """The metrics by name; without those of the clock where `latency` is False."""
         fields = dataclasses.asdict(self)
@@ -215,3 +226,11 @@ class Metrics:
                 f'The metadata "{METADATA_KEY}" can\'t be read ({error}), where the figures of '
                 "onnxq are expected; compress the original again."
             ) from error
+
+
+def _size_note(ratio: float) -> str:
+    if ratio > 2:
+        reason = "the original computes weights that are written out here"
+    else:
+        reason = "few of its bytes are weights of layers that can be quantized"
+    return f"the file has {ratio:.2f} times the original's size: {reason}"

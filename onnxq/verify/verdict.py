@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxq.errors import WorseError
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import CODE_BITS
-from onnxq.verify.metrics import Metrics
+from onnxq.verify.outputs import Comparison
 
 BROKEN_AGREEMENT = 0.5
 """Share of equal decisions below which a classifier is broken."""
@@ -35,36 +36,59 @@ class Verdict:
     broken: bool
     text: str
 
+    def __str__(self) -> str:
+        """The sentence of it."""
+        return f"the compressed model is {'broken' if self.broken else 'doubtful'}: {self.text}"
 
-def judge(metrics: Metrics, recipe: Recipe) -> Verdict | None:
+
+def judge(outputs: Comparison, recipe: Recipe) -> Verdict | None:
     """What is wrong with a result; None where nothing is.
 
     A classifier is judged by its decisions, any other model by its worst float output.
 
     Args:
-        metrics: of held-out samples.
+        outputs: how they differ from the original's on held-out samples.
         recipe: the options that led to them.
     """
     remedy = _remedy(recipe)
-    agreement = metrics.agreement
+    agreement = outputs.agreement
     if agreement is not None and agreement < BROKEN_AGREEMENT:
         return Verdict(
             True,
-            f"it decides as the original on {agreement:.1%} of {metrics.held_back} held-out "
+            f"it decides as the original on {agreement:.1%} of {outputs.samples} held-out "
             f"samples, under {BROKEN_AGREEMENT:.0%}; {remedy}",
         )
-    if not metrics.sqnr_db:
+    if not outputs.sqnr_db:
         return None
-    name, decibels = min(metrics.sqnr_db.items(), key=lambda each: each[1])
+    name, decibels = min(outputs.sqnr_db.items(), key=lambda each: each[1])
     limit = BROKEN_LOW_BIT_DB if _has_low_bits(recipe) else BROKEN_DB
-    decides = metrics.kl is not None
+    decides = outputs.kl is not None
     if decibels >= DOUBTFUL_DB:
         return None
     broken = not decides and decibels < limit
     return Verdict(
         broken,
-        f"its output '{name}' has an SQNR of {decibels:.1f} dB on {metrics.held_back} held-out "
+        f"its output '{name}' has an SQNR of {decibels:.1f} dB on {outputs.samples} held-out "
         f"samples, under {limit if broken else DOUBTFUL_DB:.0f} dB; {remedy}",
+    )
+
+
+def check_verdict(verdict: Verdict, recipe: Recipe, *, resumable: bool) -> None:
+    """Refuse a result that is broken, unless the recipe names the method that led to it.
+
+    Args:
+        verdict: what is wrong with the result.
+        recipe: the options that led to it.
+        resumable: whether a run that allows a worse result can go on where this one ends.
+
+    Raises:
+        WorseError: the result is broken.
+    """
+    if not verdict.broken or names_method(recipe):
+        return
+    at_once = ", at once with --resume" if resumable else ""
+    raise WorseError(
+        f"{verdict}; nothing was written, and --allow-worse writes it all the same{at_once}"
     )
 
 

@@ -12,17 +12,16 @@ from onnxq.data.samples import Samples
 from onnxq.errors import reason_of
 from onnxq.load.float_types import has_other_floats
 from onnxq.load.model import runnable
-from onnxq.load.read import file_bytes, model_files, read_graph
+from onnxq.load.read import read_graph
 from onnxq.numerics.qparams import IntArray, may_saturate
 from onnxq.plan import Plan
 from onnxq.progress import Progress
 from onnxq.runtime.session import SessionPool
 from onnxq.train.logits import compared_tensors
-from onnxq.verify.benchmark import measure_latency
-from onnxq.verify.exported import shipped_files, stored_array, with_outputs
-from onnxq.verify.kernels import read_kernels
-from onnxq.verify.metrics import Metrics
-from onnxq.verify.outputs import compare_outputs, probability_outputs
+from onnxq.verify.benchmark import Latency, measure_latency
+from onnxq.verify.exported import stored_array, with_outputs
+from onnxq.verify.kernels import Kernels, read_kernels
+from onnxq.verify.outputs import Comparison, compare_outputs, probability_outputs
 
 IN_FLOAT32 = (
     "ONNX Runtime does not run the original's float types on a CPU; its latency is that of the "
@@ -49,8 +48,31 @@ class Exported:
     plan: Plan
 
 
-def verify(exported: Exported, samples: Samples, batch_size: int, progress: Progress) -> Metrics:
-    """The metrics of an exported model on samples that nothing was learned on.
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured on an exported model.
+
+    Attributes:
+        outputs: how its outputs differ from the original's.
+        student_agreement: share of the samples on which it decides as the student did.
+        kernels: what ONNX Runtime runs.
+        saturating: names of the integer layers whose 16-bit sums may overflow.
+        latency: of the original and of the exported model; None where one of them does not run.
+        notes: sentences for the user.
+    """
+
+    outputs: Comparison
+    student_agreement: float | None
+    kernels: Kernels
+    saturating: list[str]
+    latency: tuple[Latency, Latency] | None
+    notes: list[str]
+
+
+def verify(
+    exported: Exported, samples: Samples, batch_size: int, progress: Progress
+) -> Measurements:
+    """Measure an exported model on samples that nothing was learned on.
 
     Args:
         exported: the models to compare.
@@ -59,39 +81,34 @@ def verify(exported: Exported, samples: Samples, batch_size: int, progress: Prog
         progress: told where the work stands.
     """
     progress.start("verify", 2 * len(samples))
+    outputs, student_agreement = _compare(exported, samples, batch_size, progress)
+    saturating = _saturating_layers(exported)
+    kernels = read_kernels(exported.model, exported.plan)
+    latency, notes = _time(exported, samples)
+    progress.finish()
+    return Measurements(outputs, student_agreement, kernels, saturating, latency, notes)
+
+
+def _compare(
+    exported: Exported, samples: Samples, batch_size: int, progress: Progress
+) -> tuple[Comparison, float | None]:
+    """The outputs held against the original's, and the agreement with the student."""
     probabilities = probability_outputs(exported.teacher)
     tensors = compared_tensors(exported.teacher)
     candidate = _pool(exported.model, tensors)
-    against_original = compare_outputs(
-        _pool(exported.teacher, tensors),
-        candidate,
-        samples,
-        probabilities,
-        batch_size=batch_size,
-        on_batch=progress.at,
-    )
-    student = exported.student()
-    against_student = compare_outputs(
-        _pool(student, tensors),
-        candidate,
-        samples,
-        probabilities,
-        batch_size=batch_size,
-        on_batch=lambda done: progress.at(len(samples) + done),
-    )
-    saturating = _saturating_layers(exported)
-    # What follows opens sessions of its own.
-    del candidate, student
-    metrics = _static_metrics(exported, saturating)
-    metrics.agreement = against_original.agreement
-    metrics.kl = against_original.kl
-    metrics.estimated_drop = against_original.estimated_drop
-    metrics.estimated_drop_error = against_original.estimated_drop_error
-    metrics.sqnr_db = against_original.sqnr_db
-    metrics.student_agreement = against_student.agreement
-    _add_latency(metrics, exported, samples)
-    progress.finish()
-    return metrics
+
+    def compared(reference: ir.Model, done_before: int) -> Comparison:
+        return compare_outputs(
+            _pool(reference, tensors),
+            candidate,
+            samples,
+            probabilities,
+            batch_size=batch_size,
+            on_batch=lambda done: progress.at(done_before + done),
+        )
+
+    outputs = compared(exported.teacher, 0)
+    return outputs, compared(exported.student(), len(samples)).agreement
 
 
 def _pool(model: ir.Model, tensors: Sequence[str]) -> SessionPool:
@@ -99,25 +116,6 @@ def _pool(model: ir.Model, tensors: Sequence[str]) -> SessionPool:
     if set(tensors) <= {value.name for value in model.graph.outputs}:
         return SessionPool(model, tensors)
     return SessionPool(with_outputs(model, tensors), tensors)
-
-
-def _static_metrics(exported: Exported, saturating: list[str]) -> Metrics:
-    plan = exported.plan
-    kernels = read_kernels(exported.model, plan)
-    return Metrics(
-        size_before=file_bytes(exported.original),
-        size_after=0,
-        shipped_before=shipped_files(model_files(exported.original)),
-        codebooks={s.name: s.codebook for s in plan.layers.values() if s.codebook is not None},
-        narrow={s.name: s.num_bits for s in plan.layers.values() if s.narrow},
-        layers=len(plan.layers),
-        integer_layers=len(kernels.integer_layers()),
-        kernels=kernels.layers,
-        saturating=saturating,
-        float_nodes=kernels.float_nodes,
-        weight_only={s.name: s.reason for s in plan.layers.values() if s.reason},
-        left_alone=dict(plan.left_alone),
-    )
 
 
 def _saturating_layers(exported: Exported) -> list[str]:
@@ -142,20 +140,23 @@ def _codes(layer: ir.Node) -> IntArray:
     return codes
 
 
-def _add_latency(metrics: Metrics, exported: Exported, samples: Samples) -> None:
-    """Time both files, or note why that can't be done: the result is none the worse for it."""
+def _time(exported: Exported, samples: Samples) -> tuple[tuple[Latency, Latency] | None, list[str]]:
+    """The latency of both files, and why it is what it is.
+
+    Where a model does not run, a note says so: the result is none the worse for it.
+    """
+    notes: list[str] = []
     feeds = next(samples.batches(1))
     try:
         graph = read_graph(exported.original)
         in_other_floats = has_other_floats(graph)
         original = runnable(exported.original, graph)
         if in_other_floats and isinstance(original, ir.Model):
-            metrics.notes.append(IN_FLOAT32)
+            notes.append(IN_FLOAT32)
         # The compressed one first: it takes more memory while it opens.
         after, before = measure_latency([exported.model, original], feeds)
     except Exception as error:
         # ONNX Runtime's exceptions share no base class but Exception.
-        metrics.notes.append(f"latency was not measured: a model does not run ({reason_of(error)})")
-        return
-    metrics.latency_before_ms, metrics.latency_before_spread_ms = before.median_ms, before.spread_ms
-    metrics.latency_after_ms, metrics.latency_after_spread_ms = after.median_ms, after.spread_ms
+        notes.append(f"latency was not measured: a model does not run ({reason_of(error)})")
+        return None, notes
+    return (before, after), notes

@@ -150,7 +150,7 @@ def test_a_broken_student_is_written_only_where_that_is_allowed(files, tmp_path,
 
 
 def test_what_a_broken_student_is():
-    metrics = DistillMetrics(2, 1, 3, "error", 1.0, 0.9, None, 0.5, 1, held_out=64)
+    metrics = DistillMetrics(2, 1, 3, "error", 1.0, 0.9, None, 0.5, 1, held_back=64)
     assert find_fault(metrics) is None
     assert "49.0% of 64 held-out samples, under 50%" in find_fault(replace(metrics, agreement=0.49))
     metrics = replace(metrics, agreement=None)

@@ -13,10 +13,9 @@ from small_graphs import quantize, serialised, small_graph
 
 from onnxq.errors import OutputError
 from onnxq.export import save
+from onnxq.export.metadata import add_metadata, describe
 from onnxq.export.save import (
-    add_metadata,
     check_output,
-    describe,
     model_bytes,
     save_model,
 )

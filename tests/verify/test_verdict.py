@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from onnxq.options.recipe import LayerOverride, Recipe
-from onnxq.verify.metrics import Metrics
+from onnxq.verify.outputs import Comparison
 from onnxq.verify.verdict import judge, names_method
 
 
-def metrics(**more: Any) -> Metrics:
-    return Metrics(100, 50, held_back=32, **more)
+def outputs(**more: Any) -> Comparison:
+    fields = dict.fromkeys(("agreement", "kl", "estimated_drop", "estimated_drop_error"))
+    return Comparison(**{"samples": 32, **fields, "sqnr_db": {}, **more})
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def metrics(**more: Any) -> Metrics:
     ],
 )
 def test_the_worst_float_output_is_what_counts(options, decibels, broken):
-    verdict = judge(metrics(sqnr_db={"fine": 40.0, "bad": decibels}), Recipe(**options))
+    verdict = judge(outputs(sqnr_db={"fine": 40.0, "bad": decibels}), Recipe(**options))
     if broken is None:
         assert verdict is None
         return
@@ -41,14 +42,14 @@ def test_the_worst_float_output_is_what_counts(options, decibels, broken):
 
 @pytest.mark.parametrize(("agreement", "broken"), [(0.49, True), (0.5, False)])
 def test_a_classifier_is_judged_by_its_decisions(agreement, broken):
-    verdict = judge(metrics(agreement=agreement, kl=0.1, sqnr_db={"y": 2.0}), Recipe())
+    verdict = judge(outputs(agreement=agreement, kl=0.1, sqnr_db={"y": 2.0}), Recipe())
     assert verdict is not None and verdict.broken == broken
     assert ("49.0%" in verdict.text) == broken
 
 
 def test_integer_outputs_are_decisions_and_float_ones_beside_them_count_too():
-    assert judge(metrics(agreement=1.0), Recipe()) is None
-    verdict = judge(metrics(agreement=1.0, sqnr_db={"y": 2.0}), Recipe())
+    assert judge(outputs(agreement=1.0), Recipe()) is None
+    verdict = judge(outputs(agreement=1.0, sqnr_db={"y": 2.0}), Recipe())
     assert verdict is not None and verdict.broken
 
 
@@ -62,7 +63,7 @@ def test_integer_outputs_are_decisions_and_float_ones_beside_them_count_too():
     ],
 )
 def test_the_option_that_would_help_is_named(options, remedy):
-    verdict = judge(metrics(sqnr_db={"y": -200.0}), Recipe(**options))
+    verdict = judge(outputs(sqnr_db={"y": -200.0}), Recipe(**options))
     assert verdict is not None and remedy in verdict.text
 
 

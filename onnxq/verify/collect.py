@@ -1,0 +1,139 @@
+"""The metrics of a run, put together from what its stages give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxq.forms.forms import PLAIN, Variant
+from onnxq.load.read import file_bytes, model_files
+from onnxq.plan import Plan
+from onnxq.search.search import SearchResult
+from onnxq.synthesise.images import Synthesis
+from onnxq.train.held_out import Learned
+from onnxq.verify.exported import shipped_files
+from onnxq.verify.metrics import Metrics
+from onnxq.verify.verify import Measurements
+
+
+def collect_metrics(
+    original: Path,
+    measured: Measurements,
+    variant: Variant,
+    learned: Learned,
+    search: SearchResult | None,
+    synthesis: Synthesis | None,
+    samples: int,
+    *,
+    notes: Sequence[str],
+    verdict: str,
+) -> Metrics:
+    """The metrics of a run, but for the size of its file, which holds them.
+
+    Args:
+        original: the file that the user gave.
+        measured: of the exported model.
+        variant: the form that it was exported from, with the values that it has.
+        learned: how learning went.
+        search: what a search found, where there was one.
+        synthesis: how samples were made, where there were none.
+        samples: number of samples used, those held out among them.
+        notes: sentences for the user.
+        verdict: what is wrong with the result, in words; empty where nothing is.
+    """
+    return Metrics(
+        size_before=file_bytes(original),
+        size_after=0,
+        shipped_before=shipped_files(model_files(original)),
+        **_of_plan(variant.student.plan),
+        **_of_measurements(measured),
+        **_of_form(variant),
+        learning=_learning(learned, variant.score),
+        curve=_curve(learned),
+        search={} if search is None else search.to_fields(),
+        synthesis={} if synthesis is None else synthesis.to_fields(),
+        samples=samples,
+        notes=list(notes),
+        verdict=verdict,
+    )
+
+
+def _of_plan(plan: Plan) -> dict[str, Any]:
+    layers = plan.layers.values()
+    return {
+        "codebooks": {s.name: s.codebook for s in layers if s.codebook is not None},
+        "narrow": {s.name: s.num_bits for s in layers if s.narrow},
+        "layers": len(layers),
+        "weight_only": {s.name: s.reason for s in layers if s.reason},
+        "left_alone": dict(plan.left_alone),
+    }
+
+
+def _of_measurements(measured: Measurements) -> dict[str, Any]:
+    outputs, kernels = measured.outputs, measured.kernels
+    return {
+        "agreement": outputs.agreement,
+        "kl": outputs.kl,
+        "estimated_drop": outputs.estimated_drop,
+        "estimated_drop_error": outputs.estimated_drop_error,
+        "sqnr_db": outputs.sqnr_db,
+        "held_back": outputs.samples,
+        "student_agreement": measured.student_agreement,
+        "integer_layers": len(kernels.integer_layers()),
+        "kernels": kernels.layers,
+        "float_nodes": kernels.float_nodes,
+        "saturating": measured.saturating,
+        **_latencies(measured),
+    }
+
+
+def _latencies(measured: Measurements) -> dict[str, float]:
+    if measured.latency is None:
+        return {}
+    before, after = measured.latency
+    return {
+        "latency_before_ms": before.median_ms,
+        "latency_before_spread_ms": before.spread_ms,
+        "latency_after_ms": after.median_ms,
+        "latency_after_spread_ms": after.spread_ms,
+    }
+
+
+def _of_form(variant: Variant) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "equalization": "none" if variant.name == PLAIN else variant.name,
+        "bias_correction": variant.corrected,
+    }
+    if variant.bias_cost is not None:
+        own, shared = variant.bias_cost
+        count = variant.recipe.bias_centroids
+        found["bias_centroids"] = {"count": count, "own": own, "shared": shared}
+    return found
+
+
+def _learning(learned: Learned, score: float) -> dict[str, Any]:
+    """How learning went; `score` is that of the outputs after all else."""
+    return {
+        "unit": learned.unit,
+        "start_score": learned.start_score,
+        "learned_score": learned.score,
+        "score": score,
+        "epoch": learned.epoch,
+        "epochs_run": len(learned.history),
+        "scores": _finite(learned.history),
+    }
+
+
+def _curve(learned: Learned) -> dict[str, list[float | None]]:
+    """Error and agreement against minutes."""
+    minutes = [seconds / 60 for seconds, _, _ in learned.curve]
+    scores, agreement = ([point[i] for point in learned.curve] for i in (1, 2))
+    columns = {"minutes": minutes, "scores": scores, "agreement": agreement}
+    return {name: _finite(values) for name, values in columns.items() if values}
+
+
+def _finite(values: Iterable[float]) -> list[float | None]:
+    """JSON has no word for what is not finite."""
+    return [value if math.isfinite(value) else None for value in values]
