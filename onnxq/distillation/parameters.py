@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.facts import constant, input_at, int_attribute, is_op
+from onnxq.graph.facts import constant, input_at, is_op
 from onnxq.runtime.session import Arrays
 from onnxq.synthesise.parts import he_normal
 
@@ -88,12 +88,11 @@ def _fan_in(node: ir.Node, index: int, shape: tuple[int, ...]) -> int:
     if node.op_type == "Conv":
         return max(shape[1] * taps, 1)
     if node.op_type == "ConvTranspose":
-        strides = node.attributes.get("strides")
-        reached = taps // int(np.prod(strides.as_ints())) if strides is not None else taps
-        return max(shape[0] // int_attribute(node, "group", 1) * reached, 1)
+        reached = taps // int(np.prod(node.attributes.get_ints("strides", ())))
+        return max(shape[0] // node.attributes.get_int("group", 1) * reached, 1)
     if len(shape) < 2:
         return max(shape[0], 1) if shape else 1
-    transposed = bool(int_attribute(node, "transA" if index == 0 else "transB", 0))
+    transposed = bool(node.attributes.get_int("transA" if index == 0 else "transB", 0))
     summed = -1 if (index == 0) != transposed else -2
     return max(shape[summed], 1)
 

@@ -53,30 +53,31 @@ def blocked_convolution(form: Form) -> Rule | None:
 
 def _fits(form: Form, block: int) -> bool:
     shape = form.shape(1)
-    if shape is None or len(shape) != 4 or form.string("auto_pad", "NOTSET") != "NOTSET":
+    attributes = form.node.attributes
+    if shape is None or len(shape) != 4 or attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return False
-    plain = form.integer("group", 1) == 1 and shape[1] % block == 0
+    plain = attributes.get_int("group", 1) == 1 and shape[1] % block == 0
     blocked = shape[0] % block == 0 and (plain or _is_depthwise(form))
     top, left, bottom, right = _pads(form)
     narrow = max(top, bottom) < shape[2] and max(left, right) < shape[3]
-    return blocked and narrow and form.integers("dilations", [1, 1]) == [1, 1]
+    return blocked and narrow and set(attributes.get_ints("dilations", [])) <= {1}
 
 
 def _is_depthwise(form: Form) -> bool:
     shape = form.shape(1) or (0, 0)
-    return shape[1] == 1 and form.integer("group", 1) == shape[0]
+    return shape[1] == 1 and form.node.attributes.get_int("group", 1) == shape[0]
 
 
 def _pads(form: Form) -> list[int]:
-    return form.integers("pads", [0, 0, 0, 0])
+    return list(form.node.attributes.get_ints("pads", [0, 0, 0, 0]))
 
 
 def _attributes(form: Form, pads: list[int]) -> dict[str, Attribute]:
     return {
         "kernel_shape": list(form.shape(1) or ())[2:],
-        "strides": form.integers("strides", [1, 1]),
+        "strides": list(form.node.attributes.get_ints("strides", [1, 1])),
         "dilations": [1, 1],
-        "group": form.integer("group", 1),
+        "group": form.node.attributes.get_int("group", 1),
         "pads": pads,
     }
 

@@ -190,26 +190,6 @@ class Form:
         """Whether an optional input is given."""
         return index < len(self.node.inputs) and self.node.inputs[index] is not None
 
-    def integer(self, name: str, default: int) -> int:
-        """An integer attribute."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.as_int()
-
-    def real(self, name: str, default: float) -> float:
-        """A float attribute."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.as_float()
-
-    def string(self, name: str, default: str) -> str:
-        """A string attribute."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.as_string()
-
-    def integers(self, name: str, default: list[int]) -> list[int]:
-        """A list attribute."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else list(attribute.as_ints())
-
     def rank(self, index: int) -> int | None:
         """The number of dimensions of an input; None where it isn't known."""
         shape = self._shape(self.node.inputs[index])

@@ -66,7 +66,7 @@ def _clip(form: Form, d: Definition) -> None:
 
 def _hard_sigmoid(form: Form, d: Definition) -> None:
     """Dx = alpha G m where 0 < y < 1."""
-    slope = d.scalar(form.real("alpha", 0.2))
+    slope = d.scalar(form.node.attributes.get_float("alpha", 0.2))
     d.result(0, d.op("Mul", d.op("Mul", d.gradient(), slope), _inside_unit(d, d.output())))
 
 
@@ -111,21 +111,21 @@ def _exponential(
 
 
 def _elu(form: Form, d: Definition) -> None:
-    _exponential(form, d, 1.0, 1.0, form.real("alpha", 1.0))
+    _exponential(form, d, 1.0, 1.0, form.node.attributes.get_float("alpha", 1.0))
 
 
 def _selu(form: Form, d: Definition) -> None:
-    gamma = form.real("gamma", SELU_GAMMA)
-    _exponential(form, d, gamma, 1.0, gamma * form.real("alpha", SELU_ALPHA))
+    gamma = form.node.attributes.get_float("gamma", SELU_GAMMA)
+    _exponential(form, d, gamma, 1.0, gamma * form.node.attributes.get_float("alpha", SELU_ALPHA))
 
 
 def _celu(form: Form, d: Definition) -> None:
-    _exponential(form, d, 1.0, 1.0 / form.real("alpha", 1.0), 1.0)
+    _exponential(form, d, 1.0, 1.0 / form.node.attributes.get_float("alpha", 1.0), 1.0)
 
 
 def _thresholded_relu(form: Form, d: Definition) -> None:
     """Dx = G where x > alpha."""
-    distance = d.op("Sub", d.input(0), d.scalar(form.real("alpha", 1.0)))
+    distance = d.op("Sub", d.input(0), d.scalar(form.node.attributes.get_float("alpha", 1.0)))
     d.result(0, d.op("Mul", d.gradient(), d.positive(distance)))
 
 

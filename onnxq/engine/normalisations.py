@@ -19,7 +19,7 @@ def _batch_normalization(form: Form, d: Definition) -> None:
     x, s, mean = d.input(0), d.input(1), d.input(3)
     rank = form.rank(0) or 0
     others = [axis for axis in range(rank) if axis != 1]
-    variance = d.op("Add", d.input(4), d.scalar(form.real("epsilon", EPSILON)))
+    variance = d.op("Add", d.input(4), d.scalar(form.node.attributes.get_float("epsilon", EPSILON)))
     deviation = d.op("Sqrt", variance)
     factor = d.op("Div", s, deviation)
     along = d.op("Reshape", factor, d.integers(_channel_shape(rank)))
@@ -47,7 +47,7 @@ def _instance_normalization(form: Form, d: Definition) -> None:
 def _layer_normalization(form: Form, d: Definition) -> None:
     """Y = s (x - mean) / sd + b over the axes from ``axis`` on."""
     rank = form.rank(0) or 0
-    first = form.integer("axis", -1) % rank
+    first = form.node.attributes.get_int("axis", -1) % rank
     inner = list(range(first, rank))
     _normalise(form, d, d.input(1), inner)
     _scale_and_bias(d, _normalised(form, d, inner)[0], list(range(first)))
@@ -68,7 +68,8 @@ def _normalised(form: Form, d: Definition, axes: list[int]) -> tuple[str, str]:
     x = d.input(0)
     centred = d.op("Sub", x, d.reduce("ReduceMean", x, axes, keepdims=1))
     variance = d.reduce("ReduceMean", d.op("Mul", centred, centred), axes, keepdims=1)
-    deviation = d.op("Sqrt", d.op("Add", variance, d.scalar(form.real("epsilon", EPSILON))))
+    epsilon = d.scalar(form.node.attributes.get_float("epsilon", EPSILON))
+    deviation = d.op("Sqrt", d.op("Add", variance, epsilon))
     return d.op("Div", centred, deviation), deviation
 
 
@@ -90,7 +91,7 @@ def _channel_shape(rank: int) -> list[int]:
 def _refuse_normalization(form: Form) -> str | None:
     if form.rank(0) is None:
         return "the rank of its input is not known"
-    if form.integer("training_mode", 0):
+    if form.node.attributes.get_int("training_mode", 0):
         return "it is in training mode"
     if any(value.uses() or value.is_graph_output() for value in form.node.outputs[1:]):
         return "its statistics are outputs too"
@@ -101,7 +102,7 @@ def _refuse_layer_normalization(form: Form) -> str | None:
     if reason := _refuse_normalization(form):
         return reason
     rank = form.rank(0) or 0
-    if form.rank(1) != rank - form.integer("axis", -1) % rank:
+    if form.rank(1) != rank - form.node.attributes.get_int("axis", -1) % rank:
         return "its scale is broadcast"
     return None
 
@@ -117,13 +118,13 @@ def normalisation_rules() -> dict[str, Rule]:
 
 def _axes(form: Form) -> list[int] | None:
     """The axes that a Reduce operator removes; None where they aren't known."""
-    given = form.integers("axes", [])
+    given = list(form.node.attributes.get_ints("axes", []))
     if form.has(1):
         constant = form.constant(1)
         if constant is None:
             return None
         given = [int(axis) for axis in constant]
-    if given or form.integer("noop_with_empty_axes", 0):
+    if given or form.node.attributes.get_int("noop_with_empty_axes"):
         return given
     rank = form.rank(0)
     return None if rank is None else list(range(rank))
@@ -165,7 +166,8 @@ def _reduce_sum_square(form: Form, d: Definition) -> None:
 
 def _cum_sum(form: Form, d: Definition) -> None:
     """The running sum of G in the other direction."""
-    reverse, exclusive = 1 - form.integer("reverse", 0), form.integer("exclusive", 0)
+    attributes = form.node.attributes
+    reverse, exclusive = 1 - attributes.get_int("reverse", 0), attributes.get_int("exclusive", 0)
     d.result(0, d.op("CumSum", d.gradient(), d.input(1), reverse=reverse, exclusive=exclusive))
 
 

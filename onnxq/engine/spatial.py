@@ -16,7 +16,7 @@ def _average_pool(form: Form, d: Definition) -> None:
     kernel, strides, pads = _window(form)
     extra = _surplus(form) or []
     share = d.op("Mul", d.gradient(), d.scalar(1 / math.prod(kernel)))
-    if any(pads) and not form.integer("count_include_pad", 0):
+    if any(pads) and not form.node.attributes.get_int("count_include_pad", 0):
         share = d.op("Div", share, _covered(form, d))
     one_channel = d.op("Reshape", share, d.integers([-1, 1] + [0] * len(kernel)))
     ones = d.op("Expand", d.scalar(1.0), d.integers([1, 1, *kernel]))
@@ -36,9 +36,9 @@ def _covered(form: Form, d: Definition) -> str:
 
 def _window(form: Form) -> tuple[list[int], list[int], list[int]]:
     """Kernel, strides and pads, with the operator's defaults."""
-    kernel = form.integers("kernel_shape", [])
-    strides = form.integers("strides", [1] * len(kernel))
-    return kernel, strides, form.integers("pads", [0] * (2 * len(kernel)))
+    kernel = list(form.node.attributes.get_ints("kernel_shape", []))
+    strides = list(form.node.attributes.get_ints("strides", [1] * len(kernel)))
+    return kernel, strides, list(form.node.attributes.get_ints("pads", [0] * (2 * len(kernel))))
 
 
 def _spatial(form: Form) -> list[object]:
@@ -62,11 +62,11 @@ def _surplus(form: Form) -> list[int] | None:
 
 
 def _refuse_average_pool(form: Form) -> str | None:
-    if form.string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    if form.node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return "with auto_pad its windows depend on its input; write it as explicit pads"
-    if form.integer("ceil_mode", 0):
+    if form.node.attributes.get_int("ceil_mode", 0):
         return "with ceil_mode its last window reaches over the edge"
-    if any(size != 1 for size in form.integers("dilations", [])):
+    if any(size != 1 for size in form.node.attributes.get_ints("dilations", [])):
         return "it is dilated"
     if _surplus(form) is None:
         return "the size of its input is not known"
@@ -86,10 +86,10 @@ def _conv_transpose(form: Form, d: Definition) -> None:
     x, weights = d.input(0), d.input(1)
     spatial = (form.rank(0) or 2) - 2
     attributes: dict[str, Attribute] = {
-        "strides": form.integers("strides", [1] * spatial),
-        "dilations": form.integers("dilations", [1] * spatial),
-        "pads": form.integers("pads", [0] * (2 * spatial)),
-        "group": form.integer("group", 1),
+        "strides": list(form.node.attributes.get_ints("strides", [1] * spatial)),
+        "dilations": list(form.node.attributes.get_ints("dilations", [1] * spatial)),
+        "pads": list(form.node.attributes.get_ints("pads", [0] * (2 * spatial))),
+        "group": form.node.attributes.get_int("group", 1),
     }
     d.result(0, d.op("Conv", d.gradient(), weights, attributes=attributes))
     gradients = d.ops(
@@ -102,7 +102,10 @@ def _conv_transpose(form: Form, d: Definition) -> None:
 
 
 def _refuse_conv_transpose(form: Form) -> str | None:
-    if form.string("auto_pad", "NOTSET") != "NOTSET" or form.integers("output_shape", []):
+    attributes = form.node.attributes
+    if attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or attributes.get_ints(
+        "output_shape"
+    ):
         return "its padding is automatic; write it as explicit pads"
     if form.rank(0) is None:
         return "the rank of its input is not known"
@@ -113,8 +116,8 @@ def _refuse_conv_transpose(form: Form) -> str | None:
 
 def _depth_to_space(form: Form, d: Definition) -> None:
     """The inverse rearrangement of G."""
-    size = form.integer("blocksize", 1)
-    if form.string("mode", "DCR") == "DCR":
+    size = form.node.attributes.get_int("blocksize", 1)
+    if form.node.attributes.get_string("mode", "DCR") == "DCR":
         d.result(0, d.op("SpaceToDepth", d.gradient(), blocksize=size))
         return
     # (N, C, H b, W b) -> (N, C, H b, W, b) -> (N, C, W, b, H, b) -> (N, C, b, b, H, W)
@@ -126,7 +129,7 @@ def _depth_to_space(form: Form, d: Definition) -> None:
 
 
 def _space_to_depth(form: Form, d: Definition) -> None:
-    size = form.integer("blocksize", 1)
+    size = form.node.attributes.get_int("blocksize", 1)
     d.result(0, d.op("DepthToSpace", d.gradient(), blocksize=size))
 
 
@@ -154,13 +157,13 @@ def _factors(form: Form) -> list[int] | None:
 
 
 def _refuse_resize(form: Form) -> str | None:
-    mode = form.string("mode", "nearest")
+    mode = form.node.attributes.get_string("mode", "nearest")
     if mode != "nearest":
         return f"mode '{mode}' has no gradient, only 'nearest' by whole factors"
     if _factors(form) is None:
         return "it does not enlarge height and width by constant whole factors"
-    position = form.string("coordinate_transformation_mode", "half_pixel")
-    rounding = form.string("nearest_mode", "round_prefer_floor")
+    position = form.node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    rounding = form.node.attributes.get_string("nearest_mode", "round_prefer_floor")
     rounded = rounding in ("round_prefer_floor", "round_prefer_ceil")
     if (position in HALF_PIXEL and rounded) or (position == "asymmetric" and rounding == "floor"):
         return None

@@ -37,14 +37,15 @@ def refuse_builtin(form: Form) -> str | None:
 
 
 def _axes_before_18(form: Form) -> str | None:
-    reductions = ("ReduceL2", "ReduceLogSumExp")
-    if form.node.op_type in reductions and form.opset < 18 and not form.integer("keepdims", 1):
+    node = form.node
+    reduces = node.op_type in ("ReduceL2", "ReduceLogSumExp") and form.opset < 18
+    if reduces and not node.attributes.get_int("keepdims", 1):
         return "without keepdims it has a gradient from opset 18 on only"
     return None
 
 
 def _explicit_pads(form: Form) -> str | None:
-    if form.string("auto_pad", "NOTSET") in ("NOTSET", "VALID"):
+    if form.node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID"):
         return None
     return "with auto_pad the engine's gradient is wrong; write it as explicit pads"
 
@@ -67,12 +68,12 @@ def _constant_exponent(form: Form) -> str | None:
 
 
 def _constant_pad(form: Form) -> str | None:
-    mode = form.string("mode", "constant")
+    mode = form.node.attributes.get_string("mode", "constant")
     return None if mode == "constant" else f"mode '{mode}' has no gradient"
 
 
 def _no_reduction(form: Form) -> str | None:
-    reduction = form.string("reduction", "none")
+    reduction = form.node.attributes.get_string("reduction", "none")
     return None if reduction == "none" else f"its gradient is wrong with reduction '{reduction}'"
 
 

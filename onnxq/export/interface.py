@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxq.export.constants import add_constant
-from onnxq.graph.facts import constant, input_at, int_attribute, is_op, static_dim
+from onnxq.graph.facts import constant, input_at, is_op, static_dim
 from onnxq.load.interface import Interface, Port
 from onnxq.normalise.infer_shapes import InferShapes
 
@@ -103,7 +103,7 @@ def _fix_reshapes(model: ir.Model) -> None:
                 value.shape = None
     InferShapes()(model)
     for node in graph:
-        if not is_op(node, "Reshape") or int_attribute(node, "allowzero", 0):
+        if not is_op(node, "Reshape") or node.attributes.get_int("allowzero"):
             continue
         shape, size = constant(input_at(node, 1)), static_dim(node.outputs[0], 0)
         if shape is not None and size is not None and shape.size and shape[0] in FREE:

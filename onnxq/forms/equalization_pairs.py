@@ -17,7 +17,6 @@ from onnxq.graph.facts import DEFAULT_DOMAINS, input_at, scalar
 from onnxq.student.weights import (
     LAYER_TYPES,
     in_features,
-    int_attribute,
     out_channels,
     weight_refusal,
 )
@@ -130,7 +129,7 @@ def _between_refusal(node: ir.Node) -> str | None:
         low, high = scalar(input_at(node, 1), -math.inf), scalar(input_at(node, 2), math.inf)
         fits = low == 0.0 and high is not None and high > 0.0
         return None if fits else f"'{node.name}' is not a Clip from 0 to a constant"
-    if node.op_type == "Flatten" and int_attribute(node, "axis", 1) == 1:
+    if node.op_type == "Flatten" and node.attributes.get_int("axis", 1) == 1:
         return None
     if node.op_type == "Reshape" and _flattens(node):
         return None

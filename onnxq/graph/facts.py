@@ -76,36 +76,12 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
     return node is not None and node.op_type in op_types and node.domain in DEFAULT_DOMAINS
 
 
-def int_attribute(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute, or its default."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
-
-
-def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...] | None:
-    """A list of integers, or None where the node does not have it."""
-    attribute = node.attributes.get(name)
-    return None if attribute is None else tuple(attribute.as_ints())
-
-
-def float_attribute(node: ir.Node, name: str, default: float) -> float:
-    """A float attribute, or its default."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_float()
-
-
-def string_attribute(node: ir.Node, name: str, default: str) -> str:
-    """A string attribute, or its default."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_string()
-
-
 def axes_of(node: ir.Node, input_rank: int) -> tuple[int, ...] | None:
     """The non-negative axes of a Reduce*, Squeeze or Unsqueeze node, from attribute or input.
 
     None where they are not constant or not given.
     """
-    found: Sequence[int] | None = ints_attribute(node, "axes")
+    found: Sequence[int] | None = node.attributes.get_ints("axes")
     if found is None:
         array = constant(input_at(node, 1))
         found = None if array is None else [int(axis) for axis in array.reshape(-1)]

@@ -96,12 +96,6 @@ def weight_index(op_type: str) -> int:
     return 0 if op_type == TABLE else 1
 
 
-def attribute(node: ir.Node, name: str, default: object) -> object:
-    """The value of a node's attribute, or a default."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
 def is_move(node: ir.Node) -> bool:
     """Whether the node can move the codes of its first input without changing them."""
     if node.domain or node.op_type not in DATA_MOVEMENT:
@@ -119,12 +113,12 @@ def is_move(node: ir.Node) -> bool:
 
 def _picks_elements(node: ir.Node) -> bool:
     """Nearest neighbours: ONNX Runtime truncates the codes that it interpolates."""
-    crops = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
-    return attribute(node, "mode", "nearest") == "nearest" and not crops
+    crops = node.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    return node.attributes.get_string("mode", "nearest") == "nearest" and not crops
 
 
 def _pads_with_zero(node: ir.Node) -> bool:
-    if attribute(node, "mode", "constant") != "constant":
+    if node.attributes.get_string("mode", "constant") != "constant":
         return True
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return True

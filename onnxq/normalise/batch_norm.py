@@ -10,9 +10,7 @@ import onnx_ir as ir
 from onnxq.graph.editor import Editor
 from onnxq.graph.facts import (
     constant,
-    float_attribute,
     input_at,
-    int_attribute,
     is_used,
     only_reader,
     rank,
@@ -23,7 +21,7 @@ from onnxq.normalise.passes import NodePass
 
 def batch_norm_refusal(node: ir.Node) -> str | None:
     """Why a BatchNormalization is not a fixed factor and term; None where it is."""
-    if int_attribute(node, "training_mode", 0) or any(is_used(v) for v in node.outputs[1:]):
+    if node.attributes.get_int("training_mode", 0) or any(is_used(v) for v in node.outputs[1:]):
         return "it is in training mode"
     parameters = [constant(input_at(node, index)) for index in range(1, 5)]
     if any(array is None for array in parameters):
@@ -40,7 +38,7 @@ def batch_norm_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
     """
     parameters = [constant(node.inputs[index]) for index in range(1, 5)]
     gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
-    scale = gamma / np.sqrt(variance + float_attribute(node, "epsilon", 1e-5))
+    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     return scale, beta - scale * mean
 
 

@@ -12,8 +12,6 @@ from onnxq.graph.editor import Editor, Names
 from onnxq.graph.facts import (
     constant,
     input_at,
-    int_attribute,
-    ints_attribute,
     is_used,
 )
 from onnxq.normalise.passes import NodePass, PassResult
@@ -65,7 +63,7 @@ def _change(node: ir.Node) -> str | None:
         case "Cast":
             return _cast_change(node)
         case "Transpose":
-            order = ints_attribute(node, "perm")
+            order = node.attributes.get_ints("perm")
             same = order is not None and list(order) == sorted(order)
             return None if same else "it changes the order of the axes"
         case "Pad":
@@ -91,7 +89,7 @@ def _cast_change(node: ir.Node) -> str | None:
     dtype = None if source is None else source.dtype
     if dtype is None:
         return "the dtype of its input is not known"
-    return None if int(dtype) == int_attribute(node, "to", 0) else "it changes the dtype"
+    return None if int(dtype) == node.attributes.get_int("to", 0) else "it changes the dtype"
 
 
 class OwnOutputs:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import constant, input_at, int_attribute, is_op
+from onnxq.graph.facts import constant, input_at, is_op
 from onnxq.normalise.passes import PassResult
 
 Dim = int | str | None
@@ -73,8 +73,8 @@ def _shape(node: ir.Node, lookup: Lookup) -> ShapeValue | None:
     dims = dims_of(node.inputs[0])
     if dims is None:
         return None
-    start = int_attribute(node, "start", 0)
-    end = int_attribute(node, "end", len(dims))
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(dims))
     return ShapeValue(dims[start:end])
 
 
@@ -114,7 +114,7 @@ def _squeeze(node: ir.Node, lookup: Lookup) -> ShapeValue | None:
 
 def _cast(node: ir.Node, lookup: Lookup) -> ShapeValue | None:
     integers = (ir.DataType.INT64, ir.DataType.INT32)
-    if int_attribute(node, "to", 0) not in [int(dtype) for dtype in integers]:
+    if node.attributes.get_int("to", 0) not in [int(dtype) for dtype in integers]:
         return None
     return lookup(node.inputs[0])
 
@@ -220,7 +220,7 @@ def _fold_numbers(editor: Editor, value: ir.Value, found: ShapeValue) -> bool:
 
 def _fold_reshape(editor: Editor, node: ir.Node, known: dict[ir.Value, ShapeValue]) -> bool:
     target = input_at(node, 1)
-    if not is_op(node, "Reshape") or target is None or int_attribute(node, "allowzero", 0):
+    if not is_op(node, "Reshape") or target is None or node.attributes.get_int("allowzero"):
         return False
     given = constant(target)
     found = known.get(target)

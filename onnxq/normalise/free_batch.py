@@ -16,7 +16,6 @@ from onnxq.graph.facts import (
     axes_of,
     constant,
     input_at,
-    int_attribute,
     is_constant,
     is_op,
     rank,
@@ -105,7 +104,7 @@ def _free_reshape(editor: Editor, node: ir.Node, size: int) -> bool:
     shape = constant(input_at(node, 1))
     if shape is None or shape.ndim != 1 or shape.size == 0 or shape[0] != size:
         return False
-    if constant(node.inputs[0]) is not None or int_attribute(node, "allowzero", 0):
+    if constant(node.inputs[0]) is not None or node.attributes.get_int("allowzero"):
         return False
     free = shape.copy()
     free[0] = 0 if static_dim(node.inputs[0], 0) == size or -1 in shape else -1

@@ -11,9 +11,7 @@ from onnxq.graph.editor import Editor
 from onnxq.graph.facts import (
     axes_of,
     constant,
-    float_attribute,
     input_at,
-    int_attribute,
     is_op,
     only_reader,
     rank,
@@ -43,9 +41,9 @@ class GemmToPlain(NodePass):
             return "its weights are not constant"
         if not np.issubdtype(array.dtype, np.floating):
             return f"its weights are {array.dtype.name}"
-        alpha = float_attribute(node, "alpha", 1.0)
-        beta = float_attribute(node, "beta", 1.0)
-        if alpha != 1 or beta != 1 or int_attribute(node, "transA", 0):
+        alpha = node.attributes.get_float("alpha", 1.0)
+        beta = node.attributes.get_float("beta", 1.0)
+        if alpha != 1 or beta != 1 or node.attributes.get_int("transA"):
             return None
         bias = input_at(node, 2)
         if bias is not None and not _is_per_column(constant(bias), _columns(node, array)):
@@ -59,7 +57,7 @@ class GemmToPlain(NodePass):
         bias, data, added = input_at(node, 2), node.inputs[0], None
         before: list[ir.Node] = []
         after: list[ir.Node] = []
-        if int_attribute(node, "transA", 0):
+        if node.attributes.get_int("transA"):
             name = f"{node.name}_transpose"
             before = [editor.node("Transpose", [data], {"perm": [1, 0]}, name=name)]
             data = before[0].outputs[0]
@@ -69,7 +67,7 @@ class GemmToPlain(NodePass):
             if bias is not None and not _is_per_column(constant(bias), _columns(node, weight)):
                 bias, added = None, bias
         inputs = [data, _times_alpha(node, editor), *([] if bias is None else [bias])]
-        attributes = {"transB": int_attribute(node, "transB", 0)}
+        attributes = {"transB": node.attributes.get_int("transB", 0)}
         gemm = editor.node("Gemm", inputs, attributes, name=str(node.name), keep_name=True)
         if added is not None:
             after = [editor.node("Add", [gemm.outputs[0], added], name=f"{node.name}_add")]
@@ -80,7 +78,7 @@ def bias_as_added(
     node: ir.Node, bias: ir.Value, editor: Editor
 ) -> tuple[list[ir.Node], ir.Value | None]:
     """The bias as it is added, and the node that computes it; no bias where beta is 0."""
-    beta, array = float_attribute(node, "beta", 1.0), constant(bias)
+    beta, array = node.attributes.get_float("beta", 1.0), constant(bias)
     if beta == 1:
         return [], bias
     if beta == 0:
@@ -95,7 +93,7 @@ def bias_as_added(
 
 
 def _columns(node: ir.Node, weight: np.ndarray) -> int:
-    return int(weight.shape[0 if int_attribute(node, "transB", 0) else 1])
+    return int(weight.shape[0 if node.attributes.get_int("transB", 0) else 1])
 
 
 def _is_per_column(bias: np.ndarray | None, columns: int) -> bool:
@@ -104,7 +102,7 @@ def _is_per_column(bias: np.ndarray | None, columns: int) -> bool:
 
 
 def _times_alpha(node: ir.Node, editor: Editor) -> ir.Value | None:
-    alpha, weight = float_attribute(node, "alpha", 1.0), constant(node.inputs[1])
+    alpha, weight = node.attributes.get_float("alpha", 1.0), constant(node.inputs[1])
     assert weight is not None
     if alpha == 1:
         return node.inputs[1]
@@ -123,7 +121,7 @@ class ConvToGemm(NodePass):
 
     def refusal(self, node: ir.Node) -> str | None:
         """Why the convolution stays; None where it becomes a Gemm."""
-        if not is_pointwise(node) or int_attribute(node, "group", 1) != 1:
+        if not is_pointwise(node) or node.attributes.get_int("group", 1) != 1:
             return "it is not a plain 1×1 convolution"
         source, target = node.inputs[0], node.outputs[0]
         if node.inputs[1] is not None and shares(node.inputs[1]):
@@ -177,7 +175,7 @@ def _set_shapes(node: ir.Node, flatten: ir.Node, gemm: ir.Node) -> None:
 def _flattens(reader: ir.Node, value: ir.Value) -> bool:
     """Whether the reader turns `(N, K, 1, 1)` into `(N, K)`."""
     if is_op(reader, "Flatten"):
-        return int_attribute(reader, "axis", 1) == 1
+        return reader.attributes.get_int("axis", 1) == 1
     if is_op(reader, "Squeeze"):
         return axes_of(reader, 4) == (2, 3)
     if not is_op(reader, "Reshape") or reader.inputs[0] is not value:
@@ -187,6 +185,6 @@ def _flattens(reader: ir.Node, value: ir.Value) -> bool:
     if shape is None or shape.size != 2 or channels is None:
         return False
     first, second = (int(size) for size in shape)
-    if first == 0 and int_attribute(reader, "allowzero", 0):
+    if first == 0 and reader.attributes.get_int("allowzero"):
         return False
     return (second == channels) or (second == -1 and first in (0, static_dim(value, 0)))

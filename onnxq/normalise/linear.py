@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import constant, float_attribute, input_at, int_attribute, is_op, rank
+from onnxq.graph.facts import constant, input_at, is_op, rank
 from onnxq.graph.scaled_weight import scaled_weight, shares, usable_factor
 
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -46,7 +46,7 @@ def out_channels(node: ir.Node) -> int:
     weight = constant(node.inputs[1])
     assert weight is not None
     if node.op_type == "ConvTranspose":
-        return int(weight.shape[1]) * int_attribute(node, "group", 1)
+        return int(weight.shape[1]) * node.attributes.get_int("group", 1)
     return int(weight.shape[_channel_axis(node)])
 
 
@@ -121,7 +121,7 @@ def _channel_axis(node: ir.Node) -> int:
     if node.op_type == "MatMul":
         return 1
     if node.op_type == "Gemm":
-        return 0 if int_attribute(node, "transB", 0) else 1
+        return 0 if node.attributes.get_int("transB", 0) else 1
     return 0
 
 
@@ -129,7 +129,7 @@ def _along_channels(node: ir.Node, vector: np.ndarray, weight: np.ndarray) -> np
     """The vector in the shape `weight` is multiplied by."""
     if node.op_type == "ConvTranspose":
         # The weight is (in_channels, out_channels/group, ...); group g has its own inputs.
-        groups = int_attribute(node, "group", 1)
+        groups = node.attributes.get_int("group", 1)
         per_group = np.repeat(vector.reshape(groups, -1), weight.shape[0] // groups, axis=0)
         return per_group.reshape(weight.shape[:2] + (1,) * (weight.ndim - 2))
     shape = [1] * weight.ndim
@@ -142,5 +142,5 @@ def _bias(node: ir.Node) -> np.ndarray:
     array = constant(input_at(node, 2))
     if array is None:
         return np.zeros(out_channels(node))
-    factor = float_attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+    factor = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
     return np.broadcast_to(factor * array.astype(np.float64).reshape(-1), (out_channels(node),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -11,10 +12,8 @@ from onnxq.graph.editor import Editor
 from onnxq.graph.facts import (
     constant,
     input_at,
-    ints_attribute,
     rank,
     static_dim,
-    string_attribute,
 )
 from onnxq.normalise.passes import NodePass
 
@@ -35,7 +34,7 @@ class MakePadsExplicit(NodePass):
 
     def refusal(self, node: ir.Node) -> str | None:
         """Why the node stays; None where its pads are written out."""
-        mode = string_attribute(node, "auto_pad", "NOTSET")
+        mode = node.attributes.get_string("auto_pad", "NOTSET")
         if mode == "NOTSET":
             return "its pads are explicit"
         if mode not in ("VALID", "SAME_UPPER", "SAME_LOWER"):
@@ -50,7 +49,7 @@ class MakePadsExplicit(NodePass):
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
         """Set `pads`, drop `auto_pad`."""
-        mode = string_attribute(node, "auto_pad", "NOTSET")
+        mode = node.attributes.get_string("auto_pad", "NOTSET")
         kernel = _kernel(node)
         assert kernel is not None
         totals = [0] * len(kernel) if mode == "VALID" else _totals(node)
@@ -62,8 +61,8 @@ class MakePadsExplicit(NodePass):
         node.attributes["pads"] = ir.AttrInt64s("pads", [*begin, *end])
 
 
-def _kernel(node: ir.Node) -> tuple[int, ...] | None:
-    kernel = ints_attribute(node, "kernel_shape")
+def _kernel(node: ir.Node) -> Sequence[int] | None:
+    kernel = node.attributes.get_ints("kernel_shape")
     if kernel is not None or node.op_type not in ("Conv", "ConvTranspose"):
         return kernel
     weight = input_at(node, 1)
@@ -75,9 +74,9 @@ def _kernel(node: ir.Node) -> tuple[int, ...] | None:
 def _totals(node: ir.Node) -> list[int] | None:
     kernel = _kernel(node) or ()
     ones = (1,) * len(kernel)
-    strides = ints_attribute(node, "strides") or ones
-    dilations = ints_attribute(node, "dilations") or ones
-    extras = ints_attribute(node, "output_padding") or (0,) * len(kernel)
+    strides = node.attributes.get_ints("strides") or ones
+    dilations = node.attributes.get_ints("dilations") or ones
+    extras = node.attributes.get_ints("output_padding") or (0,) * len(kernel)
     totals: list[int] = []
     for axis, (size, stride, dilation, extra) in enumerate(
         zip(kernel, strides, dilations, extras, strict=True)

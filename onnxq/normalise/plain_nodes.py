@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import constant, input_at, int_attribute, is_constant, is_used, static_dim
+from onnxq.graph.facts import constant, input_at, is_constant, is_used, static_dim
 from onnxq.normalise.passes import NodePass
 
 
@@ -51,7 +51,7 @@ class SplitToSlices(NodePass):
         """One Slice per used output."""
         sizes = split_sizes(node)
         assert sizes is not None
-        axis = int_attribute(node, "axis", 0)
+        axis = node.attributes.get_int("axis", 0)
         ends = list(accumulate(sizes))
         axes = editor.initializer(f"{node.name}_axes", np.array([axis]))
         for output, size, end in zip(node.outputs, sizes, ends, strict=True):
@@ -73,7 +73,7 @@ def split_sizes(node: ir.Node) -> list[int] | None:
     if sizes is not None:
         array = constant(sizes)
         return None if array is None else [int(size) for size in array]
-    total = static_dim(node.inputs[0], int_attribute(node, "axis", 0))
+    total = static_dim(node.inputs[0], node.attributes.get_int("axis", 0))
     if total is None:
         return None
     count = len(node.outputs)

@@ -11,12 +11,9 @@ from onnxq.graph.facts import (
     axes_of,
     constant,
     input_at,
-    int_attribute,
-    ints_attribute,
     is_op,
     only_reader,
     rank,
-    string_attribute,
 )
 from onnxq.normalise.passes import NodePass
 
@@ -41,7 +38,7 @@ class MeanToPool(NodePass):
         """GlobalAveragePool, and Flatten where the dimensions are dropped."""
         source = node.inputs[0]
         pool = editor.node("GlobalAveragePool", [source], name=str(node.name), keep_name=True)
-        if int_attribute(node, "keepdims", 1):
+        if node.attributes.get_int("keepdims", 1):
             editor.replace(node, [pool])
             return
         assert source is not None and source.shape is not None
@@ -88,7 +85,7 @@ class PoolBeforeConv(NodePass):
         moved = editor.node(
             "Conv",
             [pool.outputs[0], *conv.inputs[1:]],
-            {"group": int_attribute(conv, "group", 1)},
+            {"group": conv.attributes.get_int("group", 1)},
             name=str(conv.name),
             keep_name=True,
         )
@@ -98,12 +95,12 @@ class PoolBeforeConv(NodePass):
 
 def is_pointwise(node: ir.Node) -> bool:
     """Whether the node is a convolution of kernel 1 with constant weights, no pads, stride 1."""
-    if not is_op(node, "Conv") or string_attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+    if not is_op(node, "Conv") or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return False
     weight = constant(input_at(node, 1))
     return (
         weight is not None
         and all(size == 1 for size in weight.shape[2:])
-        and not any(ints_attribute(node, "pads") or ())
-        and all(stride == 1 for stride in ints_attribute(node, "strides") or ())
+        and not any(node.attributes.get_ints("pads") or ())
+        and all(stride == 1 for stride in node.attributes.get_ints("strides") or ())
     )

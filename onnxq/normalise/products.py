@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import constant, float_attribute, input_at, int_attribute, rank
+from onnxq.graph.facts import constant, input_at, rank
 from onnxq.graph.products import (
     SHARED,
     Product,
@@ -185,9 +185,9 @@ def _turn_matmul(node: ir.Node, editor: Editor) -> None:
 def _turn_gemm(node: ir.Node, editor: Editor) -> None:
     weight, data, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
     attributes = {
-        "alpha": float_attribute(node, "alpha", 1.0),
-        "transA": 1 - int_attribute(node, "transB", 0),
-        "transB": 1 - int_attribute(node, "transA", 0),
+        "alpha": node.attributes.get_float("alpha", 1.0),
+        "transA": 1 - node.attributes.get_int("transB", 0),
+        "transB": 1 - node.attributes.get_int("transA", 0),
     }
     inputs = [data, weight]
     before: list[ir.Node] = []

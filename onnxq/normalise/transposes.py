@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import input_at, ints_attribute, is_constant, is_op, rank, static_dim
+from onnxq.graph.facts import input_at, is_constant, is_op, rank, static_dim
 from onnxq.graph.scaled_weight import shares
 from onnxq.normalise.passes import NodePass
 
@@ -49,7 +49,7 @@ class MergeTransposes(NodePass):
 
 
 def _perm(node: ir.Node) -> list[int] | None:
-    found, count = ints_attribute(node, "perm"), rank(node.inputs[0])
+    found, count = node.attributes.get_ints("perm"), rank(node.inputs[0])
     if found is not None:
         return list(found)
     return None if count is None else list(reversed(range(count)))
@@ -118,7 +118,7 @@ def _transposed(node: ir.Node) -> ir.Value | None:
     matrix = writer.inputs[0]
     if not is_constant(matrix) or rank(matrix) != MATRIX:
         return None
-    return matrix if ints_attribute(writer, "perm") in (None, (1, 0)) else None
+    return matrix if writer.attributes.get_ints("perm") in (None, (1, 0)) else None
 
 
 def _columns(weight: ir.Value) -> int:

@@ -13,7 +13,6 @@ from onnxq.graph.operators import (
     RECURRENT_OPERATORS,
     TABLE,
     WEIGHT_OPERATORS,
-    attribute,
     constant,
     weight_index,
 )
@@ -165,8 +164,8 @@ def layer_of(node: ir.Node) -> Layer | str:
         return "its weights are empty"
     axis = weight_axis(node, array.ndim)
     # Weights of a ConvTranspose hold the output channels of one group, depthwise ones of all.
-    groups = attribute(node, "group", 1) if node.op_type == "ConvTranspose" and axis == 1 else 1
-    assert isinstance(groups, int)
+    grouped = node.op_type == "ConvTranspose" and axis == 1
+    groups = node.attributes.get_int("group", 1) if grouped else 1
     reason = _unsupported_form(node, bias, array.shape[axis] * groups)
     if factor is not None and not _along(factor, axis):
         reason = reason or "its weights are computed from constants, and are no matrix by channel"
@@ -182,7 +181,7 @@ def _along(factor: ir.Value, axis: int) -> bool:
 
 def is_table(node: ir.Node) -> bool:
     """Whether the node looks rows up in a constant float matrix that is worth quantizing."""
-    if node.op_type != TABLE or node.domain or attribute(node, "axis", 0) != 0:
+    if node.op_type != TABLE or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
     array = constant(node.inputs[0])
     if array is None or array.dtype != np.float32 or array.ndim != SMALLEST_RANK:
@@ -205,13 +204,13 @@ def _unsupported_form(node: ir.Node, bias: ir.Value | None, channels: int) -> st
         return "its bias is not constant"
     if bias is not None and not _is_per_channel(bias, channels):
         return "its bias is not one number per output channel"
-    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return "its padding depends on the size of its input (auto_pad)"
     if node.op_type != "Gemm":
         return ""
-    if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+    if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
         return "its alpha or beta is not 1"
-    if attribute(node, "transA", 0):
+    if node.attributes.get_int("transA", 0):
         return "it transposes its input"
     return ""
 
@@ -228,9 +227,9 @@ def weight_axis(node: ir.Node, rank: int) -> int:
     if node.op_type == "ConvTranspose":
         weight = constant(node.inputs[1])
         depthwise = weight is not None and weight.shape[1] == 1
-        return 0 if depthwise and attribute(node, "group", 1) != 1 else 1
+        return 0 if depthwise and node.attributes.get_int("group", 1) != 1 else 1
     if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
+        return 0 if node.attributes.get_int("transB", 0) else 1
     return rank - 1
 
 

@@ -17,15 +17,9 @@ Floats = NDArray[np.float64]
 LAYER_TYPES = ("Conv", "Gemm")
 
 
-def int_attribute(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute of a node, or its default."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
-
-
 def weight_refusal(node: ir.Node) -> str | None:
     """Why the weight and bias of a Conv or Gemm can't be rewritten, or None if they can."""
-    if node.op_type == "Gemm" and int_attribute(node, "transA", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transA"):
         return f"'{node.name}' transposes its input"
     for value in node.inputs[1:]:
         if value is None:
@@ -43,7 +37,7 @@ def weight_refusal(node: ir.Node) -> str | None:
 def out_channels(node: ir.Node) -> int:
     """How many channels a Conv or Gemm gives."""
     rows, columns = _array(node, 1).shape[:2]
-    transposed = node.op_type == "Conv" or int_attribute(node, "transB", 0)
+    transposed = node.op_type == "Conv" or node.attributes.get_int("transB")
     return int(rows if transposed else columns)
 
 
@@ -51,8 +45,8 @@ def in_features(node: ir.Node) -> int:
     """How many channels a Conv takes, or the length of the rows that a Gemm takes."""
     rows, columns = _array(node, 1).shape[:2]
     if node.op_type == "Conv":
-        return int(columns) * int_attribute(node, "group", 1)
-    return int(columns if int_attribute(node, "transB", 0) else rows)
+        return int(columns) * node.attributes.get_int("group", 1)
+    return int(columns if node.attributes.get_int("transB", 0) else rows)
 
 
 def read_weight(node: ir.Node, in_channels: int) -> Floats:
@@ -70,9 +64,9 @@ def split_weight(node: ir.Node, array: NDArray[np.floating], in_channels: int) -
     """An array in the place of the node's weight, in the shape that `read_weight` gives."""
     weight = array.astype(np.float64)
     if node.op_type == "Conv":
-        groups = int_attribute(node, "group", 1)
+        groups = node.attributes.get_int("group", 1)
         return weight.reshape(groups, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
-    if not int_attribute(node, "transB", 0):
+    if not node.attributes.get_int("transB", 0):
         weight = weight.T
     return weight.reshape(1, weight.shape[0], in_channels, -1)
 
@@ -85,7 +79,7 @@ def write_weight(node: ir.Node, weight: Floats) -> None:
 def join_weight(node: ir.Node, weight: Floats) -> Floats:
     """``(groups, out, in, kernel)`` weights in the node's own shape."""
     shape = _array(node, 1).shape
-    if node.op_type == "Gemm" and not int_attribute(node, "transB", 0):
+    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
         weight = weight.reshape(shape[::-1]).T
     return weight.reshape(shape)
 
@@ -121,18 +115,13 @@ def layer_geometry(node: ir.Node, spec: LayerSpec, shape: tuple[int, ...]) -> Ge
     if spec.op_type != "Conv":
         return Geometry(spec.op_type, shape, spec.channel_axis)
     spatial = len(shape) - MATRIX_RANK
-    group = node.attributes.get("group")
+    attributes = node.attributes
     return Geometry(
         spec.op_type,
         shape,
         spec.channel_axis,
-        1 if group is None else group.as_int(),
-        _ints(node, "strides", (1,) * spatial),
-        _ints(node, "dilations", (1,) * spatial),
-        _ints(node, "pads", (0,) * 2 * spatial),
+        attributes.get_int("group", 1),
+        tuple(attributes.get_ints("strides", (1,) * spatial)),
+        tuple(attributes.get_ints("dilations", (1,) * spatial)),
+        tuple(attributes.get_ints("pads", (0,) * 2 * spatial)),
     )
-
-
-def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    found = node.attributes.get(name)
-    return default if found is None else tuple(found.as_ints())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.facts import constant, float_attribute, is_op, rank
+from onnxq.graph.facts import constant, is_op, rank
 from onnxq.normalise.batch_norm import batch_norm_refusal
 from onnxq.synthesise.parts import Parts
 
@@ -65,7 +65,7 @@ def find_batch_norms(model: ir.Model) -> list[BatchNorm]:
                 dimensions,
                 mean.astype(np.float32),
                 variance.astype(np.float32),
-                float_attribute(node, "epsilon", 1e-5),
+                node.attributes.get_float("epsilon", 1e-5),
             )
         )
     return found

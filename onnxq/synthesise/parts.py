@@ -13,8 +13,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from onnxq.graph.facts import float_attribute
-
 AXES_AS_INPUT = 18
 """The opset from which on ReduceMean takes its axes as an input."""
 
@@ -127,7 +125,7 @@ def training_norm(
     mean = parts.mean(x, others, keep=True)
     shifted = parts.op("Sub", x, mean)
     variance = parts.mean(parts.square(shifted), others, keep=True)
-    epsilon = parts.scalar(float_attribute(node, "epsilon", 1e-5))
+    epsilon = parts.scalar(node.attributes.get_float("epsilon", 1e-5))
     normal = parts.op("Div", shifted, parts.op("Sqrt", parts.op("Add", variance, epsilon)))
     scaled = parts.op("Mul", normal, parts.op("Reshape", scale, shape))
     output = parts.op("Add", scaled, parts.op("Reshape", bias, shape))
