@@ -10,31 +10,26 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.scaled_weight import scaled_weight
-
 DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 """Two names of ONNX's own operators."""
 
 
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer, a Constant node's output or a shared weight under a factor.
-
-    None for anything else.
-    """
+def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or a Constant node; None for what is computed or fed."""
     if value is None or value.is_graph_input():
         return None
-    tensor = ir.convenience.get_const_tensor(value)
-    if tensor is not None:
-        return tensor.numpy()
-    scaled = scaled_weight(value)
-    return None if scaled is None else scaled.array
+    return ir.convenience.get_const_tensor(value)
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer or a Constant node; None for what is computed or fed."""
+    tensor = tensor_of(value)
+    return None if tensor is None else tensor.numpy()
 
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether the value is the same in every run."""
-    if value is None or value.is_graph_input():
-        return False
-    return ir.convenience.get_const_tensor(value) is not None
+    return tensor_of(value) is not None
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
@@ -102,7 +97,7 @@ def scalar(value: ir.Value | None, absent: float | None = None) -> float | None:
     """
     if value is None:
         return absent
-    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    tensor = tensor_of(value)
     if tensor is None or tensor.size != 1 or len(tensor.shape) > 1:
         return None
     return float(tensor.numpy().reshape(()))

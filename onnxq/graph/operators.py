@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.facts import scalar
+from onnxq.graph.facts import constant, scalar
 
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose constant weights are quantized."""
@@ -82,13 +82,6 @@ KEEPS_SIGN = frozenset(
     )
 )
 """Operators that give no negative value where they read none."""
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of a constant value, or None where it is computed."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return None
-    return value.const_value.numpy()
 
 
 def weight_index(op_type: str) -> int:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.graph.facts import is_op, rank, tensor_of
+from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS
+
 NO_PRODUCT = "its equation is no product of an input with weights: "
 _ELLIPSIS = "..."
 
@@ -75,7 +78,8 @@ def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str] | str:
     if len(operands) != len(ranks):
         return f"{NO_PRODUCT}'{equation}' has {len(operands)} operands"
     hidden = [
-        rank - len(term.replace(_ELLIPSIS, "")) for term, rank in zip(operands, ranks, strict=True)
+        count - len(term.replace(_ELLIPSIS, ""))
+        for term, count in zip(operands, ranks, strict=True)
     ]
     if any(
         count < 0 or (count > 0 and _ELLIPSIS not in term)
@@ -99,19 +103,14 @@ def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str] | str:
 
 SHARED = "other nodes, which are no layers, read its weights too"
 
-_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Gather"})
-"""Operators whose weights become integers, so that a second arrangement is smaller than a float."""
-
 
 def may_copy(value: ir.Value | None) -> bool:
     """Whether a new form of a constant makes no larger file: all that read it read integers."""
+    layers = (*WEIGHT_OPERATORS, TABLE, "Einsum")
     return (
         value is not None
         and not value.is_graph_output()
-        and all(
-            use.node.op_type in _QUANTIZED and use.node.domain in ("", "ai.onnx")
-            for use in value.uses()
-        )
+        and all(is_op(use.node, *layers) for use in value.uses())
     )
 
 
@@ -126,7 +125,7 @@ def left_refusal(node: ir.Node) -> str | None:
         return f"its weights have {len(weight.shape)} dimension"
     if node.op_type == "Gemm":
         return None
-    if _rank(node.inputs[1]) in (None, 0):
+    if rank(node.inputs[1]) in (None, 0):
         return "its weights are its first operand, and the rank of the second is not known"
     return None if may_copy(node.inputs[0]) else SHARED
 
@@ -155,20 +154,13 @@ def einsum_product(node: ir.Node) -> Product | str:
         return f"{NO_PRODUCT}'{equation}' has {len(node.inputs)} operands"
     if sum(tensor_of(value) is None for value in node.inputs) != 1:
         return "it has no constant operand beside a computed one"
-    ranks = [count for value in node.inputs if (count := _rank(value)) is not None]
+    ranks = [count for value in node.inputs if (count := rank(value)) is not None]
     if len(ranks) < 2:
         return "the rank of its input is not known"
     product = as_product(str(equation), ranks, constant_operand(node))
     if isinstance(product, Product) and _spreads(product, node):
         return f"{NO_PRODUCT}an index of '{equation}' has two sizes, one of which is 1"
     return product
-
-
-def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a constant; None for what is computed or fed."""
-    if value is None or value.is_graph_input():
-        return None
-    return ir.convenience.get_const_tensor(value)
 
 
 def _spreads(product: Product, node: ir.Node) -> bool:
@@ -182,10 +174,3 @@ def _spreads(product: Product, node: ir.Node) -> bool:
         if found != sizes[letter] and (isinstance(found, int) or sizes[letter] == 1):
             return True
     return False
-
-
-def _rank(value: ir.Value | None) -> int | None:
-    tensor = tensor_of(value)
-    if tensor is not None:
-        return len(tensor.shape)
-    return None if value is None or value.shape is None else len(value.shape)

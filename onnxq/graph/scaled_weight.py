@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.facts import constant, is_op, tensor_of
+
 LEAST = 1024
 """Bytes of a weight from which sharing it saves more than the Mul takes."""
 
@@ -43,8 +45,9 @@ class ScaledWeight:
     @property
     def array(self) -> np.ndarray:
         """The weight as its layer reads it."""
-        arrays = [v.const_value.numpy() for v in (self.weight, self.factor) if v.const_value]
-        return np.asarray(arrays[0] * arrays[1], arrays[0].dtype)
+        weight, factor = constant(self.weight), constant(self.factor)
+        assert weight is not None and factor is not None
+        return np.asarray(weight * factor, weight.dtype)
 
 
 def scaled_weight(value: ir.Value | None) -> ScaledWeight | None:
@@ -53,13 +56,22 @@ def scaled_weight(value: ir.Value | None) -> ScaledWeight | None:
     The factor has the weight's rank, or is a scalar, and has one element along all axes but one.
     """
     node = None if value is None else value.producer()
-    if node is None or node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
+    if node is None or not is_op(node, "Mul"):
         return None
     pairs = (node.inputs, tuple(reversed(node.inputs)))
     for weight, factor in pairs:
         if weight is not None and factor is not None and _spreads(weight, factor):
             return ScaledWeight(node, weight, factor)
     return None
+
+
+def weight_array(value: ir.Value | None) -> np.ndarray | None:
+    """The array of a constant, or of a shared weight under a factor; None for anything else."""
+    array = constant(value)
+    if array is not None:
+        return array
+    scaled = scaled_weight(value)
+    return None if scaled is None else scaled.array
 
 
 def shares(value: ir.Value) -> bool:
@@ -77,10 +89,8 @@ def usable_factor(factor: np.ndarray) -> bool:
 
 
 def _spreads(weight: ir.Value, factor: ir.Value) -> bool:
-    tensors = weight.const_value, factor.const_value
+    tensors = tensor_of(weight), tensor_of(factor)
     if any(t is None or t.dtype != ir.DataType.FLOAT for t in tensors):
-        return False
-    if weight.is_graph_input() or factor.is_graph_input():
         return False
     shape, spread = (tuple(t.numpy().shape) for t in tensors if t is not None)
     if len(shape) < 2 or len(spread) not in (0, len(shape)):

@@ -10,7 +10,7 @@ import onnx
 from onnxq.errors import ModelError
 from onnxq.graph.facts import DEFAULT_DOMAINS
 
-KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+KNOWN_DOMAINS = DEFAULT_DOMAINS | {"ai.onnx.ml", "com.microsoft"}
 """Operator domains that stock ONNX Runtime implements."""
 
 QUANTIZED_OPS = frozenset(

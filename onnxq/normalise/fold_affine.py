@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
 from onnxq.graph.facts import constant, is_op, only_reader, rank
+from onnxq.graph.scaled_weight import weight_array
 from onnxq.normalise.batch_norm import batch_norm_refusal
 from onnxq.normalise.linear import fold_into_layer, layer_refusal, out_channels, takes_term
 from onnxq.normalise.passes import NodePass
@@ -67,12 +68,12 @@ class FoldAffine(NodePass):
 def _operands(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
     """The computed operand and the constant one; None where there are not one of each."""
     left, right = node.inputs[0], node.inputs[1]
-    array = constant(right)
-    if array is not None and left is not None and constant(left) is None:
+    array = weight_array(right)
+    if array is not None and left is not None and weight_array(left) is None:
         return left, array
-    array = constant(left)
+    array = weight_array(left)
     if node.op_type in ("Mul", "Add") and array is not None and right is not None:
-        return (right, array) if constant(right) is None else None
+        return (right, array) if weight_array(right) is None else None
     return None
 
 

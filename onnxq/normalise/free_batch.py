@@ -21,6 +21,7 @@ from onnxq.graph.facts import (
     rank,
     static_dim,
 )
+from onnxq.graph.scaled_weight import weight_array
 from onnxq.load.opens import run_model
 from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, join_batches, split_batch, vary
 from onnxq.normalise.infer_shapes import InferShapes
@@ -104,7 +105,7 @@ def _free_reshape(editor: Editor, node: ir.Node, size: int) -> bool:
     shape = constant(input_at(node, 1))
     if shape is None or shape.ndim != 1 or shape.size == 0 or shape[0] != size:
         return False
-    if constant(node.inputs[0]) is not None or node.attributes.get_int("allowzero"):
+    if weight_array(node.inputs[0]) is not None or node.attributes.get_int("allowzero"):
         return False
     free = shape.copy()
     free[0] = 0 if static_dim(node.inputs[0], 0) == size or -1 in shape else -1

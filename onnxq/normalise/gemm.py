@@ -17,7 +17,7 @@ from onnxq.graph.facts import (
     rank,
     static_dim,
 )
-from onnxq.graph.scaled_weight import shares
+from onnxq.graph.scaled_weight import shares, weight_array
 from onnxq.normalise.linear import times_factor
 from onnxq.normalise.passes import NodePass
 from onnxq.normalise.pooling import is_pointwise
@@ -36,7 +36,7 @@ class GemmToPlain(NodePass):
     def refusal(self, node: ir.Node) -> str | None:
         """Why the Gemm stays; None where it has something to be rid of."""
         weight = input_at(node, 1)
-        array = constant(weight)
+        array = weight_array(weight)
         if weight is None or array is None:
             return "its weights are not constant"
         if not np.issubdtype(array.dtype, np.floating):
@@ -46,13 +46,13 @@ class GemmToPlain(NodePass):
         if alpha != 1 or beta != 1 or node.attributes.get_int("transA"):
             return None
         bias = input_at(node, 2)
-        if bias is not None and not _is_per_column(constant(bias), _columns(node, array)):
+        if bias is not None and not _is_per_column(weight_array(bias), _columns(node, array)):
             return None
         return "it is plain"
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
         """Transpose → Gemm → Add, as far as they are needed; the Gemm keeps its name."""
-        weight = constant(node.inputs[1])
+        weight = weight_array(node.inputs[1])
         assert weight is not None
         bias, data, added = input_at(node, 2), node.inputs[0], None
         before: list[ir.Node] = []
@@ -64,7 +64,7 @@ class GemmToPlain(NodePass):
         if bias is not None:
             before_bias, bias = bias_as_added(node, bias, editor)
             before += before_bias
-            if bias is not None and not _is_per_column(constant(bias), _columns(node, weight)):
+            if bias is not None and not _is_per_column(weight_array(bias), _columns(node, weight)):
                 bias, added = None, bias
         inputs = [data, _times_alpha(node, editor), *([] if bias is None else [bias])]
         attributes = {"transB": node.attributes.get_int("transB", 0)}
@@ -78,7 +78,7 @@ def bias_as_added(
     node: ir.Node, bias: ir.Value, editor: Editor
 ) -> tuple[list[ir.Node], ir.Value | None]:
     """The bias as it is added, and the node that computes it; no bias where beta is 0."""
-    beta, array = node.attributes.get_float("beta", 1.0), constant(bias)
+    beta, array = node.attributes.get_float("beta", 1.0), weight_array(bias)
     if beta == 1:
         return [], bias
     if beta == 0:
@@ -86,7 +86,7 @@ def bias_as_added(
     if array is not None:
         scaled = (array.astype(np.float64) * beta).astype(array.dtype)
         return [], editor.initializer(f"{node.name}_bias", scaled)
-    weights = [found for each in node.inputs[:2] if (found := constant(each)) is not None]
+    weights = [found for each in node.inputs[:2] if (found := weight_array(each)) is not None]
     factor = editor.initializer(f"{node.name}_beta", np.array(beta, weights[0].dtype))
     product = editor.node("Mul", [bias, factor], name=f"{node.name}_times_beta")
     return [product], product.outputs[0]
@@ -102,7 +102,7 @@ def _is_per_column(bias: np.ndarray | None, columns: int) -> bool:
 
 
 def _times_alpha(node: ir.Node, editor: Editor) -> ir.Value | None:
-    alpha, weight = node.attributes.get_float("alpha", 1.0), constant(node.inputs[1])
+    alpha, weight = node.attributes.get_float("alpha", 1.0), weight_array(node.inputs[1])
     assert weight is not None
     if alpha == 1:
         return node.inputs[1]
@@ -158,13 +158,13 @@ class ConvToGemm(NodePass):
 
 
 def _matrix(editor: Editor, node: ir.Node) -> ir.Value:
-    weight = constant(node.inputs[1])
+    weight = weight_array(node.inputs[1])
     assert weight is not None
     return editor.initializer(f"{node.name}_weight", weight.reshape(weight.shape[:2]))
 
 
 def _set_shapes(node: ir.Node, flatten: ir.Node, gemm: ir.Node) -> None:
-    source, weight = node.inputs[0], constant(node.inputs[1])
+    source, weight = node.inputs[0], weight_array(node.inputs[1])
     assert source is not None and source.shape is not None and weight is not None
     batch = source.shape[0]
     for made, size in ((flatten, weight.shape[1]), (gemm, weight.shape[0])):

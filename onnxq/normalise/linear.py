@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import constant, input_at, is_op, rank
-from onnxq.graph.scaled_weight import scaled_weight, shares, usable_factor
+from onnxq.graph.facts import input_at, is_op, rank
+from onnxq.graph.scaled_weight import scaled_weight, shares, usable_factor, weight_array
 
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -23,7 +23,7 @@ def layer_refusal(node: ir.Node | None) -> str | None:
     """
     if node is None or not is_op(node, *LINEAR_OPS):
         return "it does not follow a layer with weights"
-    weight = constant(input_at(node, 1))
+    weight = weight_array(input_at(node, 1))
     if weight is None:
         return f"the weight of '{node.name}' is not constant"
     if node.op_type == "MatMul" and (weight.ndim != 2 or rank(node.inputs[0]) is None):
@@ -33,7 +33,7 @@ def layer_refusal(node: ir.Node | None) -> str | None:
     bias = input_at(node, 2)
     if bias is None:
         return None
-    array = constant(bias)
+    array = weight_array(bias)
     if array is None:
         return f"the bias of '{node.name}' is not constant"
     if array.size not in (1, out_channels(node)) or array.shape[-1:] not in ((array.size,), ()):
@@ -43,7 +43,7 @@ def layer_refusal(node: ir.Node | None) -> str | None:
 
 def out_channels(node: ir.Node) -> int:
     """The number of output channels of a layer that `layer_refusal` lets through."""
-    weight = constant(node.inputs[1])
+    weight = weight_array(node.inputs[1])
     assert weight is not None
     if node.op_type == "ConvTranspose":
         return int(weight.shape[1]) * node.attributes.get_int("group", 1)
@@ -70,7 +70,7 @@ def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.n
     Returns:
         The layer; a new node where a MatMul had to become a Gemm.
     """
-    weight = constant(node.inputs[1])
+    weight = weight_array(node.inputs[1])
     assert weight is not None and node.inputs[1] is not None
     shifted = scale * _bias(node) + term
     new_weight = node.inputs[1]
@@ -101,11 +101,11 @@ def times_factor(editor: Editor, node: ir.Node, scale: np.ndarray) -> ir.Value:
         node: a layer that `layer_refusal` lets through; it stays as it is.
         scale: float64 `(out_channels,)`.
     """
-    value, weight = node.inputs[1], constant(node.inputs[1])
+    value, weight = node.inputs[1], weight_array(node.inputs[1])
     assert value is not None and weight is not None
     vector = _along_channels(node, scale, weight)
     known = scaled_weight(value)
-    factor = vector if known is None else vector * constant(known.factor)
+    factor = vector if known is None else vector * weight_array(known.factor)
     if shares(value) and node.op_type != "ConvTranspose" and usable_factor(factor):
         shared = value if known is None else known.weight
         spread = editor.initializer(f"{node.name}_factor", factor.astype(weight.dtype))
@@ -139,7 +139,7 @@ def _along_channels(node: ir.Node, vector: np.ndarray, weight: np.ndarray) -> np
 
 def _bias(node: ir.Node) -> np.ndarray:
     """The bias as it is added, float64 `(out_channels,)`; zeros where there is none."""
-    array = constant(input_at(node, 2))
+    array = weight_array(input_at(node, 2))
     if array is None:
         return np.zeros(out_channels(node))
     factor = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0

@@ -9,12 +9,12 @@ import onnx_ir as ir
 from onnxq.graph.editor import Editor
 from onnxq.graph.facts import (
     axes_of,
-    constant,
     input_at,
     is_op,
     only_reader,
     rank,
 )
+from onnxq.graph.scaled_weight import weight_array
 from onnxq.normalise.passes import NodePass
 
 
@@ -97,7 +97,7 @@ def is_pointwise(node: ir.Node) -> bool:
     """Whether the node is a convolution of kernel 1 with constant weights, no pads, stride 1."""
     if not is_op(node, "Conv") or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return False
-    weight = constant(input_at(node, 1))
+    weight = weight_array(input_at(node, 1))
     return (
         weight is not None
         and all(size == 1 for size in weight.shape[2:])

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import constant, input_at, rank
+from onnxq.graph.facts import input_at, rank
 from onnxq.graph.products import (
     SHARED,
     Product,
@@ -22,6 +22,7 @@ from onnxq.graph.products import (
     left_refusal,
     may_copy,
 )
+from onnxq.graph.scaled_weight import weight_array
 from onnxq.normalise.gemm import bias_as_added
 from onnxq.normalise.passes import NodePass
 
@@ -37,7 +38,7 @@ def rearranged(
         perm: its axes in their new order.
         shape: the shape after that.
     """
-    array = constant(value)
+    array = weight_array(value)
     assert array is not None
     if tuple(perm) == tuple(range(array.ndim)) and tuple(shape) == array.shape:
         return value
@@ -68,7 +69,7 @@ class EinsumToMatMul(NodePass):
         """The nodes that are needed, in the place of the Einsum; the MatMul keeps its name."""
         product, index = einsum_product(node), constant_operand(node)
         weight, data = node.inputs[index], node.inputs[1 - index]
-        array = constant(weight)
+        array = weight_array(weight)
         assert isinstance(product, Product) and weight is not None and array is not None
         sizes = dict(zip(product.weight, array.shape, strict=True))
         chain = _Chain(editor, node, data)
@@ -159,7 +160,7 @@ class LeftConstant(NodePass):
 
 def _turn_matmul(node: ir.Node, editor: Editor) -> None:
     weight, data = node.inputs[0], node.inputs[1]
-    array, data_rank = constant(weight), rank(data)
+    array, data_rank = weight_array(weight), rank(data)
     assert weight is not None and array is not None and data_rank is not None
     perm = _swapped(array.ndim)
     turned = rearranged(editor, weight, perm, [array.shape[axis] for axis in perm])
@@ -208,7 +209,7 @@ def _turn_gemm(node: ir.Node, editor: Editor) -> None:
 
 def _as_row(bias: ir.Value | None) -> np.ndarray | None:
     """A constant bias of one number per row of the result, as one per column; None for others."""
-    array = constant(bias)
+    array = weight_array(bias)
     if array is None or (array.size > 1 and (array.ndim < 2 or array.shape[1] != 1)):
         return None
     return array.reshape(1, -1)
@@ -228,8 +229,8 @@ class SqueezeWeight(NodePass):
 
     def refusal(self, node: ir.Node) -> str | None:
         """Why the weights stay; None where they become a matrix."""
-        data, weight = node.inputs[0], constant(node.inputs[1])
-        if weight is None or constant(data) is not None:
+        data, weight = node.inputs[0], weight_array(node.inputs[1])
+        if weight is None or weight_array(data) is not None:
             return "its second operand is not its weights"
         if weight.ndim < 3 or any(size != 1 for size in weight.shape[:-2]):
             return "its weights have no leading ones, or not only those"
@@ -239,7 +240,7 @@ class SqueezeWeight(NodePass):
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
         """MatMul, behind an Unsqueeze where the input lacks dimensions; it keeps its name."""
-        data, weight, array = node.inputs[0], node.inputs[1], constant(node.inputs[1])
+        data, weight, array = node.inputs[0], node.inputs[1], weight_array(node.inputs[1])
         count = rank(data)
         assert weight is not None and array is not None and count is not None
         matrix = rearranged(editor, weight, range(array.ndim), array.shape[-2:])

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.facts import constant
 from onnxq.graph.operators import (
     FUSED_OPERATORS,
     RECURRENT_OPERATORS,
     TABLE,
     WEIGHT_OPERATORS,
-    constant,
     weight_index,
 )
 from onnxq.graph.products import einsum_refusal, left_refusal

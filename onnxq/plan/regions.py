@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph.facts import nested_nodes
+from onnxq.graph.facts import constant, nested_nodes
 from onnxq.graph.operators import (
     COMPUTES,
     FLOAT_RESULT_OPERATORS,
     TABLE,
     activation_bounds,
-    constant,
     is_move,
 )
 from onnxq.plan.float_layers import first_and_last

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.operators import constant
+from onnxq.graph.facts import constant
 from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.codebook import Codebook, look_up
 from onnxq.numerics.qparams import (

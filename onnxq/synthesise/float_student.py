@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from onnxq.engine import Engine
 from onnxq.errors import ModelError
-from onnxq.graph.facts import constant, has_subgraph, input_at, is_op, reads
+from onnxq.graph.facts import has_subgraph, input_at, is_op, reads
+from onnxq.graph.scaled_weight import weight_array
 from onnxq.runtime.session import Arrays, Feeds
 from onnxq.synthesise.losses import cross_entropy
 from onnxq.synthesise.parts import Parts, he_normal, training_norm
@@ -104,7 +105,7 @@ def find_float_student(model: ir.Model, images: str, logits: str) -> FloatStuden
             continue
         for index, kind in ((1, "scale" if norm else "weight"), (2, "bias")):
             value = input_at(node, index)
-            array = constant(value)
+            array = weight_array(value)
             if value is not None and array is not None:
                 found[f"{PREFIX}.{value.name}"] = array.shape, kind
     return FloatStudent(images, logits, found)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxq.forms.equalization_pairs import find_pairs
-from onnxq.graph.operators import constant
+from onnxq.graph.facts import constant
 from onnxq.numerics.equalization import scale_input, scale_output
 from onnxq.student.weights import (
     in_features,

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from onnxq.data.samples import Samples
 from onnxq.errors import ModelError
-from onnxq.graph.operators import activation_bounds, constant
+from onnxq.graph.facts import constant
+from onnxq.graph.operators import activation_bounds
 from onnxq.numerics.distances import Noise
 from onnxq.plan.layers import Layer, find_layers
 from onnxq.progress import Progress
