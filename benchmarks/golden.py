@@ -107,7 +107,9 @@ def cases() -> dict[str, Case]:
         found[f"{model}/distill"] = Case(STUDENTS[model], (distill,))
         for name, options in RECIPES.items():
             found[f"{model}/{name}"] = Case(model, ((*compress, *data, *options),))
-    return found | verbs()
+    generator = ("--data-free", "--synthesis", "generator")
+    made = Case("mlp", (("compress", MODELS["mlp"], "-o", OUT, *SHORT, *generator),))
+    return {"mlp/generator": made} | found | verbs()
 
 
 def verbs() -> dict[str, Case]:
@@ -202,7 +204,7 @@ def digests(case: Case, folder: Path, recording: bool) -> Result:
 
 
 def onnxq(arguments: Iterable[Any], folder: Path | str) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own, on one core."""
+    """A command in a process of its own."""
     return finished(start(["-m", "onnxq", *map(str, arguments)], folder))
 
 
