@@ -1,1 +1,1 @@
-"""Settings of each layer, found by what each costs the outputs: sweep, allocation, search."""
+"""The search for a setting of each layer: sweep, allocation, trials of whole models."""

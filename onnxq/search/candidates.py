@@ -1,4 +1,4 @@
-"""The settings that one weight may have, and what its layers then read."""
+"""The candidate settings of one weight, and the weights and biases that each gives."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from onnxq.student.qparams import (
 from onnxq.student.student import Student
 
 COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
-"""Centroids that a codebook may have: whole bits, and those between are near."""
+"""Codebook sizes that a sweep tries: whole bits; sizes between them are interpolated."""
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
-"""Bits that a code may have: 7 lie between 6 and 8."""
+"""Bit widths that a sweep tries; 7 is interpolated."""
 
 
 class Candidates:
-    """What the layers of one weight read under each setting, as the student computes it.
+    """The weight and biases of the layers of one weight, under each candidate setting.
 
     Args:
-        student: for its plan and where its layers read codes.
-        qparams: thresholds, ranges and mean inputs.
-        layers: those that read the weight.
-        codebooks: whether they are tried beside codes.
-        calibration: the clip method of codes.
+        student: gives the plan, and which layers read integer inputs.
+        qparams: the student's quantization parameters.
+        layers: the layers that read the weight.
+        codebooks: whether codebooks are candidates beside integer weights.
+        calibration: the calibration method of integer weights.
 
     Attributes:
-        settings: those that are tried, with the bytes that the weights then take.
+        settings: the candidates, with the bytes that the weight then takes.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Candidates:
         }
 
     def _width_settings(self) -> dict[Setting, int]:
-        """The plan's own width, and of the smaller ones those that save bytes over a wider one."""
+        """The plan's bit width, and the smaller ones that save bytes over each wider one."""
         widest = self.layers[0].num_bits
         found = {widest: self._bytes(num_bits=widest)}
         for width in sorted(WIDTHS, reverse=True):
@@ -88,7 +88,7 @@ class Candidates:
         return 4 * self.layers[0].parameters
 
     def fit(self) -> None:
-        """Find the codebooks and thresholds of all settings."""
+        """Fit the codebooks and thresholds of all settings."""
         spec = self.layers[0]
         weight = self._qparams.weights[self._weight]
         for width in [s.weight_bits for s in self.settings if s.weight_bits is not None]:
@@ -102,12 +102,12 @@ class Candidates:
         self._codebooks = fit_codebooks(weight, counts, spec.axis, largest)
 
     def forget(self) -> None:
-        """Let go of codebooks and thresholds and their memory."""
+        """Release the memory of codebooks and thresholds."""
         self._codebooks.clear()
         self._thresholds.clear()
 
     def parameters(self, setting: Setting) -> Arrays:
-        """The weight and the biases of a setting, by the names of the student's inputs."""
+        """The weight and biases of a setting, by the student's input name."""
         layers = self.layers
         qparams = self._qparams
         if setting == FLOAT:
@@ -125,7 +125,7 @@ class Candidates:
         return {self._weight: fake, **biases}
 
     def _quantized(self, setting: Setting) -> tuple[tuple[LayerSpec, ...], QParams]:
-        """The layers in the form of a setting, and its numbers."""
+        """The layers with a setting, and their quantization parameters."""
         form = {"codebook": setting.codebook}
         if setting.codebook is not None:
             book = self._codebooks[setting.codebook]

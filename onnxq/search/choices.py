@@ -1,4 +1,4 @@
-"""The settings among which an allocation chooses, from the table of a sweep."""
+"""The candidate settings of an allocation, from the table of a sweep."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ thresholds, 7 by rounding at 4 bits and 15 at 3."""
 
 
 def choices(table: SweepTable, plan: Plan, recipe: Recipe, *, floats: bool) -> list[Row]:
-    """The rows that an allocation is free to set, each with all settings that it may have.
+    """The rows that an allocation may set, each with all its candidate settings.
 
-    Settings that lie between two that were tried have interpolated errors: counts of three
-    times a power of two, and 7 bits. Errors are those that learning is expected to leave, which
-    mends more of a codebook's, and of codes where rounding is learned, than thresholds alone do.
+    Settings between two measured ones get an interpolated error: codebook sizes of three times a
+    power of two, and 7 bits. Errors are those expected after training, which lowers them by a
+    factor that depends on the kind of setting and on what is trained.
 
     Args:
         table: of the sweep.
@@ -45,7 +45,7 @@ def choices(table: SweepTable, plan: Plan, recipe: Recipe, *, floats: bool) -> l
 
 
 def _gain(setting: Setting, recipe: Recipe) -> float:
-    """Error of a setting before over after learning what the recipe wants learned."""
+    """The factor by which the recipe's training is expected to lower a setting's error."""
     if setting.codebook is not None:
         return CODEBOOK_GAIN if {"auto", "codebooks"} & {*recipe.learn} else 1.0
     if {"auto", "rounding"} & {*recipe.learn}:
@@ -54,13 +54,13 @@ def _gain(setting: Setting, recipe: Recipe) -> float:
 
 
 def is_free(specs: Sequence[LayerSpec], plan: Plan, recipe: Recipe) -> bool:
-    """Whether the recipe leaves the setting of the layers of one weight to a search.
+    """Whether a search may set the layers of one weight.
 
-    It doesn't where it states their count of centroids or their width, by `layers` or, of the
-    first and the last layer, by `first_last_bits`.
+    It may not where the recipe states their codebook size or bit width, in `layers` or, for the
+    first and last layers, by `first_last_bits`.
 
     Args:
-        specs: of the layers.
+        specs: the layers of the weight.
         plan: of all layers.
         recipe: the options.
     """
@@ -78,7 +78,10 @@ def _stated(spec: LayerSpec, recipe: Recipe) -> dict[str, object]:
 
 
 def _between(row: Row, specs: Sequence[LayerSpec]) -> dict[Setting, Effect]:
-    """Counts 3, 6, 12, ... and 7 bits: log error is nearly linear in log K, and in the bits."""
+    """Interpolated settings: 3, 6, 12, ... centroids and 7 bits.
+
+    The logarithm of the error is nearly linear in log K, and in the bits.
+    """
     integer = any(spec.compute == "integer" for spec in specs)
     found = {}
     for low, middle, high, share in _triples(row):
@@ -93,7 +96,7 @@ def _between(row: Row, specs: Sequence[LayerSpec]) -> dict[Setting, Effect]:
 
 
 def _triples(row: Row) -> list[tuple[Setting, Setting, Setting, float]]:
-    """Two settings that were tried, the one between them, and how far up it lies."""
+    """Two measured settings, the one between them, and its relative position."""
     counts = [s.codebook for s in row.effects if s.codebook is not None]
     widths = [s.weight_bits for s in row.effects if s.weight_bits is not None]
     books = [

@@ -1,7 +1,4 @@
-"""The evaluator of a search.
-
-Whole models planned, learned a little and measured, each kept in a cache.
-"""
+"""The evaluator of a search: builds whole models, trains them briefly and measures them."""
 
 from __future__ import annotations
 
@@ -25,17 +22,17 @@ from onnxq.train.loss import target_name
 from onnxq.train.teacher import MICRO_BATCH
 
 PART = "search"
-"""The name of the state in the checkpoint's folder."""
+"""The file's name in the checkpoint's folder."""
 
 _SWEEP, _TRIALS = "sweep", "trials"
 
 
 class TrialCache:
-    """The table and the trials of one search; equal questions get the answer that was kept.
+    """The sweep table and the trials of one search, cached: equal settings are evaluated once.
 
     Args:
-        checkpoint: of the run; None keeps nothing.
-        resume: whether what an earlier run kept is used.
+        checkpoint: of the run; None keeps nothing on disk.
+        resume: whether results of an earlier run are used.
     """
 
     def __init__(self, checkpoint: Checkpoint | None, *, resume: bool) -> None:
@@ -46,13 +43,13 @@ class TrialCache:
         }
 
     def sweep(self, measure: Callable[[], SweepTable]) -> SweepTable:
-        """The table that was kept, or a new one."""
+        """The cached table, or a new one."""
         if _SWEEP not in self._kept:
             self._keep(_SWEEP, measure().to_fields())
         return SweepTable.from_fields(self._kept[_SWEEP])
 
     def trial(self, settings: Sequence[Setting], measure: Callable[[], Effect]) -> Effect:
-        """The effect that was kept for these settings, or a new one."""
+        """The cached effect of these settings, or a new one."""
         name = " ".join(setting.label for setting in settings)
         trials = self._kept.get(_TRIALS, {})
         if name not in trials:
@@ -71,14 +68,14 @@ class ModelEvaluator:
     """Builds the student of an allocation and measures it.
 
     Args:
-        recipe: the options; the allocation's overrides come after those of its own.
+        recipe: the options; settings of an allocation override those of its layers.
         rows: of the layers that are allocated.
         variants: makes students.
-        base: the form of the model, calibrated.
-        learn: a variant with its numbers learned, in the budget of a trial.
-        file_bytes: the size of the file of a variant under a recipe.
-        cache: keeps what trials gave.
-        has_time: whether the clock leaves time for a further trial.
+        base: the calibrated form of the model.
+        learn: trains a variant within the budget of a trial.
+        file_bytes: the file size of a variant under a recipe.
+        cache: keeps the results of trials.
+        has_time: whether there is time for another trial.
     """
 
     def __init__(
@@ -97,7 +94,7 @@ class ModelEvaluator:
         self._learn, self._cache, self._has_time = learn, cache, has_time
 
     def recipe(self, settings: Sequence[Setting]) -> Recipe:
-        """The options with these settings spelt out layer by layer: nothing to search for."""
+        """The options with these settings as layer overrides, and nothing left to search."""
         overrides = tuple(
             setting.override(name)
             for row, setting in zip(self._rows, settings, strict=True)
@@ -107,11 +104,11 @@ class ModelEvaluator:
         return replace(self._recipe, codebook=None, max_drop=None, max_size=None, layers=layers)
 
     def build(self, settings: Sequence[Setting]) -> Variant:
-        """The student with these settings; nothing is learned."""
+        """The student with these settings; nothing is trained."""
         return self._variants.remake(self._base, self.recipe(settings))
 
     def trial(self, settings: Sequence[Setting]) -> Effect:
-        """The effect of these settings after a little learning, size in bytes of the file."""
+        """The effect of these settings after brief training; its size is that of the file."""
         return self._cache.trial(settings, lambda: self._trial(settings))
 
     def _trial(self, settings: Sequence[Setting]) -> Effect:
@@ -119,20 +116,20 @@ class ModelEvaluator:
         return replace(whole_effect(variant), size=self.size(variant, settings))
 
     def file_size(self, settings: Sequence[Setting]) -> int:
-        """Bytes of the file with these settings; nothing is learned."""
+        """Bytes of the file with these settings; nothing is trained."""
         return self.size(self.build(settings), settings)
 
     def has_time(self) -> bool:
-        """Whether the clock leaves time for a further trial."""
+        """Whether there is time for another trial."""
         return self._has_time()
 
     def size(self, variant: Variant, settings: Sequence[Setting]) -> int:
-        """Bytes of the file of a variant that `build` gave."""
+        """Bytes of the file of a variant from `build`."""
         return self._file_bytes(variant, self.recipe(settings))
 
 
 def whole_effect(variant: Variant) -> Effect:
-    """How far a student's held-out outputs are from the teacher's; its size is left at 0."""
+    """The effect of a whole student on the held-out samples; its size is left at 0."""
     outputs = variant.held_out_outputs
     names = outputs.logits
     student = expose(bake(variant.student, variant.qparams), names)

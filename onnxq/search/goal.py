@@ -1,7 +1,4 @@
-"""What a search looks for, and which setting each layer gets.
-
-Every best trade of bytes for error.
-"""
+"""The goal of a search, and the frontier of the best trade-offs between bytes and error."""
 
 from __future__ import annotations
 
@@ -19,22 +16,22 @@ DEFAULT_DROP: dict[Measure, float] = {"kl": 0.5, "error": 5.0}
 """The target of `--codebook auto` alone: points of accuracy, or RMSE of the outputs in percent."""
 
 POINTS_PER_NAT = 25.0
-"""Estimated drop over KL divergence, to begin with. Four models at many settings: 18 to 38."""
+"""Prior of the estimated drop per KL divergence. Four models at many settings had 18 to 38."""
 
 LEAST_POINTS_PER_NAT = 15.0
-"""The slope is not taken to be less, however few decisions change."""
+"""Lower bound of that ratio, however few decisions change."""
 
 PRIOR_NATS = 0.02
-"""The divergence that `POINTS_PER_NAT` weighs as much as."""
+"""The weight of the prior, as a divergence in nats."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One target of a search.
+    """The target of a search; one of the two is None.
 
     Attributes:
-        max_drop: points, or percent where outputs are no decisions; None where size is the goal.
-        max_size: bytes of the file; None where the drop is the goal.
+        max_drop: in points, or RMSE in percent where outputs are no decisions.
+        max_size: bytes of the file.
     """
 
     max_drop: float | None = None
@@ -58,10 +55,10 @@ def drop_of(effect: Effect) -> float:
 
 
 def points_per_nat(effects: Iterable[Effect]) -> float:
-    """The slope of the drop over the divergence, over all whole models seen so far.
+    """Estimated drop per KL divergence, over all whole models so far.
 
-    sum of drops / sum of divergences: a ratio of sums, in which the models that are further
-    off, and whose drops stand out of their noise, weigh more.
+    It is a ratio of sums, sum of drops / sum of divergences. Models with larger drops, which stand
+    out of their noise, have more weight.
     """
     drop, nats = POINTS_PER_NAT * PRIOR_NATS, PRIOR_NATS
     for effect in effects:
@@ -71,14 +68,14 @@ def points_per_nat(effects: Iterable[Effect]) -> float:
 
 
 def expected_drop(effect: Effect, slope: float) -> float:
-    """The drop that the divergence stands for: slope * KL; without decisions the RMSE."""
+    """The drop that corresponds to the divergence: slope * KL; without decisions the RMSE."""
     return drop_of(effect) if effect.drop is None else slope * effect.error
 
 
 def meets(effect: Effect, goal: Goal, slope: float) -> bool:
     """Whether a whole model meets the goal, by its decisions and by its divergence.
 
-    On few samples no decision may change although outputs are far off, so both count.
+    On few samples decisions may stay the same although the outputs differ, so both count.
     """
     if goal.max_size is not None:
         return effect.size <= goal.max_size
@@ -87,12 +84,12 @@ def meets(effect: Effect, goal: Goal, slope: float) -> bool:
 
 
 def allowed_error(drop: float, measure: Measure, slope: float = POINTS_PER_NAT) -> float:
-    """The error of a whole model that stands for a drop; see `expected_drop`."""
+    """The error of a whole model that corresponds to a drop; the inverse of `expected_drop`."""
     return drop / slope if measure == "kl" else (drop / 100) ** 2
 
 
 POINTS = 8192
-"""Trades kept while layers are added: sizes are exact to 1 / POINTS of the whole for each layer."""
+"""Trade-offs kept as layers are added; each rounds sizes by 1 / POINTS of the whole at most."""
 
 Options = Sequence[Mapping[Setting, Effect]]
 """The settings of each layer."""
@@ -100,7 +97,7 @@ Options = Sequence[Mapping[Setting, Effect]]
 
 @dataclass(frozen=True)
 class Frontier:
-    """All best trades, from the smallest to the most exact.
+    """The best trade-offs between bytes and error, smallest first.
 
     Attributes:
         sizes: bytes of the weights, int64, ascending.
@@ -114,12 +111,12 @@ class Frontier:
     _chosen: list[NDArray[np.int64]]
 
     def within_error(self, most: float) -> int | None:
-        """The smallest trade whose error is at most this; None where there is none."""
+        """The smallest trade-off with at most this error; None where there is none."""
         found = np.flatnonzero(self.errors <= most)
         return int(found[0]) if found.size else None
 
     def within_size(self, most: float) -> int | None:
-        """The most exact trade of at most so many bytes; None where there is none."""
+        """The trade-off of least error with at most so many bytes; None where there is none."""
         found = np.flatnonzero(self.sizes <= most)
         return int(found[-1]) if found.size else None
 
@@ -138,8 +135,8 @@ def find_frontier(layers: Options, points: int = POINTS) -> Frontier:
     """The frontier of some layers.
 
     Args:
-        layers: of each layer the effect of every setting that it may have, at least one.
-        points: trades kept after each layer.
+        layers: for each layer, the effect of each of its candidate settings, at least one.
+        points: trade-offs kept after each layer.
     """
     sizes, errors = np.zeros(1, np.int64), np.zeros(1)
     options, parents, chosen = [], [], []
@@ -158,14 +155,14 @@ def find_frontier(layers: Options, points: int = POINTS) -> Frontier:
 
 
 def _worth(effects: Mapping[Setting, Effect]) -> list[Setting]:
-    """The settings that are part of a best trade: codes and codebooks often lie close."""
+    """The settings that are part of a best trade-off of their layer."""
     settings = list(effects)
     sizes = np.array([effects[s].size for s in settings], np.int64)
     return [settings[i] for i in _undominated(sizes, np.array([e.error for e in effects.values()]))]
 
 
 def _undominated(sizes: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Indices of the trades than which none is smaller and no worse, by ascending size."""
+    """Indices of the trade-offs that no other one beats in size and error, by ascending size."""
     order = np.lexsort((errors, sizes))
     least = np.minimum.accumulate(errors[order])
     better = np.ones(order.size, bool)
@@ -174,7 +171,7 @@ def _undominated(sizes: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArr
 
 
 def _thinned(sizes: NDArray[np.int64], kept: NDArray[np.int64], points: int) -> NDArray[np.int64]:
-    """Of each step of size the most exact trade, which is its last, and the smallest of all."""
+    """The trade-off of least error in each equal step of size, and the smallest of all."""
     if kept.size <= points:
         return kept
     found = sizes[kept]

@@ -1,7 +1,4 @@
-"""The search.
-
-Settings per layer tried on the whole model until they fit the goal, and its result.
-"""
+"""The search: trials of whole models along a frontier until they fit the goal."""
 
 from __future__ import annotations
 
@@ -24,23 +21,23 @@ from onnxq.search.goal import (
 from onnxq.search.table import Effect, Measure, Row, Setting, SweepTable
 
 MOST_TRIALS = 7
-"""Whole models tried at most."""
+"""Most trials."""
 
 CLOSE = 0.015
 """Relative difference of sizes that is not worth another trial."""
 
 STEPS_UP, STEPS_DOWN = (1.15, 4.0), (0.25, 0.7)
-"""Factors by which the error may grow after a trial that met the goal, and shrink after another."""
+"""Least and largest factor of the error after a trial that met the goal, and after any other."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One allocation, measured on the whole model.
+    """One allocation, measured as a whole model.
 
     Attributes:
-        point: its place on the frontier.
+        point: its index on the frontier.
         predicted: the sum of its layers' errors.
-        effect: of the whole model on held-out samples, size in bytes of the file.
+        effect: of the whole model on held-out samples; its size is that of the file.
     """
 
     point: int
@@ -49,16 +46,16 @@ class Trial:
 
 
 class Evaluator(Protocol):
-    """Builds and measures whole models."""
+    """The interface to build and measure whole models."""
 
     def trial(self, settings: Sequence[Setting]) -> Effect:
-        """Build with these settings, learn a little, measure; size in bytes of the file."""
+        """Build, train briefly and measure; the effect's size is that of the file."""
 
     def file_size(self, settings: Sequence[Setting]) -> int:
-        """Bytes of the file with these settings; nothing is learned."""
+        """Bytes of the file with these settings; nothing is trained."""
 
     def has_time(self) -> bool:
-        """Whether the clock leaves time for a further trial."""
+        """Whether there is time for another trial."""
 
 
 @dataclass
@@ -67,11 +64,11 @@ class Search:
 
     Attributes:
         frontier: of the sweep.
-        measure: what its errors are.
-        goal: what is looked for.
+        measure: the kind of its errors, see `SweepTable.measure`.
+        goal: the target.
         evaluator: builds and measures.
         trials: whole models measured so far.
-        cut_short: whether the clock ended the search.
+        cut_short: whether the time ran out.
     """
 
     frontier: Frontier
@@ -96,15 +93,18 @@ class Search:
 
     @property
     def slope(self) -> float:
-        """Points of drop per nat, by all trials."""
+        """Estimated drop per KL divergence, by all trials."""
         return points_per_nat(trial.effect for trial in self.trials)
 
     def met(self, trial: Trial) -> bool:
-        """Whether a trial meets the goal, by what is known now."""
+        """Whether a trial meets the goal, by all trials so far."""
         return meets(trial.effect, self.goal, self.slope)
 
     def _within_size(self, most: int) -> Trial:
-        """The most exact allocation whose file is small enough: the frontier knows no headers."""
+        """The allocation of least error whose whole file is small enough.
+
+        The frontier counts bytes of weights; the rest of a file is measured here.
+        """
         headers, point = 0, 0
         for _ in range(MOST_TRIALS):
             found = self.frontier.within_size(most - headers)
@@ -138,7 +138,7 @@ class Search:
         return self._most_exact if found is None else found
 
     def _next(self, trial: Trial, most: float) -> int:
-        """The point whose error, by what this trial was like, just meets the goal."""
+        """The point of the frontier that should just meet the goal, by the ratio of this trial."""
         factor = allowed_error(most, self.measure, self.slope) / max(trial.effect.error, 1e-12)
         least, largest = STEPS_UP if self.met(trial) else STEPS_DOWN
         error = trial.predicted * min(max(factor, least), largest)
@@ -156,7 +156,7 @@ class Search:
         return low, min((e for e in missed if low is None or e > low), default=None)
 
     def _is_settled(self, point: int) -> bool:
-        """Whether the next trial would be one that was tried, or hardly smaller than the best."""
+        """Whether the next trial was made already, or is hardly smaller than the best."""
         if any(trial.point == point for trial in self.trials):
             return True
         best = self._best()
@@ -176,20 +176,20 @@ FRONTIER_POINTS = 24
 
 @dataclass(frozen=True)
 class SearchResult:
-    """One search that is over.
+    """The result of a search.
 
     Attributes:
-        recipe: the options, with the setting of each layer spelt out.
-        goal: what was looked for.
+        recipe: the options, with each layer's setting as an override.
+        goal: the target.
         table: of the sweep.
-        frontier: all best trades.
-        rows: the layers that were free, in the order of `settings`.
-        settings: what each of them got.
-        trials: whole models that were measured, in their order.
-        best: the one among them that is taken.
+        frontier: the best trade-offs.
+        rows: the layers that were searched, in the order of `settings`.
+        settings: their settings.
+        trials: whole models that were measured, in order.
+        best: the chosen trial.
         met: whether it meets the goal.
-        slope: points of drop per nat, by all trials.
-        cut_short: whether the clock ended the search.
+        slope: estimated drop per KL divergence, by all trials.
+        cut_short: whether the time ran out.
     """
 
     recipe: Recipe
@@ -205,7 +205,7 @@ class SearchResult:
     cut_short: bool = False
 
     def to_fields(self) -> dict[str, Any]:
-        """The search as JSON holds it; drops in points, or RMSE in percent without decisions."""
+        """The result as JSON fields; drops in points, or RMSE in percent without decisions."""
         return {
             "max_drop": self.goal.max_drop,
             "max_size": self.goal.max_size,
@@ -237,7 +237,7 @@ class SearchResult:
         ]
 
     def notes(self) -> list[str]:
-        """What a user should know of it, in sentences."""
+        """Notes for the user."""
         effect = self.best.effect
         notes = [missed] if (missed := self.missed()) else []
         if self.cut_short:
@@ -254,7 +254,7 @@ class SearchResult:
         return notes
 
     def missed(self) -> str:
-        """That the target was not met, and what came nearest; empty where it was."""
+        """That the target was not met, and what came nearest; '' where it was met."""
         if self.met:
             return ""
         return f"the target {self._target()} was not met: {self._nearest()}"
@@ -276,7 +276,7 @@ class SearchResult:
         )
 
     def _expected(self, error: float) -> float:
-        """The drop that a sum of the layers' errors stands for, learned as is expected."""
+        """The expected drop for a sum of the layers' errors, after training."""
         known = None if self.table.measure == "error" else 0.0
         return expected_drop(Effect(0, error, known), self.slope)
 

@@ -1,4 +1,4 @@
-"""The stage between the choice of a form and learning: which setting each layer gets."""
+"""The search stage, after the choice of a form and before training."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from onnxq.search.table import Row, SweepTable
 
 @dataclass(frozen=True)
 class SearchStage:
-    """One search for settings.
+    """One search for layer settings.
 
     Attributes:
         recipe: the options.
-        base: the form of the model, with codes for weights.
+        base: the form of the model, with integer weights.
         variants: makes students.
-        sweep: the effect of each setting of each layer of `base`, alone.
-        learn: a variant with its numbers learned, in the budget of a trial.
+        sweep: measures each setting of each layer of `base` alone.
+        learn: trains a variant within the budget of a trial.
         original_bytes: size of the original file.
-        file_bytes: the size of the file of a variant under a recipe.
-        cache: what an earlier part of the same run has measured.
-        has_time: whether the clock leaves time for a further trial.
+        file_bytes: the file size of a variant under a recipe.
+        cache: results of earlier trials of the same run.
+        has_time: whether there is time for another trial.
     """
 
     recipe: Recipe

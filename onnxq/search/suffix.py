@@ -1,7 +1,4 @@
-"""The part of a model that one weight can reach.
-
-As a session, and the effect of a change on the outputs.
-"""
+"""The part of a model that one weight can reach, and the effect of a change on the outputs."""
 
 from __future__ import annotations
 
@@ -28,15 +25,15 @@ from onnxq.student.student import free_parameters
 
 
 class Suffix:
-    """The part of a model behind one weight, the weight and its layers' biases as inputs.
+    """The part of a model behind one weight; the weight and its layers' biases are inputs.
 
     Args:
         model: the float model with the compared tensors as its outputs; it isn't changed.
-        layers: those that read the weight.
+        layers: the layers that read the weight.
 
     Attributes:
-        parameters: names of the inputs that take the weight and the biases.
-        inputs: names of the tensors of the model that the other inputs take.
+        parameters: names of the inputs for the weight and biases.
+        inputs: names of the model's tensors that the other inputs take.
         outputs: names of the compared tensors that the weight can reach.
         nbytes: bytes of the initializers.
     """
@@ -63,14 +60,14 @@ class Suffix:
             self._session = SessionPool(self._model, workers=1)
 
     def close(self) -> None:
-        """Let go of the session and its memory."""
+        """Close the session and release its memory."""
         self._session = None
 
     def run(self, parameters: Feeds, tensors: Feeds) -> Arrays:
-        """The outputs by name; those that the weight can't reach are not among them.
+        """The outputs by name; outputs that the weight can't reach are left out.
 
         Args:
-            parameters: the weight and the biases.
+            parameters: the weight and biases.
             tensors: the model's tensors on one batch, `inputs` among them.
         """
         if self._session is None:
@@ -79,7 +76,7 @@ class Suffix:
 
 
 def _drop_passed_through(graph: ir.Graph) -> None:
-    """Remove the outputs that are computed before the cut, and the inputs that only they read."""
+    """Remove outputs that are computed before the cut, and inputs that only they read."""
     for value in [each for each in graph.outputs if each.producer() is None]:
         graph.outputs.remove(value)
         if not value.uses():
@@ -93,10 +90,10 @@ SMALLEST_SQUARES = 1e-12
 
 
 class EffectMeter:
-    """Tells how far a candidate's outputs are from the teacher's, as sums that add up.
+    """The effect of a candidate on the outputs of one batch, as sums over samples.
 
-    One compared tensor of shape (samples, classes >= 2), with dimensions of 1 behind, is a
-    classifier's; the effect is the mean over the samples of
+    A single compared tensor of shape (samples, classes >= 2), maybe with trailing dimensions of 1,
+    is a classifier's. The effect is then the mean over the samples of
 
         KL(p_T || p_S)   and   p_T(c_T) - p_T(c_S).
 
@@ -105,7 +102,7 @@ class EffectMeter:
     Args:
         names: of the compared tensors.
         outputs: the teacher's, on one batch.
-        count: number of samples in that batch.
+        count: samples in that batch.
     """
 
     def __init__(self, names: Sequence[str], outputs: Feeds, count: int) -> None:
@@ -116,15 +113,15 @@ class EffectMeter:
         self._probabilities = decides and look_like_probabilities(first.reshape(count, -1))
 
     def sums(self, teacher: Feeds, student: Feeds) -> Floats:
-        """What one batch contributes, float64.
+        """The sums of one batch, float64.
 
         Args:
             teacher: its outputs by name.
-            student: the candidate's; those that are missing are equal.
+            student: the candidate's; missing ones equal the teacher's.
 
         Returns:
-            sums over the samples of (KL, drop, drop^2), or of the squared error and the
-            teacher's squares of each tensor.
+            sums over the samples of (KL, drop, drop^2), or of the squared error and the teacher's
+            squares of each tensor.
         """
         if self.measure == "kl":
             return self._decision_sums(teacher, student)
@@ -148,7 +145,7 @@ class EffectMeter:
 
         Args:
             sums: added up.
-            samples: their number.
+            samples: the number of samples.
             size: bytes that the weights take.
         """
         if self.measure == "error":

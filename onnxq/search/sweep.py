@@ -1,8 +1,8 @@
-"""The effect of every setting of every layer, each layer alone and all others as they are.
+"""The sweep: the effect of each setting of each layer, with all other layers in float.
 
-What comes before a layer is computed once for all its settings; each candidate runs only what
-its weight can reach. Float64 sums of fixed micro-batches are added in their order: any number
-of cores gives the same table.
+The part before a layer is computed once for all its settings; a candidate runs only the part that
+its weight can reach. Float64 sums of fixed micro-batches are added in order, so any number of cores
+gives the same table.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from onnxq.train.logits import find_logits
 from onnxq.train.teacher import MICRO_BATCH
 
 SAMPLES = 256
-"""Samples used at most: one standard error of a drop is then a fraction of a point."""
+"""Most samples: one standard error of a drop is then a fraction of a point."""
 
 LEAST_SAMPLES = 2
-"""A standard error needs two."""
+"""Least samples: a standard error needs two."""
 
 FREE_SHARE = 4
-"""A group's sessions may take one part in so many of the free memory, and so may a chunk."""
+"""Divisor of the free memory that a group's sessions may take, and also a chunk."""
 
 MOST_BYTES = 2**31
-"""What they take at most, however much is free: more would hardly be faster."""
+"""Upper limit of that, in bytes: more would hardly be faster."""
 
 SESSION_COPIES = 2
-"""Times that a session holds its weights: as they are, and packed for its kernels."""
+"""Copies of its weights that a session holds: the stored ones, and those packed for kernels."""
 
 DENSE_BYTES = 12
-"""Bytes for each weight of a candidate in the making, about."""
+"""Bytes per weight needed to fit a candidate, about."""
 
 
 def sweep(
@@ -65,12 +65,12 @@ def sweep(
     Args:
         model: the normalised float model; it isn't changed.
         student: its student, whose plan names the layers.
-        qparams: the student's numbers; thresholds and mean inputs are read.
-        samples: unlabelled samples, best those that nothing is learned on.
-        codebooks: whether they are tried beside codes.
-        calibration: the clip method of codes.
+        qparams: the student's quantization parameters; thresholds and mean inputs are read.
+        samples: unlabelled samples, best held-out ones.
+        codebooks: whether codebooks are tried beside integer weights.
+        calibration: the calibration method of integer weights.
         batch_size: samples in one run, where the model doesn't fix it.
-        limit: how many samples are used at most.
+        limit: most samples to use.
         progress: told how many runs are done.
         workers: threads; None means one per core. The result does not depend on it.
 
@@ -122,8 +122,8 @@ class LayerTrial:
 
     Attributes:
         candidates: its settings.
-        suffix: what it can reach.
-        sums: by setting, what each batch contributed so far, in order.
+        suffix: the part of the model that it can reach.
+        sums: the sums of each batch so far, in order, by setting.
     """
 
     candidates: Candidates
@@ -132,35 +132,35 @@ class LayerTrial:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes between `open` and `close`, about."""
+        """Bytes of memory between `open` and `close`, about."""
         indices = self.candidates.layers[0].parameters * len(self.candidates.settings)
         return SESSION_COPIES * self.suffix.nbytes + indices
 
     def open(self) -> None:
-        """Find the codebooks and open the session."""
+        """Fit the codebooks and open the session."""
         self.candidates.fit()
         self.suffix.open()
 
     def close(self) -> None:
-        """Let go of both."""
+        """Release codebooks and session."""
         self.candidates.forget()
         self.suffix.close()
 
     def run(self, setting: Setting, batches: Sequence[Arrays], judge: EffectMeter) -> list[Floats]:
-        """What each of some batches contributes under one setting."""
+        """The sums of some batches under one setting."""
         parameters = self.candidates.parameters(setting)
         return [judge.sums(batch, self.suffix.run(parameters, batch)) for batch in batches]
 
 
 class Sweep:
-    """Runs trials: weights in groups and batches in chunks, as many as the memory holds.
+    """Runs trials: weights in groups and batches in chunks, as many as fit into memory.
 
-    A candidate is made once for each chunk, and the teacher runs once for each group.
+    A candidate is fitted once for each chunk, and the teacher runs once for each group.
 
     Args:
         teacher: the float model whose outputs are the compared tensors.
         trials: one for each weight.
-        samples: what they are tried on.
+        samples: the samples to try them on.
         batch_size: samples in one run.
     """
 
@@ -179,7 +179,7 @@ class Sweep:
         self._judge: EffectMeter | None = None
 
     def table(self, progress: Progress, workers: int) -> SweepTable:
-        """Try everything; the rows are in graph order."""
+        """Run all trials; the rows are in graph order."""
         largest = max(trial.candidates.layers[0].parameters for trial in self._trials)
         workers = min(workers, max(1, self._budget // (DENSE_BYTES * largest)))
         executor = ThreadPoolExecutor(workers)
@@ -210,7 +210,7 @@ class Sweep:
                 trial.close()
 
     def _groups(self) -> Iterator[list[LayerTrial]]:
-        """Neighbouring trials whose sessions and codebooks fit the budget, one at least."""
+        """Neighbouring trials whose sessions and codebooks fit into the budget, at least one."""
         group: list[LayerTrial] = []
         for trial in self._trials:
             if group and sum(each.nbytes for each in [*group, trial]) > self._budget:
@@ -222,7 +222,7 @@ class Sweep:
     def _chunks(
         self, executor: ThreadPoolExecutor, workers: int, group: Sequence[LayerTrial]
     ) -> Iterator[list[Arrays]]:
-        """The tensors that a group reads, as many batches at once as fit the budget."""
+        """The tensors that a group reads, as many batches at once as fit into the memory budget."""
         needed = {name for trial in group for name in trial.suffix.inputs} | set(self._compared)
         wanted = [name for name in self._tensors if name in needed]
         chunk: list[Arrays] = []
@@ -240,7 +240,7 @@ class Sweep:
     def _teacher_batches(
         self, executor: ThreadPoolExecutor, workers: int, wanted: Sequence[str]
     ) -> Iterator[Arrays]:
-        """Inputs and tensors of the float model, batch by batch, a few batches ahead."""
+        """Inputs and tensors of the float model, batch by batch, computed a few batches ahead."""
         pending: deque[tuple[Arrays, Future[Arrays]]] = deque()
 
         def next_batch() -> Arrays:

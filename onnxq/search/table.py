@@ -1,4 +1,4 @@
-"""What a sweep gives: the effect of each setting of each layer, alone."""
+"""The table of a sweep: the effect of each setting of each layer alone."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ TITLES: dict[Measure, str] = {
     "kl": "KL divergence, nats",
     "error": "relative squared error of the outputs",
 }
-"""What a measure is called."""
+"""Names of the measures, for users."""
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """How the weights of one layer are stored; with neither, they stay float.
+    """How the weights of one layer are stored; with both None they stay float.
 
     Attributes:
-        codebook: number of centroids, or None.
-        weight_bits: width of a code, or None.
+        codebook: number of centroids.
+        weight_bits: bit width of integer weights.
     """
 
     codebook: int | None = None
@@ -39,7 +39,7 @@ class Setting:
         return "float" if self.weight_bits is None else f"{self.weight_bits} bits"
 
     def override(self, layer: str) -> LayerOverride:
-        """The setting of one layer as a recipe has it."""
+        """The setting as a layer override of a recipe."""
         pattern = re.sub(r"([*?\[])", r"[\1]", layer)
         if self.codebook is not None:
             return LayerOverride(pattern, codebook=self.codebook)
@@ -53,13 +53,13 @@ FLOAT = Setting()
 
 @dataclass(frozen=True)
 class Effect:
-    """What one setting of one layer does, all other layers as they are.
+    """The effect of one setting of one layer, with all other layers unchanged.
 
     Attributes:
         size: bytes that the weights take in the file, with their scales.
-        error: what adds up over layers, see `SweepTable.measure`.
+        error: a measure that adds up over layers, see `SweepTable.measure`.
         drop: mean of p_T(c_T) - p_T(c_S), percentage points; None without decisions.
-        drop_error: one standard error of it.
+        drop_error: one standard error of the drop.
     """
 
     size: int
@@ -94,10 +94,10 @@ class SweepTable:
 
     Attributes:
         rows: one per weight.
-        measure: "kl", the mean KL(teacher || student) in nats, or "error", the relative
-            squared error of the compared outputs where they are no decisions.
+        measure: "kl", the mean KL(teacher || student) in nats, or "error", the relative squared
+            error of the compared outputs where they are no decisions.
         samples: number of samples that each setting was tried on.
-        made: whether they were made from the model alone.
+        made: whether the samples are synthetic.
         notes: sentences for the user.
     """
 
@@ -109,13 +109,13 @@ class SweepTable:
 
     @property
     def settings(self) -> list[Setting]:
-        """Those of any layer but float: codebooks by count, then codes by width."""
+        """All settings but float: codebooks by size, then integer weights by bit width."""
         found = {setting for row in self.rows for setting in row.effects if setting != FLOAT}
         return sorted(found, key=lambda s: (s.codebook is None, s.codebook or s.weight_bits))
 
     @property
     def kinds(self) -> dict[str, list[Setting]]:
-        """The settings of each kind that there are any of, from the coarsest to the finest."""
+        """The settings of each kind from the coarsest to the finest, without empty kinds."""
         found = {
             "codebooks": [s for s in self.settings if s.codebook is not None],
             "codes": [s for s in self.settings if s.codebook is None],
@@ -123,7 +123,7 @@ class SweepTable:
         return {name: settings for name, settings in found.items() if settings}
 
     def to_fields(self) -> dict[str, Any]:
-        """The table as JSON holds it."""
+        """The table as JSON fields."""
         return {
             "measure": self.measure,
             "samples": self.samples,
@@ -147,7 +147,7 @@ class SweepTable:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> SweepTable:
-        """The table of `to_fields`."""
+        """The inverse of `to_fields`."""
         rows = tuple(_row(row) for row in fields["layers"])
         made, notes = fields["made"], tuple(fields["notes"])
         return cls(rows, fields["measure"], fields["samples"], made, notes)

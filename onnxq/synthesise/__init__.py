@@ -1,1 +1,1 @@
-"""Samples made from the float network alone, where there are no data."""
+"""Synthetic images: samples generated from the float model alone, where there are no data."""

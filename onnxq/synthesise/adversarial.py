@@ -1,7 +1,4 @@
-"""A generator that learns on while the student does.
-
-Against the student that is being quantized.
-"""
+"""A generator that is trained on against the quantized student while that is trained."""
 
 from __future__ import annotations
 
@@ -28,13 +25,13 @@ from onnxq.train.batch_size import fix_sizes
 
 @dataclass(frozen=True)
 class QuantizedStudent:
-    """A student with fake-quantized tensors, in the graph of another network.
+    """A student with fake-quantized tensors, inserted into the graph of another model.
 
-    Gradients pass its rounding straight through, as where it is learned itself.
+    Gradients pass its rounding straight through, as in its own training.
 
     Attributes:
-        model: the student; its numbers are graph inputs.
-        images: the input that takes what the network takes.
+        model: the student; its quantization parameters are graph inputs.
+        images: the input that takes the images.
         logits: the tensor to compare.
     """
 
@@ -43,28 +40,28 @@ class QuantizedStudent:
     logits: str
 
     def feeds(self, numbers: Feeds) -> Arrays:
-        """The student's numbers by the names of `inputs`."""
+        """The student's quantization parameters, by the names of `inputs`."""
         return {f"{PREFIX}.{name}": array for name, array in numbers.items()}
 
     def inputs(self) -> dict[str, ir.Value]:
-        """The graph inputs of its numbers."""
+        """The graph inputs of its quantization parameters."""
         found = [value for value in self.model.graph.inputs if value.name != self.images]
         names = [f"{PREFIX}.{value.name}" for value in found]
         return {n: ir.val(n, v.dtype, v.shape) for n, v in zip(names, found, strict=True)}
 
     def attach(self, parts: Parts, model: ir.Model, inputs: Mapping[str, ir.Value]) -> ir.Value:
-        """All nodes that the logits need, once more in another graph.
+        """Copies, in another graph, of all nodes that the logits need.
 
         Args:
             parts: takes the nodes.
-            model: the other network, which gets the student's functions; with its images.
-            inputs: of the numbers.
+            model: the other model, which gets the student's functions; it holds the images.
+            inputs: of the quantization parameters.
 
         Returns:
             The student's logits.
 
         Raises:
-            ModelError: one of the nodes holds a graph of its own.
+            ModelError: one of the nodes has a sub-graph.
         """
         values = {v.name: v for v in [*model.graph.inputs, *_computed(model)]}
         copies = {
@@ -87,7 +84,7 @@ def _computed(model: ir.Model) -> list[ir.Value]:
 
 
 def _needed(model: ir.Model, logits: ir.Value) -> list[ir.Node]:
-    """The nodes before a value, in graph order."""
+    """The nodes that a value depends on, in graph order."""
     wanted: set[ir.Value | None] = {logits}
     found = []
     for node in reversed(model.graph):
@@ -106,7 +103,7 @@ def _needed(model: ir.Model, logits: ir.Value) -> list[ir.Node]:
 def _read(
     parts: Parts, value: ir.Value | None, copies: dict[ir.Value, ir.Value]
 ) -> ir.Value | None:
-    """What a copied node reads: a copy, or a constant that is made when it is first read."""
+    """The input of a copied node: another copy, or a constant that is created when first read."""
     if value is None:
         return None
     if value not in copies:
@@ -125,16 +122,16 @@ TUNING = 2
 
 
 class AdversarialGenerator:
-    """Moves a generator towards images on which student and network differ.
+    """Trains a generator towards images on which student and teacher differ.
 
     Args:
-        subject: the network.
+        subject: the float model.
         task: the weights of the losses, and the seed.
-        synthesis: with the generator to begin with; the losses of each step are added to it.
-        student: the quantized student, its numbers as inputs.
+        synthesis: holds the generator to start from; the losses of each step are added to it.
+        student: the quantized student, with its quantization parameters as inputs.
 
     Attributes:
-        name: of the network's input.
+        name: of the model's input.
 
     Raises:
         ModelError: the generator does not hold its parameters, or no gradient passes the student.
@@ -161,7 +158,7 @@ class AdversarialGenerator:
         self._synthesis = synthesis
 
     def learn(self, numbers: Feeds, count: int, late: Callable[[], bool]) -> None:
-        """Steps against a student with these numbers, on `count` images, unless it gets late."""
+        """Train on `count` images against a student with these parameters, unless time runs out."""
         fixed = self._student.feeds(numbers)
         for _ in range(-(-count // (TOGETHER * self._size))):
             if late():
@@ -170,38 +167,38 @@ class AdversarialGenerator:
             self._synthesis.tuning = self._history.by_kind
 
     def draw(self, count: int) -> Iterator[np.ndarray]:
-        """So many images in batches: the same ones until it learns again."""
+        """So many images in batches; the same ones until `learn` is called again."""
         model = stand_alone(self._generator, self._descent.parameters, self._opset)
         seed, batches = (*self._seed, 1, self._descent.done), -(-count // self._size)
         for i, images in enumerate(draw(model, self.name, batches, self._size, seed)):
             yield images[: count - i * self._size]
 
     def text(self) -> str:
-        """The losses before the last step."""
+        """The losses before the last step, for progress."""
         losses = self._history.losses
         return f"generator {loss_text(losses[-1])}" if losses else ""
 
     def state(self) -> Arrays:
-        """All that later images depend on, and the losses."""
+        """The state of the training, and the losses."""
         return {**self._descent.state(), **self._history.arrays()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self._descent.load_state(state)
         self._history = history_of(state) if self._descent.done else LossHistory()
         self._synthesis.tuning = self._history.by_kind
 
 
 def check_adversarial(subject: Subject, generator: ir.Model | None) -> None:
-    """Find out before the long work whether a generator could go on learning.
+    """Check before the long work whether a generator could be trained against a student.
 
     Args:
-        subject: the network.
-        generator: a saved one, where there is one.
+        subject: the float model.
+        generator: a saved one; None where it is trained anew.
 
     Raises:
-        ModelError: the network is no classifier or holds other graphs, or the generator does not
-            hold its parameters.
+        ModelError: the model is no classifier or has sub-graphs, or the generator does not hold its
+            parameters.
     """
     if subject.logits is None:
         raise ModelError(

@@ -1,7 +1,4 @@
-"""Distilled images.
-
-Batch after batch, as many as the clock allows, with the history of their losses.
-"""
+"""Distilled images: batches of images that are optimized themselves, and their losses."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from onnxq.train.optimizer import flattened, nested
 class LossHistory:
     """The losses before each step of gradient descent.
 
-    Its clock runs from when it is made, or from where an earlier run was stopped.
+    Its clock starts when it is created, or continues that of a stopped run.
 
     Attributes:
         losses: unweighted, by kind.
@@ -41,13 +38,13 @@ class LossHistory:
         self._began = time.perf_counter() - self._spent
 
     def add(self, losses: Mapping[str, float]) -> None:
-        """Take in the losses before a step that is over now."""
+        """Add the losses from before the step that has just ended."""
         self.losses.append(dict(losses))
         self.seconds.append(self._spent)
         self._spent = time.perf_counter() - self._began
 
     def joined(self, other: LossHistory, share: float) -> LossHistory:
-        """This history and one of other images: mean losses, and the time that both took.
+        """This history joined with that of other images: mean losses, and the time of both.
 
         Steps that one of them does not have are left out.
 
@@ -64,7 +61,7 @@ class LossHistory:
 
     @property
     def by_kind(self) -> dict[str, list[float]]:
-        """The losses of each step as one list for each kind."""
+        """The losses of each step, as one list for each kind."""
         first = (self.losses or [{}])[0]
         return {kind: [float(step[kind]) for step in self.losses] for kind in first}
 
@@ -74,13 +71,13 @@ class LossHistory:
         return [second / 60 for second in self.seconds]
 
     def arrays(self) -> Arrays:
-        """All of it, for a checkpoint."""
+        """The history as arrays for a checkpoint."""
         losses = {kind: np.array(values) for kind, values in self.by_kind.items()}
         return flattened({"losses": losses, "clock": {"seconds": np.array(self.seconds)}})
 
 
 def history_of(state: Mapping[str, np.ndarray]) -> LossHistory:
-    """What `arrays` was called of, from a checkpoint."""
+    """The inverse of `LossHistory.arrays`."""
     groups = nested(state)
     losses = groups["losses"]
     rows = np.stack(list(losses.values()), axis=1)
@@ -100,19 +97,19 @@ LEAST_STEPS = 50
 
 
 class DistilledSynthesis:
-    """Batch after batch of images, as many and as good as the clock allows.
+    """Generates images batch after batch, with as many steps and images as the time allows.
 
     Args:
-        subject: the network.
-        task: how many, and how.
-        folder: where images lie.
+        subject: the float model.
+        task: how many images, and how.
+        folder: for the images.
         progress: told how far it is.
-        checkpoint: where finished images are kept too; None keeps none.
-        resume: whether to go on from those.
+        checkpoint: keeps finished images too; None keeps none.
+        resume: whether to resume from the checkpoint.
 
     Attributes:
         source: the images.
-        synthesis: how they were made.
+        synthesis: how they were generated.
     """
 
     def __init__(
@@ -141,7 +138,7 @@ class DistilledSynthesis:
         self.synthesis = Synthesis("distilled", steps=STEPS, weights=used)
 
     def run(self) -> None:
-        """Make them all."""
+        """Generate all images."""
         self._began = time.monotonic()
         self._progress.start("images", self._groups * self.synthesis.steps)
         group = 0
@@ -181,7 +178,7 @@ class DistilledSynthesis:
         return self._distilled.begin(seeds, self._size, self.synthesis.steps)
 
     def _plan(self, group: int, descent: Descent) -> None:
-        """As many steps, then as many images, as the clock still allows."""
+        """Reduce the steps, then the images, to what the time still allows."""
         spent = time.monotonic() - self._began
         each = spent / self._steps_done
         possible = descent.done + int(max(0.0, self._task.max_seconds - spent) / max(each, 1e-6))
@@ -202,7 +199,7 @@ class DistilledSynthesis:
             )
 
     def _remember(self, group: int, found: LossHistory) -> None:
-        """The mean over groups of each step's losses, and the time of all."""
+        """Add a group's losses to the mean over groups."""
         first = group == 0
         self._history = found if first else self._history.joined(found, 1 / (group + 1))
 

@@ -1,7 +1,7 @@
-"""The student that a generator is warmed up against: the network again, with random weights.
+"""The student that a generator is warmed up against: the same architecture with random weights.
 
-Li et al., DFQF, 2020, algorithm 1. Its BatchNormalization is in training mode, written as means and
-differences. It is never run in any other mode, so that it keeps no running statistics.
+Li et al., DFQF, 2020, algorithm 1. Its BatchNormalization always uses batch statistics, written as
+means and differences, so it keeps no running ones.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class FloatStudent:
-    """Which values of the network are parameters of the student.
+    """The parameters of a student with the model's own architecture.
 
     Attributes:
-        images: the tensor that the network takes.
-        logits: the tensor that it gives.
-        parameters: shape and start of each parameter, by the name of its graph input: 'scale' is 1,
-            'bias' 0, and 'weight' drawn for its number of inputs.
+        images: the tensor that takes the images.
+        logits: the tensor to compare.
+        parameters: shape and initial value of each parameter, by its graph input: 'scale' is 1,
+            'bias' 0, and 'weight' random by its number of inputs.
     """
 
     images: str
@@ -48,7 +48,7 @@ class FloatStudent:
     parameters: Mapping[str, tuple[tuple[int, ...], str]]
 
     def draw(self, rng: np.random.Generator) -> Arrays:
-        """Values to start from: He et al. 2015 for weights."""
+        """Initial values: He et al. 2015 for weights."""
         found: Arrays = {}
         for name, (shape, kind) in self.parameters.items():
             if kind == "weight":
@@ -67,11 +67,11 @@ class FloatStudent:
         }
 
     def attach(self, parts: Parts, model: ir.Model, inputs: Mapping[str, ir.Value]) -> ir.Value:
-        """The nodes from images to logits once more, in the same graph.
+        """Copies, in the same graph, of the nodes from images to logits.
 
         Args:
             parts: takes the nodes.
-            model: the network, with anything before its images.
+            model: the float model, maybe with a generator before its images.
             inputs: of the parameters.
 
         Returns:
@@ -93,10 +93,10 @@ class FloatStudent:
 
 
 def find_float_student(model: ir.Model, images: str, logits: str) -> FloatStudent:
-    """The parameters of a student of the network's own architecture.
+    """The parameters of a student with the model's own architecture.
 
     Raises:
-        ModelError: nodes between images and logits hold graphs of their own.
+        ModelError: nodes between images and logits have sub-graphs.
     """
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for node in between(model, images, logits):
@@ -112,10 +112,10 @@ def find_float_student(model: ir.Model, images: str, logits: str) -> FloatStuden
 
 
 def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
-    """The nodes on the way from one tensor to another, in graph order.
+    """The nodes between two tensors, in graph order.
 
     Raises:
-        ModelError: one of them holds a graph of its own.
+        ModelError: one of them has a sub-graph.
     """
     reached = {v for v in model.graph.inputs if v.name == images}
     nodes = []
@@ -141,10 +141,10 @@ def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
 
 
 class StudentTraining:
-    """Moves the student towards the teacher's probabilities (equation 2).
+    """Trains the student to match the teacher's probabilities (equation 2).
 
     Args:
-        model: the network, unfolded.
+        model: the float model, unfolded.
         student: its parameters.
         seed: of the weights.
     """
@@ -162,19 +162,19 @@ class StudentTraining:
         self.optimizer = Adam(RATE)
 
     def step(self, shards: list[Feeds]) -> float:
-        """Move the parameters by one batch of images with their targets; the loss before."""
+        """Train on one batch of images with their targets; returns the loss before the step."""
         loss, gradients = self._engine.gradients(self.parameters, shards)
         share = np.float32(1 / len(shards))
         self.optimizer.step(self.parameters, {k: share * g for k, g in gradients.items()})
         return loss / len(shards)
 
     def state(self) -> Arrays:
-        """All that a later step depends on."""
+        """The state of the training."""
         optimizer = self.optimizer.state()
         return flattened({"student": self.parameters, "student-optimizer": optimizer})
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         groups = nested(state)
         self.parameters = groups["student"]
         self.optimizer.load_state(groups["student-optimizer"])

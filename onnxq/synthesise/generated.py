@@ -1,4 +1,4 @@
-"""A generator trained against the losses of the frozen network."""
+"""Training of a generator against the losses of the frozen float model."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ RATE = 0.02
 
 
 class GeneratorDescent:
-    """Moves the parameters of a generator; each part of a batch has statistics of its own.
+    """Trains the parameters of a generator; each shard of a batch has its own statistics.
 
     Args:
-        model: the float network, unfolded.
-        generator: what makes its input.
-        objective: what makes images good.
-        parameters: to start from; they are moved in place.
+        model: the float model, unfolded.
+        generator: generates its input.
+        objective: the losses of the images.
+        parameters: to start from; they are changed in place.
         seed: of the noise.
-        outputs: tensors of the network to bring out, see `extras`.
+        outputs: further tensors of the model to return, see `extras`.
 
     Attributes:
-        parameters: as they are now.
+        parameters: the current ones.
         done: steps so far.
-        extras: of the last step, one dict of outputs per part of the batch.
+        extras: further tensors at the last step, one dict per shard.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class GeneratorDescent:
         self.extras: list[Arrays] = []
 
     def step(self, size: int, shards: int, rate: float, student: Feeds) -> Terms:
-        """Move the parameters by one batch.
+        """Update the parameters by one batch.
 
         Args:
-            size: images of each part.
-            shards: parts of the batch.
-            rate: Adam's step.
-            student: the numbers of the objective's student, by input name.
+            size: images per shard.
+            shards: shards of the batch.
+            rate: Adam's learning rate.
+            student: the parameters of the objective's student, by input name.
 
         Returns:
-            The losses before, means over the parts.
+            The losses before the step, means over the shards.
         """
         rng = np.random.default_rng((*self._seed, self.done))
         feeds = [
@@ -85,12 +85,12 @@ class GeneratorDescent:
         }
 
     def state(self) -> Arrays:
-        """All that a later step depends on, but for what a step is given."""
+        """The state of the training."""
         groups = {"value": self.parameters, "optimizer": self._optimizer.state()}
         return {"done": np.array(self.done), **flattened(groups)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self.done, groups = int(state["done"]), nested(state)
         for name, array in self.parameters.items():
             array[...] = groups["value"][name]
@@ -100,16 +100,15 @@ class GeneratorDescent:
 class GeneratorTraining:
     """Trains a generator from random parameters: DFQF, algorithm 1.
 
-    Where the objective has a student, it learns on the images of each step, after the step: both
-    in turn.
+    Where the objective has a student, the two are trained in turn, on the images of each step.
 
     Args:
-        model: the float network, unfolded.
-        generator: what makes its input.
-        objective: what makes images good.
-        steps: how many the rate takes to fall to 0.
+        model: the float model, unfolded.
+        generator: generates its input.
+        objective: the losses of the images.
+        steps: after so many the learning rate is 0.
         seed: of the parameters and of the noise.
-        rate: Adam's first step.
+        rate: Adam's initial learning rate.
     """
 
     def __init__(
@@ -139,14 +138,14 @@ class GeneratorTraining:
 
     @property
     def parameters(self) -> Arrays:
-        """Those of the generator, as they are now."""
+        """The current parameters of the generator."""
         return self._descent.parameters
 
     def step(self, size: int, shards: int) -> Terms:
-        """Move the generator by one batch, then the student.
+        """Update the generator by one batch, then the student.
 
         Returns:
-            The generator's losses before, means over the shards.
+            The generator's losses before the step, means over the shards.
         """
         fixed: Arrays = {} if self._student is None else self._student.parameters
         rate = CosineRestarts(self._rate, max(self.steps, 1)).lr(min(self.done, self.steps - 1))
@@ -160,12 +159,12 @@ class GeneratorTraining:
         return terms
 
     def state(self) -> Arrays:
-        """All that a later step depends on."""
+        """The state of the training."""
         own = {"steps": np.array(self.steps), **self._descent.state()}
         return {**own, **({} if self._student is None else self._student.state())}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self.steps = int(state["steps"])
         self._descent.load_state(state)
         if self._student is not None:

@@ -1,4 +1,4 @@
-"""A generator trained as long as the clock allows, or one that was saved, and what it makes."""
+"""Images of a generator, which is trained as long as the time allows, or was saved earlier."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ DRAWS = 1
 
 
 class Generating:
-    """Trains a generator, unless there is one, and draws from it.
+    """Trains a generator, unless one is given, and generates images with it.
 
     Args:
-        subject: the network.
-        task: how many, and how.
-        folder: where images lie.
+        subject: the float model.
+        task: how many images, and how.
+        folder: for the images.
         progress: told how far it is.
-        checkpoint: where the state of training is kept; None keeps none.
-        resume: whether to go on from that.
-        generator: a saved one, as a model.
+        checkpoint: keeps the state of training; None keeps none.
+        resume: whether to resume from the checkpoint.
+        generator: a saved one, as a model; None trains one.
 
     Attributes:
         source: the images.
-        synthesis: how they were made.
+        synthesis: how they were generated.
 
     Raises:
-        ModelError: the generator is none of onnxq's, or makes other images than the network takes.
+        ModelError: the generator is not one of onnxq's, or does not fit the model's input.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Generating:
         self.synthesis = Synthesis("generator", generator=generator)
 
     def run(self) -> None:
-        """Train, where there is no generator yet; then draw."""
+        """Train the generator where there is none yet, then generate the images."""
         if self.synthesis.generator is None:
             self.synthesis.generator = self._train()
         self._draw(self.synthesis.generator)
@@ -111,7 +111,7 @@ class Generating:
         return self._finished(generator, training)
 
     def _plan(self, training: GeneratorTraining, done: int, spent: float) -> None:
-        """As many steps as the clock still allows."""
+        """The number of steps that the time still allows."""
         left = max(0.0, self._task.max_seconds - spent) / max(spent / done, 1e-6)
         possible = training.done + int(left)
         if possible < training.steps:
@@ -149,7 +149,7 @@ class Generating:
             self._checkpoint.save({**training.state(), **history.arrays()})
 
     def _load(self, training: GeneratorTraining) -> LossHistory:
-        """Go on from an earlier run, where there was one; its losses."""
+        """Resume from an earlier run, where there was one; returns its losses."""
         state = self._checkpoint.load() if self._checkpoint and self._resume else None
         if state is None:
             return LossHistory()
@@ -158,7 +158,7 @@ class Generating:
 
 
 def check_generator(model: ir.Model, subject: Subject) -> None:
-    """Whether a model is a generator of images that the network takes.
+    """Check that a model is a generator of images that the float model takes.
 
     Raises:
         ModelError: it is not.

@@ -1,10 +1,12 @@
-"""A generator as an ONNX graph: from noise to images of the model's own input.
+"""A generator as an ONNX graph: from noise to images for the model's input.
 
-The shape is that of DCGAN (Radford et al., 2016) with nearest upsampling, as DFQF (Li et al., 2020)
-uses it: MatMul -> BatchNormalization -> [Resize x2 -> Conv -> BatchNormalization -> LeakyRelu] ...
--> Conv -> Tanh -> BatchNormalization. BatchNormalization is always in training mode: a batch is
-normalised by its own statistics. The scale and the bias of the last one are learned from the
-middle of the range of pixels on, since the network's own data may be darker or flatter than that.
+It has the shape of DCGAN (Radford et al., 2016) with nearest upsampling, as in DFQF (Li et al.,
+2020): MatMul -> BatchNormalization -> [Resize x2 -> Conv -> BatchNormalization -> LeakyRelu] ... ->
+Conv -> Tanh -> BatchNormalization.
+
+BatchNormalization always uses the statistics of the batch. The scale and bias of the last one are
+trained, starting from the middle of the range of pixels, since the model's own data may be darker
+or flatter than that.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Generator:
-    """The layers of a generator, from the sizes of what it makes.
+    """The architecture of a generator.
 
     Attributes:
         space: of the images.
@@ -55,7 +57,7 @@ class Generator:
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter by the name of its input, which no model has."""
+        """The shape of each parameter, by the name of its graph input."""
         return {f"{PREFIX}.{name}": shape for name, shape in self.shapes.items()}
 
     @property
@@ -75,7 +77,7 @@ class Generator:
         return found
 
     def parameters(self, rng: np.random.Generator) -> Arrays:
-        """Values to start from: He et al. 2015 for weights, 1 and 0 for scales and biases."""
+        """Initial values: He et al. 2015 for weights, 1 and 0 for scales and biases."""
         found: Arrays = {}
         for name, shape in self.inputs.items():
             if name.endswith("weight"):
@@ -87,7 +89,7 @@ class Generator:
         return found
 
     def attach(self, parts: Parts, values: Mapping[str, ir.Value]) -> ir.Value:
-        """Nodes from noise to images.
+        """Add the nodes from noise to images.
 
         Args:
             parts: takes the nodes.
@@ -112,7 +114,7 @@ class Generator:
         return self._in_range(parts, x)
 
     def _cropped(self, parts: Parts, x: ir.Value) -> ir.Value:
-        """The images cut to size, where that is no multiple of the base."""
+        """The images cropped to their size, where that is no multiple of the base."""
         sides = _sides(self.space)
         if all(b << (len(self.channels) - 1) == s for b, s in zip(self.base, sides, strict=True)):
             return x
@@ -130,13 +132,13 @@ class Generator:
 
 
 def size_generator(space: ImageSpace, classes: int) -> Generator:
-    """The layers for a size of images and a number of classes.
+    """The architecture for a size of images and a number of classes.
 
-    Height and width are halved as long as they stay above `LEAST_BASE`; the number of channels is
+    Height and width are halved as long as they stay above `LEAST_BASE`. The number of channels is
     halved from the second doubling on.
 
     Raises:
-        ModelError: what is made are no images.
+        ModelError: the model's input is no image.
     """
     if space.axes is None:
         raise ModelError(
@@ -150,9 +152,9 @@ def size_generator(space: ImageSpace, classes: int) -> Generator:
 
 
 def before_model(model: ir.Model, generator: Generator) -> tuple[ir.Model, list[str]]:
-    """A copy of the model that takes noise, and the names of the generator's parameters.
+    """A copy of the model with the generator before it, and the generator's parameter names.
 
-    The images keep the name of the input that they replace; parameters are graph inputs.
+    The images keep the name of the input that they replace. The parameters are graph inputs.
     """
     copy = model.clone(deep_copy=False)
     graph = copy.graph
@@ -170,7 +172,7 @@ def before_model(model: ir.Model, generator: Generator) -> tuple[ir.Model, list[
 
 
 def stand_alone(generator: Generator, parameters: Arrays, opset: int) -> ir.Model:
-    """The generator as a model of its own, its parameters inside, by name."""
+    """The generator as a model of its own, with its parameters as initializers."""
     noise = _inputs(generator)[NOISE]
     graph = ir.Graph([noise], [], nodes=[], opset_imports={"": opset}, name="generator")
     model = ir.Model(graph, ir_version=8)
@@ -185,14 +187,14 @@ def stand_alone(generator: Generator, parameters: Arrays, opset: int) -> ir.Mode
 
 
 def read_back(model: ir.Model, space: ImageSpace) -> tuple[Generator, Arrays]:
-    """The layers and the parameters of a generator that `stand_alone` made.
+    """Architecture and parameters of a generator that `stand_alone` wrote.
 
     Args:
         model: the generator.
-        space: of the images that it makes.
+        space: of the images that it generates.
 
     Raises:
-        ModelError: its parameters are not there, or of other sizes.
+        ModelError: a parameter is missing or has another shape.
     """
     held = {k: v.const_value.numpy() for k, v in model.graph.initializers.items() if v.const_value}
     convs: list[np.ndarray] = []
@@ -222,7 +224,7 @@ def _norm_shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def _normalised(parts: Parts, x: ir.Value) -> ir.Value:
-    """(x - m) / sqrt(v + eps) with mean and variance of each channel over the batch."""
+    """(x - m) / sqrt(v + eps), with mean and variance of each channel over the batch."""
     shifted = parts.op("Sub", x, parts.mean(x, [0, 2, 3], keep=True))
     variance = parts.mean(parts.square(shifted), [0, 2, 3], keep=True)
     deviation = parts.op("Sqrt", parts.op("Add", variance, parts.scalar(EPSILON)))
@@ -235,7 +237,7 @@ def _scaled(parts: Parts, x: ir.Value, values: Mapping[str, ir.Value], name: str
 
 
 def _doubled(parts: Parts, x: ir.Value) -> ir.Value:
-    """Each pixel becomes four."""
+    """Nearest upsampling by 2."""
     none = parts.constant(np.array([], np.float32))
     twice = parts.constant(np.array([1, 1, 2, 2], np.float32))
     return parts.op(

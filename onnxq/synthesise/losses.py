@@ -1,7 +1,4 @@
-"""Losses of synthetic images.
-
-What tells a good batch from a bad one, by the statistics that BatchNormalization keeps.
-"""
+"""Losses of synthetic images, by classes and by the statistics that BatchNormalization keeps."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ class BatchNorm:
 
     Attributes:
         name: of the node.
-        tensor: the tensor that enters it, (samples, channels, ...).
-        rank: the number of dimensions of that tensor.
+        tensor: its input, (samples, channels, ...).
+        rank: the number of dimensions of its input.
         mean: the running mean, float32 `(channels,)`.
         variance: the running variance, float32 `(channels,)`.
-        epsilon: what the node adds to the variance.
+        epsilon: added to the variance by the node.
     """
 
     name: str
@@ -44,10 +41,9 @@ class BatchNorm:
 
 
 def find_batch_norms(model: ir.Model) -> list[BatchNorm]:
-    """The BatchNormalization nodes of an unfolded model, in graph order.
+    """The BatchNormalization nodes of an unfolded model that have statistics, in graph order.
 
-    Nodes in training mode, with parameters that are computed, or after a tensor of unknown rank
-    have no statistics to match and are passed over.
+    Nodes in training mode, with computed parameters, or with an input of unknown rank are left out.
     """
     found = []
     for node in model.graph:
@@ -78,12 +74,12 @@ TINY = 1e-12
 def inception_score(parts: Parts, logits: ir.Value, alpha: float) -> ir.Value:
     """-(1/N) sum_i p_i log(p_i / q^alpha), summed over classes, q the mean of p over the batch.
 
-    Li et al., DFQF, 2020, equation 5. It is the mean entropy of an image's classes, less alpha
-    times the entropy of the batch's: each image is clear, and all classes occur.
+    Li et al., DFQF, 2020, equation 5: the mean entropy of an image's classes, less alpha times the
+    entropy of the batch's classes. Each image is clear, and all classes occur.
 
     Args:
         parts: takes the nodes.
-        logits: (samples, classes), with dimensions of 1 behind.
+        logits: (samples, classes), maybe with trailing dimensions of 1.
         alpha: the weight of variety.
     """
     logs = parts.op("LogSoftmax", parts.op("Flatten", logits, axis=1), axis=-1)
@@ -98,11 +94,11 @@ def inception_score(parts: Parts, logits: ir.Value, alpha: float) -> ir.Value:
 def cross_entropy(parts: Parts, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """-(1/N) sum_i p_T log p_S, summed over classes: a student's loss (DFQF, equation 2).
 
-    The generator's adversarial loss (equation 8) is the same with the other sign.
+    The generator's adversarial loss (equation 8) is the same with the opposite sign.
 
     Args:
         parts: takes the nodes.
-        student: logits, (samples, classes), with dimensions of 1 behind.
+        student: logits, (samples, classes), maybe with trailing dimensions of 1.
         teacher: likewise.
     """
     logs, others = (
@@ -114,7 +110,7 @@ def cross_entropy(parts: Parts, student: ir.Value, teacher: ir.Value) -> ir.Valu
 
 
 def batch_norm_moments(parts: Parts, tensor: ir.Value, norm: BatchNorm) -> ir.Value:
-    """Mean over channels of v' - v log v' + (m' - m)^2, less its least value, v - v log v.
+    """Mean over channels of v' - v log v' + (m' - m)^2, less its minimum, v - v log v.
 
     Li et al., DFQF, 2020, equation 7: m' and v' are mean and variance of the batch, m and v the
     running ones. Zero where they are equal.
@@ -144,7 +140,7 @@ def batch_norm_divergence(parts: Parts, tensor: ir.Value, norm: BatchNorm) -> ir
 
 
 def _statistics(parts: Parts, tensor: ir.Value, norm: BatchNorm) -> tuple[ir.Value, ir.Value]:
-    """Mean and variance of each channel over the batch, (channels,) each, epsilon in the latter."""
+    """Mean and variance plus epsilon of each channel over the batch, (channels,) each."""
     others = [axis for axis in range(norm.rank) if axis != 1]
     mean = parts.mean(tensor, others, keep=True)
     squares = parts.square(parts.op("Sub", tensor, mean))

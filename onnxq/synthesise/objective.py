@@ -1,7 +1,4 @@
-"""The weighted losses of synthetic images.
-
-And images learned by gradient descent on their pixels.
-"""
+"""The weighted losses of synthetic images, and gradient descent on the images' pixels."""
 
 from __future__ import annotations
 
@@ -32,24 +29,24 @@ BATCH_NORM_FORMS = {"bn": batch_norm_divergence, "bn-moments": batch_norm_moment
 
 
 class Student(Protocol):
-    """What images are to be hard for."""
+    """A student for the adversarial loss: images should be hard for it."""
 
     def inputs(self) -> dict[str, ir.Value]:
-        """The graph inputs of its numbers."""
+        """The graph inputs of its parameters."""
 
     def attach(self, parts: Parts, model: ir.Model, inputs: Mapping[str, ir.Value]) -> ir.Value:
-        """Its logits, of nodes in the network's own graph that read these inputs."""
+        """The student's logits, computed by nodes in the model's own graph."""
 
 
 @dataclass(frozen=True)
 class SynthesisObjective:
-    """Weighted losses of a batch of images; those of weight 0 are left out.
+    """Weighted losses of a batch of images; losses of weight 0 are left out.
 
     Attributes:
-        weights: by kind; that of 'inception' is its alpha.
-        batch_norms: the layers whose statistics are to be met.
+        weights: by kind; for 'inception' it is alpha.
+        batch_norms: the layers whose statistics are matched.
         logits: the tensor of a classifier's logits, or None.
-        student: what images are to be hard for, or None.
+        student: for the adversarial loss, or None.
     """
 
     weights: Mapping[str, float]
@@ -59,7 +56,7 @@ class SynthesisObjective:
 
     @property
     def kinds(self) -> list[str]:
-        """The losses that are there, in the order of their outputs."""
+        """The kinds of the losses, in the order of their outputs."""
         possible = {
             "inception": self.logits is not None,
             "bn": bool(self.batch_norms),
@@ -102,7 +99,7 @@ class SynthesisObjective:
 
 
 def term_name(kind: str) -> str:
-    """The output of one term."""
+    """The name of the output of one loss."""
     return f"{LOSS}.{kind}"
 
 
@@ -121,13 +118,13 @@ Terms = dict[str, float]
 
 
 class Distilled:
-    """Makes batches of images, each one by itself.
+    """Optimizes batches of images, each batch by itself.
 
     Args:
-        model: the float network, unfolded.
+        model: the float model, unfolded.
         space: of its input.
-        objective: what makes images good.
-        rate: Adam's first step.
+        objective: the losses of the images.
+        rate: Adam's initial learning rate.
     """
 
     def __init__(
@@ -142,21 +139,21 @@ class Distilled:
         self._engine = Engine(objective.attach(model), [space.name], LOSS, terms)
 
     def begin(self, seeds: Sequence[Sequence[int]], size: int, steps: int) -> Descent:
-        """Noise for one batch per seed, ready to be moved."""
+        """One batch of noise per seed, ready for gradient descent."""
         batches = [self._space.noise(np.random.default_rng(seed), size) for seed in seeds]
         return Descent(self._engine, self._kinds, self._space, batches, self._rate, steps)
 
 
 class Descent:
-    """A few batches on their way from noise to images, side by side.
+    """Gradient descent on a few batches of images, side by side.
 
     Args:
-        engine: gives losses and gradients of a batch.
+        engine: computes losses and gradients of a batch.
         kinds: of the losses.
         space: keeps images in their range.
-        batches: where they start; they are moved in place.
-        rate: Adam's first step.
-        steps: how many steps the rate takes to fall to 0.
+        batches: to start from; they are changed in place.
+        rate: Adam's initial learning rate.
+        steps: after so many the learning rate is 0.
     """
 
     def __init__(
@@ -173,10 +170,10 @@ class Descent:
         self._optimizers = [Adam(rate) for _ in batches]
 
     def step(self) -> Terms:
-        """Move each batch once.
+        """Update each batch once.
 
         Returns:
-            The losses before, means over the batches.
+            The losses before the step, means over the batches.
         """
         name = self._space.name
         schedule = CosineRestarts(self._rate, max(self.steps, 1))

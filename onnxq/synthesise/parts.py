@@ -1,7 +1,4 @@
-"""Pieces of trained networks.
-
-Nodes and constants added one by one, BatchNormalization of a batch, first weights.
-"""
+"""Nodes and constants added to a graph, BatchNormalization in training mode, initial weights."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ AXES_AS_INPUT = 18
 
 
 class Parts:
-    """What is added to one graph, under names that begin alike.
+    """Nodes and constants that are added to one graph, under names with a common prefix.
 
     Args:
-        model: whose graph it is; nodes are added to it by `finish`, constants at once.
-        prefix: what all new names begin with.
+        model: gets the constants at once, and the nodes when `finish` or `extend` is called.
+        prefix: of all new names.
     """
 
     def __init__(self, model: ir.Model, prefix: str) -> None:
@@ -38,7 +35,7 @@ class Parts:
         return self._tape.op(op_type, list(inputs), dict(attributes))
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
-        """The outputs of a node like another one that reads these inputs."""
+        """The outputs of a copy of a node with these inputs."""
         return self._tape.op_multi_out(
             node.op_type,
             list(inputs),
@@ -48,7 +45,7 @@ class Parts:
         )
 
     def constant(self, array: np.ndarray, name: str | None = None) -> ir.Value:
-        """An initializer: a Constant node would look like a tensor that is computed."""
+        """An initializer, since a Constant node would look like a computed tensor."""
         if name is None:
             name = f"{self._prefix}.constant.{self._constants}"
             self._constants += 1
@@ -78,11 +75,11 @@ class Parts:
         return self.op("ReduceSum", value, *given, keepdims=int(keep))
 
     def square(self, value: ir.Value) -> ir.Value:
-        """The square of each element; Pow and its gradient would take as long as the network."""
+        """The square of each element, by Mul: Pow and its gradient are far slower."""
         return self.op("Mul", value, value)
 
     def finish(self, outputs: dict[str, ir.Value]) -> None:
-        """Put the nodes at the end of the graph; these float scalars become its outputs."""
+        """Add the nodes at the end of the graph, and make these float scalars its outputs."""
         for name, value in outputs.items():
             value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
             value.shape = ir.Shape([])
@@ -90,7 +87,7 @@ class Parts:
         self._graph.outputs[:] = list(outputs.values())
 
     def extend(self) -> None:
-        """Put the nodes at the end of the graph."""
+        """Add the nodes at the end of the graph."""
         for i, node in enumerate(self._tape.nodes):
             node.name = f"{self._prefix}.{i}"
             for number, output in enumerate(node.outputs):
@@ -100,12 +97,12 @@ class Parts:
 
 @dataclass(frozen=True)
 class TrainingNorm:
-    """What one node became; the statistics keep the rank of its input, `(1, channels, 1, ...)`.
+    """The outputs of a BatchNormalization node in training mode.
 
     Attributes:
         output: (x - mean) / sqrt(variance + epsilon) * scale + bias.
-        mean: of each channel, over the batch and all positions.
-        variance: likewise, divided by their number.
+        mean: of each channel over the batch and all positions, `(1, channels, 1, ...)`.
+        variance: likewise, not corrected for the bias of the estimate.
     """
 
     output: ir.Value
@@ -116,7 +113,7 @@ class TrainingNorm:
 def training_norm(
     parts: Parts, node: ir.Node, x: ir.Value, scale: ir.Value, bias: ir.Value
 ) -> TrainingNorm:
-    """The nodes that a BatchNormalization node, whose input is of known rank, is in training."""
+    """Nodes that compute a BatchNormalization node in training mode; its input has a known rank."""
     source = node.inputs[0]
     assert source is not None and source.shape is not None
     rank = len(source.shape)
@@ -137,8 +134,8 @@ def he_normal(shape: Sequence[int], fan_in: int, rng: np.random.Generator) -> np
 
     Args:
         shape: of the weight.
-        fan_in: numbers that one output is a sum over, at least 1.
-        rng: what they are drawn from.
+        fan_in: number of inputs of one output, at least 1.
+        rng: the random generator.
     """
     size = np.float32(math.sqrt(2 / fan_in))
     return rng.standard_normal(tuple(shape), np.float32) * size

@@ -1,4 +1,4 @@
-"""The space that images are made in: the model's own input, preprocessed."""
+"""The space of synthetic images: shape and range of the model's preprocessed input."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CENTRE, SPREAD = 0.5, 0.25
 
 @dataclass(frozen=True)
 class ImageSpace:
-    """One input of the model, and what values it takes.
+    """Shape and range of one input of the model.
 
     Attributes:
         name: of the input.
         shape: of one sample.
-        batch: the only batch that the model takes; None where it is free.
-        centre: the mean to start from, float32, broadcast to a sample.
-        spread: the standard deviation to start with, as `centre`.
-        low: the least value, as `centre`; None where nothing is known.
+        batch: the only batch size that the model takes; None where it is free.
+        centre: the initial mean, float32, broadcast to a sample.
+        spread: the initial standard deviation, as `centre`.
+        low: the least value, as `centre`; None where unknown.
         high: the largest value, likewise.
         axes: of height and width in a batch; None where samples are no images.
         bgr: whether channels are blue, green, red.
@@ -53,9 +53,9 @@ class ImageSpace:
         return images
 
     def pixels(self, images: np.ndarray) -> np.ndarray:
-        """Images to look at: uint8 `(samples, height, width, channels)`, RGB or grey.
+        """Images for display: uint8 `(samples, height, width, channels)`, RGB or grey.
 
-        Where the range is not known, each image has its own from black to white.
+        Where the range is not known, each image is scaled by itself from black to white.
         """
         if self.low is not None and self.high is not None:
             scaled = (images - self.low) / (self.high - self.low)

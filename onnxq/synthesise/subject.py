@@ -1,7 +1,4 @@
-"""The network that images are synthesised for.
-
-The losses that it can have, and what is asked for.
-"""
+"""The float model that synthetic images are generated for, its losses, and the synthesis task."""
 
 from __future__ import annotations
 
@@ -30,14 +27,14 @@ PROBE = 2
 
 @dataclass(frozen=True)
 class Subject:
-    """A float network whose training data are not there.
+    """A float model whose training data are not available.
 
     Attributes:
-        model: the network, unfolded, its input of known size.
+        model: unfolded, with an input of known size.
         space: of its input.
-        batch_norms: whose statistics images can match.
+        batch_norms: the layers with statistics that images can match.
         logits: the tensor of a classifier's logits; None for other models.
-        classes: how many it tells apart; 0 for other models.
+        classes: the number of classes; 0 for other models.
         notes: sentences for the user.
     """
 
@@ -51,14 +48,14 @@ class Subject:
     def objective(
         self, weights: Mapping[str, float], student: Student | None = None
     ) -> SynthesisObjective:
-        """The losses that this network can have.
+        """The losses that this model can have.
 
         Args:
             weights: by kind.
-            student: of the adversarial loss; None means one of the network's architecture.
+            student: of the adversarial loss; None means one of the same architecture.
 
         Raises:
-            ModelError: no gradient leads from them to the images.
+            ModelError: no gradient leads from the losses to the images.
             RecipeError: all of them are switched off.
         """
         if student is None and weights.get("adversarial") and self.logits is not None:
@@ -80,14 +77,14 @@ class Subject:
 
 
 def find_subject(model: ir.Model, preprocess: Preprocess | None) -> Subject:
-    """What there is to go by in a network.
+    """The parts of a model that synthetic images can be optimized by.
 
     Args:
         model: normalised, BatchNormalization not folded.
         preprocess: how images become its input.
 
     Raises:
-        ModelError: its input can't be made, or there is nothing to go by.
+        ModelError: its input can't be synthesized, or it has neither statistics nor classes.
     """
     space = image_space(input_specs(model), preprocess)
     noise = space.noise(np.random.default_rng(0), space.batch or PROBE)
@@ -109,7 +106,7 @@ def find_subject(model: ir.Model, preprocess: Preprocess | None) -> Subject:
 
 
 def _find_classifier(model: ir.Model, name: str, noise: np.ndarray) -> tuple[str | None, int]:
-    """The tensor of the logits and their number, as it is told from outputs on noise."""
+    """The tensor of the logits and the number of classes, as its outputs on noise show."""
     names = find_logits(model)
     if len(names) != 1:
         return None, 0
@@ -138,9 +135,9 @@ WEIGHTS: Mapping[str, float] = {"inception": 10.0, "bn": 10.0}
 
 
 def batch_size(model: ir.Model) -> int:
-    """How many images share their statistics.
+    """The number of images that share their statistics.
 
-    64, fewer where their activations would take more than a gigabyte, or than memory allows.
+    64, or fewer where their activations would take more than a gigabyte or than memory allows.
     """
     fits = MOST_BYTES // max(sample_bytes(model), 1)
     return max(2, shard_size(model, max(LEAST_BATCH, min(BATCH, fits)), COPIES))
@@ -148,15 +145,15 @@ def batch_size(model: ir.Model) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """What to make.
+    """How many images to generate, and how.
 
     Attributes:
-        count: images at most.
-        weights: of losses by kind, where they are not the method's own.
+        count: most images.
+        weights: of losses by kind, where they differ from the method's own.
         seed: of the noise.
-        max_seconds: how long it may take.
+        max_seconds: time limit.
         method: 'generator', 'distilled' or 'auto'.
-        adversarial: whether the generator is to go on learning with the student.
+        adversarial: whether the generator is trained on with the student.
     """
 
     count: int
@@ -172,5 +169,5 @@ class Task:
         return {**WEIGHTS, **self.weights}
 
     def images(self, batch: int | None) -> int:
-        """How many images to make: what fills no batch of a fixed size could not be used."""
+        """The number of images to generate: whole batches, where the model fixes the batch."""
         return self.count if batch is None else max(1, self.count // batch) * batch

@@ -1,4 +1,4 @@
-"""The stage between normalise and plan where there are no data: images from the network alone."""
+"""The stage between normalise and plan where there are no data: synthetic images."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ def synthesise(
     resume: bool = False,
     generator: ir.Model | None = None,
 ) -> tuple[Samples, Synthesis]:
-    """Images that the network takes for its own data, as samples in a folder.
+    """Synthetic images as samples in a folder.
 
     Args:
-        unfolded: the float network, normalised, with its BatchNormalization.
+        unfolded: the float model, normalised, with its BatchNormalization.
         preprocess: how an image becomes its input.
-        task: how many, and how.
+        task: how many images, and how.
         folder: an existing one.
         progress: told how far it is.
-        checkpoint: where finished images are kept; None keeps none.
-        resume: whether to go on from those.
-        generator: a saved one that makes them.
+        checkpoint: keeps finished images; None keeps none.
+        resume: whether to resume from the checkpoint.
+        generator: a saved one that generates them; None follows the task.
 
     Raises:
-        ModelError: the network's input can't be made, or there is nothing to go by.
-        OutputError: there is no room in the folder.
+        ModelError: the model's input can't be synthesized, or it has neither statistics nor
+            classes.
+        OutputError: the disk is full.
     """
     subject = find_subject(unfolded, preprocess)
     making: DistilledSynthesis | Generating
