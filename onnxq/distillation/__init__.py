@@ -1,1 +1,1 @@
-"""Distillation: a network of another architecture learns another one's outputs."""
+"""Distillation: a model of another architecture is trained to give a teacher's outputs."""

@@ -1,7 +1,4 @@
-"""A float network as a student.
-
-What is trained of it, its two graphs, and statistics of BatchNormalization measured anew.
-"""
+"""A float model as a student: trained parameters, two graphs, BatchNormalization statistics."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ MEAN, VARIANCE = 3, 4
 
 @dataclass(frozen=True)
 class Moments:
-    """One BatchNormalization: its running statistics and those of a batch, all by name.
+    """The names of one BatchNormalization's running statistics, and of those of a batch.
 
     Attributes:
         mean: the initializer of the running mean.
-        variance: that of the running variance.
+        variance: the initializer of the running variance.
         batch_mean: the tensor of the training graph with the mean over a batch.
         batch_variance: likewise.
     """
@@ -44,18 +41,18 @@ class Moments:
 
 
 class FloatNetwork:
-    """A float network whose weights are trained, with its BatchNormalization unfolded.
+    """A float model whose weights are trained, with its BatchNormalization unfolded.
 
     Args:
-        unfolded: as normalisation gives it; it isn't changed.
+        unfolded: as normalisation returns it; it isn't changed.
 
     Attributes:
-        model: a copy in which every layer has constants of its own, but for tied weights.
-        parameters: what is trained, by the name of the initializer.
+        model: a copy in which layers have constants of their own, except for tied weights.
+        parameters: the trained ones, by the name of the initializer.
         moments: of every BatchNormalization, in graph order.
 
     Raises:
-        ModelError: nothing can be trained, or a BatchNormalization can't be in training.
+        ModelError: nothing can be trained, or a BatchNormalization can't be in training mode.
     """
 
     def __init__(self, unfolded: ir.Model) -> None:
@@ -72,11 +69,11 @@ class FloatNetwork:
         ]
 
     def start(self) -> Arrays:
-        """The parameters as the file has them."""
+        """The parameters in the file."""
         return {name: self._array(name) for name in self.parameters}
 
     def statistics(self) -> Arrays:
-        """The running statistics as the file has them."""
+        """The running statistics in the file."""
         names = [name for each in self.moments for name in (each.mean, each.variance)]
         return {name: self._array(name) for name in names}
 
@@ -86,7 +83,7 @@ class FloatNetwork:
         return np.array(array, np.float32)
 
     def inference(self, names: Mapping[str, str]) -> ir.Model:
-        """The network with its parameters and its running statistics as inputs.
+        """The inference graph, with parameters and running statistics as inputs.
 
         Args:
             names: new names of its inputs and of some tensors.
@@ -97,7 +94,7 @@ class FloatNetwork:
         return copy
 
     def training(self, names: Mapping[str, str]) -> ir.Model:
-        """The network with its parameters as inputs, normalised by the statistics of the batch.
+        """The training graph, with parameters as inputs and BatchNormalization by batch statistics.
 
         Args:
             names: as for `inference`.
@@ -117,7 +114,7 @@ class FloatNetwork:
         return copy
 
     def with_values(self, values: Mapping[str, np.ndarray]) -> ir.Model:
-        """The network with these constants in place of its own: what is written."""
+        """The model with these constants in place of its own, as it is written."""
         copy = self.model.clone(deep_copy=False)
         for name, array in values.items():
             tensor = ir.tensor(np.asarray(array, np.float32), name=name)
@@ -138,7 +135,7 @@ def free_constants(graph: ir.Graph, names: Collection[str]) -> None:
 
 
 def rename(graph: ir.Graph, names: Mapping[str, str]) -> None:
-    """Give tensors other names, in place; one that has such a name already gets another."""
+    """Rename tensors, in place; another tensor of the same name gets a new one."""
     values = {str(value.name): value for value in _all_values(graph)}
     taken = set(names.values()) - set(names)
     for name in taken & set(values):
@@ -159,7 +156,7 @@ def _all_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _take_the_place(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
-    """Put a new tensor in the place of what a node gives, under its name."""
+    """Replace a node's output by a new tensor of the same name."""
     old = node.outputs[0]
     name, old.name = old.name, f"{PREFIX}.replaced.{old.name}"
     output.name, output.type, output.shape = name, old.type, old.shape
@@ -168,7 +165,7 @@ def _take_the_place(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
 
 
 def _batch_norms(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Those that are put into training: of constant parameters."""
+    """The BatchNormalization nodes with constant parameters, which are put into training mode."""
     for node in graph:
         if is_op(node, "BatchNormalization") and batch_norm_refusal(node) is None:
             yield node
@@ -187,10 +184,10 @@ def _moments(node: ir.Node, number: int) -> Moments:
 
 
 def _own_constants(graph: ir.Graph) -> None:
-    """Give each layer its own statistics, and its own copy of what is a start and no tie, in place.
+    """Give each layer its own statistics, and its own copy of repeated constants, in place.
 
-    Exporters store equal constants once: all scales of an untrained network are the same ones, and
-    all biases the same zeros.
+    Exporters store equal constants once: all scales of an untrained model are one tensor of ones,
+    and all biases one of zeros. They are equal at the start, and not tied.
     """
     for node in list(graph):
         own = [i for i, _ in trained_inputs(node) if _is_one_number(node.inputs[i])]
@@ -222,14 +219,14 @@ MOST_SAMPLES = 1024
 
 
 class BatchStatistics:
-    """Mean and variance of what enters each BatchNormalization, over the training samples.
+    """Mean and variance of each BatchNormalization's input over the training samples.
 
-    The network runs in training mode, each batch by its own statistics; their moments are pooled
-    (Wu and Johnson 2021, "precise BatchNorm"): m = mean m_b, v = mean(v_b + m_b^2) - m^2. Nothing
-    lags behind the weights, as a running mean would, and the same weights give the same numbers.
+    The model runs in training mode, and the moments of all batches are pooled (Wu and Johnson 2021,
+    "precise BatchNorm"): m = mean m_b, v = mean(v_b + m_b^2) - m^2. Nothing lags behind the
+    weights, as a running mean would, and the same weights give the same statistics.
 
     Args:
-        training: the training graph, on the teacher's names.
+        training: the training graph, with the teacher's tensor names.
         moments: of its BatchNormalization.
         train: feeds of the training slice.
         batch_size: samples in a batch, as in training.
@@ -277,5 +274,5 @@ class BatchStatistics:
 
 
 def _whole(count: int, size: int) -> int:
-    """As many as fill batches: each counts the same, whatever it holds."""
+    """The positions that fill whole batches: all batches count the same in the mean."""
     return count - count % size if count > size else count

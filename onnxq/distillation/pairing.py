@@ -1,4 +1,4 @@
-"""Which inputs and outputs of a student are which of its teacher's."""
+"""The correspondence of a student's inputs and outputs to its teacher's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from onnxq.train.logits import find_logits
 
 @dataclass(frozen=True)
 class Pairing:
-    """The teacher's name of each input, and of each compared tensor, by the student's.
+    """The teacher's name of each input and compared tensor, by the student's name.
 
     Attributes:
         inputs: of the graph.
-        logits: the tensors that are compared.
+        logits: the compared tensors.
     """
 
     inputs: Mapping[str, str]
@@ -29,26 +29,26 @@ class Pairing:
 
     @property
     def names(self) -> dict[str, str]:
-        """Both."""
+        """Inputs and compared tensors together."""
         return {**self.inputs, **self.logits}
 
     def student_feeds(self, feeds: Feeds) -> Arrays:
-        """What the student takes of the teacher's feeds."""
+        """The student's feeds from the teacher's."""
         return {mine: feeds[theirs] for mine, theirs in self.inputs.items()}
 
 
 def pair_inputs(
     teacher: Sequence[InputSpec], student: Sequence[InputSpec], *, batch: bool = True
 ) -> dict[str, str]:
-    """The teacher's input by the student's: a lone one by itself, several by their names.
+    """The teacher's input by the student's: a lone input by position, several by name.
 
     Args:
-        teacher: what it takes.
-        student: what it takes.
+        teacher: its inputs.
+        student: its inputs.
         batch: whether a fixed batch has to be the same; False where it may still be freed.
 
     Raises:
-        ModelError: they don't take the same.
+        ModelError: the inputs don't correspond.
     """
     alone = len(teacher) == len(student) == 1
     theirs = {spec.name: spec for spec in teacher}
@@ -69,7 +69,7 @@ def pair_inputs(
 
 
 def _fit(theirs: InputSpec, mine: InputSpec, batch: bool) -> bool:
-    """Whether what one takes, the other may take as well."""
+    """Whether the two inputs accept the same arrays."""
     if theirs.dtype != mine.dtype or len(theirs.shape) != len(mine.shape):
         return False
     fixed = mine.shape[0] if mine.shape and batch else None
@@ -80,7 +80,7 @@ def _fit(theirs: InputSpec, mine: InputSpec, batch: bool) -> bool:
 
 
 def pair_models(teacher: ir.Model, student: ir.Model, feeds: Feeds) -> Pairing:
-    """How the two belong together.
+    """The correspondence of two models.
 
     Args:
         teacher: normalised.
@@ -88,7 +88,7 @@ def pair_models(teacher: ir.Model, student: ir.Model, feeds: Feeds) -> Pairing:
         feeds: some samples for the teacher, on which both are run.
 
     Raises:
-        ModelError: they don't take the same, or don't give the same.
+        ModelError: their inputs or their outputs don't correspond.
     """
     inputs = pair_inputs(input_specs(teacher), input_specs(student))
     theirs, mine = find_logits(teacher), find_logits(student)
@@ -109,7 +109,7 @@ def pair_models(teacher: ir.Model, student: ir.Model, feeds: Feeds) -> Pairing:
 
 
 def of_batch(feeds: Feeds, size: int | None) -> Arrays:
-    """Feeds of a batch size that a model insists on: samples come again, or are left out."""
+    """Feeds of the batch size that a model requires: samples are repeated, or left out."""
     if size is None:
         return dict(feeds)
     return {name: np.resize(array, (size, *array.shape[1:])) for name, array in feeds.items()}

@@ -1,4 +1,4 @@
-"""Which constants of a float network are trained, and what they start from."""
+"""The constants of a float model that are trained, and their initial values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Parameter:
     Attributes:
         kind: weight, bias or scale.
         shape: of the array.
-        fan_in: of a weight: numbers that one output of its node is a sum over.
+        fan_in: of a weight, the number of inputs of one output.
     """
 
     kind: str
@@ -41,14 +41,14 @@ class Parameter:
     fan_in: int = 1
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """A value to start from, float32: He et al. 2015 for a weight, 1 for a scale, else 0."""
+        """An initial value, float32: He et al. 2015 for a weight, 1 for a scale, 0 for a bias."""
         if self.kind == WEIGHT:
             return he_normal(self.shape, self.fan_in, rng)
         return np.full(self.shape, float(self.kind == SCALE), np.float32)
 
 
 def find_parameters(model: ir.Model) -> dict[str, Parameter]:
-    """What is trained, by the name of the initializer; a shared one is there once."""
+    """The trained constants by the name of the initializer; shared ones once."""
     found: dict[str, Parameter] = {}
     for node in model.graph:
         for index, kind in trained_inputs(node):
@@ -62,7 +62,7 @@ def find_parameters(model: ir.Model) -> dict[str, Parameter]:
 
 
 def trained_inputs(node: ir.Node) -> Iterator[tuple[int, str]]:
-    """Positions and kinds of the constants of a node that are trained."""
+    """Positions and kinds of a node's trained constants."""
     kinds = INPUTS[node.op_type] if is_op(node, *INPUTS) else {}
     if is_op(node, "Add") and any(is_op(_producer(value), "MatMul") for value in node.inputs):
         kinds = {0: BIAS, 1: BIAS}
@@ -74,15 +74,16 @@ def trained_inputs(node: ir.Node) -> Iterator[tuple[int, str]]:
 
 
 def draw(parameters: Mapping[str, Parameter], seed: int) -> Arrays:
-    """Values to start from, by name; what is drawn depends on seed, order and shapes alone."""
+    """Initial values by name; they depend on seed, order and shapes alone."""
     rng = np.random.default_rng(seed)
     return {name: parameter.draw(rng) for name, parameter in parameters.items()}
 
 
 def _fan_in(node: ir.Node, index: int, shape: tuple[int, ...]) -> int:
-    """For a Conv (out, in / group, ...), a ConvTranspose (in, out / group, ...), a matrix its rows.
+    """The inputs of one output of a Conv, a ConvTranspose or a matrix.
 
-    A position of a transposed convolution is reached by one of every stride-th tap.
+    The weight of a Conv is (out, in / group, ...), that of a ConvTranspose (in, out / group, ...).
+    An output of a ConvTranspose is reached by one of every stride taps along each axis.
     """
     taps = int(np.prod(shape[2:], dtype=np.int64))
     if node.op_type == "Conv":

@@ -1,4 +1,4 @@
-"""What distillation gives back."""
+"""The result of a distillation."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ METADATA_KEY = "onnxq.distillation"
 
 @dataclass(frozen=True)
 class DistillMetrics:
-    """How near a student is to its teacher, on samples that nothing was learned on.
+    """How close a student is to its teacher, on held-out samples.
 
     Attributes:
         teacher_bytes: of the teacher's file, with its external data.
         student_bytes: of the written student.
-        parameters: how many numbers were trained.
-        unit: what scores are: the relative error of the outputs, or the KL divergence in nats.
-        start_score: of the student before; None where it gave no finite outputs.
-        score: of the student that is written.
+        parameters: the number of trained parameters.
+        unit: of the scores: relative error of the outputs, or KL divergence in nats.
+        start_score: of the student before training; None where its outputs were not finite.
+        score: of the written student.
         start_agreement: share of equal decisions before; None where there are no decisions.
-        agreement: likewise of the student that is written.
+        agreement: likewise of the written student.
         epoch: the epoch that was kept; 0 is the start.
         scores: after each epoch; None where it was not finite.
-        samples: how many there were, those held out among them.
-        held_back: how many nothing was learned on.
+        samples: number of samples, held-out ones included.
+        held_back: number of held-out samples.
     """
 
     teacher_bytes: int
@@ -55,23 +55,23 @@ class DistillMetrics:
     held_back: int = 0
 
     def to_fields(self) -> dict[str, Any]:
-        """All of them, as JSON takes them."""
+        """All metrics as JSON fields."""
         return asdict(self)
 
 
 @dataclass
 class DistillResult:
-    """What `distill` made.
+    """The result of `distill`.
 
     Attributes:
-        model: the student with what it learned.
+        model: the trained student.
         path: the file, or None where none was asked for.
-        metrics: how near it is to the teacher.
+        metrics: how close it is to the teacher.
         recipe: the options that were used.
-        init: where its first weights came from.
+        init: where the first weights came from.
         notes: sentences for the user.
-        synthesis: how samples were made, where there were none.
-        unsaved: why the generator was not written that was to be kept; None where it was.
+        synthesis: how samples were generated, where there were none.
+        unsaved: why the generator could not be saved; None where it was, or none was asked for.
     """
 
     model: ir.Model
@@ -100,11 +100,11 @@ def make_metrics(
     """The metrics of a run.
 
     Args:
-        found: how it went.
-        scored: the student as it is written.
+        found: the history of the training.
+        scored: the score of the written student.
         sizes: bytes of teacher and student.
-        parameters: how many numbers were trained.
-        samples: how many there were, and how many of them were held out.
+        parameters: the number of trained parameters.
+        samples: number of samples, and of the held-out ones among them.
     """
     return DistillMetrics(
         *sizes,
@@ -121,13 +121,13 @@ def make_metrics(
 
 
 def options_of(recipe: Recipe, init: str) -> dict[str, Any]:
-    """The options that had a part, as JSON takes them."""
+    """The options that distillation uses, as JSON fields."""
     fields = json.loads(recipe.to_json())
     return {"init": init, **{name: fields[name] for name in OF_DISTILLATION}}
 
 
 def metadata_text(metrics: DistillMetrics, recipe: Recipe, init: str) -> str:
-    """What the student's file says of how it was made; no times, no paths."""
+    """How the student was made, for its file's metadata: no times and no paths."""
     entries = {"figures": metrics.to_fields(), "options": options_of(recipe, init)}
     return json.dumps({**entries, "version": VERSION}, sort_keys=True, separators=(",", ":"))
 

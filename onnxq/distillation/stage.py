@@ -1,4 +1,4 @@
-"""Train a student on its teacher's outputs, and measure what is written."""
+"""Train a student on its teacher's outputs, and evaluate the model that is written."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ FILE, RANDOM = INITS
 
 @dataclass(frozen=True)
 class Subject:
-    """A student and the teacher's outputs.
+    """A student and its teacher's outputs.
 
     Attributes:
         network: the student.
-        pairing: its names and the teacher's.
+        pairing: correspondence to the teacher's names.
         train: the teacher's outputs on the training slice.
-        held_out: those on the other.
-        objective: what is brought closer.
+        held_out: the teacher's outputs on the held-out samples.
+        objective: the loss.
     """
 
     network: FloatNetwork
@@ -57,12 +57,12 @@ class Subject:
         """Train the student; the epoch that is best on the held-out samples is kept.
 
         Args:
-            init: 'file' starts from the weights of the file, 'random' from others.
+            init: 'file' starts from the file's weights, 'random' from random ones.
             budget: how long and how fast.
             progress: told how far it is.
-            checkpoint: where to keep the state; None keeps none.
-            resume: whether to go on from that state.
-            augmentation: how the training samples are changed in each epoch; None leaves them.
+            checkpoint: None keeps none.
+            resume: whether to resume from the checkpoint.
+            augmentation: how the training samples change in each epoch; None leaves them unchanged.
         """
         network, names = self.network, self.pairing.names
         training = sized_for(network.training(names), self.train.samples)
@@ -86,14 +86,14 @@ class Subject:
         return run.run(progress, resume)
 
     def judge(self, model: ir.Model) -> Score:
-        """A student as it is written, on the held-out samples."""
+        """Evaluate a student, as it is written, on the held-out samples."""
         copy = model.clone(deep_copy=False)
         rename(copy.graph, self.pairing.names)
         return HeldOut(self.objective.attach(copy), self.held_out, self.objective).judge({})
 
 
 def check_gradients(network: FloatNetwork, pairing: Pairing, feeds: Feeds) -> None:
-    """Find out before the long work whether the student can be trained.
+    """Check before the long work whether the student can be trained.
 
     Raises:
         ModelError: a node between weights and outputs has no gradient.

@@ -1,4 +1,4 @@
-"""The training of a float network: what the loop moves, how long and how fast."""
+"""The training loop of a float student, and its budget."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ GROUP = "weights"
 
 @dataclass
 class Distilled(TrainingHistory):
-    """What came out.
+    """The result of the training.
 
     Attributes:
-        values: the best parameters and statistics found, by name.
-        start_agreement: percentage of held-out samples on which the student decided as the
-            teacher before; None where they do not decide.
+        values: the best parameters and statistics, by name.
+        start_agreement: percentage of held-out samples on which student and teacher decided alike
+            before; None where they do not decide.
     """
 
     values: Arrays = field(kw_only=True)
@@ -41,11 +41,11 @@ class Distilled(TrainingHistory):
 
 
 class FloatValues:
-    """Weights, biases and scales, trained as they are.
+    """Weights, biases and scales, trained directly.
 
     Attributes:
         values: the parameters by name, float32.
-        groups: one for all.
+        groups: a single group.
     """
 
     def __init__(self, start: Mapping[str, np.ndarray]) -> None:
@@ -53,7 +53,7 @@ class FloatValues:
         self.groups = dict.fromkeys(self.values, GROUP)
 
     def project(self) -> None:
-        """Nothing: the values have no bounds."""
+        """Does nothing: the values have no bounds."""
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         """Set every value, in place."""
@@ -61,27 +61,27 @@ class FloatValues:
             value[...] = values[name]
 
     def real_rates(self) -> dict[str, float | np.ndarray]:
-        """1 each: they are real ones."""
+        """1 for each: the values are the real parameters."""
         return dict.fromkeys(self.values, 1.0)
 
 
 class FloatTraining(Loop[Distilled]):
-    """One run of training of a float network.
+    """One training run of a float student.
 
-    BatchNormalization goes by the statistics of each shard while weights are moved. What is judged
-    and kept is the network as it is written, with statistics measured after each epoch.
+    BatchNormalization uses the statistics of each shard during training. After each epoch the
+    statistics are measured, and the model is evaluated as it would be written.
 
     Args:
         engine: of the training graph with the loss.
         train: its feeds on the training slice.
-        held_out: judges the inference graph.
-        statistics: measures those of the weights as they are.
-        objective: whose loss it is.
+        held_out: evaluates the inference graph.
+        statistics: measures the statistics of the current weights.
+        objective: the loss.
         start: the parameters.
-        known: statistics that belong to them; None measures them.
+        known: their statistics; None measures them.
         budget: how long and how fast.
-        checkpoint: where to keep the state; None keeps none.
-        changes: what becomes of the training samples in each epoch; None leaves them.
+        checkpoint: None keeps none.
+        changes: how the training samples change in each epoch; None leaves them unchanged.
     """
 
     def __init__(
@@ -147,13 +147,13 @@ shards are a batch."""
 
 
 def make_budget(recipe: Recipe, student: ir.Model, train: Targeted, spent: float) -> Budget:
-    """What the recipe leaves to the method is filled in.
+    """The budget of a recipe, with the method's own values where the recipe has none.
 
     Args:
         recipe: the options.
-        student: whose memory is looked at.
+        student: gives the memory of a shard.
         train: the training slice.
-        spent: seconds that are gone.
+        spent: seconds already used.
     """
     shard = recipe.batch_size or shard_size(student, SHARD_SIZE)
     size = SHARDS * (shard if train.batch is None else 1)

@@ -1,4 +1,4 @@
-"""Whether a student is good enough to be written unasked, by its metrics on held-out samples."""
+"""Whether a student is good enough to be written, by its metrics on held-out samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUDGET = ("epochs", "max_minutes", "lr", "optimizer")
 def find_fault(metrics: DistillMetrics) -> str | None:
     """Why a student is broken, as a clause; None where it isn't.
 
-    A classifier is judged by its decisions, any other student by the error of its outputs.
+    A classifier is evaluated by its decisions, any other student by the error of its outputs.
     """
     held_out = f"{metrics.held_back} held-out samples"
     if metrics.agreement is not None:
@@ -38,6 +38,6 @@ def find_fault(metrics: DistillMetrics) -> str | None:
 
 
 def names_budget(recipe: Recipe) -> bool:
-    """Whether the recipe says how long or how the student is trained."""
+    """Whether the recipe states how long or how the student is trained."""
     default = Recipe()
     return any(getattr(recipe, name) != getattr(default, name) for name in BUDGET)

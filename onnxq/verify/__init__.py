@@ -1,1 +1,1 @@
-"""What the exported model is worth: its outputs, kernels and latency against the original's."""
+"""Verification: outputs, kernels, size and latency of the exported model against the original's."""

@@ -1,4 +1,4 @@
-"""Latency and size of model files, side by side on the same machine at the same moment."""
+"""Latency and size of model files, measured side by side."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def measure_latency(
 ) -> list[Latency]:
     """Time the models in turn, one run each per round, after a warm-up.
 
-    Taking turns lets whatever else the machine does slow all of them alike.
+    Since they take turns, other load on the machine slows all of them alike.
 
     Args:
         models: the models, in memory or in files.
-        feeds: what all of them read, or one for each of them.
+        feeds: the feeds of all models, or one for each.
         threads: threads inside one operator.
         rounds: runs of each model.
         most_seconds: no round begins after this time, once 5 are done.
 
     Returns:
-        One metric for each model, in order.
+        The latency of each model, in order.
     """
     all_feeds = [feeds] * len(models) if isinstance(feeds, Mapping) else list(feeds)
     sessions = [open_session(model, threads=threads, prepack=True) for model in models]
@@ -87,7 +87,7 @@ def _latency(seconds: Sequence[float]) -> Latency:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One file's metrics.
+    """Latency and size of one file.
 
     Attributes:
         path: the file.
@@ -102,7 +102,7 @@ class Benchmark:
     ratio: float
 
     def to_fields(self) -> dict[str, Any]:
-        """The metrics by name, as JSON takes them."""
+        """The measurements as JSON fields."""
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
@@ -121,7 +121,7 @@ def benchmark(
         models: ONNX files, float or quantized.
         threads: threads inside one operator.
         rounds: runs of each model, at most 15 seconds in all.
-        batch_size: what a free first dimension becomes, unless one of the models fixes it.
+        batch_size: of a free first dimension, unless one of the models fixes it.
         shapes: whole shapes by input name, needed where another dimension is free.
         data: samples whose first batch is fed instead of random values.
 
@@ -152,7 +152,7 @@ def benchmark(
 
 
 def _common_batch(opened: list[OpenedModel]) -> int | None:
-    """The batch that some of the models insist on, so that the others run as many samples."""
+    """The batch size that some of the models require; all models run it."""
     sizes = {size for model in opened if (size := fixed_batch(model.inputs)) is not None}
     return sizes.pop() if len(sizes) == 1 else None
 

@@ -1,14 +1,14 @@
-"""What equalization did to the channels of a file, found from its weights.
+"""The factors by which equalization scaled the channels of a file, found from its weights.
 
-Equalized layers hold W'[o, i] = W[o, i] · a_o / a_i, where a_o is the factor of output
-channel o, and a_i that of the channel that they read (`onnxq/forms/equalize.py`). The
-file doesn't hold the factors. Layers are gone through in the order of the data flow, so that
-a_i is known; least squares over the weights of a channel then gives
+Equalized layers hold W'[o, i] = W[o, i] · a_o / a_i, where a_o is the factor of output channel o,
+and a_i that of the channel that they read (`onnxq/forms/equalize.py`). The file doesn't hold the
+factors. Layers are visited in the order of the data flow, so a_i is known, and least squares over
+the weights of a channel give
 
     a_o = sum_i W'[o, i] V[o, i] / sum_i V[o, i]^2,   V[o, i] = W[o, i] / a_i
 
-A channel without weights takes the ratio of its biases. What quantization did to a channel as a
-whole counts as its factor and not as noise: one part in n of the noise of n weights.
+A channel without weights takes the ratio of its biases. Quantization noise of a channel as a whole
+is counted in its factor: one part in n of the noise of n weights.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ DEAD = 1e-12
 
 @dataclass(frozen=True)
 class Rescaled:
-    """What the original's layer would be with the channels of the file.
+    """A layer of the original, rescaled to the channels of the file.
 
     Attributes:
-        weight: the original's weights, rescaled. Behind a channel that is always nought, the
-            original's are often the largest of all, and only rescaled ones compare.
+        weight: the original's weights, rescaled. Behind a channel that is always zero the
+            original's weights are often the largest of all, and only rescaled ones can be compared.
         factor: ``(channels,)`` by which the layer's output is rescaled; None where it isn't.
     """
 
@@ -65,12 +65,12 @@ class ChannelFactors:
     def rescale(
         self, layer: ir.Node, weight: NDArray[np.floating], bias: NDArray[np.floating] | None
     ) -> Rescaled:
-        """Do to a layer of the original what was done to the file's.
+        """Rescale a layer of the original like the file's.
 
         Args:
             layer: the teacher's node.
-            weight: what the file holds for it, of the same shape.
-            bias: the same, or None.
+            weight: the file's weights of the layer, of the same shape.
+            bias: the file's bias of the layer, or None.
         """
         given, taken = self._given.get(layer), self._taken.get(layer)
         if given is None and taken is None:
@@ -100,7 +100,7 @@ def _factor(original: Floats, found: Floats, fallback: Floats) -> Floats:
 
 
 def _bias_ratio(layer: ir.Node, bias: np.ndarray | None, channels: int) -> Floats:
-    """The stored bias over the original's, 1 where that says nothing, ``(channels,)``."""
+    """The file's bias over the original's, ``(channels,)``; 1 where that is 0 or negative."""
     original = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
     if original is None or bias is None:
         return np.ones(channels)

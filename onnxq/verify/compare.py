@@ -1,4 +1,4 @@
-"""How far each layer of a compressed file is from the same layer of its float original."""
+"""The noise of each layer of a compressed file against its float original."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ Compute = Literal["integer", "weight-only", "float"]
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """How far one layer is from the original's.
+    """The noise of one layer.
 
     Attributes:
         name: the node's name.
         op_type: its operator.
-        num_bits: width of a weight's code; None where the weights are float.
+        num_bits: bit width of the integer weights; None where the weights are float.
         compute: "integer" kernels, "weight-only" or "float".
-        sqnr_db: signal to noise of its output, with all the noise that arrives from before,
-            decibels; None where the file has no such tensor.
-        weight_sqnr_db: signal to noise of its weights alone, decibels.
+        sqnr_db: SQNR of its output, with all noise that arrives from earlier layers, decibels; None
+            where the file has no such tensor.
+        weight_sqnr_db: SQNR of its weights alone, decibels.
     """
 
     name: str
@@ -55,13 +55,13 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """What `compare` measured.
+    """The result of `compare`.
 
     Attributes:
         samples: number of samples.
-        layers: the layers, worst output first, those without a metric last.
-        outputs: signal to noise of each float output of the model, decibels.
-        equalized: whether the file's channels were rescaled, which is undone in the metrics.
+        layers: worst output first; layers without an SQNR last.
+        outputs: SQNR of each float output of the model, decibels.
+        equalized: whether the file's channels were rescaled, which the comparison undoes.
         skipped: files that could not be read.
     """
 
@@ -85,7 +85,7 @@ def compare(
     samples: int | None = COMPARED_SAMPLES,
     progress: Progress | None = None,
 ) -> LayerComparison:
-    """Signal to noise of each layer of a compressed file against its float original.
+    """SQNR of each layer of a compressed file against its float original.
 
     With y a tensor of the original and y' the file's, over all samples,
 
@@ -93,10 +93,10 @@ def compare(
 
     Args:
         original: the float file.
-        compressed: what `compress` made of it.
+        compressed: the file that `compress` wrote of it.
         data: samples; labels are not read.
         preprocess: how an image becomes an input; None looks inside and beside both files.
-        samples: how many samples are used at most; None means all.
+        samples: most samples to use; None means all.
         progress: told how many samples are done.
 
     Raises:
@@ -182,7 +182,7 @@ def _metrics(opened: OpenedModel) -> Metrics:
 
 
 def _weight_bits(teacher: ir.Model, opened: OpenedModel) -> dict[str, int]:
-    """Width of the weights' codes by layer, as the recipe in the file gives it."""
+    """Bit widths of the weights by layer, from the recipe in the file."""
     text = opened.metadata.get(RECIPE_KEY)
     recipe = Recipe() if text is None else Recipe.from_json(text)
     return {name: spec.num_bits for name, spec in make_plan(teacher, recipe).layers.items()}

@@ -1,4 +1,4 @@
-"""Labels and references: how good a model is, and how far from another one.
+"""Accuracy on labelled samples, and the difference to a reference.
 
 This is the only place that reads labels, and nothing here chooses anything.
 """
@@ -37,21 +37,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured; None where there were no labels, or no reference.
+    """The result of `evaluate`; None where there were no labels, or no reference.
 
     Attributes:
         samples: number of samples.
         top1: share of the samples whose label has the largest output, percent.
-        top5: share of the samples whose label is among the five largest, percent.
+        top5: share of the samples whose label is among the five largest outputs, percent.
         error: one standard error of `top1`, percentage points.
-        reference_top1: the same of the reference, percent.
-        reference_top5: the same of the reference, percent.
+        reference_top1: top-1 of the reference, percent.
+        reference_top5: top-5 of the reference, percent.
         drop: reference_top1 - top1, percentage points; positive where the model is worse.
         drop_error: one standard error of the paired difference, percentage points.
-        agreement: share of the samples on which both decide alike, percent.
+        agreement: share of equal decisions, percent.
         kl: mean KL divergence of the model's softmax from the reference's, nats.
         estimated_drop: label-free estimate of the drop, percentage points.
-        sqnr_db: signal to noise of each output against the reference's, decibels.
+        sqnr_db: SQNR of each output against the reference's, decibels.
         skipped: files that could not be read.
     """
 
@@ -88,10 +88,10 @@ def evaluate(
 
     Args:
         model: the file to measure, float or quantized.
-        data: labelled samples; unlabelled ones do where there is a reference.
+        data: labelled samples; with a reference, unlabelled ones are accepted.
         reference: the file to compare with, usually the float original.
         preprocess: how an image becomes an input; None looks beside and inside both files.
-        samples: how many samples are used at most; None means all.
+        samples: most samples to use; None means all.
         batch_size: samples per run.
         progress: told how many samples are done.
 
@@ -156,7 +156,7 @@ class _Run:
         self._batch_size = batch_size
 
     def alone(self, opened: OpenedModel) -> Evaluation:
-        """Top-1 and top-5 of a model."""
+        """Top-1 and top-5 of one model."""
         assert self._labels is not None
         ranks, pool = Ranks(self._labels), SessionPool(opened.runnable)
         for found in pool.map(self._samples.batches(self._size(pool))):
@@ -166,7 +166,7 @@ class _Run:
         return Evaluation(samples=ranks.done, skipped=self._samples.skipped, **metrics)
 
     def beside(self, opened: OpenedModel, other: OpenedModel) -> Evaluation:
-        """The difference to a reference, and the ranks of both where there are labels."""
+        """The difference to a reference, and top-1 and top-5 of both where there are labels."""
         pools = SessionPool(other.runnable), SessionPool(opened.runnable)
         _check_outputs(pools[0].outputs, pools[1].outputs, opened, other)
         comparer = Comparer(pools[0].outputs, probability_outputs(other.model))
@@ -198,7 +198,7 @@ class _Run:
 
 
 def _gives_rows(outputs: Arrays, count: int) -> bool:
-    """Whether no output looks like that of one sample."""
+    """Whether no output of several samples has a single row."""
     arrays = [each for each in outputs.values() if isinstance(each, np.ndarray) and each.ndim]
     return count == 1 or not any(len(each) == 1 for each in arrays)
 

@@ -1,7 +1,4 @@
-"""What is read out of an exported file.
-
-Tensors inside, stored weights and biases, its size by deflate.
-"""
+"""Reading an exported file: inner tensors, stored weights and biases, size after deflate."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from onnxq.runtime.session import PROTOBUF_LIMIT, open_session
 
 
 def find_tensors(graph: ir.Graph) -> dict[str, ir.Value]:
-    """The values that hold the tensors of a graph, by the tensor's name: floats or their codes."""
+    """The values of a graph by the original's tensor name, in float or quantized."""
     values = {str(value.name): value for node in graph for value in node.outputs}
     coded = {name.removesuffix(CODES): v for name, v in values.items() if name.endswith(CODES)}
     return {**coded, **values}
 
 
 def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
-    """A copy of a model with more outputs; codes are made float by a DequantizeLinear.
+    """A copy of a model with more outputs; quantized tensors go through a DequantizeLinear.
 
     Args:
         model: not changed.
-        tensors: names out of `find_tensors`.
+        tensors: names from `find_tensors`.
     """
     model = model.clone(deep_copy=False)
     graph = model.graph
@@ -55,7 +52,7 @@ def _real(graph: ir.Graph, name: str, found: Mapping[str, ir.Value]) -> ir.Value
 
 
 def _quantizer(codes: ir.Value) -> ir.Node:
-    """The QuantizeLinear that codes come from, whatever moved them since."""
+    """The QuantizeLinear behind a quantized value, across data-movement operators."""
     node = codes.producer()
     while node is not None and node.op_type != "QuantizeLinear":
         source = node.inputs[0]
@@ -75,12 +72,12 @@ def deflated_size(chunks: Iterable[bytes | memoryview]) -> int:
 
 
 def shipped_files(paths: Iterable[Path]) -> int:
-    """Compressed bytes of some files, each by itself."""
+    """Bytes of some files after deflate, each by itself."""
     return sum(deflated_size(_read(path)) for path in paths)
 
 
 def shipped_model(model: ir.Model) -> int:
-    """Compressed bytes of a model in memory as it will be written."""
+    """Bytes of a model in memory after deflate, as it will be written."""
     tensors = [v.const_value for v in model.graph.initializers.values()]
     if sum(each.nbytes for each in tensors if each is not None) < PROTOBUF_LIMIT:
         return deflated_size([ir.to_proto(model).SerializeToString(deterministic=True)])
@@ -94,7 +91,7 @@ def _read(path: Path) -> Iterator[bytes]:
 
 
 def stored_array(value: ir.Value | None) -> np.ndarray | None:
-    """The float array of a constant or of what the graph computes from constants alone.
+    """The float array of a constant, or of a value that is computed from constants alone.
 
     ONNX Runtime computes it, in whatever form the weights are stored.
 
@@ -118,7 +115,7 @@ def stored_array(value: ir.Value | None) -> np.ndarray | None:
 
 
 def _is_constant(value: ir.Value) -> bool:
-    """Whether every path to the value starts at an initializer or a node without inputs."""
+    """Whether a value is computed from initializers and nodes without inputs alone."""
     seen: set[ir.Value] = set()
     waiting = [value]
     while waiting:

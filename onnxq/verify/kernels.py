@@ -1,4 +1,4 @@
-"""Which kernels ONNX Runtime really runs: read from the graph that its optimiser writes."""
+"""The kernels that ONNX Runtime really runs, read from the graph that its optimizer writes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ _DATA_MOVEMENT = frozenset(_MOVING.split())
 
 @dataclass(frozen=True)
 class Kernels:
-    """What runs.
+    """The kernels of a model.
 
     Attributes:
-        layers: operator that runs each layer, by the layer's name; a layer that can't be
-            found again in the optimised graph has "?".
+        layers: operator that runs each layer, by the layer's name; "?" for a layer that isn't found
+            in the optimized graph.
         float_nodes: nodes that stayed float between integer ones, as `name (operator)`.
         counts: number of nodes by operator.
     """
@@ -63,7 +63,7 @@ class Kernels:
 
 
 def read_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> Kernels:
-    """What ONNX Runtime makes of a model on this machine.
+    """The kernels that run a model on this machine.
 
     Args:
         model: the exported model.
@@ -81,10 +81,10 @@ def read_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> Kernels:
 
 
 def optimised_nodes(model: ir.Model | bytes | str | Path) -> list[ir.Node]:
-    """The nodes of the graph that ONNX Runtime runs in place of the model's, in order.
+    """The nodes of the optimized graph, in order.
 
     Raises:
-        OutputError: there is no room for the temporary file.
+        OutputError: the disk is full.
     """
     with temporary_folder() as folder:
         path = folder / "optimised.onnx"
@@ -102,9 +102,9 @@ def optimised_nodes(model: ir.Model | bytes | str | Path) -> list[ir.Node]:
 
 
 def float_nodes(nodes: list[ir.Node]) -> list[ir.Node]:
-    """Nodes that compute in float, read codes made float again, and are quantized afterwards.
+    """Nodes that compute in float between a DequantizeLinear and a QuantizeLinear.
 
-    What comes before the first quantized tensor and after the last one is float by plan.
+    Nodes before the first quantized tensor and after the last one are float by plan.
     """
     after: set[ir.Node] = set()
     for node in nodes:
@@ -122,7 +122,7 @@ def float_nodes(nodes: list[ir.Node]) -> list[ir.Node]:
 
 
 def _gives_float(node: ir.Node) -> bool:
-    """Whether a node turns codes of an activation into floats."""
+    """Whether a node dequantizes an activation."""
     value = node.inputs[0] if node.inputs else None
     if value is None or value.is_initializer():
         return False
@@ -138,18 +138,18 @@ def _computes_in_float(node: ir.Node) -> bool:
 
 
 def _is_code(bound: ir.Value | None) -> bool:
-    """Whether a constant is a code: what it bounds are codes of less than 8 bits."""
+    """Whether a constant is an integer, and so bounds an activation of less than 8 bits."""
     constant = None if bound is None else bound.const_value
     return constant is not None and constant.dtype == ir.DataType.UINT8
 
 
 @dataclass(frozen=True)
 class _Aliases:
-    """What a layer may go by in the optimised graph.
+    """The names by which a layer may be found in the optimized graph.
 
     Attributes:
-        nodes: names of its node and output, or of those of what is fused into it.
-        weight: names of its weight's forms, codes before what the layer reads.
+        nodes: names of its node and output, and of nodes that are fused into it.
+        weight: names of its weight's forms, quantized ones before the one that the layer reads.
         bias: names of its bias' forms.
     """
 
@@ -182,10 +182,10 @@ def _fused(node: ir.Node) -> set[str]:
 
 
 def _forms(value: ir.Value | None) -> list[str]:
-    """Names of a constant as it is stored, as each node leaves it, and as a layer reads it.
+    """Names of a constant as it is stored, as each node transforms it, and as a layer reads it.
 
-    Any of them may be what the optimiser folded the constant to. Layers that share a weight may
-    read it in different forms: an integer kernel reads the codes.
+    The optimizer may have folded the constant to any of them. Layers that share a weight may read
+    it in different forms: an integer kernel reads the quantized one.
     """
     names: list[str] = []
     while value is not None:
@@ -232,7 +232,7 @@ def _node_of(
 
 
 def _may_run(node: ir.Node, layer: LayerSpec) -> bool:
-    """Whether the node can be the layer: an integer kernel only where codes go in and out.
+    """Whether the node can be the layer: an integer kernel only where its tensors are quantized.
 
     Layers may share a weight and be planned differently.
     """
@@ -257,7 +257,7 @@ def _by_weight(
 
 
 def _by_bias(by_input: dict[str, list[ir.Node]], known: _Aliases) -> ir.Node | None:
-    """The only node that reads the layer's bias: blocked layouts rename the weights alone."""
+    """The only node that reads the layer's bias: blocked layouts rename only the weights."""
     for name in known.bias:
         readers = [n for n in by_input.get(name, []) if _may_be_layer(n)]
         if len(readers) == 1:
@@ -266,7 +266,7 @@ def _by_bias(by_input: dict[str, list[ir.Node]], known: _Aliases) -> ir.Node | N
 
 
 def _by_name(nodes: list[ir.Node], names: set[str]) -> ir.Node | None:
-    """The first node that goes by one of the names, where its constants were renamed."""
+    """The first node with one of the names, where its constants were renamed."""
     for node in nodes:
         if _may_be_layer(node) and _names(node) & names:
             return node

@@ -1,7 +1,4 @@
-"""Noise of each layer's output against the original's.
-
-Which tensors stand for which, in one pass over samples.
-"""
+"""The noise of each layer's output against the original's, in one pass over samples."""
 
 from __future__ import annotations
 
@@ -30,16 +27,16 @@ LEAST_SHARE = 0.5
 
 @dataclass(frozen=True)
 class PairedLayer:
-    """A layer of the original, found again in the compressed file.
+    """A layer of the original and its counterpart in the compressed file.
 
     Attributes:
         name: the node's name.
         op_type: its operator.
-        tensor: name of its output, behind the activation that is folded into it; None where
-            the file has no such tensor.
+        tensor: name of its output, behind the activation that is folded into it; None where the
+            file has no such tensor.
         weight_noise: of the weights alone.
-        factor: ``(channels,)`` by which the file rescales the channels of the output, axis 1;
-            None where it doesn't.
+        factor: ``(channels,)`` by which the file rescales the channels of the output, axis 1; None
+            where it doesn't.
         is_float: whether the file holds the weights as floats.
     """
 
@@ -52,15 +49,15 @@ class PairedLayer:
 
 
 def pair_layers(teacher: ir.Model, compressed: OpenedModel, equalized: bool) -> list[PairedLayer]:
-    """The layers that both models have, in the order of the graph.
+    """The layers that both models have, in graph order.
 
     Args:
         teacher: the normalised original.
-        compressed: the file that onnxq made of it.
+        compressed: the file that onnxq wrote of it.
         equalized: whether its channels were rescaled.
 
     Raises:
-        ModelError: too few are found again, or the weights of one have another shape.
+        ModelError: too few layers are found, or the weights of one have another shape.
     """
     nodes = {str(node.name): node for node in compressed.model.graph}
     known = find_tensors(compressed.model.graph)
@@ -83,7 +80,7 @@ def pair_layers(teacher: ir.Model, compressed: OpenedModel, equalized: bool) -> 
 def _stored(
     layer: Layer, node: ir.Node | None, compressed: OpenedModel
 ) -> tuple[ir.Node, np.ndarray] | None:
-    """The layer's node in the file and the weights that it reads; None where it has none."""
+    """The layer's node in the file and the weights that it reads; None where there is none."""
     if node is None or node.op_type != layer.node.op_type:
         return None
     original, weight = constant(layer.weight), stored_array(node.inputs[1])
@@ -125,7 +122,7 @@ def _pair(
 
 
 def _outputs(node: ir.Node) -> list[str]:
-    """Names of the layer's output, that behind a Relu or a Clip from 0 first."""
+    """Names of the layer's output; first the one behind a Relu or a Clip from 0."""
     output = node.outputs[0]
     readers = [reader for reader, _ in output.uses()]
     names = [str(output.name)]
@@ -142,12 +139,12 @@ BATCH_BYTES = 2**26
 
 
 class LayerNoise:
-    """Runs both models side by side and keeps sums alone.
+    """Runs both models side by side and accumulates the noise of each tensor.
 
     Args:
         teacher: the normalised original.
-        student: the file that was made of it.
-        layers: what is compared; those without a tensor are passed over.
+        student: the compressed file.
+        layers: the layers to compare; those without a tensor are left out.
         outputs: names of the graph outputs, compared too.
     """
 
@@ -178,7 +175,7 @@ class LayerNoise:
         progress.finish()
 
     def sqnr_db(self, tensor: str | None) -> float | None:
-        """The metric of a tensor; None where there is none that compares."""
+        """The SQNR of a tensor, decibels; None where the models have no such tensor to compare."""
         noise = self._noises.get(tensor or "")
         return None if noise is None else noise.sqnr_db()
 

@@ -1,4 +1,4 @@
-"""The metrics of a run, as plain data that goes through JSON and back."""
+"""The metrics of a run, as plain data to and from JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from onnxq.errors import ModelError
 
 
 def misfit(kind: type, fields: Mapping[str, Any]) -> str | None:
-    """The first field whose value is not of the kind that a dataclass gives it.
+    """The first field whose value does not have the type of the dataclass's field.
 
     Args:
-        kind: the dataclass; names that it lacks are passed over.
-        fields: values by name, as JSON has them.
+        kind: the dataclass; names that it lacks are ignored.
+        fields: values by name, from JSON.
 
     Returns:
         The field's name, or None where all of them fit.
@@ -82,11 +82,11 @@ class Metrics:
         shipped_before: bytes of the original as it is shipped compressed (deflate).
         shipped_after: bytes of the exported file as it is shipped compressed.
         codebooks: number of centroids by name of the layers whose weights are a codebook.
-        narrow: width of a weight's codes by name of the layers that hold codes of fewer bits than
-            their tensor has: 8, or 4 where it is of type INT4.
+        narrow: bit width by name of the layers whose integer weights have fewer bits than their
+            tensor's type, which is int8 or INT4.
         integer_layers: number of layers that run on integer kernels.
         layers: number of layers that are quantized, weight-only ones with them.
-        agreement: share of the samples on which both models decide alike, 0 to 1.
+        agreement: share of equal decisions, 0 to 1.
         kl: mean KL divergence of the exported model's softmax from the original's, nats.
         estimated_drop: label-free estimate of the top-1 drop, percentage points.
         estimated_drop_error: one standard error of `estimated_drop`, percentage points.
@@ -99,27 +99,27 @@ class Metrics:
         latency_after_spread_ms: interquartile range of the same.
         kernels: operator that runs each layer, by the layer's name.
         weight_only: reason by name of the layers stored as integers that run in float.
-        left_alone: reason by name of the layers that stay as they were.
+        left_alone: reason by name of the layers that are not quantized.
         saturating: names of the integer layers whose 16-bit sums may overflow on x86 processors
             without VNNI.
         float_nodes: names of nodes that stayed float between integer ones.
         learning: held-out scores in `unit`, lower is better: `start_score`, `learned_score`,
-            `scores` by epoch (None: no finite one); `epoch` that was kept, of `epochs_run`;
-            `score`, the relative RMSE of the outputs after all else.
-        curve: where learning stood after each epoch: `minutes` since it began, the held-out
-            `scores`, and `agreement` in percent; None where there is no finite one.
-        search: what a search found: `goal`, `met`, `settings` by layer, `trials`, `frontier`, and
-            the `sweep` behind them.
-        synthesis: where samples were made, `method`, `count`, `steps`, `weights` and `losses` by
-            kind, and the number of images by class in `classes`.
-        equalization: what equalization did, in words.
+            `scores` by epoch (None: not finite); `epoch`, the one that was kept of `epochs_run`;
+            `score`, the relative RMSE of the outputs of the final student.
+        curve: after each epoch, `minutes` since training began, the held-out `scores`, and
+            `agreement` in percent; None where not finite.
+        search: result of the search: `goal`, `met`, `settings` by layer, `trials`, `frontier` and
+            `sweep`.
+        synthesis: of synthetic images, `method`, `count`, `steps`, `weights` and `losses` by kind,
+            and the number of images by class in `classes`.
+        equalization: the chosen form, in words.
         bias_correction: whether biases were corrected.
-        bias_centroids: where biases are centroids their `count`, and the held-out errors
-            `own`, with each channel's own bias, and `shared`, before anything was learned.
+        bias_centroids: where biases are centroids, their `count`, and the held-out errors before
+            training, with each channel's `own` bias and with `shared` ones.
         samples: number of samples used.
-        held_back: number of them that nothing was learned on.
-        notes: what a user should know, in sentences.
-        verdict: why the result is broken or doubtful, in words; empty where it is neither.
+        held_back: number of held-out samples among them.
+        notes: sentences for the user.
+        verdict: why the result is broken or doubtful; '' where it is neither.
     """
 
     size_before: int
@@ -177,7 +177,7 @@ class Metrics:
         return dataclasses.replace(found, notes=[*self.notes, _size_note(found.ratio)])
 
     def to_fields(self, *, latency: bool = True) -> dict[str, Any]:
-        """The metrics by name; without those of the clock where `latency` is False."""
+        """The metrics by name; without latencies where `latency` is False."""
         fields = dataclasses.asdict(self)
         return {k: v for k, v in fields.items() if latency or k not in OUTSIDE_FIELDS}
 
@@ -186,9 +186,9 @@ class Metrics:
         return json.dumps(self.to_fields(), sort_keys=True)
 
     def to_metadata(self, wanted: Collection[str] | None = None) -> str:
-        """The same without the metrics of the clock: a file's bytes don't depend on the time.
+        """`to_json` without latencies: a file's bytes don't depend on the time.
 
-        What has its default is left out, and nothing is spaced: a small file holds it too.
+        Defaults are left out and there are no spaces, to keep small files small.
 
         Args:
             wanted: names of the metrics to write beside the sizes; None means all.
@@ -205,7 +205,7 @@ class Metrics:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Metrics:
-        """The metrics of `to_fields`; names that this version doesn't know are passed over."""
+        """The inverse of `to_fields`; names that this version doesn't know are ignored."""
         known = {each.name for each in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in fields.items() if key in known})
 

@@ -1,4 +1,4 @@
-"""A model file ready to be run and measured, float or quantized, with what it says of itself."""
+"""Opened model files, float or quantized, ready to be run and measured."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from onnxq.runtime.session import Arrays
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A file that ONNX Runtime runs.
+    """A model file that ONNX Runtime runs.
 
     Attributes:
         path: the file.
         model: its graph; weights may stay on the disk.
-        inputs: what it takes.
+        inputs: its inputs.
         size: bytes of the file and of its external data.
-        runnable: what a session opens: the file, or the model in older versions of ONNX
-            or in float32.
+        runnable: what a session opens: the file, or the model converted to other versions of ONNX
+            or to float32.
     """
 
     path: Path
@@ -40,12 +40,12 @@ class OpenedModel:
 
     @property
     def computed(self) -> ir.Model:
-        """The graph that a session computes: the file's, or in other versions or types."""
+        """The graph that a session computes: the file's, or the converted one."""
         return self.runnable if isinstance(self.runnable, ir.Model) else self.model
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the file says of itself."""
+        """The file's metadata."""
         return self.model.metadata_props
 
     @property
@@ -55,7 +55,7 @@ class OpenedModel:
 
 
 def open_model(path: Path) -> OpenedModel:
-    """Read a model as it is: quantized ones are welcome, and only too new ones are converted.
+    """Read a model, quantized or not; it is converted only where it is too new.
 
     Raises:
         ModelError: the file can't be read, or ONNX Runtime can't run it.
@@ -69,7 +69,7 @@ def open_model(path: Path) -> OpenedModel:
 
 
 def common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputSpec]:
-    """What both models take: the narrower batch of the two.
+    """The inputs of both models, with the stricter batch size of the two.
 
     Raises:
         DataError: they take inputs of different names, dtypes or shapes.
@@ -92,7 +92,7 @@ def common_inputs(opened: OpenedModel, other: OpenedModel | None) -> list[InputS
 
 
 def _take_alike(spec: InputSpec, other: InputSpec) -> bool:
-    """Whether one array does for both: floats are fed to each in its own width."""
+    """Whether one array fits both inputs; floats are fed to each in its own width."""
     same = spec.dtype == other.dtype or (spec.is_float and other.is_float)
     return same and _may_be_one(spec.shape, other.shape)
 
@@ -114,9 +114,9 @@ def random_feeds(
     """One feed of random values: normal floats, zeros for anything else.
 
     Args:
-        inputs: what the model takes.
-        batch_size: what a free first dimension becomes.
-        shapes: whole shapes by input name, which go before.
+        inputs: the model's inputs.
+        batch_size: of a free first dimension.
+        shapes: whole shapes by input name, which take precedence.
 
     Raises:
         ModelError: a given shape does not fit the input, or another dimension is free.

@@ -1,4 +1,4 @@
-"""How far the outputs of two models are apart, in one streaming pass over samples."""
+"""The difference of two models' outputs, in one streaming pass over samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a candidate's outputs differ from a reference's.
+    """The differences of a candidate's outputs from a reference's.
 
     Attributes:
         samples: number of samples compared.
@@ -68,14 +68,14 @@ def compare_outputs(
     batch_size: int = EVALUATION_BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Run both models on the samples and compare their outputs; nothing is kept but sums.
+    """Run both models on the samples and compare their outputs; only sums are kept.
 
     Args:
-        reference: the original; its outputs are those compared, and its values the truth.
+        reference: the original; its outputs are compared, and its values are the truth.
         candidate: a model with the same inputs and outputs.
-        samples: what both read.
-        probabilities: names of outputs that are a softmax already (`probability_outputs`);
-            None tells by their values.
+        samples: the samples for both.
+        probabilities: names of outputs that are a softmax already (`probability_outputs`); None
+            decides by their values.
         batch_size: samples per run.
         on_batch: called with the number of samples done.
     """
@@ -98,7 +98,7 @@ def paired_outputs(
 
 
 class Comparer:
-    """Accumulates how two models' outputs differ.
+    """Accumulates the differences of two models' outputs.
 
     Args:
         outputs: names of the outputs.
@@ -112,7 +112,7 @@ class Comparer:
         self._probabilities = probabilities
 
     def add(self, expected: Arrays, found: Arrays) -> None:
-        """Take one batch into account."""
+        """Add one batch."""
         known = self._probabilities
         for name, total in self._sums.items():
             y, y_hat = expected[name], found[name]

@@ -13,10 +13,10 @@ TOP = 5
 
 
 class Ranks:
-    """Which samples a model gets right, batch by batch.
+    """Counts the samples that a model gets right, batch by batch.
 
     Args:
-        labels: class indices of all samples, in their order.
+        labels: class indices of all samples, in order.
     """
 
     def __init__(self, labels: np.ndarray) -> None:
@@ -27,7 +27,7 @@ class Ranks:
         self.done = 0
 
     def add(self, outputs: Arrays) -> None:
-        """The outputs of the next batch.
+        """Add the outputs of the next batch.
 
         Raises:
             ModelError: no output has classes.
@@ -57,7 +57,7 @@ class Ranks:
         return self._top1[: self.done]
 
     def metrics(self) -> dict[str, float | None]:
-        """`top1`, `top5` in percent, `error` of the first in percentage points."""
+        """`top1` and `top5` in percent, and `error`, one standard error of top-1 in points."""
         if not self.done:
             return {"top1": None, "top5": None, "error": None}
         top1 = float(self.right.mean())
@@ -69,10 +69,10 @@ class Ranks:
 
 
 def paired_metrics(reference: Ranks, candidate: Ranks) -> dict[str, float | None]:
-    """The metrics of both and their paired difference.
+    """The accuracies of both models and their paired difference.
 
-    drop = mean d, d_i = right_reference,i - right_candidate,i; its standard error is
-    sqrt(var(d) / n), smaller than that of two independent sets.
+    drop = mean d, d_i = right_reference,i - right_candidate,i. Its standard error is sqrt(var(d) /
+    n), which is smaller than that of two independent sets.
     """
     metrics = candidate.metrics()
     other = reference.metrics()
@@ -85,7 +85,7 @@ def paired_metrics(reference: Ranks, candidate: Ranks) -> dict[str, float | None
 
 
 def _scores(outputs: Arrays) -> np.ndarray:
-    """The first output with a row of classes for each sample: float `(n, classes)`."""
+    """The first output with a row of classes for each sample, float `(n, classes)`."""
     for array in outputs.values():
         if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.ndim >= 2:
             rows = array.reshape(len(array), -1)

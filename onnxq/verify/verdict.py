@@ -1,4 +1,4 @@
-"""Whether a result is good enough to be written unasked, by its metrics on held-out samples."""
+"""Whether a result is good enough to be written, by its metrics on held-out samples."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ METHODS = ("learn", "calibration", "granularity", "symmetric", "equalize", "bias
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with a result.
+    """A fault of a result.
 
     Attributes:
-        broken: whether it is of no use; else it is doubtful.
-        text: the metrics and the option that would help, as a clause.
+        broken: whether the result is useless; otherwise it is doubtful.
+        text: the metrics, and the option that would help, as a clause.
     """
 
     broken: bool
@@ -42,12 +42,12 @@ class Verdict:
 
 
 def judge(outputs: Comparison, recipe: Recipe) -> Verdict | None:
-    """What is wrong with a result; None where nothing is.
+    """The fault of a result; None where it has none.
 
-    A classifier is judged by its decisions, any other model by its worst float output.
+    A classifier is evaluated by its decisions, any other model by its worst float output.
 
     Args:
-        outputs: how they differ from the original's on held-out samples.
+        outputs: the result's differences from the original, on held-out samples.
         recipe: the options that led to them.
     """
     remedy = _remedy(recipe)
@@ -104,14 +104,14 @@ def names_method(recipe: Recipe) -> bool:
 
 
 def size_remedy(recipe: Recipe) -> str:
-    """The option that may make a file smaller."""
+    """The option that may make a file smaller, for a message."""
     if recipe.activation_bits is not None:
         return "--activation-bits none takes fewer nodes"
     return "--weight-bits 4 takes fewer bytes where layers are large"
 
 
 def _has_low_bits(recipe: Recipe) -> bool:
-    """Whether weights, biases or activations were asked for in fewer than 8 bits."""
+    """Whether fewer than 8 bits were asked for, of weights, biases or activations."""
     widths = [recipe.weight_bits, recipe.first_last_bits, recipe.activation_bits]
     for layer in recipe.layers:
         widths += [layer.weight_bits, layer.activation_bits]

@@ -1,4 +1,4 @@
-"""Measure the exported model against the original: outputs, size, kernels, latency."""
+"""Verification of the exported model against the original: outputs, size, kernels, latency."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ IN_FLOAT32 = (
 
 @dataclass(frozen=True)
 class Exported:
-    """What is measured.
+    """The models that verification compares.
 
     Attributes:
-        original: the file that the user gave.
+        original: the user's file.
         teacher: the original, normalised.
-        student: makes the student with its numbers as constants, which holds all of them in float.
+        student: makes the student with its parameters as float constants.
         model: the exported model.
         plan: the plan behind it.
     """
@@ -72,11 +72,11 @@ class Measurements:
 def verify(
     exported: Exported, samples: Samples, batch_size: int, progress: Progress
 ) -> Measurements:
-    """Measure an exported model on samples that nothing was learned on.
+    """The metrics of an exported model on held-out samples.
 
     Args:
         exported: the models to compare.
-        samples: the held-out slice, in the batches that the original takes.
+        samples: the held-out samples, in batches that the original takes.
         batch_size: samples in one run; fixed, so that sums don't depend on the machine.
         progress: told where the work stands.
     """
@@ -112,7 +112,7 @@ def _compare(
 
 
 def _pool(model: ir.Model, tensors: Sequence[str]) -> SessionPool:
-    """A session that gives these tensors; the model itself where they are among its outputs."""
+    """A session whose outputs are these tensors; the model is copied only where it lacks one."""
     if set(tensors) <= {value.name for value in model.graph.outputs}:
         return SessionPool(model, tensors)
     return SessionPool(with_outputs(model, tensors), tensors)
@@ -131,7 +131,7 @@ def _saturating_layers(exported: Exported) -> list[str]:
 
 
 def _codes(layer: ir.Node) -> IntArray:
-    """The integers of a layer's weight, which its DequantizeLinear reads."""
+    """The integer weights of a layer, which its DequantizeLinear reads."""
     assert layer.inputs[1] is not None
     dequantize = layer.inputs[1].producer()
     assert dequantize is not None
