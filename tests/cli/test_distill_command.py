@@ -123,7 +123,7 @@ def test_an_output_is_not_overwritten_unasked(onnxq, mlp, unlabelled, tmp_path):
         assert refused.code == 1 and words in refused.err
 
 
-EAGER = "from onnxq.learn import loop; loop.SAVE_SECONDS = 0.0; from onnxq.cli import main; main()"
+EAGER = "from onnxq.train import loop; loop.SAVE_SECONDS = 0.0; from onnxq.cli import main; main()"
 """The command, with a checkpoint after every step."""
 
 

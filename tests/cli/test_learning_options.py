@@ -103,7 +103,7 @@ g (float[N, 64] x) => (float[N, 4] y) { y = MatMul (x, w) }""",
     assert "The option 'augment' changes images and the model takes 'x'" in done.err
 
 
-EAGER = "from onnxq.learn import loop; loop.SAVE_SECONDS = 0.0; from onnxq.cli import main; main()"
+EAGER = "from onnxq.train import loop; loop.SAVE_SECONDS = 0.0; from onnxq.cli import main; main()"
 """The command, with a checkpoint after every step."""
 
 

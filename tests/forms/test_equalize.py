@@ -337,7 +337,7 @@ REFUSALS = {
 def test_refuses_and_says_why(reason: str, caplog: pytest.LogCaptureFixture) -> None:
     text, weights, message = REFUSALS[reason]
     model = build(text, weights)
-    with caplog.at_level(logging.DEBUG, "onnxq.student"):
+    with caplog.at_level(logging.DEBUG, "onnxq.forms"):
         assert find_pairs(model) == []
     assert message in caplog.text
     equalized = equalize(model, {}, "replace")
