@@ -1,1 +1,1 @@
-"""From the student and its numbers to a file that stock ONNX Runtime runs."""
+"""From the student and its quantization parameters to a file that stock ONNX Runtime runs."""

@@ -1,8 +1,8 @@
-"""Make an exported graph small: short names, equal constants once, no shapes in between.
+"""Make an exported graph small: short names, equal constants once, no inner shapes.
 
-A small model has as many nodes as a large one, and each value is named where it is written and
-wherever it is read. What a user looks for keeps its name: inputs, outputs, the original's nodes,
-tensors and constants. Integer forms and their parameters get names of a letter or two.
+A small model has as many nodes as a large one, and each name is stored where a value is written and
+wherever it is read. What a user may look for keeps its name: inputs, outputs, the original's nodes,
+tensors and constants. Quantized tensors and their parameters get names of a letter or two.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SMALL = 1024
 
 
 def export(student: Student, qparams: QParams, interface: Interface | None = None) -> ir.Model:
-    """The deployable model of a student and its numbers, as it is written.
+    """The deployable model of a student and its quantization parameters.
 
     Args:
         student: the student, not changed.
-        qparams: the numbers to write.
-        interface: what the file takes and gives; None leaves that of the student.
+        qparams: the quantization parameters to write.
+        interface: inputs and outputs of the file; None keeps the student's.
     """
     model = Lowering(student, qparams).run()
     if interface is not None:
@@ -44,7 +44,7 @@ def export(student: Student, qparams: QParams, interface: Interface | None = Non
 
 
 def float_bytes(model: ir.Model) -> int:
-    """Bytes of the file of a float model, written as `export` writes one; it isn't changed."""
+    """Bytes of a float model's file, as `export` would write it; the model isn't changed."""
     copy, weights = model.clone(), 0
     store_halves(copy)
     compact(copy, model.graph)
@@ -59,11 +59,11 @@ def float_bytes(model: ir.Model) -> int:
 def compact(model: ir.Model, student: ir.Graph) -> None:
     """Make a lowered model smaller, in place; it computes the same.
 
-    Shapes and types of values inside the main graph are left out: ONNX Runtime infers them.
+    Shapes and types of inner values of the main graph are left out: ONNX Runtime infers them.
 
     Args:
-        model: what `Lowering` gave.
-        student: the graph that it was made from: what has a name there keeps it.
+        model: the result of `Lowering`.
+        student: the graph that it was made from; its names stay.
     """
     common.DeduplicateInitializersPass(size_limit=SMALL)(model)
     graph = model.graph
@@ -89,14 +89,14 @@ def compact(model: ir.Model, student: ir.Graph) -> None:
 
 
 def _staying(graph: ir.Graph, known: set[str]) -> set[str]:
-    """Names of the original's tensors: of their floats, or of their codes where they are alone."""
+    """Names of the original's tensors: in float, or quantized where there is no float form."""
     written = {str(value.name) for node in graph for value in node.outputs}
     codes = {name + CODES for name in known - written}
     return (written & (known | codes)) - _unquantized(graph, known)
 
 
 def _unquantized(graph: ir.Graph, known: set[str]) -> set[str]:
-    """Names of values that are only read to be quantized, as another tensor than they are."""
+    """Names of values that are only read to be quantized under another tensor's name."""
     found = set()
     for node in graph:
         source = node.inputs[0] if node.op_type == "QuantizeLinear" else None
@@ -108,7 +108,7 @@ def _unquantized(graph: ir.Graph, known: set[str]) -> set[str]:
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """The values of one graph: inputs, constants, what nodes write."""
+    """The values of one graph: inputs, constants and outputs of nodes."""
     yield from graph.inputs
     yield from graph.initializers.values()
     for node in graph:
@@ -116,6 +116,6 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _short_names() -> Iterator[str]:
-    """Letters: a ... z, aa, ab ... zz, aaa ...: identifiers, as ONNX wants them."""
+    """Letters: a ... z, aa, ab ... zz, aaa ...; ONNX requires identifiers."""
     for length in count(1):
         yield from map("".join, product(ascii_lowercase, repeat=length))

@@ -1,4 +1,4 @@
-"""Constants of an exported graph: what repeats stored once, 16-bit floats in 16 bits."""
+"""Constants of an exported graph: repeated values stored once, 16-bit floats in 16 bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCALE = ".scale"
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer of the graph."""
+    """Add an initializer to the graph."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
     value.shape = ir.Shape(array.shape)
@@ -31,9 +31,9 @@ RANKS = {ir.DataType.FLOAT: 1, ir.DataType.INT32: 1, ir.DataType.INT8: 2}
 
 
 def spread_repeats(graph: ir.Graph) -> None:
-    """Replace such constants of a graph by Expand nodes at its head, in place.
+    """Replace constants that repeat along an axis by Expand nodes, in place.
 
-    ONNX Runtime folds them when a session starts.
+    ONNX Runtime folds the nodes when a session starts.
     """
     for value in list(graph.initializers.values()):
         tensor = value.const_value
@@ -61,7 +61,7 @@ def _spread(graph: ir.Graph, value: ir.Value, array: np.ndarray, once: np.ndarra
 
 
 def store_halves(model: ir.Model) -> None:
-    """Store float32 constants that fit in 16 bits so, in place, where the original did.
+    """Store float32 constants in 16 bits, in place, where they fit and the original did so.
 
     Args:
         model: a lowered model; its metadata says how the original stored its weights.

@@ -1,4 +1,4 @@
-"""The inputs and outputs of the original on an exported model: names, shapes and float types."""
+"""The inputs and outputs of an exported model: names, shapes and float types of the original."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from onnxq.load.interface import Interface, Port
 from onnxq.normalise.infer_shapes import InferShapes
 
 INSIDE = ".float32"
-"""Suffix of an input or output as the network reads or writes it."""
+"""Suffix of an input or output in the type that the model computes in."""
 
 
 def restore_types(model: ir.Model, interface: Interface) -> None:
-    """Give inputs and outputs the types that the original has, in place.
+    """Give inputs and outputs the original's types, in place.
 
     Args:
         model: computes in float32.
@@ -64,13 +64,13 @@ def _cast(value: ir.Value, to: ir.TypeProtocol) -> ir.Node:
 
 
 FREE = (0, -1)
-"""What a Reshape's first size is where it follows from the input's."""
+"""First sizes of a Reshape that follow from the input's size."""
 
 
 def restore_interface(model: ir.Model, interface: Interface) -> None:
-    """Declare the original's shapes, and what follows from them inside, in place.
+    """Declare the original's shapes, and the inner shapes that follow from them, in place.
 
-    A batch that was freed for learning is fixed again: accelerators want sizes that are known.
+    A batch that was freed for training is fixed again: accelerators need known sizes.
 
     Args:
         model: the lowered model, before its inner shapes are left out.
@@ -85,7 +85,7 @@ def restore_interface(model: ir.Model, interface: Interface) -> None:
 
 
 def _declare(value: ir.Value, port: Port) -> bool:
-    """Whether a dimension that was free has a size now."""
+    """Declare a shape; returns whether a dimension that was free has a size now."""
     if port.shape is None:
         return False
     before, value.shape = value.shape, port.shape.copy()
@@ -95,7 +95,7 @@ def _declare(value: ir.Value, port: Port) -> bool:
 
 
 def _fix_reshapes(model: ir.Model) -> None:
-    """Say the first size of each Reshape that the inputs' sizes decide."""
+    """Write the first size of each Reshape that the inputs' sizes determine."""
     graph = model.graph
     for node in graph:
         for value in node.outputs:

@@ -1,13 +1,13 @@
-"""Write a codebook: packed indices, the nodes that unpack them, and a Gather from the table.
+"""Write a codebook: packed indices, nodes that unpack them, and a Gather from the table.
 
     bytes -> BitShift ... -> Reshape -> Cast           a field of bits
-    bytes -> Cast -> Div -> Mod -> Mul -> Reshape      a trit
+    bytes -> Cast -> Div -> Mod -> Mul -> Reshape      a ternary digit
     sum of the fields -> Gather(centroids)
 
-with a Slice where the last byte is not full. All of it is valid from opset 13 on and reads
-constants alone, so that ONNX Runtime folds it to one constant when a session starts: an int8 one
-under DequantizeLinear for integer kernels, else a float one. Names are short, since a small layer
-has as many nodes as a large one.
+with a Slice where the last byte is not full. These nodes are valid from opset 13 on and read
+constants alone. ONNX Runtime folds them to one constant when a session starts: an int8 one under
+DequantizeLinear for integer kernels, else a float one. Names are short, since a small layer has as
+many nodes as a large one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ CENTROIDS = ".centroids"
 
 
 def add_lookup(graph: ir.Graph, name: str, codebook: Codebook) -> ir.Value:
-    """Write the nodes at the head of the graph; the value that holds the looked-up weight.
+    """Add the nodes at the head of the graph; returns the value of the looked-up weight.
 
     Args:
         graph: the exported graph.
         name: of the weight.
-        codebook: the table and the indices.
+        codebook: the centroids and the indices.
     """
     number = sum(each.endswith(CENTROIDS) for each in graph.initializers)
     table = _constant(graph, f"{name}{CENTROIDS}", codebook.centroids)
@@ -47,14 +47,14 @@ def add_lookup(graph: ir.Graph, name: str, codebook: Codebook) -> ir.Value:
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """An initializer that is not described a second time among the graph's values."""
+    """An initializer that the graph's values don't describe a second time."""
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value
 
 
 class _Lookup:
-    """The nodes of one weight, in order; constants of shifts and shapes are shared by all."""
+    """The nodes of one weight, in order; all lookups share constants of shifts and shapes."""
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self._graph, self._prefix = graph, prefix
@@ -62,7 +62,7 @@ class _Lookup:
         self.nodes: list[ir.Node] = []
 
     def digits(self, indices: np.ndarray, field: Field) -> ir.Value:
-        """What one field adds to each index, int32, the shape of the weight."""
+        """One field's part of each index, int32, in the shape of the weight."""
         packed = pack(indices, field)
         rows = packed if field.per_byte == 1 else packed[:, None]
         stored = _constant(self._graph, self._name(), rows)
@@ -98,7 +98,7 @@ class _Lookup:
     def shared(
         self, numbers: Sequence[int] | np.ndarray | int, dtype: type[np.generic] = np.int64
     ) -> ir.Value:
-        """A small constant, one for all lookups of the graph."""
+        """A small constant that all lookups of the graph share."""
         array = np.asarray(numbers, dtype)
         shape = "v" if array.ndim else "s"
         name = f"k.{array.dtype.char}{shape}" + "x".join(map(str, array.ravel().tolist()))
@@ -106,7 +106,7 @@ class _Lookup:
         return known if known is not None else _constant(self._graph, name, array)
 
     def add(self, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
-        """One node; its output has a short name of its own."""
+        """Add one node; its output has a short name."""
         node = ir.node(op_type, inputs, attributes, name="")  # type: ignore[arg-type]
         node.outputs[0].name = self._name()
         self.nodes.append(node)

@@ -1,7 +1,8 @@
 """Lower the student to QuantizeLinear and DequantizeLinear nodes with constant parameters.
 
-One Q per tensor; nodes that only move elements work on the codes; every reader that computes
-reads a DequantizeLinear. ONNX Runtime then fuses DQ -> operator -> Q into integer kernels.
+There is one QuantizeLinear per tensor. Data-movement operators work on the quantized tensor, and
+every other reader reads a DequantizeLinear. ONNX Runtime then fuses DQ -> operator -> Q into
+integer kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from onnxq.student.qparams import QParams, limit_names, tensor_qparams
 from onnxq.student.student import Student
 
 WIDE = ".wide"
-"""Suffix of codes that are not yet within those of less than 8 bits."""
+"""Suffix of an integer tensor before it is clipped to less than 8 bits."""
 
 
 @dataclass
@@ -36,11 +37,11 @@ class Codes:
 
 
 class Lowering:
-    """One lowering of a copy of the student's graph.
+    """Lowers a copy of the student's graph.
 
     Args:
         student: the student.
-        qparams: the numbers to write.
+        qparams: the quantization parameters to write.
     """
 
     def __init__(self, student: Student, qparams: QParams) -> None:
@@ -52,7 +53,7 @@ class Lowering:
         self._specs = _specs_by_node(student.plan)
 
     def run(self) -> ir.Model:
-        """The deployable model, without functions or parameter inputs."""
+        """The deployable model, without functions and parameter inputs."""
         for node in list(self._graph):
             self._lower(node)
         for i, output in enumerate(self._graph.outputs):
@@ -104,7 +105,7 @@ class Lowering:
             self._remove_input(name)
 
     def _clip(self, wide: ir.Value, spec: TensorSpec, before: ir.Node) -> ir.Value:
-        """The codes within 0 ... 2^n - 1: on codes, since a float Clip leaves the layer float."""
+        """The quantized values clipped to 0 ... 2^n - 1: a float Clip would stay in float."""
         names = (f"codes.{code}" for code in (0, quant_max(spec.num_bits)))
         bounds = [self._shared_code(name) for name in names]
         clip = ir.node("Clip", [wide, *bounds], name=f"{spec.name}.clip")

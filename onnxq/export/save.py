@@ -1,6 +1,7 @@
 """Writing the model file.
 
-Whole or not at all, by one run at a time, never over what the user had unasked.
+A file is written whole or not at all, by one run at a time, and replaces an existing one only if
+the user said so.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from onnxq.runtime.temporary import real_path, temporary_folder
 
 
 def lock_path(path: Path) -> Path:
-    """The file that says who writes a file, beside it; it holds the number of the process."""
+    """The file beside a file that locks it; it holds the process id of the writer."""
     path = real_path(path)
     return path.with_name(f".{path.name}.onnxq-lock")
 
 
 @contextmanager
 def locked(path: Path | None) -> Iterator[None]:
-    """Keep other runs from writing the same file for as long as this one goes on.
+    """Lock a file against other runs while this one goes on.
 
-    The system lets go of the lock when the process ends in whatever way; what a killed one leaves
+    The system releases the lock when the process ends in any way. The lock file of a killed process
     is not locked, and is taken over.
 
     Args:
@@ -100,24 +101,24 @@ LONGEST_NAME = 200
 
 
 def check_output(path: Path, model_path: Path, force: bool) -> None:
-    """Find out before the long work whether the output can be written.
+    """Check before the long work whether the output can be written.
 
     Raises:
-        OutputError: the path is the model itself or a part of it, exists, or its folder can't
-            be written.
+        OutputError: the path is the model itself or a part of it, exists, or its folder can't be
+            written.
     """
     check_file(path, model_path, force, "output", "-o")
 
 
 def check_file(path: Path, model_path: Path, force: bool, what: str, option: str) -> None:
-    """The same for any file that a run writes.
+    """`check_output` for any file that a run writes.
 
     Args:
         path: the file to write.
         model_path: the model, which is never overwritten, nor its external data.
         force: whether another file may be overwritten.
-        what: what the file holds, for the error.
-        option: the option that names it, for the error.
+        what: the file's content, for the error message.
+        option: the option that names the file, for the error message.
 
     Raises:
         OutputError: as `check_output`.
@@ -144,7 +145,7 @@ def check_file(path: Path, model_path: Path, force: bool, what: str, option: str
 
 
 def _model_files(model_path: Path) -> Iterator[tuple[Path, str]]:
-    """The files that make up a model, with what each of them is."""
+    """The files of a model, with the role of each."""
     yield model_path, "the model itself"
     try:
         files = model_files(model_path)
@@ -156,7 +157,7 @@ def _model_files(model_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def check_new(path: Path, force: bool, what: str, option: str) -> None:
-    """Refuse to overwrite a file unasked.
+    """Refuse to overwrite a file without `force`.
 
     Raises:
         OutputError: the path exists and `force` is False.
@@ -174,13 +175,12 @@ def model_bytes(model: ir.Model) -> int:
 
 
 def save_model(model: ir.Model, path: Path) -> int:
-    """Write the model, beside its final place first, then rename; the size in bytes.
+    """Write the model beside its final place, then rename it; returns its bytes.
 
-    A link is followed to the file that it leads to. Above 2 GB the weights go to `<name>.data`
-    beside it.
+    A link is followed to its target. Above 2 GB the weights go to `<name>.data` beside the file.
 
     Raises:
-        OutputError: there is no space, or the file can't be written; nothing is left.
+        OutputError: the disk is full, or the file can't be written; nothing is left behind.
     """
     path = real_path(path)
     folder = path.absolute().parent

@@ -1,13 +1,14 @@
-"""One weight in the file, as integers, and how each of the layers that share it reads it.
+"""One integer weight in the file, and how each layer that shares it reads it.
 
-Integer kernels read the integers through DequantizeLinear. Weight-only layers read
-`Cast(integers) * scale`, which ONNX Runtime folds into a float constant at session start
-(it doesn't fold DequantizeLinear). A codebook takes the place of the integers, and
-those of less than 8 bits are packed as one of all their values: see `lookup`. For accelerators that
-take tensors of type INT4, integers of 4 bits or fewer are one of those.
+- Integer kernels read the integers through DequantizeLinear.
+- Weight-only layers read `Cast(integers) * scale`, which ONNX Runtime folds into a float constant
+  at session start (it doesn't fold DequantizeLinear).
+- A codebook replaces the integers. Integers of less than 8 bits are packed as a codebook of all
+  their values: see `lookup`. For accelerators with INT4 tensors, integers of 4 bits or fewer are
+  one of those.
 
-A layer that multiplies the weight by a factor of its own has that in the scale, with its sign. A
-Gather looks rows up among the integers and makes those float that it found: ONNX Runtime would
+A layer that multiplies the weight by its own factor has the factor in the scale, with its sign. A
+Gather looks rows up among the integers and dequantizes the rows that it found: ONNX Runtime would
 dequantize the whole table in every run, or keep a float copy of it.
 """
 
@@ -33,8 +34,8 @@ class StoredWeight:
 
     Args:
         graph: the exported graph.
-        spec: of the layer that decides the form: one on an integer kernel, if any is.
-        qparams: the numbers to write.
+        spec: of the layer that decides the form: one on an integer kernel, if there is one.
+        qparams: the quantization parameters to write.
         scale: of the weight, float32 (channels,) or ().
     """
 
@@ -63,14 +64,14 @@ class StoredWeight:
         return add_constant(self._graph, f"{name}{CODES}", codes.astype(self._type.numpy()))
 
     def connect(self, node: ir.Node, spec: LayerSpec) -> None:
-        """Let a layer read the weight in its own way, if it has one; else `replace` does it."""
+        """Connect a layer that reads the weight in its own way; `replace` connects the others."""
         if spec.op_type == TABLE and (spec.codebook is None or self._integer):
             self._look_rows_up(node)
         elif spec.factor is not None:
             self._read_under_factor(node, spec)
 
     def replace(self, value: ir.Value) -> None:
-        """Let all others that read the student's input for the weight read it as floats."""
+        """Connect all other readers of the student's weight input to the weight as floats."""
         if value.uses() or value.is_graph_output():
             real = self._real(self._spec.weight, self._spec.weight, self.scale)
             replace_input(self._graph, value, real)
@@ -78,7 +79,7 @@ class StoredWeight:
             self._graph.inputs.remove(value)
 
     def scale_value(self, spec: LayerSpec) -> ir.Value:
-        """The scale under which a layer on an integer kernel reads the weight."""
+        """The scale of the weight for a layer on an integer kernel."""
         owner = spec.weight if spec.factor is None else _name_of(spec)
         return self._scales[owner]
 
@@ -99,7 +100,7 @@ class StoredWeight:
     def _real(
         self, owner: str, name: str, scale: FloatArray, layer: LayerSpec | None = None
     ) -> ir.Value:
-        """The weight as floats under a scale of its owner's, a layer or the weight itself."""
+        """The weight as floats, under the scale of a layer or of the weight itself."""
         axis = self._spec.axis if layer is None or not scale.ndim else layer.channel_axis
         if self._integer:
             value = self._scales[owner] = add_constant(self._graph, f"{owner}{SCALE}", scale)
@@ -115,7 +116,7 @@ class StoredWeight:
         return product.outputs[0]
 
     def _zero(self, scale: FloatArray) -> ir.Value:
-        """The zero points of a scale, one constant for all scales of its shape."""
+        """The zero points of a scale; scales of equal shape share one constant."""
         key = f"{self._spec.weight}.zero_point" + ("" if scale.ndim == self.scale.ndim else "s")
         if key not in self._shared:
             zeros = np.zeros(scale.shape, self._type.numpy())
@@ -134,7 +135,7 @@ class StoredWeight:
         return self._shared[name]
 
     def _look_rows_up(self, node: ir.Node) -> None:
-        """Rows of integers, made float, times their scales, which are looked up alike."""
+        """Rows of integers, converted to float, times their scales, which are looked up as well."""
         index = weight_index(TABLE)
         indices, result, name = node.inputs[1 - index], node.outputs[0], str(node.name)
         assert indices is not None
@@ -157,7 +158,7 @@ class StoredWeight:
         self._graph.insert_after(node, [*made, product])
 
     def _table_scale(self) -> ir.Value:
-        """The scales of the rows, (rows, 1), or the one of the table."""
+        """The scales of the rows, (rows, 1), or the table's one scale."""
         name = f"{self._spec.weight}.by_row"
         if name not in self._shared:
             shaped = per_channel(self.scale, self._rank, 0 if self.scale.ndim else None)
@@ -166,7 +167,7 @@ class StoredWeight:
 
 
 def _name_of(spec: LayerSpec) -> str:
-    """What the constants of a layer's own reading of a shared weight are named after."""
+    """The prefix of the names of a layer's own constants for a shared weight."""
     return f"{spec.name}.weight"
 
 
@@ -179,7 +180,7 @@ def dequantize(graph: ir.Graph, inputs: list[ir.Value], axis: int | None, name: 
 
 
 def replace_input(graph: ir.Graph, value: ir.Value, real: ir.Value) -> None:
-    """Let the readers of a graph input read another value, and remove the input."""
+    """Connect the readers of a graph input to another value, and remove the input."""
     real.name = f"{value.name}{REAL}"
     real.type, real.shape = value.type, value.shape
     value.replace_all_uses_with(real)

@@ -1,4 +1,4 @@
-"""Write weights and biases as integers: the only form in which the file holds them.
+"""Write weights and biases as integers, without a float copy.
 
 Layers that were left float and retrained are the exception: they are written as floats.
 """
@@ -35,8 +35,8 @@ def lower_weights(model: ir.Model, student: Student, qparams: QParams) -> None:
 
     Args:
         model: the lowered copy of the student.
-        student: the student, for its plan and the tensors that layers read.
-        qparams: the numbers to write.
+        student: gives the plan, and the tensors that layers read.
+        qparams: the quantization parameters to write.
     """
     graph = model.graph
     scales = student.weight_scales(qparams)
@@ -75,7 +75,7 @@ def _lower_bias(
 
 
 def _bias_scale(graph: ir.Graph, name: str, source: str, weight: ir.Value) -> ir.Value:
-    """s_in * s_w, computed when a session starts: a node is smaller than a number per channel."""
+    """s_in * s_w, computed when a session starts: a node is smaller than the numbers."""
     scales = [graph.initializers[f"{source}{SCALE}"], weight]
     node = ir.node("Mul", scales, name=f"{name}.rescale")
     node.outputs[0].name = f"{name}{SCALE}"
@@ -84,7 +84,7 @@ def _bias_scale(graph: ir.Graph, name: str, source: str, weight: ir.Value) -> ir
 
 
 def _real_bias(graph: ir.Graph, name: str, bias: FloatArray) -> ir.Value:
-    """A float bias, in whichever form takes the fewest bytes; all fold when a session starts."""
+    """A float bias, in the form of fewest bytes; all forms fold when a session starts."""
     values, indices = np.unique(bias, return_inverse=True)
     shared = 1 < values.size <= MOST_CENTROIDS
     if shared and codebook_bytes(bias.size, values.size, integer=False) < bias.nbytes:

@@ -1,1 +1,1 @@
-"""Equal forms of a model, and which of them is quantized best."""
+"""Equal forms of a model, and the choice of the one that is quantized best."""

@@ -1,4 +1,4 @@
-"""Take out of each bias the mean error that the layer's quantized weights make."""
+"""Bias correction: subtract the mean error of a layer's quantized weights from its bias."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class _Fed:
 def correct_biases(
     student: Student, qparams: QParams, samples: Batches, batch_size: int, rounds: int = 2
 ) -> QParams:
-    """The numbers with biases corrected by b <- b - e E[x], e the error of the weights.
+    """The quantization parameters with biases corrected by b <- b - e E[x], e the weights' error.
 
-    E[x] is the mean of each input channel of the layer in the student itself. Correcting a
-    layer moves the means that later layers read, so it is done in rounds.
+    E[x] is the mean of each input channel of the layer in the student itself. Correcting a layer
+    changes the inputs of later layers, so it is done in rounds.
 
     Args:
         student: the student.
-        qparams: its numbers; only the means of the correction change.
+        qparams: its quantization parameters; only the stored mean inputs change.
         samples: unlabelled samples.
         batch_size: samples in one run.
         rounds: passes over the samples.

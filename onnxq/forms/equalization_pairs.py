@@ -1,8 +1,8 @@
-"""Finds the pairs of layers between which channels can be rescaled.
+"""Pairs of layers between which channels can be rescaled.
 
-A pair is Conv or Gemm → nodes that treat each channel alone and f(sx) = s·f(x) for s > 0 →
-Conv or Gemm. Clip(0, 6) and its like obey that only below their upper bound; see `equalize`.
-Scope: the main graph.
+A pair is Conv or Gemm → nodes that treat each channel by itself and have f(sx) = s·f(x) for s > 0 →
+Conv or Gemm. Clip(0, 6) has that property only below its upper bound; see `equalize`. Layers in
+sub-graphs are left out.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _FLATTENING = frozenset(("Flatten", "Reshape"))
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers and what lies between them.
+    """Two layers and the activation between them.
 
     Attributes:
-        producer: the Conv or Gemm that gives the channels.
-        consumer: the Conv or Gemm that takes them.
-        channels: how many channels there are.
-        clip: the Clip(0, bound) on the way, or None.
+        producer: the Conv or Gemm that writes the channels.
+        consumer: the Conv or Gemm that reads them.
+        channels: their number.
+        clip: the Clip(0, bound) between them, or None.
         bound: its upper bound; infinity where there is none.
-        tensor: the tensor whose largest values matter: the output of the Clip, or else of
-            the last activation function on the way (of the producer where there is none).
+        tensor: the tensor whose largest values matter: the output of the Clip, or else of the last
+            activation function between the layers (of the producer where there is none).
     """
 
     producer: ir.Node
@@ -52,7 +52,7 @@ class Pair:
 
 
 def find_pairs(model: ir.Model) -> list[Pair]:
-    """All pairs of the main graph in the order of the data flow; refusals are logged."""
+    """All pairs of the main graph in the order of the data flow; rejected ones are logged."""
     pairs = []
     for node in model.graph:
         if node.domain in DEFAULT_DOMAINS and node.op_type in LAYER_TYPES:
@@ -65,7 +65,7 @@ def find_pairs(model: ir.Model) -> list[Pair]:
 
 
 def _pair_from(producer: ir.Node) -> Pair | str:
-    """The pair that starts at a layer, or why there is none."""
+    """The pair that starts at a layer, or the reason why there is none."""
     refusal = weight_refusal(producer)
     if refusal:
         return refusal
@@ -120,7 +120,7 @@ def _watched_tensor(producer: ir.Node, between: list[ir.Node]) -> str:
 
 
 def _between_refusal(node: ir.Node) -> str | None:
-    """Why channels can't be rescaled across a node, or None if they can."""
+    """Why channels can't be rescaled across a node; None where they can."""
     if len([output for output in node.outputs if output.uses() or output.is_graph_output()]) > 1:
         return f"'{node.name}' has more than one output"
     if node.op_type in _HOMOGENEOUS:

@@ -1,22 +1,18 @@
 """Cross-layer equalization of the normalised model.
 
-Per-tensor weights hold the channels of small range badly. Rescaling channels from layer to
-layer evens the ranges out and leaves the function as it is (numerics/equalization.py).
+Per-tensor scales are too coarse for channels of small range. Rescaling channels from layer to layer
+equalizes the ranges without changing the function (numerics/equalization.py).
 
-ReLU6, Clip(0, 6), breaks f(sx) = s·f(x) at its upper bound:
+ReLU6, Clip(0, 6), breaks f(sx) = s·f(x) at its upper bound. There are two ways around that:
 
-=========  ===============================================================================
-relu6      what happens
-=========  ===============================================================================
-safe       only channels whose calibrated maximum never reaches the bound are scaled, and
-           never so far that the scaled maximum comes near it
-replace    the Clip becomes Relu and every channel is scaled; the function changes where the
-           bound was reached, so that the caller has to compare both on held-out samples
-=========  ===============================================================================
+- "safe" scales only channels whose calibrated maximum never reaches the bound, and never so far
+  that the scaled maximum comes near it.
+- "replace" turns the Clip into Relu and scales every channel. The function changes where the bound
+  was reached, so the caller has to compare both forms on held-out samples.
 
-Where a calibrated maximum is known, no channel is scaled beyond the largest maximum of its
-tensor: a channel of tiny weights under a large bias would otherwise stretch the range of
-the activations. Scope: the main graph.
+Where a calibrated maximum is known, no channel is scaled beyond the largest maximum of its tensor.
+Otherwise a channel of tiny weights with a large bias would widen the range of the activations.
+Layers in sub-graphs are left out.
 """
 
 from __future__ import annotations
@@ -50,17 +46,14 @@ def equalize(
     channel_maximum: Mapping[str, NDArray[np.floating]],
     relu6: Literal["safe", "replace"],
 ) -> ir.Model:
-    """A copy of the model with equalized weights.
+    """A copy of the model with equalized weights and the same tensor names.
 
     Args:
         model: normalised; not changed.
-        channel_maximum: the calibrated maximum (largest magnitude, for signed tensors) of
-            each channel, ``(channels,)``, by tensor name (`Pair.tensor`). A pair with a
-            bounded Clip that is missing here is left alone in the mode "safe".
-        relu6: what to do with a Clip(0, bound).
-
-    Returns:
-        the new model, over the same tensor names.
+        channel_maximum: the calibrated maximum (largest magnitude, for signed tensors) of each
+            channel, ``(channels,)``, by tensor name (`Pair.tensor`). In the mode "safe", a pair
+            with a bounded Clip that is missing here is not equalized.
+        relu6: how a Clip(0, bound) is handled.
     """
     model = model.clone()
     pairs = [
@@ -84,13 +77,13 @@ def equalize(
 
 
 def _key(node: ir.Node) -> str:
-    """A layer's weight has one reader, so that its name stands for the layer."""
+    """The name of a layer's weight, which no other layer reads, so that it identifies the layer."""
     assert node.inputs[1] is not None
     return str(node.inputs[1].name)
 
 
 def _read_weights(pairs: list[Pair]) -> dict[str, Floats]:
-    """The weight of every layer in a pair, split by the channels that it takes."""
+    """The weights of every layer in a pair, split by the channels that it reads."""
     taken = {_key(pair.consumer): pair.channels for pair in pairs}
     layers = [layer for pair in pairs for layer in (pair.producer, pair.consumer)]
     return {
@@ -102,7 +95,7 @@ def _read_weights(pairs: list[Pair]) -> dict[str, Floats]:
 def _link(
     pair: Pair, maximum: NDArray[np.floating] | None, relu6: Literal["safe", "replace"]
 ) -> Link:
-    """The pair with the limits of its scales, from the calibrated maximum."""
+    """The pair with the bounds of its scales, from the calibrated maximum."""
     producer, consumer = _key(pair.producer), _key(pair.consumer)
     if maximum is None:
         return Link(producer, consumer)
@@ -124,7 +117,7 @@ def _apply(pair: Pair, scale: Floats, weights: dict[str, Floats]) -> None:
 
 
 def _replace_clip(graph: ir.Graph, clip: ir.Node) -> None:
-    """Puts Relu in the place of a Clip; the name of its output stays."""
+    """Replaces a Clip by Relu; the name of its output stays."""
     old = clip.outputs[0]
     relu = ir.node("Relu", [clip.inputs[0]], name=clip.name)
     new = relu.outputs[0]

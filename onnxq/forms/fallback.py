@@ -1,4 +1,4 @@
-"""Mixed-precision fallback: tensors that 8 bits, or the bits asked for, are too few for."""
+"""Notes on the mixed-precision fallback: tensors kept in float, or at 8 bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnxq.plan.regions import FALLBACK_REASON
 
 
 def fallback_notes(variant: Variant) -> list[str]:
-    """Sentences for the user on what is computed more exactly than was asked for."""
+    """Sentences for the user on what is computed more exactly than the recipe asked for."""
     plan, bits = variant.student.plan, variant.recipe.activation_bits
     notes = []
     floats = sum(spec.reason == FALLBACK_REASON for spec in plan.layers.values())

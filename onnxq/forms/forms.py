@@ -1,4 +1,4 @@
-"""The same model in equal forms, each quantized; the held-out samples say which is best."""
+"""The forms of a model, each quantized; the held-out samples decide which one is best."""
 
 from __future__ import annotations
 
@@ -30,32 +30,33 @@ CORRECTION_SAMPLES = 128
 """Samples whose mean inputs correct the biases: means settle early."""
 
 FALLBACK_SHARES = (0.7, 0.3, 0.1, 0.03)
-"""Shares of the error limit that the codes of tensors may take, tried in turn."""
+"""Shares of the error limit that quantized activations may cause, tried in turn."""
 
 WORTHLESS_GAIN = 1.2
-"""Ratio of scores below which more tensors in float are not worth it."""
+"""The fallback with the fewest float tensors is taken whose score is within this ratio of the
+best."""
 
 PLAIN, SAFE, REPLACE = "as it is", "equalized", "equalized, ReLU6 replaced by ReLU"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of the model with its student and the numbers to start from.
+    """One form of the model, its student, and the quantization parameters to start from.
 
     Attributes:
-        name: how the form was made.
+        name: of the form.
         model: the float model in that form, with the original's outputs.
-        recipe: the options that it was made with.
+        recipe: the options.
         student: the student.
-        statistics: of the calibration.
-        qparams: the numbers.
-        held_out: the score.
-        held_out_outputs: the original's outputs that it holds against.
-        score: the held-out relative RMSE of the numbers.
-        fallback: names of tensors left float because 8 bits are too few for them.
-        corrected: whether the biases of the numbers are corrected.
-        bias_cost: the score with each channel's own bias and with shared ones, where biases are
-            centroids.
+        statistics: from calibration.
+        qparams: the quantization parameters.
+        held_out: evaluates the student on the held-out samples.
+        held_out_outputs: the original's outputs on them.
+        score: the held-out relative RMSE of the quantization parameters.
+        fallback: names of tensors that are kept in float by the mixed-precision fallback.
+        corrected: whether biases are corrected.
+        bias_cost: where biases are centroids, the score with each channel's own bias and with
+            shared ones.
     """
 
     name: str
@@ -72,15 +73,15 @@ class Variant:
     corrected: bool = False
 
     def score_of(self, qparams: QParams) -> float:
-        """The held-out score of other numbers."""
+        """The held-out score of other quantization parameters."""
         return self.held_out.score(self.student.feeds(qparams))
 
     def extremes(self) -> dict[str, tuple[float, float]]:
-        """(minimum, maximum) of each tensor."""
+        """(minimum, maximum) of each tensor, from calibration."""
         return {name: (s.minimum, s.maximum) for name, s in self.statistics.items()}
 
     def elements(self) -> dict[str, int]:
-        """Elements of each tensor in one sample, of those whose size is known."""
+        """Elements of each tensor in one sample, where known."""
         graph = self.model.graph
         values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
         dims = {str(v.name): tuple(v.shape)[1:] for v in values if v.shape is not None}
@@ -98,7 +99,7 @@ class Variants:
         recipe: the options.
         train: the samples to calibrate on.
         train_outputs: the original's outputs on them.
-        held_out_outputs: the original's outputs on the held-out slice.
+        held_out_outputs: the original's outputs on the held-out samples.
         batch_size: samples in one run.
         progress: told how far each calibration is.
         smaller: whether layers that are no smaller as integers stay float.
@@ -122,11 +123,11 @@ class Variants:
         self._held_out_outputs = held_out_outputs
 
     def make(self, name: str, model: ir.Model) -> Variant:
-        """Plan, calibrate and rewrite one form of the model."""
+        """The variant of one form of the model: planned, calibrated and with its student."""
         return self._make(name, model, self._recipe, {}, frozenset())
 
     def remake(self, variant: Variant, recipe: Recipe) -> Variant:
-        """The same form under another recipe; nothing known of its tensors is measured again."""
+        """The same form under another recipe; calibrated tensors are not calibrated again."""
         return self._make(variant.name, variant.model, recipe, variant.statistics, variant.fallback)
 
     def _make(
@@ -148,17 +149,17 @@ class Variants:
     def _statistics(
         self, name: str, model: ir.Model, plan: Plan, known: Mapping[str, TensorStatistics]
     ) -> dict[str, TensorStatistics]:
-        """Those that are known, and those of the plan's other tensors."""
+        """The known statistics and those of the plan's other tensors."""
         missing = [tensor for tensor in plan.tensors if tensor not in known]
         if not missing:
             return dict(known)
         return {**known, **self._calibrate(f"calibrate, {name}", model, missing, [])}
 
     def fallback(self, variant: Variant) -> Variant:
-        """The variant with some tensors left float, where its outputs are too far off.
+        """The variant after mixed-precision fallback.
 
-        A model whose 8-bit outputs lie more than `error_limit` from the float ones keeps
-        in float the tensors that cost most (see `sensitivity`): as few as get it below.
+        Where the outputs are further than `error_limit` from the float ones, the tensors that cost
+        most (see `sensitivity`) are kept in float, as few as bring the error below the limit.
         """
         limit = error_limit(variant.model)
         plan = variant.student.plan
@@ -186,7 +187,7 @@ class Variants:
         return self._make(variant.name, variant.model, variant.recipe, variant.statistics, names)
 
     def corrected(self, variant: Variant) -> Variant:
-        """The variant with corrected biases, where the recipe and the held-out samples agree."""
+        """The variant with corrected biases, where allowed and better on held-out samples."""
         if not variant.recipe.bias_correction or variant.recipe.bias_centroids is not None:
             return variant
         samples = self._train.take(CORRECTION_SAMPLES, variant.recipe.seed)
@@ -229,10 +230,10 @@ class Variants:
         )
 
     def choose(self, model: ir.Model) -> Variant:
-        """The best of the plain and the equalized forms, with some tensors float if need be.
+        """The best of the plain and the equalized forms, after mixed-precision fallback.
 
         Raises:
-            DataError: on these samples nothing can be compared.
+            DataError: the difference to the original's outputs is not finite on these samples.
         """
         best = self._best_form(model)
         if not math.isfinite(best.score):
@@ -245,7 +246,7 @@ class Variants:
     def _best_form(self, model: ir.Model) -> Variant:
         """The plain form, or an equalized one where its held-out score is lower.
 
-        Forms are compared with codes: codebooks are fitted to the weights of the best alone.
+        Forms are compared with integer weights; codebooks are fitted for the best form only.
         """
         recipe = self._recipe
         wanted = recipe.equalize and _gains(make_plan(model, recipe))
@@ -290,7 +291,7 @@ class Variants:
 
 
 def _with_codes(recipe: Recipe) -> Recipe:
-    """The recipe with codes in the place of codebooks."""
+    """The recipe with integer weights in place of codebooks."""
     counts = (recipe.codebook, *(layer.codebook for layer in recipe.layers))
     if not any(isinstance(count, int) for count in counts):
         return recipe
@@ -302,6 +303,6 @@ def _infinite(statistics: Mapping[str, TensorStatistics]) -> frozenset[str]:
 
 
 def _gains(plan: Plan) -> bool:
-    """Whether even channel ranges can help: not float activations with a scale per channel."""
+    """Whether equal channel ranges can help: not with float activations and per-channel scales."""
     layers = plan.layers.values()
     return bool(plan.tensors) or any(layer.axis is None for layer in layers)

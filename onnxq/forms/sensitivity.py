@@ -1,12 +1,12 @@
-"""Which tensors 8 bits are too few for: each is quantized alone, and the outputs watched.
+"""Mixed-precision fallback: which tensors lose most by their 8 bits.
 
-Spectra, filter banks and heads with rare peaks span more decades than 256 codes do. What
-they cost is found on the float model with a gated fake-quant node on every tensor,
+Spectra, filter banks and heads with rare peaks span more than 256 levels resolve. The cost of each
+tensor is measured on the float model with a gated fake-quant node on every tensor,
 
     y = x + gate (fake_quant(x) - x),
 
-so that one session measures any set of them. Errors of different tensors add up nearly as
-squares: the tensors that cost most are set free until the rest costs little enough.
+so one session measures any set of them. Errors of different tensors add up nearly as squares. The
+tensors that cost most are kept in float until the rest costs little enough.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ GATE = ".gate"
 
 
 ERROR_LIMIT = 0.1
-"""Largest relative RMSE of the outputs that is left alone: 20 dB."""
+"""Largest relative RMSE of the outputs without fallback: 20 dB."""
 
 DECISION_LIMIT = 0.5
-"""The same for a classifier, whose decisions bear more, and which learning mends."""
+"""The same for a classifier: its decisions tolerate more, and training lowers the error."""
 
 
 def error_limit(model: ir.Model) -> float:
-    """The relative RMSE of the outputs above which tensors are set free."""
+    """The relative RMSE of the outputs above which the fallback starts."""
     return DECISION_LIMIT if all(map(_holds_classes, model.graph.outputs)) else ERROR_LIMIT
 
 
@@ -53,13 +53,13 @@ def _holds_classes(output: ir.Value) -> bool:
 
 
 class Sensitivity:
-    """What the codes of tensors cost the outputs, one set of tensors after another.
+    """The error of the outputs when a set of tensors is quantized.
 
     Args:
         model: the float model; it isn't changed.
         plan: its plan.
         qparams: the ranges of the plan's tensors.
-        objective: what the outputs are judged by.
+        objective: the loss of the outputs.
         outputs: the teacher's outputs on the held-out samples.
     """
 
@@ -83,13 +83,13 @@ class Sensitivity:
         self._order: list[str] = []
 
     def error(self, tensors: Sequence[str]) -> float:
-        """The relative RMSE of the outputs with these tensors quantized and no others."""
+        """The relative RMSE of the outputs when these tensors are quantized and no others."""
         chosen = set(tensors)
         gates = {n + GATE: np.asarray(np.float32(n in chosen)) for n in self._tensors}
         return self._judge.score({**self._limits, **gates}, self._positions, SAMPLES // 2)
 
     def order(self, on_tensor: Callable[[int], None] | None = None) -> list[str]:
-        """The tensors, the one that costs most by itself first; measured once."""
+        """The tensors, the costliest first; measured once."""
         if not self._order:
             alone = {}
             for number, name in enumerate(self._tensors, 1):
@@ -100,7 +100,7 @@ class Sensitivity:
         return self._order
 
     def to_fall_back(self, target: float) -> frozenset[str]:
-        """The fewest of the costliest tensors without which the others' error is <= target."""
+        """The fewest costliest tensors to keep in float for an error of the others <= target."""
         order = self.order()
         low, high = 0, len(order)
         while low < high:
@@ -115,7 +115,7 @@ class Sensitivity:
 def gate_tensors(model: ir.Model, plan: Plan) -> ir.Model:
     """A copy of the model with a gated fake-quant node on every tensor of the plan.
 
-    Its further inputs are the limits of each tensor and `<tensor>.gate`, 0 or 1.
+    Its further inputs are the range limits of each tensor and `<tensor>.gate`, 0 or 1.
     """
     copy = model.clone(deep_copy=False)
     graph = copy.graph
