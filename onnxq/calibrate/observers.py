@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.facts import values_by_name
+
 VALUES_PER_BATCH = 16384
 """About how many elements of one tensor are drawn from one batch, where its size is known."""
 
@@ -60,7 +62,7 @@ def observe(
         ValueError: the main graph has no such tensor, or its rank has no axis 1.
     """
     model = model.clone()
-    values = _values_by_name(model.graph)
+    values = values_by_name(model.graph)
     for name in tensors:
         if name not in values:
             raise ValueError(f"tensor '{name}' is not in the main graph; pass a name that is")
@@ -74,11 +76,6 @@ def observe(
         if name in wanted
     }
     return model, [observers[name] for name in tensors]
-
-
-def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
-    found = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    return {value.name: value for value in found if value.name}
 
 
 class _Attach:

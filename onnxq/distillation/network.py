@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from onnxq.distillation.parameters import Parameter, find_parameters, trained_inputs
 from onnxq.errors import ModelError
-from onnxq.graph.facts import constant, is_op
+from onnxq.graph.facts import constant, is_op, values_by_name
 from onnxq.normalise.batch_norm import batch_norm_refusal
-from onnxq.runtime.session import Arrays, SessionPool
+from onnxq.runtime.session import Arrays, SessionPool, expose
 from onnxq.synthesise.parts import Parts, training_norm
 from onnxq.train.teacher import Targeted
 
@@ -136,7 +136,7 @@ def free_constants(graph: ir.Graph, names: Collection[str]) -> None:
 
 def rename(graph: ir.Graph, names: Mapping[str, str]) -> None:
     """Rename tensors, in place; another tensor of the same name gets a new one."""
-    values = {str(value.name): value for value in _all_values(graph)}
+    values = values_by_name(graph)
     taken = set(names.values()) - set(names)
     for name in taken & set(values):
         values[name].name = f"{PREFIX}.{name}"
@@ -146,13 +146,6 @@ def rename(graph: ir.Graph, names: Mapping[str, str]) -> None:
         value.name = f"{PREFIX}.renamed.{number}"
     for value, new in renamed:
         value.name = new
-
-
-def _all_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
 
 
 def _take_the_place(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
@@ -237,10 +230,8 @@ class BatchStatistics:
     ) -> None:
         self._moments, self._train = list(moments), train
         self._size = batch_size if train.batch is None else 1
-        copy = training.clone(deep_copy=False)
-        values = {value.name: value for node in copy.graph for value in node.outputs}
         names = [name for m in self._moments for name in (m.batch_mean, m.batch_variance)]
-        copy.graph.outputs[:] = [values[name] for name in names]
+        copy = expose(training, names)
         for output in copy.graph.outputs:
             output.type = ir.TensorType(ir.DataType.FLOAT)
         self._inputs = {str(value.name) for value in copy.graph.inputs}

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxq.data.inputs import InputSpec
 from onnxq.errors import ModelError
 from onnxq.load.interface import input_specs
-from onnxq.runtime.session import Arrays, Feeds, open_session
+from onnxq.runtime.session import Arrays, Feeds, expose, open_session
 from onnxq.train.logits import find_logits
 
 
@@ -116,7 +116,4 @@ def of_batch(feeds: Feeds, size: int | None) -> Arrays:
 
 
 def _shape(model: ir.Model, name: str, feeds: Feeds) -> tuple[int, ...]:
-    copy = model.clone(deep_copy=False)
-    values = {value.name: value for node in copy.graph for value in node.outputs}
-    copy.graph.outputs[:] = [values[name]]
-    return tuple(open_session(copy).run([name], dict(feeds))[0].shape)
+    return tuple(open_session(expose(model, [name])).run([name], dict(feeds))[0].shape)

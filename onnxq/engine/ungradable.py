@@ -9,6 +9,7 @@ import onnx_ir.passes.common as common_passes
 
 from onnxq.engine.definition import Form, make_form
 from onnxq.engine.gradients import find_rule
+from onnxq.graph.cut import ancestors, dependents
 from onnxq.graph.facts import has_subgraph, reads
 
 # fmt: off
@@ -132,12 +133,10 @@ def carrying_values(
         trainable: names of graph inputs.
         losses: names of graph outputs.
     """
-    names = set(trainable)
-    dependent = {value for value in graph.inputs if value.name in names}
-    for node in graph:
-        if any(value in dependent for value in reads(node)):
-            dependent.update(value for value in node.outputs if is_float(value))
-    return dependent & _ancestors(graph, set(losses))
+    names = {*trainable, *losses}
+    inputs = [value for value in graph.inputs if value.name in names]
+    ends = [value for value in graph.outputs if value.name in names]
+    return dependents(graph, inputs, is_float) & ancestors(graph, ends)
 
 
 def carrying_nodes(graph: ir.Graph, carrying: set[ir.Value]) -> list[ir.Node]:
@@ -152,14 +151,6 @@ def carrying_nodes(graph: ir.Graph, carrying: set[ir.Value]) -> list[ir.Node]:
 def is_float(value: ir.Value) -> bool:
     """Whether a value may carry a gradient."""
     return value.dtype is None or value.dtype in FLOATS
-
-
-def _ancestors(graph: ir.Graph, losses: set[str]) -> set[ir.Value]:
-    found = {value for value in graph.outputs if value.name in losses}
-    for node in reversed(graph):
-        if found.intersection(node.outputs):
-            found.update(reads(node))
-    return found
 
 
 def ungradable_nodes(

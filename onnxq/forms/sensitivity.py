@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.facts import values_by_name
 from onnxq.graph.fake_quant import DOMAIN, call, function
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.student.qparams import QParams, limit_names, limits
@@ -119,7 +120,7 @@ def gate_tensors(model: ir.Model, plan: Plan) -> ir.Model:
     """
     copy = model.clone(deep_copy=False)
     graph = copy.graph
-    values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in graph.inputs}
+    values = values_by_name(graph)
     for spec in plan.tensors.values():
         _gate(graph, values[spec.name], spec)
     version = copy.graph.opset_imports.get("", 13)

@@ -32,6 +32,16 @@ def is_constant(value: ir.Value | None) -> bool:
     return tensor_of(value) is not None
 
 
+def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
+    """The values of the main graph, not those of its sub-graphs."""
+    return ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+
+
+def producer(value: ir.Value | None) -> ir.Node | None:
+    """The node that gives the value; None where no node does, or there is no value."""
+    return None if value is None else value.producer()
+
+
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
     """The node's input at a position; None where it is absent."""
     return node.inputs[index] if index < len(node.inputs) else None

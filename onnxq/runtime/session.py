@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxq.errors import ModelError, OnnxqError, reason_of
+from onnxq.graph.facts import values_by_name
 from onnxq.runtime.large_weights import WeightFiles, is_large
 from onnxq.runtime.temporary import temporary_folder
 
@@ -119,9 +120,8 @@ def not_opened(model: str, error: BaseException, how: str = "can't open") -> Mod
 def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of the model with these tensors as its only outputs."""
     copy = model.clone(deep_copy=False)
-    values = {v.name: v for node in copy.graph for v in node.outputs}
-    copy.graph.outputs.clear()
-    copy.graph.outputs.extend(values[name] for name in names)
+    values = values_by_name(copy.graph)
+    copy.graph.outputs[:] = [values[name] for name in names]
     return copy
 
 

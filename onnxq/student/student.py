@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.cut import between
+from onnxq.graph.facts import values_by_name
 from onnxq.graph.fake_quant import DOMAIN, call, function
 from onnxq.numerics.qparams import (
     FloatArray,
@@ -145,7 +146,7 @@ def build_student(teacher: ir.Model, plan: Plan) -> Student:
     model = teacher.clone(deep_copy=False)
     graph = model.graph
     sources = layer_sources(graph, plan)
-    values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in graph.inputs}
+    values = values_by_name(graph)
     for spec in plan.tensors.values():
         _insert_fake_quant(graph, values[spec.name], spec, plan)
     for layer in (*plan.layers.values(), *plan.float_layers.values()):

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.graph.facts import constant, has_subgraph
+from onnxq.graph.cut import ancestors
+from onnxq.graph.facts import constant, has_subgraph, values_by_name
 from onnxq.runtime.session import Arrays, Feeds
 from onnxq.synthesise.distilled import LossHistory, history_of, loss_text
 from onnxq.synthesise.float_student import PREFIX, between
@@ -63,12 +64,12 @@ class QuantizedStudent:
         Raises:
             ModelError: one of the nodes has a sub-graph.
         """
-        values = {v.name: v for v in [*model.graph.inputs, *_computed(model)]}
+        values = values_by_name(model.graph)
         copies = {
             v: values[self.images] if v.name == self.images else inputs[f"{PREFIX}.{v.name}"]
             for v in self.model.graph.inputs
         }
-        logits = next(v for v in _computed(self.model) if v.name == self.logits)
+        logits = values_by_name(self.model.graph)[self.logits]
         for node in _needed(self.model, logits):
             read = [_read(parts, value, copies) for value in node.inputs]
             for old, made in zip(node.outputs, parts.copy(node, read), strict=True):
@@ -79,25 +80,17 @@ class QuantizedStudent:
         return copies[logits]
 
 
-def _computed(model: ir.Model) -> list[ir.Value]:
-    return [value for node in model.graph for value in node.outputs]
-
-
 def _needed(model: ir.Model, logits: ir.Value) -> list[ir.Node]:
     """The nodes that a value depends on, in graph order."""
-    wanted: set[ir.Value | None] = {logits}
-    found = []
-    for node in reversed(model.graph):
-        if wanted.isdisjoint(node.outputs):
-            continue
+    wanted = ancestors(model.graph, [logits])
+    found = [node for node in model.graph if not wanted.isdisjoint(node.outputs)]
+    for node in found:
         if has_subgraph(node):
             raise ModelError(
                 f"The node '{node.name}' ({node.op_type}) holds a graph, and the generator can't "
                 "learn against it; leave out --generator-mode adversarial."
             )
-        found.append(node)
-        wanted.update(node.inputs)
-    return found[::-1]
+    return found
 
 
 def _read(

@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from onnxq.engine import Engine
 from onnxq.errors import ModelError
-from onnxq.graph.facts import has_subgraph, input_at, is_op, reads
+from onnxq.graph.cut import ancestors, dependents
+from onnxq.graph.facts import has_subgraph, input_at, is_op, reads, values_by_name
 from onnxq.graph.scaled_weight import weight_array
 from onnxq.runtime.session import Arrays, Feeds
 from onnxq.synthesise.losses import cross_entropy
@@ -77,8 +78,7 @@ class FloatStudent:
         Returns:
             The student's logits.
         """
-        values = {v.name: v for node in model.graph for v in node.outputs}
-        values |= {v.name: v for v in model.graph.inputs}
+        values = values_by_name(model.graph)
         copies: dict[ir.Value, ir.Value] = {values[self.images]: values[self.images]}
         for node in between(model, self.images, self.logits):
             if is_op(node, "BatchNormalization"):
@@ -117,19 +117,14 @@ def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
     Raises:
         ModelError: one of them has a sub-graph.
     """
-    reached = {v for v in model.graph.inputs if v.name == images}
-    nodes = []
-    for node in model.graph:
-        if reached.intersection(reads(node)):
-            nodes.append(node)
-            reached.update(node.outputs)
-        reached.update(v for v in node.outputs if v.name == images)
-    wanted = {v for node in nodes for v in node.outputs if v.name == logits}
-    kept = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.outputs):
-            kept.append(node)
-            wanted.update(reads(node))
+    graph, values = model.graph, values_by_name(model.graph)
+    reached = dependents(graph, [values[images]])
+    wanted = ancestors(graph, [values[logits]])
+    kept = [
+        node
+        for node in graph
+        if not reached.isdisjoint(reads(node)) and not wanted.isdisjoint(node.outputs)
+    ]
     for node in kept:
         if has_subgraph(node):
             raise ModelError(
@@ -137,7 +132,7 @@ def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
                 "made of it; leave out --synthesis-loss adversarial and --generator-mode "
                 "adversarial."
             )
-    return kept[::-1]
+    return kept
 
 
 class StudentTraining:

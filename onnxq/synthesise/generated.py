@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.engine import Engine
+from onnxq.graph.facts import values_by_name
 from onnxq.runtime.session import Arrays, Feeds, SessionPool
 from onnxq.synthesise.float_student import FloatStudent, StudentTraining
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, before_model
@@ -49,7 +50,7 @@ class GeneratorDescent:
         self._kinds = objective.kinds
         terms = [term_name(kind) for kind in self._kinds]
         attached = objective.attach(joined)
-        found = {v.name: v for node in attached.graph for v in node.outputs}
+        found = values_by_name(attached.graph)
         attached.graph.outputs.extend(found[name] for name in outputs)
         self._engine = Engine(attached, names, LOSS, [*terms, *outputs])
         self._optimizer, self._seed = Adam(), seed

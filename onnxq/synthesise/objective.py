@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.engine import Engine
+from onnxq.graph.facts import values_by_name
 from onnxq.synthesise.losses import (
     BatchNorm,
     batch_norm_divergence,
@@ -72,19 +73,20 @@ class SynthesisObjective:
             model: the float network, unfolded; it isn't changed.
         """
         copy = model.clone(deep_copy=False)
-        values = {v.name: v for node in copy.graph for v in node.outputs}
-        values |= {v.name: v for v in copy.graph.inputs}
+        values = values_by_name(copy.graph)
         parts = Parts(copy, LOSS)
         terms: dict[str, ir.Value] = {}
         for kind in self.kinds:
             if kind == "inception":
                 alpha = self.weights[kind]
-                terms[kind] = inception_score(parts, values[self.logits], alpha)
+                terms[kind] = inception_score(parts, values[str(self.logits)], alpha)
             elif kind == "adversarial" and self.student is not None:
                 inputs = self.student.inputs()
                 copy.graph.inputs.extend(inputs.values())
                 student = self.student.attach(parts, copy, inputs)
-                terms[kind] = parts.op("Neg", cross_entropy(parts, student, values[self.logits]))
+                terms[kind] = parts.op(
+                    "Neg", cross_entropy(parts, student, values[str(self.logits)])
+                )
             else:
                 form = BATCH_NORM_FORMS[kind]
                 found = [form(parts, values[n.tensor], n) for n in self.batch_norms]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxq.graph.cut import moved_by_inputs, read_by
-from onnxq.graph.facts import is_op
+from onnxq.graph.cut import dependents, moved_by_inputs
+from onnxq.graph.facts import is_op, reads
 
 _KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 
@@ -67,11 +67,7 @@ def compared_tensors(model: ir.Model) -> list[str]:
 
 def chosen_by_content(graph: ir.Graph) -> set[ir.Value]:
     """Values whose rows are selected by content: student and teacher may have different rows."""
-    found: set[ir.Value] = set()
-    for node in graph:
-        if is_op(node, *_CHOOSES) or any(value in found for value in read_by(node)):
-            found.update(node.outputs)
-    return found
+    return dependents(graph, (v for node in graph if is_op(node, *_CHOOSES) for v in node.outputs))
 
 
 def _sources(value: ir.Value, chosen: set[ir.Value]) -> Iterator[ir.Value]:
@@ -84,7 +80,7 @@ def _sources(value: ir.Value, chosen: set[ir.Value]) -> Iterator[ir.Value]:
             if _is_float(each):
                 yield each
             continue
-        fresh = [other for other in read_by(node) if other not in seen]
+        fresh = [other for other in reads(node) if other not in seen]
         seen.update(fresh)
         waiting += reversed(fresh)
 

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
+from onnxq.graph.facts import values_by_name
+
 LOSS = "onnxq.loss"
 """Name of the loss output: a float32 scalar, the sum over the samples of a batch."""
 AGREES = "onnxq.agrees"
@@ -35,7 +37,7 @@ def attach_loss(
     """
     model = student.clone(deep_copy=False)
     graph = model.graph
-    values = {v.name: v for node in graph for v in node.outputs}
+    values = values_by_name(graph)
     body = tape.Tape()
     terms: list[ir.Value] = []
     decides: tuple[ir.Value, ir.Value] | None = None
