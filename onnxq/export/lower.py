@@ -27,7 +27,7 @@ WIDE = ".wide"
 
 @dataclass
 class Codes:
-    """The integer form of a tensor: its codes, their parameters, and its float form if made."""
+    """The quantized form of a tensor: integers, their parameters, and the float value if any."""
 
     value: ir.Value
     scale: ir.Value

@@ -1,1 +1,1 @@
-"""The stage that reads a model file, or says in one sentence why it can't."""
+"""Loading: read a model file, or say in one sentence why it can't be read."""

@@ -1,4 +1,4 @@
-"""What the bytes of a model's file are: every tensor as it is stored, and what reads it."""
+"""The contents of a model's file: every tensor as it is stored, and the nodes that read it."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _TYPED_FIELDS = ("int32_data", "int64_data", "uint64_data", "string_data")
 
 @dataclass(frozen=True)
 class Reader:
-    """A node that computes with a constant.
+    """A node that reads a constant.
 
     Attributes:
         operator: its operator, or `OUTPUT`.
-        index: the input that the constant reaches; None for an attribute of the node's own.
-        place: of the node among those of the main graph; None for nodes elsewhere.
-        nested: the kind of graph around the node, where that is not the main one.
+        index: the input that the constant reaches; None for a tensor in the node's own attribute.
+        place: position of the node in the main graph; None for nodes elsewhere.
+        nested: the kind of graph around the node; '' in the main graph.
     """
 
     operator: str
@@ -61,12 +61,12 @@ class StoredTensor:
     """A tensor in the file.
 
     Attributes:
-        name: its own, or that of the value it is.
+        name: of the tensor, or of the value that it is.
         dtype: of its values.
         size: number of values.
-        bytes: that its values take, as they are stored.
-        readers: the nodes that compute with it or with what is made of it and other constants
-            alone; none where nothing reads it.
+        bytes: of its values, as they are stored.
+        readers: the nodes that read it, directly or after nodes that compute from constants alone;
+            empty where nothing reads it.
     """
 
     name: str
@@ -81,9 +81,10 @@ class Contents:
     """All bytes of a model.
 
     Attributes:
-        tensors: every tensor; values that several share in an external file count for the first.
-        graph: bytes of the model's file that are no values of its tensors: nodes, names, shapes.
-        gaps: bytes of the external data files that no tensor names.
+        tensors: every tensor; values in an external file that several tensors share are counted for
+            the first.
+        graph: bytes of the model's file that are no values of tensors: nodes, names, shapes.
+        gaps: bytes of the external data files that no tensor refers to.
     """
 
     tensors: list[StoredTensor]
@@ -100,8 +101,8 @@ def read_contents(proto: onnx.ModelProto, path: Path) -> Contents:
     """Account for every byte of a model.
 
     Args:
-        proto: as `read_proto` gives it.
-        path: the file that it is from.
+        proto: from `read_proto`.
+        path: its file.
     """
     walk = _Walk(path.absolute().parent)
     walk.graph(proto.graph, {}, "")
@@ -127,9 +128,9 @@ class _Walk:
         folder: of the model.
 
     Attributes:
-        tensors: those found.
-        places: in external files, each once.
-        inline: bytes of the tensors that lie in the model's own file.
+        tensors: those found so far.
+        places: places in external files, each once.
+        inline: bytes of the tensors in the model's own file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -139,7 +140,7 @@ class _Walk:
         self._folder = folder
 
     def graph(self, graph: onnx.GraphProto, outer: Origins, nested: str) -> None:
-        """A graph and its sub-graphs, which see the constants around them."""
+        """Visit a graph and its sub-graphs, which see the constants around them."""
         own = {value.name for value in graph.input}
         origins = {name: found for name, found in outer.items() if name not in own}
         for tensor in graph.initializer:
@@ -152,7 +153,7 @@ class _Walk:
                 tensor.readers.append(Reader(OUTPUT, 0, None, nested))
 
     def function(self, function: onnx.FunctionProto) -> None:
-        """The constants in the body of a function."""
+        """Visit the constants in the body of a function."""
         origins: dict[str, list[StoredTensor]] = {}
         self._nodes(function.node, origins, FUNCTION)
         for name in function.output:
@@ -194,7 +195,7 @@ class _Walk:
         return [self._add(part, sparse.values.name) for part in parts]
 
     def _add_list(self, attribute: onnx.AttributeProto, name: str) -> Iterator[StoredTensor]:
-        """Numbers and strings that are listed in an attribute: trees, coefficients, constants."""
+        """Add lists of numbers and strings in an attribute: trees, coefficients, constants."""
         for kind, dtype in _LISTS.items():
             if values := getattr(attribute, kind):
                 stored = _field_bytes(onnx.AttributeProto(), kind, values)
@@ -244,7 +245,7 @@ def _spread(nodes: list[onnx.NodeProto], origins: dict[str, list[StoredTensor]])
 
 
 def _is_constant(node: onnx.NodeProto, origins: Origins) -> bool:
-    """Whether a node computes the same in every run, of constants that are in the file."""
+    """Whether a node computes the same in every run, from constants in the file."""
     named = [name for name in node.input if name]
     random = node.op_type in _RANDOM or any(_subgraphs(node))
     return bool(named) and not random and all(name in origins for name in named)
@@ -269,6 +270,6 @@ def _inline_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def _field_bytes(empty: Message, name: str, values: Iterable[object]) -> int:
-    """Bytes of a repeated field as it is serialised."""
+    """Serialized bytes of a repeated field."""
     getattr(empty, name).extend(values)
     return int(empty.ByteSize())

@@ -1,7 +1,4 @@
-"""External data.
-
-Every tensor of a file that names another file, checked before anything reads it.
-"""
+"""External data: tensors whose values are in another file, checked before anything reads them."""
 
 from __future__ import annotations
 
@@ -33,11 +30,11 @@ CONSTANT_VALUES = {
 
 
 def check_attributes(model: onnx.ModelProto, name: str) -> None:
-    """Refuse attributes without a type or a value, a Constant that holds nothing, endless names.
+    """Refuse attributes without a type or a value, empty Constant nodes, and endless names.
 
     Args:
         model: the message.
-        name: the file's name, for the error.
+        name: the file's name, for the error message.
 
     Raises:
         ModelError: names the first such node.
@@ -82,10 +79,10 @@ _KEYS = ("location", "offset", "length")
 
 
 def external_entries(tensor: onnx.TensorProto) -> Mapping[str, str]:
-    """Location, offset and length of a tensor's values, as far as the file gives them.
+    """Location, offset and length of a tensor's values, as far as the file states them.
 
     Raises:
-        ValueError: one is given twice, so that readers may take either.
+        ValueError: one is stated twice, so that readers may take either.
     """
     entries: dict[str, str] = {}
     for entry in tensor.external_data:
@@ -96,10 +93,10 @@ def external_entries(tensor: onnx.TensorProto) -> Mapping[str, str]:
 
 
 def external_path(location: str, folder: Path) -> Path:
-    """The file that a location names.
+    """The file of a location.
 
     Args:
-        location: as the model gives it.
+        location: as the model states it.
         folder: of the model.
 
     Raises:
@@ -132,7 +129,7 @@ def external_place(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, i
     """File, offset and length in bytes of a tensor's values; nothing is read.
 
     Raises:
-        ValueError: there is no such place, or the tensor's type and shape take another length.
+        ValueError: there is no such place, or its length doesn't match the tensor's type and shape.
     """
     if (problem := shape_problem(tensor)) is not None:
         raise ValueError(problem)
@@ -166,7 +163,7 @@ def load_external(tensor: onnx.TensorProto, folder: Path) -> None:
 
 
 def external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
-    """The files that hold values of a checked model's tensors, sorted."""
+    """The files with values of a checked model's tensors, sorted."""
     outside = (tensor for tensor in all_tensors(proto) if is_external(tensor))
     return sorted({external_place(tensor, folder)[0] for tensor in outside})
 

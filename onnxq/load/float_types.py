@@ -1,8 +1,8 @@
-"""Models in float16, bfloat16 or float64 as models in float32, in which everything is computed.
+"""Models in float16, bfloat16 or float64, converted to float32 for all computations.
 
-Weights, constants, attributes that name an element type and the types of values change; the graph
-does not. What the file held is written down in the model's metadata, which clones keep: weights
-that stay float go back to 16 bits, and sizes are measured against them.
+Weights, constants, attributes that name an element type, and types of values are changed; the graph
+is not. The original types are recorded in the model's metadata, which clones keep. With them,
+weights that stay float are written in 16 bits again, and sizes are compared.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype", "stash_type", "s
 
 
 def compute_in_float32(model: ir.Model) -> frozenset[ir.DataType]:
-    """Make float32 of a model's other float types, in place.
+    """Convert a model's other float types to float32, in place.
 
-    float64 stays where it only serves to compute shapes and indices: where the model neither takes
-    nor gives it, and no weight of two dimensions or more is stored in it.
+    float64 stays where it only serves to compute shapes and indices: where neither an input nor an
+    output has it, and no weight of two dimensions or more.
 
     Args:
         model: any, with its functions inlined.
 
     Returns:
-        The types that are gone.
+        The types that were converted.
     """
     model.metadata_props.pop(STORED_KEY, None)
     stored = _stored_bytes(model)
@@ -67,30 +67,30 @@ def compute_in_float32(model: ir.Model) -> frozenset[ir.DataType]:
 
 
 def has_other_floats(model: ir.Model) -> bool:
-    """Whether anything in a model is in a float type other than float32."""
+    """Whether anything in a model has a float type other than float32."""
     return bool(_present(model) & set(_OTHERS))
 
 
 def gives_bfloat16(model: ir.Model) -> bool:
-    """Whether a model takes or gives bfloat16, which ONNX Runtime can't be fed from numpy."""
+    """Whether an input or output is bfloat16, which ONNX Runtime can't be fed from numpy."""
     ends = [*model.graph.inputs, *model.graph.outputs]
     return any(_element(value.type) is ir.DataType.BFLOAT16 for value in ends)
 
 
 def stored_type(model: ir.Model) -> ir.DataType:
-    """The float type that most bytes of the weights had in the file that was loaded."""
+    """The float type of most bytes of the weights in the loaded file."""
     stored = _noted_bytes(model)
     return max(stored, key=lambda each: stored[each], default=ir.DataType.FLOAT)
 
 
 def half_type(model: ir.Model) -> ir.DataType | None:
-    """The 16-bit float type in which the file that was loaded held weights; None without one."""
+    """The 16-bit float type of weights in the loaded file; None where there was none."""
     stored = {each: size for each, size in _noted_bytes(model).items() if each in HALVES and size}
     return max(stored, key=lambda each: stored[each], default=None)
 
 
 def float_types_notes(model: ir.Model) -> list[str]:
-    """What became of the other float types of a loaded model, for the user."""
+    """Notes for the user on the float types that were converted."""
     gone = [np.dtype(each.numpy()).name for each in _noted_bytes(model) if each in _OTHERS]
     text = (
         f"the original's {' and '.join(gone)} is computed in float32; its inputs and outputs keep "
@@ -100,12 +100,12 @@ def float_types_notes(model: ir.Model) -> list[str]:
 
 
 def halved_constants(model: ir.Model) -> dict[str, np.ndarray]:
-    """The float32 constants of the main graph that a file holds in 16 bits, as the original did.
+    """The float32 constants of the main graph that a file stores in 16 bits, as the original did.
 
-    Nothing is rounded: what is not a 16-bit number exactly stays float32.
+    Nothing is rounded: values that are not exact in 16 bits stay float32.
 
     Args:
-        model: a loaded one, or one that was made of it.
+        model: a loaded one, or one that was made from it.
 
     Returns:
         The 16-bit arrays by name.
@@ -133,7 +133,7 @@ def _exact_half(tensor: ir.TensorProtocol, dtype: ir.DataType) -> np.ndarray | N
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:
-    """The values in float32; finite ones stay finite, since masks hold the lowest float64."""
+    """The values in float32; finite ones stay finite, since masks may hold the lowest float64."""
     bound = np.finfo(np.float32).max
     if array.dtype == np.float64:
         array = np.where(np.isfinite(array), np.clip(array, -bound, bound), array)
@@ -141,7 +141,7 @@ def to_float32(array: np.ndarray) -> np.ndarray:
 
 
 def original_inputs(model: ir.Model) -> Mapping[str, np.dtype]:
-    """What the inputs of a loaded model take in its file, by name, where that is not float32."""
+    """The original types of a loaded model's inputs, by name, where they are not float32."""
     return {name: np.dtype(kind.numpy()) for name, kind in _noted(model)[1].items()}
 
 
@@ -150,7 +150,7 @@ def _noted_bytes(model: ir.Model) -> Mapping[ir.DataType, int]:
 
 
 def _noted(model: ir.Model) -> tuple[Mapping[ir.DataType, int], Mapping[str, ir.DataType]]:
-    """Bytes by type, and types by input, as a loaded model or a file made of one says."""
+    """Bytes by type and types by input, from a loaded model's metadata or a written file's."""
     text = model.metadata_props.get(STORED_KEY)
     if text is None:
         return {}, {}
@@ -186,7 +186,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def _present(model: ir.Model) -> set[ir.DataType]:
-    """The element types that any value, tensor or attribute has."""
+    """The element types of all values, tensors and attributes."""
     found = {tensor.dtype for tensor in _tensors(model)}
     for graph in model.graphs():
         values = [*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)]
@@ -199,7 +199,7 @@ def _present(model: ir.Model) -> set[ir.DataType]:
 
 
 def _is_double(model: ir.Model) -> bool:
-    """Whether float64 is what the model computes in, and not its sizes and indices alone."""
+    """Whether the model computes in float64, and not just sizes and indices."""
     ends = [*model.graph.inputs, *model.graph.outputs]
     if any(_element(value.type) is ir.DataType.DOUBLE for value in ends):
         return True
@@ -226,7 +226,7 @@ def _convert_attributes(node: ir.Node, gone: set[ir.DataType]) -> None:
 
 
 def _named_type(attribute: ir.Attr) -> ir.DataType | None:
-    """The element type that an attribute names, as `to` of a Cast does."""
+    """The element type that an attribute names, such as `to` of a Cast."""
     if attribute.type is not ir.AttributeType.INT or attribute.name not in _TYPE_ATTRIBUTES:
         return None
     if attribute.is_ref():

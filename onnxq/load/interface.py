@@ -1,7 +1,4 @@
-"""What a model takes and gives.
-
-Inputs that samples fill, and the ports that its file declares.
-"""
+"""The interface of a model: inputs for samples, and the ports that its file declares."""
 
 from __future__ import annotations
 
@@ -80,7 +77,7 @@ class Port:
     """One graph input or output.
 
     Attributes:
-        name: its own.
+        name: its name.
         type: element type and kind; None where the file does not say.
         shape: sizes and names of the dimensions; None where the file does not say.
     """
@@ -104,14 +101,14 @@ class Interface:
 
 
 def note_interface(model: ir.Model) -> None:
-    """Write down what the model takes and gives now, before anything inside is changed."""
+    """Record the model's current inputs and outputs, before anything is changed."""
     graph = model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     model.meta[_KEY] = Interface(_ports(inputs), _ports(graph.outputs))
 
 
 def interface_of(model: ir.Model) -> Interface:
-    """What a model that `load_model` gave takes and gives according to its file."""
+    """The inputs and outputs of a loaded model, as its file declares them."""
     interface = model.meta[_KEY]
     assert isinstance(interface, Interface)
     return interface

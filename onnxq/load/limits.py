@@ -1,4 +1,4 @@
-"""What a model must not contain: unknown domains, quantized operators."""
+"""Refuse what can't be quantized: unknown domains and quantized operators."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COMPRESSED_KEY = "onnxq.version"
 
 @functools.cache
 def first_versions() -> Mapping[str, int]:
-    """The opset that ONNX's own operators came with, by name."""
+    """The first opset of each of ONNX's own operators, by name."""
     versions: dict[str, int] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         if schema.domain in DEFAULT_DOMAINS:

@@ -1,4 +1,4 @@
-"""Reading a model file into onnx-ir, inside the range of the training engine."""
+"""Read a model file into onnx-ir, in versions that the engine supports."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
     """The model of a file, at opset 13 to 21 and IR 7 to 10, with its functions inlined.
 
     Initializers are no longer graph inputs afterwards, and float types are float32
-    (`compute_in_float32`). Nothing else is changed; what the file takes and gives is written down
+    (`compute_in_float32`). Nothing else is changed. The file's inputs and outputs are recorded
     (`interface_of`).
 
     Args:
@@ -51,8 +51,8 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
         least_opset: the oldest opset that the model may have afterwards.
 
     Raises:
-        ModelError: not a file, not ONNX, truncated, external data missing, an opset out of
-            range, custom operators, already quantized, or refused by ONNX Runtime.
+        ModelError: not a file, not ONNX, truncated, external data missing, an opset out of range,
+            custom operators, already quantized, or refused by ONNX Runtime.
     """
     path = Path(path)
     proto = read_proto(path)
@@ -82,15 +82,15 @@ def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir
 
 
 def runnable(path: Path, model: ir.Model) -> Path | ir.Model:
-    """What a session opens for a file: the file, unless ONNX Runtime can't run it as it is.
+    """The file, or what a session has to open instead where ONNX Runtime can't run the file.
 
     Args:
         path: the file.
-        model: the model in it, as it is.
+        model: the model in it, unchanged.
 
     Returns:
         The file's path, or the model converted to versions that ONNX Runtime reads, or to float32
-        where it is in a float type that ONNX Runtime does not run on a CPU.
+        where ONNX Runtime does not run its float type on a CPU.
 
     Raises:
         ModelError: the model is too new and can't be converted.
@@ -104,11 +104,11 @@ def runnable(path: Path, model: ir.Model) -> Path | ir.Model:
 
 
 def in_float32(model: ir.Model, name: str) -> ir.Model:
-    """A model with its functions inlined and its other float types made float32.
+    """A model with its functions inlined and its other float types converted to float32.
 
     Args:
         model: changed in place.
-        name: of its file, for errors.
+        name: of its file, for error messages.
     """
     inline_functions(model, name)
     compute_in_float32(model)
@@ -127,7 +127,7 @@ def _opens(path: Path) -> bool:
 def _trust_tensors(model: ir.Model) -> None:
     """Give each initializer the type and shape of its tensor.
 
-    A file may declare others, on which ONNX Runtime's optimiser reads where nothing is.
+    Where a file declares others, ONNX Runtime's optimizer reads beyond the tensor.
     """
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -150,7 +150,7 @@ def _check_complete(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _convert(model: ir.Model, name: str, least_opset: int) -> ir.Model:
-    """The model at an opset in range: the same object where it is one already."""
+    """The model at an opset in range; the same object where it is in range already."""
     try:
         proto = ir.to_proto(model)
     except ir.serde.SerdeError as error:
@@ -162,13 +162,13 @@ def _convert(model: ir.Model, name: str, least_opset: int) -> ir.Model:
 def _check_conversion(
     proto: onnx.ModelProto, model: ir.Model, name: str, original: Path | ir.Model
 ) -> None:
-    """Compare the converted model with the one of the file, on random inputs.
+    """Compare the converted model with the original on random inputs.
 
     Args:
         proto: the model in the file.
         model: the converted one.
         name: of the file.
-        original: what runs it, in the float types of the converted one.
+        original: what a session runs for the original, in the converted one's float types.
 
     Raises:
         ModelError: their outputs differ.

@@ -1,7 +1,4 @@
-"""Whether ONNX Runtime opens a model.
-
-SearchResult out where it can't end this process, and what it gives.
-"""
+"""Whether ONNX Runtime opens a model, tried in a child process, which a crash may end."""
 
 from __future__ import annotations
 
@@ -41,8 +38,8 @@ def check_opens(model: ir.Model | Path, name: str) -> None:
     """Raises ModelError where ONNX Runtime can't open a model, or the file of one.
 
     Args:
-        model: what is tried.
-        name: how the error calls it.
+        model: the model to try.
+        name: its name in the error message.
     """
     large = (file_bytes(model) if isinstance(model, Path) else weight_bytes(model)) > MOST
     try:
@@ -57,7 +54,7 @@ def check_opens(model: ir.Model | Path, name: str) -> None:
 
 
 def _try(model: ir.Model | Path) -> None:
-    """Open a model in a child process, once for each content."""
+    """Open a model in a child process; each content is tried once."""
     data: bytes | Path = model if isinstance(model, Path) else serialized(model)
     content = os.fsencode(data) + data.read_bytes() if isinstance(data, Path) else data
     digest = hashlib.sha256(content).digest()
@@ -69,10 +66,10 @@ def _try(model: ir.Model | Path) -> None:
 
 
 def _open(model: bytes | Path, large: bool) -> None:
-    """Open a model as it is, and see whether it survives ONNX Runtime's optimiser and a run.
+    """Open a model without optimization, then with it, and run it.
 
-    The optimiser refuses some sound models whose nodes have no names, which they get here later;
-    and zeros are not what every model computes with.
+    Only the first has to succeed. The optimizer refuses some sound models whose nodes have no
+    names, which they get later, and not every model can compute with zeros.
     """
     session = open_session(model, optimise=False, prepack=not large)
     try:
@@ -84,7 +81,7 @@ def _open(model: bytes | Path, large: bool) -> None:
 
 
 def _run(session: ort.InferenceSession) -> None:
-    """Run a model once, if its inputs say of what size; it is stopped where it takes long."""
+    """Run a model once, if the sizes of its inputs are known; a long run is stopped."""
     shapes = [each.shape for each in session.get_inputs()]
     if any(not isinstance(dim, int) for shape in shapes for dim in shape[1:]):
         # Some kernels crash on sizes that no sample has.

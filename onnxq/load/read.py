@@ -1,4 +1,4 @@
-"""Reading a model's file as it is: the one way from a path to a model.
+"""Reading a model's file: the only way from a path to a model.
 
 Every tensor is checked before anything but protobuf sees the file.
 """
@@ -30,11 +30,11 @@ _FIRST_BYTE = b"\x08"
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
-    """The message in a model's file; external data stay where they are.
+    """The message in a model's file, without its external data.
 
     Raises:
-        ModelError: not a file, not ONNX, truncated, a tensor whose data are not what its shape
-            says, or external data that are missing or outside the model's folder.
+        ModelError: not a file, not ONNX, truncated, a tensor whose data don't match its shape, or
+            external data that are missing or outside the model's folder.
     """
     try:
         str(path).encode()
@@ -64,7 +64,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
 
 
 def read_graph(path: Path) -> ir.Model:
-    """The model in a file, its nodes sorted; the external data of its initializers stay on disk.
+    """The model in a file, its nodes sorted; external data of initializers stay on disk.
 
     Raises:
         ModelError: as `read_proto`, or it holds something that can't be represented.
@@ -78,7 +78,7 @@ def read_graph(path: Path) -> ir.Model:
 
 
 def model_files(path: Path) -> list[Path]:
-    """A model's file and the external data files that it names.
+    """A model's file and its external data files.
 
     Raises:
         ModelError: as `read_proto`.
@@ -87,12 +87,12 @@ def model_files(path: Path) -> list[Path]:
 
 
 def file_bytes(path: Path) -> int:
-    """Bytes of a model's file and of the external data files that it names."""
+    """Bytes of a model's file and its external data files."""
     return sum(file.stat().st_size for file in model_files(path))
 
 
 def load_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    """Read external data into a checked message; initializers that are large in sum stay outside.
+    """Read external data into a checked message; where initializers are large, they stay outside.
 
     Args:
         proto: of the file; it is changed in place.
@@ -120,7 +120,7 @@ def deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
 
 
 def unrepresentable(name: str, error: BaseException) -> ModelError:
-    """The sentence for a model that onnx-ir can't read or write."""
+    """The error message for a model that onnx-ir can't read or write."""
     return ModelError(
         f'The model "{name}" holds something that can\'t be represented '
         f"({reason_of(_first_cause(error))}); check it with onnx.checker."
@@ -157,7 +157,7 @@ def _external_error(path: Path, error: Exception, which: str = "") -> ModelError
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """The error at the bottom of a chain of causes: the one that names the thing."""
+    """The innermost error of a chain, which names the thing."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -1,7 +1,4 @@
-"""The structure of a file.
-
-Functions inlined, nodes sorted, types that can't be handled refused.
-"""
+"""The structure of a file: functions inlined, nodes sorted, unsupported types refused."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ Identifier = tuple[str, str, str]
 
 
 def drop_idle_functions(model: onnx.ModelProto) -> None:
-    """Remove the functions that nothing calls and those named like an operator; in place.
+    """Remove functions that are never called and those named like an operator, in place.
 
-    ONNX Runtime runs its operator where a function has the name of one.
+    ONNX Runtime runs its operator where a function has the same name.
 
     Args:
-        model: domains are spelt as `unify_domains` spells them.
+        model: with domains spelt as `unify_domains` spells them.
     """
     versions = {each.domain: each.version for each in model.opset_import}
     functions = {
@@ -56,13 +53,13 @@ def _calls(nodes: Iterable[onnx.NodeProto]) -> list[Identifier]:
 
 
 def inline_functions(model: ir.Model, name: str) -> None:
-    """Put the functions' nodes in the place of the calls, in place.
+    """Replace calls of functions by their nodes, in place.
 
     A body of another opset is read at the model's, as ONNX Runtime reads it.
 
     Args:
         model: the model.
-        name: the file's name, for the error.
+        name: the file's name, for the error message.
 
     Raises:
         ModelError: functions call each other in a circle, or can't be inlined.
@@ -89,11 +86,11 @@ def _shared_domains(function: ir.Function, model: ir.Model) -> list[str]:
 
 
 def sort_nodes(model: ir.Model, name: str) -> None:
-    """Put the nodes of all graphs and functions after those that they read from, in place.
+    """Sort the nodes of all graphs and functions after those that they read from, in place.
 
     Args:
-        model: the model; sorted nodes stay where they are.
-        name: the file's name, for the error.
+        model: the model; the order of sorted nodes stays.
+        name: the file's name, for the error message.
 
     Raises:
         ModelError: nodes depend on each other in a circle.
@@ -109,7 +106,7 @@ def sort_nodes(model: ir.Model, name: str) -> None:
 
 
 def _find_circle(model: ir.Model) -> list[ir.Node]:
-    """Nodes each of which reads from the one before it, the last from the first."""
+    """Nodes each of which reads from the one before it, and the first from the last."""
     before: dict[ir.Node, set[ir.Node]] = {}
     functions = (function.all_nodes() for function in model.functions.values())
     for node in chain(model.graph.all_nodes(), *functions):
@@ -142,11 +139,11 @@ ADVICE = {
 def check_types(model: onnx.ModelProto, name: str) -> None:
     """Refuse inputs and outputs that are not tensors of numbers.
 
-    An output without a type gets the one that is inferred, if any: ONNX Runtime may know more.
+    An output without a type gets the inferred one, if any: ONNX Runtime may know more.
 
     Args:
-        model: the model; nothing but types of outputs is changed.
-        name: the file's name, for the error.
+        model: the model; only types of outputs are changed.
+        name: the file's name, for the error message.
 
     Raises:
         ModelError: names the first such input or output.

@@ -1,4 +1,4 @@
-"""Tensors of a file: lengths checked, large ones taken out of the message and put back."""
+"""Tensors of a file: their lengths checked, large ones taken out of the message and put back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FIELD_OF = {name: field for field, names in _FIELDS.items() for name in names}
 def all_tensors(message: Message) -> Iterator[onnx.TensorProto]:
     """Every tensor in a message: of graphs, attributes, sub-graphs, functions and sparse tensors.
 
-    It looks at all fields there are, so that no place of a tensor can be forgotten.
+    It visits every field, so that no tensor can be missed.
     """
     if isinstance(message, onnx.TensorProto):
         yield message
@@ -57,12 +57,12 @@ def is_external(tensor: onnx.TensorProto) -> bool:
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of the tensor's values, by its type and shape; of a type of fixed width."""
+    """Bytes of the tensor's values, by its type (of fixed width) and shape."""
     return -(-_size(tensor) * ir.DataType(tensor.data_type).bitwidth // 8)
 
 
 def shape_problem(tensor: onnx.TensorProto) -> str | None:
-    """Why type and shape of a tensor are none; None where they are."""
+    """What is wrong with a tensor's type or shape; None where both are valid."""
     try:
         known = ir.DataType(tensor.data_type) != ir.DataType.UNDEFINED
     except ValueError:
@@ -77,7 +77,7 @@ def shape_problem(tensor: onnx.TensorProto) -> str | None:
 
 
 def data_problem(tensor: onnx.TensorProto) -> str | None:
-    """Why the values in a tensor do not fit its type and shape; None where they do.
+    """Why a tensor's values do not match its type and shape; None where they do.
 
     Args:
         tensor: one whose values are not in another file.
@@ -96,7 +96,7 @@ def data_problem(tensor: onnx.TensorProto) -> str | None:
 
 
 def _values(tensor: onnx.TensorProto) -> int:
-    """The values of a typed field: complex numbers take two, several small integers share one."""
+    """The number of values in a typed field: complex numbers take two, small integers share one."""
     kind, count = ir.DataType(tensor.data_type), _size(tensor)
     if kind.name.startswith("COMPLEX"):
         return 2 * count
@@ -115,7 +115,7 @@ def _shape(tensor: onnx.TensorProto) -> str:
 
 
 def load_tensor(path: Path) -> tuple[str, np.ndarray]:
-    """Name and values of the serialised TensorProto in a `.pb` file.
+    """Name and values of the serialized TensorProto in a `.pb` file.
 
     Raises:
         UnreadableError: the file does not hold a tensor.
@@ -140,7 +140,7 @@ OUTSIDE = "onnxq.weight"
 
 
 def take_out_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The message without its large weights, and these by name; small models stay as they are.
+    """The message without its large weights, and these by name; small models stay whole.
 
     Args:
         proto: it must not be used afterwards.
@@ -157,7 +157,7 @@ def take_out_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str,
 
 
 def put_in_weights(model: ir.Model, arrays: dict[str, np.ndarray], folder: Path) -> None:
-    """Give a model the weights that were taken out, and the place of its external data.
+    """Put the weights back that were taken out, and set the folder of the external data.
 
     Args:
         model: of the message of `take_out_weights`, changed in place.

@@ -1,4 +1,4 @@
-"""Opsets and domains: made one, and converted to what ONNX Runtime reads."""
+"""Opsets and domains, converted to those that ONNX Runtime reads."""
 
 from __future__ import annotations
 
@@ -29,30 +29,29 @@ _ASIDE = "onnxq.aside"
 
 
 def default_opset(model: onnx.ModelProto) -> int | None:
-    """The version of ONNX's own operator set that the model uses; None if it uses none."""
+    """The model's version of ONNX's own operator set; None if it uses none."""
     versions = [o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS]
     return max(versions) if versions else None
 
 
 def least_opset(target: str) -> int:
-    """The oldest opset that a model may have for a target of the export."""
+    """The oldest opset that a model may have for an export target."""
     return _INT4_OPSET if target == "int4" else MIN_OPSET
 
 
 def convert_version(model: onnx.ModelProto, name: str, least: int = MIN_OPSET) -> onnx.ModelProto:
     """The same model at an opset between 13 and 21 that has all of its operators.
 
-    ONNX Runtime takes LayerNormalization at opsets before 17, which brought it, and its
+    ONNX Runtime accepts LayerNormalization at opsets before 17, which introduced it, and its
     optimizer writes such models.
 
     Args:
         model: the model; it is not changed.
-        name: the file's name, for the error.
-        least: the oldest opset that will do, 13 to 21.
+        name: the file's name, for the error message.
+        least: the oldest opset to return, 13 to 21.
 
     Raises:
-        ModelError: the opset is older than 7 or not known yet, or there is no conversion for
-            an operator.
+        ModelError: the opset is older than 7 or not known yet, or an operator has no conversion.
     """
     opset = default_opset(model)
     if opset is not None and opset < MIN_READABLE_OPSET:
@@ -81,14 +80,17 @@ def convert_ir_version(version: int, opset: int = MIN_OPSET) -> int:
 
 
 def _ahead(model: onnx.ModelProto, opset: int) -> list[tuple[onnx.NodeProto, int]]:
-    """Nodes whose operator came later than the model's opset, and with which."""
+    """Nodes whose operator is newer than the model's opset, and the opset of each."""
     own = (node for node in all_nodes(model) if node.domain in DEFAULT_DOMAINS)
     found = ((node, first_versions().get(node.op_type, 0)) for node in own)
     return [(node, first) for node, first in found if first > opset]
 
 
 def _put_aside(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """What the converter takes, which knows no operator before its time; a copy, or the model."""
+    """The model with operators newer than its opset moved to a domain that the converter ignores.
+
+    It is a copy, or the model itself where there are none.
+    """
     if not _ahead(model, opset):
         return model
     copy = onnx.ModelProto()
@@ -126,14 +128,14 @@ def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -
 
 
 def _converted(model: bytes, target: int) -> bytes:
-    """The work of ONNX's C++, in a process of its own: a damaged model can end it."""
+    """The result of ONNX's converter in a child process, since a damaged model can crash it."""
     converted = version_converter.convert_version(onnx.ModelProto.FromString(model), target)
     data: bytes = converted.SerializeToString()
     return data
 
 
 def _sample_as_before(model: onnx.ModelProto) -> None:
-    """Make Resize sample as it did before opset 11, which the converter forgets to say."""
+    """Let Resize sample as before opset 11, which the converter leaves out."""
     for node in all_nodes(model):
         if node.op_type == "Resize" and node.domain in DEFAULT_DOMAINS:
             kept = [a for a in node.attribute if a.name == "mode"]
@@ -152,9 +154,10 @@ NEWEST = {"": MAX_OPSET, ML_DOMAIN: 5, "com.microsoft": 1}
 
 
 def unify_domains(model: onnx.ModelProto) -> None:
-    """Spell ONNX's own domain "", keep one import for each domain, add those missing; in place.
+    """Spell ONNX's own domain "", with one import for each domain, none missing; in place.
 
-    ONNX Runtime takes "ai.onnx" and "" for the same, and of several imports of a domain the last.
+    ONNX Runtime treats "ai.onnx" and "" as the same, and uses the last of several imports of a
+    domain.
     """
     for node in all_nodes(model):
         node.domain = _spelt(node.domain)
