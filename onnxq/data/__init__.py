@@ -1,1 +1,1 @@
-"""Samples: what the user gives, read as a stream of feeds for the model."""
+"""Samples: the user's data, read as a stream of feeds for the model."""

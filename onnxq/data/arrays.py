@@ -1,4 +1,4 @@
-"""Arrays of samples: read from files, and fitted to the model's inputs by name and shape."""
+"""Arrays of samples, read from files and matched to the model's inputs by name and shape."""
 
 from __future__ import annotations
 
@@ -63,9 +63,8 @@ def match_inputs(
 ) -> Arrays:
     """The arrays by input name, each of the kind of numbers that the model takes.
 
-    Floats may be of another width: `as_taken` gives them that of the model.
-
-    A single array without a name of its own is that of a model's only input.
+    Floats may have another width: `as_taken` converts them. A single array without a name is that
+    of a model's only input.
 
     Raises:
         DataError: an input has no array, or one of another kind of numbers.
@@ -104,20 +103,20 @@ def as_samples(arrays: Arrays, inputs: Sequence[InputSpec], path: Path) -> Array
 
 
 def check_feed(arrays: Arrays, inputs: Sequence[InputSpec], path: Path) -> None:
-    """Raises DataError where the arrays can't be fed to the model just as they are."""
+    """Raises DataError where the arrays can't be fed to the model unchanged."""
     for spec in inputs:
         if not spec.fits(arrays[spec.name].shape):
             raise _shape_error(arrays[spec.name], spec, path)
 
 
 def as_taken(arrays: Arrays, inputs: Sequence[InputSpec]) -> Arrays:
-    """The arrays with floats as wide as the model takes them."""
+    """The arrays with floats of the model's width."""
     dtypes = {spec.name: spec.dtype for spec in inputs}
     return {k: v.astype(dtypes.get(k, v.dtype), copy=False) for k, v in arrays.items()}
 
 
 def check_finite(array: np.ndarray, spec: InputSpec, path: Path) -> None:
-    """Raises DataError where the array holds NaN or infinity, or does as the model takes it."""
+    """Raises DataError where the array holds NaN or infinity, in its own type or in the model's."""
     if not is_float(array.dtype):
         return
     step = max(1, _CHUNK // max(1, array[:1].size)) if array.ndim else 1
@@ -179,7 +178,7 @@ class Source(Protocol):
 
 
 def spread(total: int, n: int, seed: int) -> np.ndarray:
-    """Positions in ascending order: one at random in each of n equal stretches of `total`."""
+    """Positions in ascending order: a random one in each of n equal stretches of `total`."""
     edges = np.arange(n + 1) * total // n
     draws: np.ndarray = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
     return draws
@@ -193,7 +192,7 @@ def preferred(total: int, n: int, seed: int) -> list[int]:
 
 
 def check_batch(total: int, batch: int | None, path: Path) -> None:
-    """Raises DataError where the samples don't fill one batch of the size the model takes."""
+    """Raises DataError where there are fewer samples than the model's fixed batch takes."""
     needed = batch or 1
     if total < needed:
         raise DataError(
@@ -202,11 +201,11 @@ def check_batch(total: int, batch: int | None, path: Path) -> None:
 
 
 class StackedFeeds:
-    """Feeds along the first axis of arrays; what has no such axis is part of each feed.
+    """Feeds along the first axis of arrays; other arrays are part of every feed.
 
     Args:
-        stacked: arrays by input name, the feed's number first.
-        shared: arrays that every feed has.
+        stacked: arrays by input name, indexed by the feed.
+        shared: arrays by input name, the same in every feed.
     """
 
     def __init__(self, stacked: Arrays, shared: Arrays) -> None:
@@ -234,7 +233,7 @@ def open_stack(
     limit: int | None,
     seed: int,
 ) -> StackedFeeds | None:
-    """Feeds out of arrays of which at least one has one axis more than its input; else None.
+    """Feeds from arrays, where at least one has one axis more than its input; else None.
 
     Beside it, an input of one row may have its rows stacked: (64, 8) are 64 feeds of (1, 8).
 
@@ -268,12 +267,12 @@ def open_stack(
 
 
 def _is_one_feed(spec: InputSpec) -> bool:
-    """Whether the input has no batch, whose samples an array of its own rank would hold."""
+    """Whether the input has no batch, so that an array of its own rank is one feed."""
     return not spec.shape or spec.shape[0] is not None
 
 
 def _feeds(array: np.ndarray, spec: InputSpec) -> np.ndarray | None:
-    """The array with the feed's number first; None where it has none."""
+    """The array indexed by the feed; None where it is no stack of feeds."""
     if array.ndim and spec.fits(array.shape[1:]):
         return array
     rows = array[:, None] if array.ndim else array

@@ -1,4 +1,4 @@
-"""Arrays as samples: rows of one file, rows of many files, or whole feeds."""
+"""Samples from arrays: rows of one file, rows of many files, or whole feeds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ArrayRows:
     Args:
         arrays: by input name.
         batch: the only batch size that the model takes; None where it is free.
-        inputs: the model's, whose dtypes batches get; without them, that of the arrays.
+        inputs: the model's, whose dtypes batches get; without them, the arrays' own.
     """
 
     def __init__(self, arrays: Arrays, batch: int | None, inputs: Sequence[InputSpec] = ()) -> None:
@@ -61,7 +61,7 @@ class ArrayRows:
 
 
 class FileRows:
-    """Samples along the first axis of the arrays in many files, read when they are used."""
+    """Samples along the first axis of the arrays in many files, read when needed."""
 
     def __init__(self, files: FeedFiles, counts: Sequence[int], batch: int | None) -> None:
         self.skipped = files.skipped
@@ -92,7 +92,7 @@ class FileRows:
 
 
 class WholeFeeds:
-    """Files that are fed just as they are, one after the other."""
+    """Files that are fed unchanged, one after the other."""
 
     def __init__(self, files: FeedFiles) -> None:
         self.skipped = files.skipped
@@ -112,12 +112,12 @@ class WholeFeeds:
 
 
 class FeedFiles:
-    """Files of arrays, with the model's inputs that they feed.
+    """Files of arrays for the model's inputs.
 
     Attributes:
         groups: the files of each feed.
         inputs: the model's.
-        skipped: the files, or folders of several, that were left out.
+        skipped: files or folders that were left out.
     """
 
     def __init__(self, groups: Sequence[Group], inputs: Sequence[InputSpec]) -> None:
@@ -138,14 +138,14 @@ class FeedFiles:
         return rows
 
     def feed(self, index: int) -> Arrays:
-        """The arrays of one feed, with the dimension of the batch where a file has none."""
+        """The arrays of one feed, with a batch dimension added where a file has none."""
         arrays = self.arrays(index)
         if not has_sample_axis(self.inputs):
             return arrays
         return as_samples(arrays, self.inputs, self.path(index)) or arrays
 
     def path(self, index: int) -> Path:
-        """The file, or the folder of several, that an error names."""
+        """The file, or the folder of several, for error messages."""
         group = self.groups[index]
         return group[0] if len(group) == 1 else group[0].parent
 
@@ -185,9 +185,9 @@ def open_array_files(
 ) -> Source:
     """A source of files of arrays: of their rows where these can share a batch.
 
-    Every file is read once, so that a bad one is found before any work is done: one that
-    can't be read is left out, and another takes its place where not all are wanted. Files
-    whose arrays are of several lengths hold sequences, which stay whole.
+    Every file is read once, so that a bad one is found before any work is done. A file that can't
+    be read is left out, and another one takes its place where not all are needed. Files whose
+    arrays differ in length hold sequences, which stay whole.
 
     Raises:
         DataError: no file can be read; an array is missing, does not fit the model, or holds NaN.
@@ -221,7 +221,7 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 def _read_group(group: Group, inputs: Sequence[InputSpec]) -> Arrays:
-    """The arrays of one feed by name; tensors without a known name are taken in order."""
+    """The arrays of one feed by name; tensors without a known name are matched in order."""
     if group[0].suffix.lower() != ".pb":
         return read_arrays(group[0])
     tensors = [load_tensor(path) for path in group]
@@ -232,7 +232,7 @@ def _read_group(group: Group, inputs: Sequence[InputSpec]) -> Arrays:
 
 
 def _keep_readable(files: FeedFiles, limit: int | None, seed: int, folder: Path) -> list[Shapes]:
-    """The shapes of the feeds that can be read, as many as are wanted; the others are let go."""
+    """The shapes of readable feeds, as many as are needed; the other files are dropped."""
     total = len(files.groups)
     wanted = min(limit or total, total)
     kept: dict[int, Shapes] = {}

@@ -1,4 +1,4 @@
-"""Preprocessing as Hugging Face's `preprocessor_config.json` describes it."""
+"""Preprocessing from Hugging Face's `preprocessor_config.json`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def fields_from_huggingface(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields of `Preprocess` that the configuration of an image processor stands for.
+    """The fields of `Preprocess` for the configuration of an image processor.
 
-    A processor computes (pixel · f − m) / s with its own rescale factor f; since a
-    `Preprocess` computes (pixel / 255 − mean) / std, mean = m / (255·f), std = s / (255·f).
+    A processor computes (pixel · f − m) / s with its own rescale factor f, and a `Preprocess`
+    (pixel / 255 − mean) / std, so mean = m / (255·f) and std = s / (255·f).
 
     Raises:
-        DataError: the configuration has no mean and std, a size in a form not known, or values
-            that are no numbers.
+        DataError: the configuration has no mean and std, a size of unknown form, or values that are
+            no numbers.
     """
     try:
         return _fields(config, path)

@@ -1,4 +1,4 @@
-"""Samples that are image files, and finding those of many that can be read."""
+"""Samples from image files and image arrays; broken files are left out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AHEAD = 2 * DECODERS
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The model's input as one that takes images.
+    """The model's input for images, with its preprocessing.
 
     Attributes:
         spec: the input.
@@ -59,7 +59,7 @@ class ImageInput:
         return fixed_batch([self.spec])
 
     def size_after(self, height: int, width: int, where: str) -> tuple[int, int]:
-        """Height and width of an image as it is fed.
+        """Height and width of an image after preprocessing.
 
         Raises:
             DataError: they are not those of the model's input.
@@ -80,7 +80,7 @@ class ImageInput:
 def image_input(
     inputs: Sequence[InputSpec], preprocess: Preprocess | None, path: Path
 ) -> ImageInput:
-    """The model's only input as one that takes images.
+    """The model's only input as an `ImageInput`.
 
     Raises:
         DataError: it can't take images, or the preprocessing is missing or does not fit.
@@ -120,7 +120,7 @@ class ImageFiles:
 
     Args:
         paths: the files, all of them readable.
-        target: the input that they feed.
+        target: the input that they are for.
         skipped: the files left out.
         notes: sentences for the user.
     """
@@ -169,7 +169,7 @@ class ImageFiles:
 
 
 def _stack(next_image: Callable[[], np.ndarray], count: int) -> np.ndarray:
-    """The next images as one batch, each let go of as soon as it is copied."""
+    """The next images as one batch; each image is released once it is copied."""
     first = next_image()
     batch = np.empty((count, *first.shape), first.dtype)
     batch[0] = first
@@ -183,9 +183,9 @@ class ImageArray:
 
     Args:
         images: `(samples, height, width, channels)`, RGB or grey, uint8, uint16, or floats from 0
-            to 1; a fourth channel is alpha, which is left out.
-        target: the input that they feed.
-        size: height and width as they are fed.
+            to 1; a fourth channel is alpha, which is ignored.
+        target: the input that they are for.
+        size: height and width after preprocessing.
     """
 
     def __init__(self, images: np.ndarray, target: ImageInput, size: tuple[int, int]) -> None:
@@ -210,7 +210,7 @@ class ImageArray:
             yield {spec.name: preprocess.normalise(pixels).astype(spec.dtype, copy=False)}
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
-        """One image with the channels and the size that the model takes."""
+        """One image with the model's channels and size."""
         preprocess = self._target.preprocess
         if pixels.dtype == np.uint8:
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
@@ -253,8 +253,8 @@ def open_image_files(
     """A source of at most `limit` readable images; broken ones are replaced by others.
 
     Raises:
-        DataError: none is readable, a size does not fit the model, or nothing says how the values
-            of an image are scaled.
+        DataError: none is readable, a size does not fit the model, or the scale of the values is
+            unknown.
     """
     wanted = min(limit or len(paths), len(paths))
     order = preferred(len(paths), wanted, seed)
@@ -288,7 +288,7 @@ def open_image_files(
 
 
 def _check_depth(found: Mapping[int, Stored], paths: Sequence[Path]) -> None:
-    """Raises DataError where all 16-bit images are so dark that they may be of fewer bits."""
+    """Raises DataError where all 16-bit images are so dark that they may have fewer bits."""
     peaks = {index: image.peak for index, image in found.items() if image.peak is not None}
     if peaks:
         brightest = max(peaks, key=lambda index: peaks[index])
@@ -313,7 +313,7 @@ def _probe_all(paths: Sequence[Path]) -> Iterator[Stored | str]:
 
 
 def _probe(path: Path) -> Stored | str:
-    """What a readable image is, or why it is not readable."""
+    """The properties of a readable image, or the reason why it is not readable."""
     try:
         return probe_image(path)
     except DataError:
@@ -328,7 +328,7 @@ def _probe(path: Path) -> Stored | str:
 
 
 def _check_one_size(sizes: dict[tuple[int, int], Path], target: ImageInput) -> None:
-    """Images of several sizes can't share a batch."""
+    """Raises DataError where images of several sizes can't share a batch."""
     if len(sizes) > 1 and target.batch != 1:
         (one, first), (other, second) = list(sizes.items())[:2]
         raise DataError(

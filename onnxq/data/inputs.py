@@ -1,4 +1,4 @@
-"""What one input of the model takes."""
+"""Name, dtype and shape of a model's inputs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ class InputSpec:
     Attributes:
         name: the graph input's name.
         dtype: the element type of the arrays fed.
-        shape: one entry per dimension; None is a free one. A free first dimension is the
-            batch.
-        original_dtype: what the model's file takes, where that is another width of float.
+        shape: one entry per dimension; None is a free one. A free first dimension is the batch.
+        original_dtype: the type in the model's file, where that is a float of another width.
     """
 
     name: str
@@ -31,7 +30,7 @@ class InputSpec:
         return is_float(self.dtype)
 
     def takes(self, dtype: np.dtype) -> bool:
-        """Whether arrays of this dtype do: floats of 16 and 32 bits become each other."""
+        """Whether arrays of this dtype are accepted: floats of 16 and 32 bits are converted."""
         # numpy takes None for float64.
         original = self.dtype if self.original_dtype is None else self.original_dtype
         if dtype in (self.dtype, original):
@@ -45,7 +44,7 @@ class InputSpec:
         )
 
     def fits_sample(self, shape: Sequence[int]) -> bool:
-        """Whether an array of this shape is rows of samples, however many."""
+        """Whether an array of this shape holds rows of samples, however many."""
         return InputSpec(self.name, self.dtype, (None, *self.shape[1:])).fits(shape)
 
     def __str__(self) -> str:
@@ -57,7 +56,7 @@ class InputSpec:
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Whether it is a float type; bfloat16 is one, which numpy does not know as such."""
+    """Whether the dtype is a float, bfloat16 among them, which numpy does not know as one."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
@@ -73,10 +72,10 @@ def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
 
 
 def has_sample_axis(inputs: Sequence[InputSpec]) -> bool:
-    """Whether the first dimension of every input can be taken as the axis of samples.
+    """Whether the first dimension of every input can be the axis of samples.
 
-    It can't where an input is a scalar or a state of its own length, nor where all inputs
-    are vectors: a free length there is that of a sequence.
+    It can't where an input is a scalar or a state of its own length. Nor where all inputs are
+    vectors: a free length there is that of a sequence.
     """
     sizes = {spec.shape[0] if spec.shape else -1 for spec in inputs}
     return len(sizes) == 1 and -1 not in sizes and any(len(s.shape) > 1 for s in inputs)

@@ -1,4 +1,4 @@
-"""Labelled samples, for measuring only."""
+"""Labelled samples, for `evaluate` only."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def open_labelled(
 ) -> Labelled:
     """The samples and labels in a folder or an `.npz`.
 
-    A folder has either `labels.csv` with rows `file,label`, or a sub-folder for each
-    class: their sorted names are the class indices (names that are all numbers are sorted
-    as numbers). An `.npz` has the array `labels` beside those of the samples.
+    A folder has either `labels.csv` with rows `file,label`, or a sub-folder for each class, whose
+    sorted names are the class indices (names that are all numbers are sorted as numbers). An `.npz`
+    has the array `labels` beside those of the samples.
 
     Raises:
         DataError: there are no labels, or the samples don't fit the model.
@@ -99,7 +99,7 @@ def _labelled(source: Source, labels: np.ndarray, path: Path) -> Labelled:
 
 
 def _listed(folder: Path) -> dict[Path, int]:
-    """Files and labels of `labels.csv`, in its order; a heading `file,label` may be there."""
+    """Files and labels of `labels.csv`, in its order; a heading `file,label` is optional."""
     listing = folder / LABELS_FILE
     try:
         rows = list(csv.reader(listing.read_text(encoding="utf-8-sig").splitlines()))
@@ -131,7 +131,7 @@ def _parse_row(row: list[str], listing: Path, number: int) -> tuple[str, int]:
 
 
 def _by_folder(folder: Path) -> dict[Path, int]:
-    """Files with the index of the sub-folder of `folder` that they are in."""
+    """Files with the index of the sub-folder of `folder` that holds them."""
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
     names = [name for name in names if not name.startswith(".")]
     if not names:

@@ -1,7 +1,7 @@
-"""The pixels of an image file, whatever type it stores: upright, from 0 to 255.
+"""The pixels of an image file of any type: upright, from 0 to 255.
 
-8 bits stay as they are. Grey images of 16 bits and of floats from 0 to 1 keep their depth; colours
-of 16 bits, which Pillow can't hold, are read in 8. What can't be scaled is refused.
+8 bits stay. Grey images of 16 bits and of floats from 0 to 1 keep their depth. Colours of 16 bits,
+which Pillow can't hold, are read in 8. Values of unknown scale are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TURNED = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Stored:
-    """How a file stores an image.
+    """Properties of an image file.
 
     Attributes:
         height: of the upright image.
@@ -48,10 +48,10 @@ class Stored:
 
 
 def probe_image(path: Path) -> Stored:
-    """Read an image once, to see that it can be read.
+    """Read an image once, to check that it can be read.
 
     Raises:
-        DataError: nothing says how its values are scaled.
+        DataError: the scale of its values is unknown.
     """
     with Image.open(path) as image:
         deep = is_16_bit(image)
@@ -70,7 +70,7 @@ def probe_image(path: Path) -> Stored:
 
 
 def is_16_bit(image: Image.Image) -> bool:
-    """Whether an image that is not loaded yet has 16 bits for each value."""
+    """Whether an image that is not loaded yet has 16-bit values."""
     tiles = getattr(image, "tile", [])
     return image.mode.startswith(DEEP_GREY) or any(";16" in str(tile) for tile in tiles)
 
@@ -78,15 +78,15 @@ def is_16_bit(image: Image.Image) -> bool:
 def read_pixels(image: Image.Image, channels: int, path: Path | str) -> np.ndarray:
     """The upright pixels `(height, width, channels)`, RGB or grey: uint8, or float32 from 0 to 255.
 
-    Alpha is left out, and of several pages all but the first.
+    Alpha is ignored, and only the first page is read.
 
     Args:
         image: just opened; it is changed.
         channels: 1 or 3.
-        path: of the file, for errors.
+        path: of the file, for error messages.
 
     Raises:
-        DataError: nothing says how the values are scaled.
+        DataError: the scale of the values is unknown.
     """
     upright(image, path)
     grey = _deep_grey(image, path)
@@ -100,7 +100,7 @@ def read_pixels(image: Image.Image, channels: int, path: Path | str) -> np.ndarr
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Float pixels `(height, width, 1 or 3)` as so many channels; grey as ITU-R 601 weighs it."""
+    """Float pixels `(height, width, 1 or 3)` with so many channels; grey by ITU-R 601."""
     if pixels.shape[2] == channels:
         return pixels
     if channels == 1:
@@ -109,7 +109,7 @@ def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def upright(image: Image.Image, path: Path | str) -> None:
-    """Load an image and turn it in place as its EXIF data say."""
+    """Load an image and rotate it in place as its EXIF data say."""
     size = image.size
     image.load()
     if image.format == "TIFF" and image.size != size:
@@ -141,7 +141,7 @@ def from_floats(values: np.ndarray, what: str) -> np.ndarray:
     """Floats from 0 to 1 as float32 from 0 to 255.
 
     Raises:
-        DataError: there are others.
+        DataError: values are outside that range.
     """
     low, high = (float(part) for part in (values.min(initial=0), values.max(initial=0)))
     if not np.isfinite(values).all():
@@ -155,11 +155,11 @@ def from_floats(values: np.ndarray, what: str) -> np.ndarray:
 
 
 def check_peak(peak: float, what: str) -> None:
-    """Raises DataError where 16-bit images reach so little that they may be of fewer bits.
+    """Raises DataError where 16-bit images are so dark that they may have fewer bits.
 
     Args:
         peak: their largest value, as a share of the range.
-        what: they are, for the error.
+        what: the images, for the error message.
     """
     if 0 < peak < DARK:
         raise DataError(

@@ -1,7 +1,7 @@
-"""From an image to the array that the model takes.
+"""Preprocessing: from an image to the array that the model takes.
 
-One image becomes, in this order: RGB (or grey) pixels, resized by its shorter side, cropped
-in the middle, and x = (pixel / 255 − mean) / std for each channel.
+The steps are, in this order: RGB (or grey) pixels, resized by the shorter side, cropped in the
+middle, and x = (pixel / 255 − mean) / std for each channel.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Preprocess:
     """How pixels become the model's input.
 
     Attributes:
-        mean: one value per channel, in units of pixels scaled to 0–1; a single value is a
-            grey image, or holds for all channels.
+        mean: one value per channel, in units of pixels scaled to 0–1; a single value holds for all
+            channels, or for grey images.
         std: as `mean`; none is 0.
-        resize: the length of the shorter side, or (height, width) without regard to the
-            shape of the image; None leaves the size alone.
-        crop: side of the square cut out of the middle; None leaves the size alone.
+        resize: the length of the shorter side, or (height, width) regardless of the aspect ratio;
+            None keeps the size.
+        crop: side of the square that is cut out of the middle; None cuts nothing.
         layout: order of the model's dimensions.
-        bgr: whether the model's channels are blue, green, red; `mean` and `std` are given as
-            red, green, blue all the same.
+        bgr: whether the model's channels are blue, green, red; `mean` and `std` are red, green,
+            blue all the same.
         resample: the filter of `resize`.
     """
 
@@ -69,7 +69,7 @@ class Preprocess:
         return len(self.mean)
 
     def for_channels(self, channels: int) -> Preprocess:
-        """The same with one mean and std for each of the model's channels.
+        """The preprocessing with one mean and std for each of the model's channels.
 
         Raises:
             DataError: there are several values, and not as many as channels.
@@ -93,10 +93,10 @@ class Preprocess:
 
         Args:
             image: just opened; it is changed.
-            path: of its file, for errors.
+            path: of its file, for error messages.
 
         Raises:
-            DataError: nothing says how the values of the image are scaled.
+            DataError: the scale of the image's values is unknown.
         """
         return self.normalise(self.fit(read_pixels(image, self.channels, path)))
 
@@ -107,7 +107,7 @@ class Preprocess:
             pixels: `(height, width, channels)`, uint8, or float32 from 0 to 255.
 
         Returns:
-            The same of another size.
+            Pixels of the same type and channels.
         """
         height, width = self._resized(*pixels.shape[:2])
         if (height, width) != pixels.shape[:2]:
@@ -118,7 +118,7 @@ class Preprocess:
         return pixels
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels as the model takes them: x = (pixel / 255 − mean) / std.
+        """The model's input from pixels: x = (pixel / 255 − mean) / std.
 
         Args:
             pixels: `(..., height, width, channels)`, RGB or grey: uint8, or float32 from 0 to 255.
@@ -189,11 +189,11 @@ def load_preprocess(path: Path) -> Preprocess:
 
 
 def find_preprocess(model_path: Path, metadata: Mapping[str, str]) -> Preprocess | None:
-    """The settings kept beside the model or in its metadata, the most specific first.
+    """The preprocessing beside the model or in its metadata, the most specific first.
 
     Looks for `<model's stem>.preprocess.toml`, the metadata key `onnxq.preprocess`,
-    `preprocess.toml` and `preprocessor_config.json`; None where there is none. A
-    configuration of something else than an image processor is passed over.
+    `preprocess.toml` and `preprocessor_config.json`; None where there is none. Configurations of
+    anything but image processors are ignored.
     """
     folder = model_path.parent
     own = folder / f"{model_path.stem}.preprocess.toml"
@@ -208,7 +208,7 @@ def find_preprocess(model_path: Path, metadata: Mapping[str, str]) -> Preprocess
 
 
 def _is_for_images(config: Path) -> bool:
-    """Whether a `preprocessor_config.json` is of an image processor, as far as can be told."""
+    """Whether a `preprocessor_config.json` belongs to an image processor, as far as can be told."""
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -245,7 +245,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _problems(settings: Preprocess) -> list[tuple[str, str]]:
-    """Fields that are out of range, with what was expected of them."""
+    """Fields that are out of range, with the expected values."""
     problems = []
     for field in ("mean", "std"):
         values = getattr(settings, field)

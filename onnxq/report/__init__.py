@@ -1,1 +1,1 @@
-"""What a user reads: tables for the terminal, JSON, and one HTML file."""
+"""Reports: tables for the terminal, JSON, and one HTML file."""

@@ -1,4 +1,4 @@
-"""Pictures of a report: line charts and bars."""
+"""Charts of the HTML report: lines and bars."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """One line, with a dot at each point.
+    """One line of a chart, with a dot at each point.
 
     Attributes:
-        name: what it stands for.
+        name: its label.
         points: (x, y), both above zero where axes are logarithmic.
-        colour: as CSS has it.
-        dots: what each dot says; empty for a bare line.
-        dashed: whether the line is.
+        colour: as in CSS.
+        dots: tooltip of each dot; empty for a line without dots.
+        dashed: whether the line is dashed.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Chart:
     """A chart in pixels, y from the top.
 
     Attributes:
-        lines: in the order in which they are drawn.
+        lines: in drawing order.
         x_ticks: (pixel, label) from the left.
         y_ticks: (pixel, label) from the bottom.
     """
@@ -72,13 +72,13 @@ class Chart:
 
 
 class _Axis(Protocol):
-    """Where a value lies, and what is written along."""
+    """Maps values to pixels, and gives the labels."""
 
     def at(self, value: float) -> float:
         """Pixels from the lower end."""
 
     def ticks(self) -> list[float]:
-        """The values that are written."""
+        """The labelled values."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Logarithmic:
 
 
 def make_chart(lines: Sequence[Line]) -> Chart:
-    """The chart of some lines of bytes and errors, at least one of them with a point."""
+    """The chart of lines of (bytes, error), at least one of them with a point."""
     points = [point for line in lines for point in line.points]
     x, y = _axis([each[0] for each in points], WIDTH), _axis([each[1] for each in points], HEIGHT)
     return Chart(
@@ -170,11 +170,11 @@ MOST_BARS = 60
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a picture.
+    """One bar of a bar chart.
 
     Attributes:
-        name: what it stands for.
-        text: its value as a reader takes it.
+        name: its label.
+        text: its value as text.
         share: its length, as a share of the longest.
         inner: length of its dark part, as a share of the longest.
     """

@@ -1,4 +1,4 @@
-"""Every byte of a file: what it is, whether it is quantized, and how each weight is stored."""
+"""The contents of a file by kind: bytes, whether they are quantized, and how weights are stored."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Fates:
-    """What becomes of the layers of a file.
+    """Whether each layer of a file is quantized.
 
     Attributes:
-        names: of the nodes of the main graph, in their order, as layers are called.
-        nodes: why a layer stays float, or None where it is quantized, by its name.
+        names: layer names of the main graph's nodes, in order.
+        nodes: the reason why a layer stays float, or None where it is quantized, by its name.
         weights: the same by the name of its weights.
     """
 
@@ -45,9 +45,9 @@ class Fates:
     weights: Mapping[str, str | None]
 
     def of(self, tensor: StoredTensor) -> list[tuple[Reader, str | None]]:
-        """The layers that read a tensor, with their fates.
+        """The layers that read a tensor, with the reason of each.
 
-        A layer may be known by its weights alone: simplification gives new names to nodes.
+        A layer may be known by its weights alone: simplification renames nodes.
         """
         found = []
         for reader in tensor.readers:
@@ -61,15 +61,15 @@ class Fates:
 
 @dataclass(frozen=True)
 class ContentRow:
-    """Bytes of a file that are of one kind.
+    """The bytes of one kind in a file.
 
     Attributes:
         what: the kind.
         tensors: number of tensors; shared ones count once.
-        bytes: as the file stores them.
-        quantized: whether they are weights that become integers, or are.
-        largest: name of the largest of the tensors.
-        reason: why they are not quantized; empty where there is nothing to say.
+        bytes: as stored in the file.
+        quantized: whether they are weights that are or will be integers.
+        largest: name of the largest tensor.
+        reason: why they are not quantized; '' where there is nothing to say.
     """
 
     what: str
@@ -81,7 +81,7 @@ class ContentRow:
 
 
 def content_rows(contents: Contents, fates: Fates) -> list[ContentRow]:
-    """All bytes of a file, the largest kind first; the sum is the file's size."""
+    """All bytes of a file by kind, the largest first; the sum is the file's size."""
     groups: dict[tuple[str, bool, str], list[StoredTensor]] = {}
     for tensor in contents.tensors:
         groups.setdefault(_kind(tensor, fates), []).append(tensor)
@@ -103,7 +103,7 @@ def content_rows(contents: Contents, fates: Fates) -> list[ContentRow]:
 
 
 def _kind(tensor: StoredTensor, fates: Fates) -> tuple[str, bool, str]:
-    """What a tensor is, whether it is quantized, and why not."""
+    """The kind of a tensor, whether it is quantized, and why not."""
     if not tensor.readers:
         return "constants that nothing reads", False, "compress leaves them out"
     reader = tensor.readers[0]
@@ -162,10 +162,10 @@ class Stored:
     Attributes:
         parameters: number of weights.
         size: bytes that they take.
-        num_bits: width of an index, or of what holds a code.
-        codebook: number of centroids, or None where each weight is stored as a code.
-        int4: the codes have the type INT4.
-        name: of the codes or packed indices.
+        num_bits: bits per index, or of the integer type.
+        codebook: number of centroids; None for integer weights.
+        int4: whether the integers have the type INT4.
+        name: of the integers or packed indices.
     """
 
     parameters: int
@@ -177,7 +177,7 @@ class Stored:
 
 
 def stored_weight(value: ir.Value | None) -> Stored | None:
-    """What a layer's weight is made of; None where it is not stored in integers."""
+    """How a layer's weight is stored; None where it is not stored in integers."""
     while value is not None and value.const_value is None:
         node = value.producer()
         if node is not None and node.op_type == "Gather":
@@ -195,15 +195,15 @@ def stored_weight(value: ir.Value | None) -> Stored | None:
 
 
 def is_dequantized(value: ir.Value | None) -> bool:
-    """Whether a weight comes out of DequantizeLinear, which integer kernels take in."""
+    """Whether a weight is the output of a DequantizeLinear, as integer kernels need it."""
     node = None if value is None else value.producer()
     return node is not None and node.op_type == "DequantizeLinear"
 
 
 def _codebook(gather: ir.Node) -> Stored | None:
-    """A table and the packed indices above it: the first constant of each branch.
+    """A table and its packed indices: the first constant of each branch.
 
-    A table of all codes of n bits is no codebook: its indices are codes.
+    A table of all integers of n bits is no codebook: its indices stand for packed integers.
     """
     table = None if gather.inputs[0] is None else gather.inputs[0].const_value
     parameters, packed, waiting, name = 0, 0, [gather.inputs[1]], ""

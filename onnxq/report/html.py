@@ -35,10 +35,10 @@ SHEET = "images.png"
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a report.
+    """Create the folder of a report.
 
     Raises:
-        OutputError: it can't be made.
+        OutputError: it can't be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,10 +47,10 @@ def make_folder(folder: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Find out before the long work whether a report can be written; nothing is left there.
+    """Check before the long work whether a report can be written; nothing is left there.
 
     Raises:
-        OutputError: the folder can't be made or written.
+        OutputError: the folder can't be created or written.
     """
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -63,12 +63,12 @@ def check_folder(folder: Path) -> None:
 
 
 def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
-    """Write `report.html` and `report.json` into a folder, which is made if need be.
+    """Write `report.html` and `report.json` into a folder, which is created if needed.
 
-    Where samples were made, `images.png` shows some of them.
+    Where samples are synthetic, `images.png` shows some of them.
 
     Args:
-        folder: where.
+        folder: where to write.
         model: the original.
         out: the exported model.
         result: of the run.
@@ -88,7 +88,7 @@ def write_report(folder: Path, model: Path, out: Path, result: Result) -> None:
 
 
 def cannot_write(folder: Path, error: OSError) -> OutputError:
-    """The error of a report whose folder can't be made or written."""
+    """The error for a report whose folder can't be created or written."""
     reason = error.strerror or str(error)
     return OutputError(
         f"Can't write the report to '{folder}' ({reason}); name another folder with --report."
@@ -96,7 +96,7 @@ def cannot_write(folder: Path, error: OSError) -> OutputError:
 
 
 def render(model: Path, out: Path, result: Result) -> str:
-    """The HTML text; nothing in it is fetched from elsewhere."""
+    """The HTML text; it loads nothing from elsewhere."""
     rows = plan_rows(result.model, result.plan)
     made = result.synthesis
     sheet = None if made is None else contact_sheet(made)
@@ -125,7 +125,7 @@ def render(model: Path, out: Path, result: Result) -> str:
 
 
 def template(name: str) -> Template:
-    """One of the package's templates; what is put into it is escaped."""
+    """One of the package's templates; inserted text is escaped."""
     environment = Environment(
         loader=PackageLoader("onnxq.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -133,7 +133,7 @@ def template(name: str) -> Template:
 
 
 def size_bars(rows: list[LayerRow]) -> list[Bar]:
-    """Bytes of each layer, before and after: of many layers the largest, in graph order."""
+    """Bytes of each layer, before and after; of many layers the largest, in graph order."""
     largest = sorted(rows, key=lambda row: -row.bytes_before)[:MOST_BARS]
     top = max((row.bytes_before for row in largest), default=0) or 1
     return [
@@ -149,11 +149,11 @@ def size_bars(rows: list[LayerRow]) -> list[Bar]:
 
 
 def score_bars(scores: list[float | None], kept: int | None = None) -> list[Bar]:
-    """The held-out error after each epoch; the first one is where learning started.
+    """The held-out error after each epoch; the first bar is the start.
 
     Args:
         scores: lower is better; None is worse than any number.
-        kept: which of them belongs to the exported numbers; it is drawn dark.
+        kept: index of the exported one, which is drawn dark.
     """
     top = max((score for score in scores if score is not None), default=0.0) or 1.0
     bars = []

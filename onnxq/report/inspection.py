@@ -1,4 +1,4 @@
-"""What a model is made of, and what could be quantized."""
+"""The inspection of a model: its layers, and what can be quantized."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class LayerRow:
         op_type: its operator.
         parameters: number of weights.
         bytes_before: bytes of the float weights.
-        bytes_after: bytes of the quantized weights; equal where the layer is left alone.
-        num_bits: width of a weight's code or index; None where it stays float.
+        bytes_after: bytes of the quantized weights; equal where the layer is not quantized.
+        num_bits: bits of an integer weight or index; None where the layer stays float.
         compute: "integer", "weight-only" or "float".
-        reason: why it is not on integer kernels, or has no codebook; empty where there is nothing
-            to say.
+        reason: why it is not on integer kernels, or has no codebook; '' where there is nothing to
+            say.
         codebook: number of centroids, or None.
         weight: name of its weights; of several constants, of the largest.
-        shares: name of an earlier layer that reads the same weights; empty where none does.
+        shares: name of an earlier layer that reads the same weights; '' where none does.
     """
 
     name: str
@@ -67,7 +67,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found.
+    """The result of `inspect`.
 
     Attributes:
         path: the file.
@@ -76,10 +76,10 @@ class Inspection:
         ir_version: version of the file format.
         inputs: dtype and shape by name.
         outputs: dtype and shape by name.
-        parameters: number of constant values, wherever they are in the file; shared ones once.
+        parameters: number of constant values anywhere in the file; shared ones once.
         operators: number of nodes by operator.
         layers: the nodes with weights.
-        contents: every byte of the file, by what it is.
+        contents: every byte of the file, by kind.
         notes: what normalisation could not do.
         version: version of onnxq that wrote the file; None for any other file.
         recipe: its options.
@@ -104,7 +104,7 @@ class Inspection:
     metrics: Metrics | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """All of it by name, as JSON takes it."""
+        """The result as JSON fields."""
         fields = dataclasses.asdict(self)
         fields["path"] = str(self.path)
         fields["figures"] = fields.pop("metrics")
@@ -113,16 +113,16 @@ class Inspection:
 
 
 def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
-    """Layers, parameters, bytes, what can be quantized and why not.
+    """Layers, parameters and bytes of a model, what can be quantized and why not.
 
-    A file that onnxq wrote shows its version, recipe and metrics instead of a plan.
+    A file that onnxq wrote has its version, recipe and metrics instead of a plan.
 
     Args:
         model: an ONNX file.
-        recipe: what the plan is for; None means the defaults.
+        recipe: the options to plan with; None means the defaults.
 
     Raises:
-        OnnxqError: the file can't be read, or can't be handled.
+        OnnxqError: the file can't be read, or is not supported.
     """
     opened = open_model(Path(model))
     if opened.is_compressed:
@@ -132,7 +132,7 @@ def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
 
 
 def plan_rows(model: ir.Model, plan: Plan) -> list[LayerRow]:
-    """A row for each layer of a plan and each node that it leaves alone, in graph order."""
+    """A row for each layer of a plan and each node that is not quantized, in graph order."""
     rows = []
     width = stored_type(model).itemsize
     for node in model.graph.all_nodes():
@@ -145,7 +145,7 @@ def plan_rows(model: ir.Model, plan: Plan) -> list[LayerRow]:
 
 
 def _with_shared(rows: list[LayerRow]) -> list[LayerRow]:
-    """Rows that know which earlier one reads the same weights."""
+    """Rows with the name of an earlier row that reads the same weights."""
     first: dict[str, str] = {}
     for row in rows:
         first.setdefault(row.weight, row.name)
@@ -183,7 +183,7 @@ def _planned_row(spec: LayerSpec, width: float) -> LayerRow:
 
 
 def _float_row(node: ir.Node, reason: str, width: float = 4) -> LayerRow:
-    """The row of a layer that stays float, whose float32 weights take so many bytes each."""
+    """The row of a layer that stays float, with the bytes of its stored floats."""
     arrays = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
     parameters = sum(array.size for array in arrays)
     floats = sum(array.size for array in arrays if array.dtype is ir.DataType.FLOAT)

@@ -1,4 +1,4 @@
-"""A run's result in rows, sentences and JSON, for any kind of report."""
+"""A run's result as rows, sentences and JSON, for any kind of report."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def score_history(metrics: Metrics) -> list[float | None]:
 
 
 def result_notes(result: Result) -> list[str]:
-    """What the user should know, each thing once."""
+    """The notes for the user, each once."""
     metrics = result.metrics
     notes = [*result.notes, *metrics.notes]
     ratio = metrics.latency_ratio
@@ -158,7 +158,7 @@ def _integer_names(metrics: Metrics, planned: set[str]) -> set[str]:
 
 
 def result_fields(result: Result, model: Path, out: Path) -> dict[str, Any]:
-    """The result as JSON takes it."""
+    """The result as JSON fields."""
     return {
         "model": str(model),
         "output": str(out),

@@ -1,4 +1,4 @@
-"""Sections of the report: learning, search, synthetic images."""
+"""Sections of the report: training, search, synthetic images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLOUR = "#2f6db0"
 
 
 def learning_curves(metrics: Metrics) -> list[tuple[str, Chart]]:
-    """Title and curve of the held-out error and of the agreement, by minutes of learning."""
+    """Title and curve of the held-out error and of the agreement, over minutes of training."""
     curve, learning = metrics.curve, metrics.learning
     if not curve:
         return []
@@ -47,7 +47,7 @@ Row = tuple[str, str, str, str]
 
 
 def search_rows(metrics: Metrics) -> list[Row]:
-    """The target and what was found, as the table of metrics has it."""
+    """The target and the result, as rows of the table of metrics."""
     search = metrics.search
     if not search:
         return []
@@ -70,14 +70,14 @@ def _target(metrics: Metrics) -> str:
 
 
 def search_title(metrics: Metrics) -> str:
-    """What the picture shows upwards."""
+    """The title of the search chart."""
     if metrics.search.get("measure") == "error":
         return "RMSE of the outputs, percent,"
     return "Estimated drop, points,"
 
 
 def search_chart(metrics: Metrics) -> Chart | None:
-    """Drop against bytes: what the frontier predicts, and the whole models that were measured."""
+    """Drop over bytes: predicted along the frontier, and measured on whole models."""
     search = metrics.search
     if not search:
         return None
@@ -118,7 +118,7 @@ LATER = ", while the student learned"
 
 
 def contact_sheet(synthesis: Synthesis) -> bytes | None:
-    """A PNG of the pictures with the class of each below; None where there are none."""
+    """A PNG of the images with the class below each; None where there are none."""
     if synthesis.pictures is None or not len(synthesis.pictures):
         return None
     tiles = [_tile(picture) for picture in synthesis.pictures]
@@ -138,7 +138,7 @@ def contact_sheet(synthesis: Synthesis) -> bytes | None:
 
 
 def loss_curves(synthesis: Synthesis) -> list[tuple[str, Chart]]:
-    """Title and curve of each loss, by minutes; by steps where learning goes on beside it."""
+    """Title and curve of each loss, by minutes; by steps for a generator in joint training."""
     found = [
         (TITLES[kind], list(zip(synthesis.minutes, values, strict=True)))
         for kind, values in synthesis.losses.items()
@@ -155,7 +155,7 @@ def loss_curves(synthesis: Synthesis) -> list[tuple[str, Chart]]:
 
 
 def class_bars(classes: Sequence[int]) -> list[Bar]:
-    """Images by class, in order; of many classes those with the most."""
+    """Images per class, in order; of many classes those with the most."""
     largest = sorted(range(len(classes)), key=lambda c: (-classes[c], c))[:MOST_BARS]
     top = max(classes, default=0) or 1
     return [
@@ -165,7 +165,7 @@ def class_bars(classes: Sequence[int]) -> list[Bar]:
 
 
 def _tile(picture: np.ndarray) -> Image.Image:
-    """One picture in a size to look at."""
+    """One image in a size for display."""
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("RGB")
     longer = max(image.size)
     if longer < SIDE:

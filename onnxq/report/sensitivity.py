@@ -40,9 +40,9 @@ class Cell:
 
     Attributes:
         text: its number.
-        title: everything that is known about it.
-        colour: as CSS has it.
-        dark: whether the text on it is white.
+        title: the tooltip with all measurements.
+        colour: as in CSS.
+        dark: whether the text is white.
     """
 
     text: str
@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Rows of cells, None where a layer lacks a setting."""
+    """Rows of cells; a cell is None where a layer lacks a setting."""
 
     columns: list[str]
     rows: list[tuple[str, list[Cell | None]]]
@@ -72,7 +72,7 @@ def heat_map(table: SweepTable, value: Callable[[Effect], float]) -> HeatMap:
 
 
 def shortened(name: str) -> str:
-    """A layer's name as a picture has room for."""
+    """A layer's name, shortened for a chart."""
     return name if len(name) <= LONGEST_NAME else "…" + name[-LONGEST_NAME + 1 :]
 
 
@@ -142,7 +142,7 @@ def write_table(path: Path, table: SweepTable) -> None:
 
 
 def write_pictures(folder: Path, model: Path, table: SweepTable) -> None:
-    """Write the page, the JSON and the CSV into a folder, which is made if need be.
+    """Write the page, the JSON and the CSV into a folder, which is created if needed.
 
     Raises:
         OutputError: the folder can't be written.
@@ -157,7 +157,7 @@ def write_pictures(folder: Path, model: Path, table: SweepTable) -> None:
 
 
 def render(model: Path, table: SweepTable) -> str:
-    """The HTML text; nothing in it is fetched from elsewhere."""
+    """The HTML text; it loads nothing from elsewhere."""
     return template("sensitivity.html.j2").render(
         version=VERSION,
         model=model.name,
@@ -180,7 +180,7 @@ def drop_map(table: SweepTable) -> HeatMap | None:
 
 
 def layer_chart(table: SweepTable) -> Chart | None:
-    """Error against bytes, a line per layer and kind, darker towards the end of the network."""
+    """Error over bytes, a line per layer and kind, darker towards the end of the model."""
     lines = []
     for number, row in enumerate(table.rows):
         colour = blend(PALEST + (1 - PALEST) * number / max(len(table.rows) - 1, 1))
@@ -193,7 +193,7 @@ def layer_chart(table: SweepTable) -> Chart | None:
 
 
 def frontier_chart(table: SweepTable) -> Chart | None:
-    """The least sum of errors for each sum of bytes, and what one setting for all would give."""
+    """The least sum of errors over the sum of bytes, and one setting for all layers."""
     found = find_frontier([row.effects for row in table.rows])
     drawn = np.flatnonzero(found.errors > 0)
     if not drawn.size:
@@ -211,7 +211,7 @@ def frontier_chart(table: SweepTable) -> Chart | None:
 def uniform_points(
     table: SweepTable, settings: Sequence[Setting]
 ) -> tuple[list[tuple[float, float]], list[str]]:
-    """(bytes, error) of one setting for all layers; a layer that lacks it has its widest."""
+    """(bytes, error) with one setting for all layers; a layer that lacks it has its widest."""
     points, names = [], []
     for setting in settings:
         chosen = [row.effects.get(setting) or _widest(row.effects) for row in table.rows]
@@ -223,7 +223,7 @@ def uniform_points(
 
 
 def _widest(effects: Mapping[Setting, Effect]) -> Effect:
-    """The most exact setting but float."""
+    """The setting of least error, except float."""
     return min((e for s, e in effects.items() if s != FLOAT), key=lambda effect: effect.error)
 
 

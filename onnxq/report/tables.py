@@ -1,4 +1,4 @@
-"""Tables on stdout."""
+"""Tables for the terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Row = tuple[str, str, str, str]
 
 
 def distil_rows(result: DistillResult) -> list[Row]:
-    """The table of a run."""
+    """The rows of a distillation's table."""
     metrics = result.metrics
     before, after = number_text(metrics.start_score), number_text(metrics.score)
     made = " made from the teacher alone" if result.synthesis else ""
@@ -60,7 +60,7 @@ def distil_rows(result: DistillResult) -> list[Row]:
 
 
 def distil_fields(result: DistillResult, teacher: Path, student: Path, out: Path) -> dict[str, Any]:
-    """The result as JSON takes it."""
+    """A distillation's result as JSON fields."""
     return {
         "teacher": str(teacher),
         "student": str(student),
@@ -117,7 +117,7 @@ def print_distillation(result: DistillResult) -> None:
 
 
 def print_layers(rows: Sequence[LayerRow]) -> None:
-    """One line per layer: what it is, what becomes of it, and why."""
+    """One line per layer: what it is, how it is quantized, and why."""
     right = ("parameters", "bytes", "bits")
     table = _table("layer", "operator", *right[:2], "bits", "runs in", "reason", right=right)
     for row in rows:
@@ -175,7 +175,7 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def print_inspection(found: Inspection, *, layers: bool = True) -> None:
-    """What `inspect` found."""
+    """The result of `inspect`."""
     console = _console()
     operators = ", ".join(f"{name} {count}" for name, count in found.operators.items())
     lines = [
@@ -252,7 +252,7 @@ def print_sweep(table: SweepTable, *, sizes: bool = False) -> None:
 
     Args:
         table: of the sweep.
-        sizes: print the bytes of each setting as well.
+        sizes: whether to print the bytes of each setting as well.
     """
     _print_effects(table, TITLES[table.measure], lambda effect: number_text(effect.error, 2))
     if table.measure == "kl":

@@ -1,4 +1,4 @@
-"""Values and names from files as text that a terminal may print."""
+"""Values and names as text for the terminal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def points_text(value: float | None, error: float | None = None) -> str:
 
 
 def decibels_text(value: float) -> str:
-    """An SQNR; at its bound the outputs are equal."""
+    """An SQNR in dB, or that the outputs are equal."""
     return "equal" if value >= 200 else f"{value:.1f} dB"
 
 
@@ -62,14 +62,14 @@ _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
 def printable(text: str) -> str:
-    """The text with every character that controls and none that is seen spelt as an escape."""
+    """The text with every control or invisible character escaped."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escape(c) if unicodedata.category(c) in _HIDDEN else c for c in text)
 
 
 def sentence(text: str) -> str:
-    """One line with a capital and a full stop, of bounded length: its middle goes first."""
+    """One line with a capital and a full stop; a long one is shortened in the middle."""
     text = printable(" ".join(text.split()))
     if len(text) > MOST_CHARACTERS:
         kept = (MOST_CHARACTERS - 3) // 2
