@@ -9,7 +9,7 @@ from typing import Any
 from onnxq.errors import DataError
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""Pillow's numbers of its filters, in order."""
+"""Names of Pillow's filters, in the order of their numbers."""
 
 
 def fields_from_huggingface(config: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Lowering:
         codes.name, codes.shape = spec.name + CODES, result.shape
         codes.type = ir.TensorType(ir.DataType.UINT8)
         self._graph.insert_before(node, quantize)
-        # QuantizeLinear clips codes of 8 bits by itself.
+        # QuantizeLinear clips to 8 bits by itself.
         if spec.num_bits < CODE_BITS:
             codes = self._clip(codes, spec, node)
         self._codes[result] = Codes(codes, scale_value, zero_value, str(result.name))

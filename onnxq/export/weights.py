@@ -75,7 +75,7 @@ def _lower_bias(
 
 
 def _bias_scale(graph: ir.Graph, name: str, source: str, weight: ir.Value) -> ir.Value:
-    """s_in * s_w, computed when a session starts: a node is smaller than the numbers."""
+    """s_in * s_w, computed when a session starts: one node is smaller than a scale per channel."""
     scales = [graph.initializers[f"{source}{SCALE}"], weight]
     node = ir.node("Mul", scales, name=f"{name}.rescale")
     node.outputs[0].name = f"{name}{SCALE}"

@@ -118,7 +118,7 @@ def read_contents(proto: onnx.ModelProto, path: Path) -> Contents:
 
 
 Origins = Mapping[str, list[StoredTensor]]
-"""The tensors that each constant value is made of, by its name."""
+"""The tensors that each constant value is computed from, by its name."""
 
 
 class _Walk:

@@ -24,7 +24,7 @@ STORED_KEY = "onnxq.stored"
 other types than float32, as JSON."""
 
 LEAST_HALVED = 64
-"""Elements of a constant in 16 bits: the Cast takes about as many bytes as fewer spare."""
+"""Least elements of a constant to store in 16 bits: with fewer, the Cast costs what they save."""
 
 _OTHERS = (*HALVES, ir.DataType.DOUBLE)
 _FLOATS = (ir.DataType.FLOAT, *_OTHERS)

@@ -15,7 +15,7 @@ from onnxq.load.float_types import original_inputs
 from onnxq.runtime.session import Arrays
 
 MOST_ELEMENTS = 2**28
-"""Elements of an input that random values are made for."""
+"""Most elements of an input to draw random values for."""
 
 _FREE_SIZE = 32
 """The size of a free dimension that is not the batch, in random feeds."""

@@ -152,7 +152,7 @@ _STORED_FORM = ("DequantizeLinear", "Cast", "Mul", "Expand")
 """What stands between integer weights, or a lookup, and the layer that reads them."""
 
 _WIDTHS = {ir.DataType.INT8: 8, ir.DataType.UINT8: 8, ir.DataType.INT4: 4}
-"""Bits of a code by the type that holds it."""
+"""Bits per integer weight, by type."""
 
 
 @dataclass(frozen=True)

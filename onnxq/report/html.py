@@ -31,7 +31,7 @@ PAGE = "report.html"
 """The page's file in the folder of a report."""
 
 SHEET = "images.png"
-"""The file of made images, where there are any."""
+"""The file with synthetic images, where there are any."""
 
 
 def make_folder(folder: Path) -> None:

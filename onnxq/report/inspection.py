@@ -224,7 +224,7 @@ def _stored_rows(model: ir.Model, metrics: Metrics | None) -> list[LayerRow]:
             continue
         name, weight = str(node.name), node.inputs[weight_index(node.op_type)]
         stored = stored_weight(weight)
-        # What onnxq adds to look codes up has no name.
+        # Nodes that onnxq adds to look rows up have no name.
         if table and (stored is None or not name or comes_of_constants(node.inputs[1])):
             continue
         if stored is None:

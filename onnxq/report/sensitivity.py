@@ -31,7 +31,7 @@ MOST_DECADES, LEAST_DECADES = 6, 2
 """Decades below the greatest value on the scale; whatever is smaller is pale."""
 
 LONGEST_NAME = 36
-"""Characters of a layer's name in a picture; its end tells layers apart."""
+"""Most characters of a layer's name in a chart; the end is kept, where names differ."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from onnxq.verify.evaluate import Evaluation
 from onnxq.verify.metrics import Metrics
 
 Row = tuple[str, str, str, str]
-"""Name of a metric, of the teacher, of the student before, of the student as it is written."""
+"""A metric's name, and its values for the teacher, the student before and after training."""
 
 
 def distil_rows(result: DistillResult) -> list[Row]:

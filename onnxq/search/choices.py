@@ -12,7 +12,7 @@ from onnxq.plan.spec import LayerSpec, Plan, weight_bytes
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
 
 CODEBOOK_GAIN, CODE_GAIN, ROUNDING_GAIN = 3.0, 1.4, 7.0
-"""Error before over after learning: measured 2.4 to 3.4 with codebooks, with codes 1.0 to 1.7 by
+"""Error before over after training: measured 2.4 to 3.4 with codebooks, with integers 1.0 to 1.7 by
 thresholds, 7 by rounding at 4 bits and 15 at 3."""
 
 

@@ -111,7 +111,7 @@ RATE = 0.005
 WEIGHT = 5.0
 """Of the adversarial loss (the paper's gamma), where no other is given."""
 TUNING = 2
-"""Tells the seeds of this stage from those of training and of what is drawn after it."""
+"""Keeps the seeds of this stage apart from those of other stages."""
 
 
 class AdversarialGenerator:

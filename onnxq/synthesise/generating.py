@@ -29,9 +29,9 @@ SAVE_SECONDS = 30.0
 """Between checkpoints, at least."""
 
 METADATA_KEY = "onnxq.generator"
-"""The key of a generator's metadata: how it was made, and the batch that shares statistics."""
+"""The key of a generator's metadata: its training, and the batch that shares statistics."""
 DRAWS = 1
-"""Tells the seeds of what is drawn in the end from those of training."""
+"""Keeps the seeds of the final images apart from those of training."""
 
 
 class Generating:

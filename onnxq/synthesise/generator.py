@@ -28,7 +28,7 @@ PREFIX = "onnxq.generator"
 NOISE = "onnxq.noise"
 """The input that takes standard normal noise, (samples, LATENT)."""
 LATENT = 100
-"""Numbers that an image is made of."""
+"""Random numbers that the generator turns into one image."""
 
 LEAST_BASE = 7
 """Height and width that the projection has at least, as long as one doubling is left."""

@@ -127,7 +127,7 @@ class Loop(ABC, Generic[HistoryT]):
             self._plan_by_clock()
             if not self._over():
                 self._save()
-        # A run that goes on after this stage must not go on with it.
+        # A later `resume` must find this stage finished.
         state.epochs = state.epoch
         self._save()
         self._result.history, self._result.curve = list(state.history), list(state.curve)

@@ -21,11 +21,11 @@ _INTEGER = (
     "QLinearReduceMean NhwcMaxPool"
 )
 INTEGER_KERNELS = frozenset(_INTEGER.split())
-"""Operators that compute on codes."""
+"""Operators that compute on integer tensors."""
 
 _CONVERTS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _UNSIGNED = "_s8_2_u8"
-"""Suffix of codes that ONNX Runtime made unsigned (AVX2)."""
+"""Suffix of integer weights that ONNX Runtime converted to unsigned (AVX2)."""
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOST_FUSED = 2

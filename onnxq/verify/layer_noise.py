@@ -22,7 +22,7 @@ from onnxq.verify.opened import OpenedModel
 from onnxq.verify.outputs import paired_outputs
 
 LEAST_SHARE = 0.5
-"""Share of the original's layers below which a file was made of another model."""
+"""Least share of the original's layers to find in a file that was made from it."""
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,13 @@ LITTLE_SMALLER = 0.9
 
 @dataclass(frozen=True)
 class Metrics:
-    """What came out of a run; None or empty where it was not measured or has no meaning.
+    """The metrics of a run; None or empty where not measured or without meaning.
 
     Attributes:
         size_before: bytes of the original file, with its external data.
         size_after: bytes of the exported file.
-        shipped_before: bytes of the original as it is shipped compressed (deflate).
-        shipped_after: bytes of the exported file as it is shipped compressed.
+        shipped_before: bytes of the original after deflate.
+        shipped_after: bytes of the exported file after deflate.
         codebooks: number of centroids by name of the layers whose weights are a codebook.
         narrow: bit width by name of the layers whose integer weights have fewer bits than their
             tensor's type, which is int8 or INT4.

@@ -34,7 +34,7 @@ ROWS = 2**16
 LEAST_ROWS = 512
 """Rows of each micro-batch at least."""
 MOST_INPUTS = 8192
-"""Inputs of a row at most: the moments are as many numbers squared."""
+"""Most inputs per output: the moments take the square of it."""
 
 SAVE_SECONDS = 20.0
 """Between two checkpoints at least: each holds all that was fitted so far."""
