@@ -62,7 +62,7 @@ class Run:
             **STEPS[step],
             "samples": samples,
             "max_minutes": 60.0,
-            "spare": False,
+            "fallback": False,
         }
         recipe = Recipe(**options)  # type: ignore[arg-type]  # options come from a table
         result, found, seconds = measured(self.subject, recipe)

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from onnxq import Recipe, compress, evaluate
 from onnxq.learn.learn import learns_weights
 from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
-from onnxq.options.table import CHOICES, GeneratorMode, Learn
+from onnxq.options.table import GeneratorMode, Granularity, Learn
 from onnxq.pipeline import Result, plan_model
 from onnxq.synthesise.space import image_space
 from onnxq.train.augment import chosen_kinds
@@ -86,7 +87,7 @@ CASES = {
 }
 """First and last layers have 8 bits where the rest has 5 or less, as always."""
 
-SPARE_FROM = 8
+FALLBACK_FROM = 8
 """Below, tensors keep the width that the case names, as in the paper."""
 
 
@@ -119,7 +120,7 @@ def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]
             weight_bits=case.bits[0],
             activation_bits=case.bits[1],
             granularity=granularity,
-            spare=min(case.bits) >= SPARE_FROM,
+            fallback=min(case.bits) >= FALLBACK_FROM,
             learn=LEARN[learn],
             augment=tuple(options.augment.split(",")),
             samples=options.samples,
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("--sources", type=_some_of(SOURCES), default="noise,made,real")
     parser.add_argument("--losses", type=_some_of(LOSSES), default=DEFAULT)
     parser.add_argument("--learn", type=_some_of(LEARN), default=DEFAULT)
-    kinds = CHOICES["granularity"]
+    kinds = get_args(Granularity)
     parser.add_argument("--granularity", type=_some_of(kinds), default=kinds[0])
     parser.add_argument("--minutes", type=_numbers(float), default="45", help="limits of a run")
     parser.add_argument("--seeds", type=_numbers(int), default="0")

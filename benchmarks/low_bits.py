@@ -86,7 +86,7 @@ def row(case: Case, subject: Subject, stage: str, seed: int) -> str:
         activation_bits=activation_bits,
         samples=case.samples,
         max_minutes=case.max_minutes,
-        spare=False,
+        fallback=False,
         seed=seed,
     )
     recipe = replace(recipe, **STAGES[stage])  # type: ignore[arg-type]

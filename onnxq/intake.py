@@ -21,8 +21,8 @@ from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
 from onnxq.normalise.free_batch import fix_batch
 from onnxq.normalise.pipeline import normalise
-from onnxq.options.contradictions import FIXED
 from onnxq.options.recipe import Recipe
+from onnxq.options.table import FIXED
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.float_layers import check_float_layers
 from onnxq.plan.size import saved_bytes

@@ -18,9 +18,8 @@ from onnxq.intake import Intake
 from onnxq.learn.fresh import FreshImages
 from onnxq.learn.learn import learn, learns_weights
 from onnxq.load.read import file_bytes
-from onnxq.options.contradictions import FIXED
 from onnxq.options.recipe import Recipe
-from onnxq.options.table import AUTO
+from onnxq.options.table import AUTO, FIXED
 from onnxq.search.evaluator import TrialCache
 from onnxq.search.search import SearchResult
 from onnxq.search.stage import SearchStage

@@ -1,17 +1,22 @@
-"""Write docs/cli.md: the help text of each command, with what can't be said there.
+"""Write docs/cli.md and the tables of options in docs/recipes.md.
 
 Run `python -m tools.make_cli_docs` after a change of the command line; a test compares.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import click
 
 from onnxq.cli import main
+from onnxq.options.option import Option
+from onnxq.options.table import RECIPE, SETTINGS
 
-PATH = Path(__file__).parents[1] / "docs" / "cli.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PATH, RECIPES = DOCS / "cli.md", DOCS / "recipes.md"
 
 WIDTH = 90
 
@@ -33,14 +38,13 @@ samples show that the result is broken: a classifier decides as the original on 
 them; the worst float output of any other model has an SQNR under 10 dB, or under 3 dB where fewer
 than 8 bits were asked for. `--allow-worse` writes it all the same. A broken result is also
 written, with a note, where a method was named (`--learn none`, `--calibration max`,
-`--granularity per-tensor`, `--no-spare`, ...). Under 15 dB a note warns. A layer that would take
+`--granularity per-tensor`, `--no-fallback`, ...). Under 15 dB a note warns. A layer that would take
 no fewer bytes as integers stays float, unless the recipe has settings for it: `inspect` and
 `--dry-run` show the reason.
 
 `distill` likewise writes no broken student: one that decides as its teacher on under 50 % of the
 held-out samples, or without decisions has an error of over 70 % of the teacher's outputs. It is
-written, with a note, with `--allow-worse` or where `--epochs`, `--max-minutes`, `--lr` or
-`--optimizer` was given.
+written, with a note, with `--allow-worse` or where `--epochs`, `--max-minutes` or `--lr` was given.
 
 Defaults of `compress` are those of a recipe: a value from `--recipe` goes before the default,
 and a flag goes before both.
@@ -108,6 +112,27 @@ def _section(name: str, text: str, examples: str | None) -> str:
     return f"## {name}\n\n```\n{text}\n```\n{shown}"
 
 
+def recipe_docs(text: str) -> str:
+    """The text of docs/recipes.md with its tables made anew."""
+    options = ["| option | values | default | meaning |", "|---|---|---|---|"]
+    options += [_row(option) for option in RECIPE.values() if option.name != "layers"]
+    fields = ["| field | meaning |", "|---|---|"]
+    for meaning in dict.fromkeys(option.layers for option in SETTINGS.values()):
+        names = [f"`{name}`" for name, option in SETTINGS.items() if option.layers == meaning]
+        fields.append(f"| {', '.join(names)} | {meaning} |")
+    for name, lines in (("options", options), ("fields", fields)):
+        made = f"<!-- {name} -->\n" + "\n".join(lines) + "\n<!-- end -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _: made, text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+def _row(option: Option) -> str:
+    default = f"`{json.dumps(option.kind.to_toml(option.default))}`"
+    shown = option.unset if option.default is None else default
+    meaning = f"{option.help} {option.more}".strip()
+    return f"| `{option.name}` | {option.kind.described} | {shown} | {meaning} |"
+
+
 if __name__ == "__main__":
-    PATH.parent.mkdir(exist_ok=True)
     PATH.write_text(cli_docs(), encoding="utf-8")
+    RECIPES.write_text(recipe_docs(RECIPES.read_text(encoding="utf-8")), encoding="utf-8")

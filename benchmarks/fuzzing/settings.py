@@ -24,7 +24,7 @@ CHOICES: Fields = {
     "activation_bits": [4, 8], "granularity": ["per-channel", "per-tensor"],
     "symmetric": [True, False], "calibration": ["max", "mse", "aciq", "kl", "percentile"],
     "bias_centroids": [1, 16, 256], "equalize": [True, False], "bias_correction": [True, False],
-    "spare": [True, False], "epochs": [1, 3], "max_minutes": [0.5, 3], "lr": [0.1],
+    "fallback": [True, False], "epochs": [1, 3], "max_minutes": [0.5, 3], "lr": [0.1],
     "optimizer": ["adam", "sgd"], "seed": [0, 7], "target": ["cpu", "cpu-avx2"],
     "codebook": [16, 256, "off"],
 }  # fmt: skip

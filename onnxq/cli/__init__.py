@@ -7,24 +7,25 @@ import importlib
 import click
 
 from onnxq.cli.errors import SentenceGroup
+from onnxq.options.option import VERBS
 from onnxq.version import VERSION
 
 __all__ = ["main"]
 
-COMMANDS = ("compress", "inspect", "evaluate", "compare", "benchmark", "sensitivity", "distill")
-"""Each is declared in the module of its name, which imports what it runs when it runs."""
-
 
 class LazyGroup(SentenceGroup):
-    """Commands that are imported when they are asked for, in the order of `COMMANDS`."""
+    """Commands that are imported when they are asked for.
+
+    Each is declared in the module of its name, which imports what it runs when it runs.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, without an import."""
-        return list(COMMANDS)
+        return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None where there is none."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"onnxq.cli.{cmd_name}")
         command: click.Command = getattr(module, f"{cmd_name}_command")

@@ -7,41 +7,16 @@ from typing import Any
 
 import click
 
+from onnxq.cli.command import PATH, table_command
 from onnxq.cli.errors import require_model
-from onnxq.cli.options import (
-    PATH,
-    output_options,
-    preprocess_options,
-    start_log,
-    threads_option,
-    use_cores,
-)
 from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.options.table import COMPARED_SAMPLES
+from onnxq.cli.start import start_log, use_cores
 
 
-@click.command("compare")
+@table_command("compare")
 @click.argument("original", type=PATH, metavar="FLOAT")
 @click.argument("compressed", type=PATH, metavar="QUANTIZED")
-@click.option(
-    "--data",
-    type=PATH,
-    required=True,
-    metavar="PATH",
-    help="Samples, as compress takes them; labels are not read.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=COMPARED_SAMPLES,
-    show_default=True,
-    metavar="N",
-    help="Samples used at most.",
-)
-@preprocess_options
-@threads_option("Cores used at most.  [default: all]")
-@output_options
 @click.pass_context
 def compare_command(
     ctx: click.Context,

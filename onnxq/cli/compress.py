@@ -9,20 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model, stopped_sentence
-from onnxq.cli.options import (
-    PATH,
-    check_samples,
-    generator_options,
-    output_options,
-    preprocess_options,
-    start_log,
-    threads_option,
-    use_cores,
-)
 from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.cli.recipe import recipe_from_flags, recipe_options
+from onnxq.cli.start import check_samples, start_log, use_cores
 from onnxq.errors import OutputError
 from onnxq.options.recipe import Recipe, save_recipe
 from onnxq.report.text import printable, size_text
@@ -31,51 +22,8 @@ if TYPE_CHECKING:
     from onnxq.pipeline import Result
 
 
-@click.command("compress")
+@table_command("compress")
 @click.argument("model", type=PATH)
-@click.option(
-    "--data",
-    type=PATH,
-    metavar="PATH",
-    help="Unlabelled samples: a folder of images, a folder of .npy, .npz or .pb files, or one "
-    ".npz or .npy.  [required unless --data-free or --dry-run]",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    metavar="OUT",
-    help="The file to write.  [default: <model>-onnxq.onnx beside the model]",
-)
-@recipe_options
-@click.option(
-    "--save-recipe",
-    type=PATH,
-    metavar="FILE",
-    help="Write the options that were used as TOML.",
-)
-@generator_options
-@preprocess_options
-@click.option("--dry-run", is_flag=True, help="Print the plan; nothing is run or written.")
-@click.option(
-    "--report",
-    "report_folder",
-    type=PATH,
-    metavar="DIR",
-    help="Write report.html and report.json there.",
-)
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
-@click.option(
-    "--force", is_flag=True, help="Overwrite OUT, and the files of --save-recipe and --report."
-)
-@click.option(
-    "--allow-worse",
-    is_flag=True,
-    help="Quantize layers that are no smaller as integers too, and write a result that is no "
-    "smaller than MODEL, or broken.",
-)
-@threads_option("Cores used at most.  [default: all]")
-@output_options
 @click.pass_context
 def compress_command(
     ctx: click.Context,

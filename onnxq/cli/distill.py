@@ -8,58 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model, stopped_sentence
-from onnxq.cli.options import (
-    PATH,
-    check_samples,
-    generator_options,
-    output_options,
-    preprocess_options,
-    start_log,
-    threads_option,
-    use_cores,
-)
 from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.cli.recipe import distil_options, recipe_from_flags
-from onnxq.options.contradictions import INITS
+from onnxq.cli.start import check_samples, start_log, use_cores
 from onnxq.report.text import printable, size_text
 
 if TYPE_CHECKING:
     from onnxq.distillation.result import DistillResult
 
 
-@click.command("distill")
+@table_command("distill")
 @click.argument("teacher", type=PATH)
 @click.argument("student", type=PATH)
-@click.option(
-    "--data",
-    type=PATH,
-    metavar="PATH",
-    help="Unlabelled samples, as compress takes them.  [required unless --data-free]",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    metavar="OUT",
-    help="The file to write.  [default: <student>-distilled.onnx beside the student]",
-)
-@click.option(
-    "--init",
-    type=click.Choice(INITS),
-    default=INITS[0],
-    show_default=True,
-    help="Start from the weights in the student's file, or from random ones (He et al. 2015).",
-)
-@distil_options
-@generator_options
-@preprocess_options
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
-@click.option("--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--allow-worse", is_flag=True, help="Write a result that is broken.")
-@threads_option("Cores used at most.  [default: all]")
-@output_options
 @click.pass_context
 def distill_command(
     ctx: click.Context,

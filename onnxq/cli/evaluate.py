@@ -7,53 +7,15 @@ from typing import Any
 
 import click
 
+from onnxq.cli.command import PATH, table_command
 from onnxq.cli.errors import require_model
-from onnxq.cli.options import (
-    PATH,
-    output_options,
-    preprocess_options,
-    start_log,
-    threads_option,
-    use_cores,
-)
 from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.options.table import EVALUATION_BATCH
+from onnxq.cli.start import start_log, use_cores
 
 
-@click.command("evaluate")
+@table_command("evaluate")
 @click.argument("model", type=PATH)
-@click.option(
-    "--data",
-    type=PATH,
-    required=True,
-    metavar="LABELLED",
-    help="A folder with a sub-folder per class, a folder with labels.csv, or an .npz with "
-    "'labels'; unlabelled samples do where there is --reference.",
-)
-@click.option(
-    "--reference",
-    type=PATH,
-    metavar="FILE",
-    help="The model to compare with, usually the float one.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Samples used at most.  [default: all]",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=EVALUATION_BATCH,
-    show_default=True,
-    metavar="N",
-    help="Samples per batch.",
-)
-@preprocess_options
-@threads_option("Cores used at most.  [default: all]")
-@output_options
 @click.pass_context
 def evaluate_command(
     ctx: click.Context,

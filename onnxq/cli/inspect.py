@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
+from onnxq.cli.command import PATH, table_command
 from onnxq.cli.errors import require_model
-from onnxq.cli.options import PATH, output_options, start_log
+from onnxq.cli.start import start_log
 
 
-@click.command("inspect")
+@table_command("inspect")
 @click.argument("model", type=PATH)
-@output_options
 def inspect_command(model: Path, as_json: bool, quiet: bool, verbose: int) -> None:
     """Show what MODEL is made of, and what can be quantized.
 

@@ -25,7 +25,7 @@ def preprocess_from_flags(
     preprocess_file: Path | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-    resize: tuple[int, ...] | None,
+    resize: int | tuple[int, ...] | None,
     crop: int | None,
     layout: str | None,
     bgr: bool,
@@ -40,10 +40,8 @@ def preprocess_from_flags(
     from onnxq.data.preprocess import Preprocess, find_preprocess, load_preprocess
     from onnxq.verify.opened import open_model
 
-    given: dict[str, Any] = {"mean": mean, "std": std, "crop": crop, "layout": layout}
-    given = {name: value for name, value in given.items() if value is not None}
-    if resize is not None:
-        given["resize"] = resize[0] if len(resize) == 1 else resize
+    flags = {"mean": mean, "std": std, "resize": resize, "crop": crop, "layout": layout}
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if bgr:
         given["bgr"] = True
     base = None if preprocess_file is None else load_preprocess(preprocess_file)

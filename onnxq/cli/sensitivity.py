@@ -9,44 +9,15 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model
-from onnxq.cli.options import (
-    PATH,
-    check_samples,
-    generator_option,
-    output_options,
-    preprocess_options,
-    start_log,
-    threads_option,
-    use_cores,
-)
 from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.cli.recipe import recipe_from_flags, sweep_options
+from onnxq.cli.start import check_samples, start_log, use_cores
 
 
-@click.command("sensitivity")
+@table_command("sensitivity")
 @click.argument("model", type=PATH)
-@click.option(
-    "--data",
-    type=PATH,
-    metavar="PATH",
-    help="Unlabelled samples, as compress takes them.  [required unless --data-free]",
-)
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the table as JSON.")
-@click.option(
-    "--report",
-    "report_folder",
-    type=PATH,
-    metavar="DIR",
-    help="Write sensitivity.html, with pictures, and the table as JSON and CSV there.",
-)
-@sweep_options
-@generator_option
-@preprocess_options
-@click.option("--force", is_flag=True, help="Overwrite the files of -o and --report.")
-@threads_option("Cores used at most.  [default: all]")
-@output_options
 @click.pass_context
 def sensitivity_command(
     ctx: click.Context,

@@ -12,7 +12,7 @@ from onnxq.distillation.parameters import draw
 from onnxq.distillation.training import Distilled, FloatTraining
 from onnxq.engine import Engine, ungradable_nodes
 from onnxq.errors import ModelError
-from onnxq.options.contradictions import INITS
+from onnxq.options.table import INITS
 from onnxq.progress import Progress
 from onnxq.runtime.session import Feeds, expose
 from onnxq.train.augment import Augmentation

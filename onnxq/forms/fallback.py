@@ -15,13 +15,13 @@ def fallback_notes(variant: Variant) -> list[str]:
     if floats:
         notes.append(
             f"{floats} of {len(plan.layers)} layers run in float with integer weights: 8 bits "
-            "are too few for the tensors around them, as samples showed (--no-spare keeps "
+            "are too few for the tensors around them, as samples showed (--no-fallback keeps "
             "them in integers)"
         )
     kept_at_8_bits = variant.fallback if bits is not None and bits < WIDE else ()
     if kept_at_8_bits:
         notes.append(
             f"{len(kept_at_8_bits)} of {len(plan.tensors)} tensors have 8 bits: "
-            f"{bits} are too few for them, as samples showed (--no-spare keeps theirs)"
+            f"{bits} are too few for them, as samples showed (--no-fallback keeps theirs)"
         )
     return notes

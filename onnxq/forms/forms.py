@@ -163,7 +163,7 @@ class Variants:
         """
         limit = error_limit(variant.model)
         plan = variant.student.plan
-        if not variant.recipe.spare or variant.score <= limit or not plan.tensors:
+        if not variant.recipe.fallback or variant.score <= limit or not plan.tensors:
             return variant
         sensitivity = Sensitivity(
             variant.model, plan, variant.qparams, self._objective, self._held_out_outputs

@@ -2,147 +2,155 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxq.errors import RecipeError
-from onnxq.options.table import AUTO, SEVERAL, listed
+from onnxq.options.kinds import Choice, listed
+from onnxq.options.option import DISTILL
+from onnxq.options.table import AUTO, DEFAULTS, FIXED, INITS, NONE, RECIPE, options_of
 
 if TYPE_CHECKING:
     from onnxq.options.recipe import Recipe
 
-FIXED = "fixed"
-"""The mode of a generator that learns no more once images are made."""
-HOW_TO_LEARN: dict[str, Any] = {
-    "epochs": None,
-    "lr": None,
-    "optimizer": "adam",
-    "loss": "outputs",
-    "augment": (AUTO,),
-}
-"""Options that say nothing where nothing is learned, and their defaults."""
+GIVEN = object()
+"""Stands for any value but the default."""
 
-OF_DISTILLATION = (
-    "samples", "batch_size", "epochs", "max_minutes", "lr", "loss", "augment", "seed", "data_free",
-    "synthesis", "synthesis_losses",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Is:
+    """That an option has a value, one of a type, or any but its default."""
+
+    name: str
+    value: Any = GIVEN
+
+    def holds(self, recipe: Recipe) -> bool:
+        """Whether it is so; of several values, one will do."""
+        value = getattr(recipe, self.name)
+        if self.value is GIVEN:
+            return bool(value != DEFAULTS[self.name])
+        if isinstance(self.value, type):
+            return isinstance(value, self.value)
+        return self.value in value if isinstance(value, tuple) else bool(value == self.value)
+
+    def told(self, recipe: Recipe) -> str:
+        """The option and its value, for a sentence."""
+        stated = self.value is not GIVEN and not isinstance(self.value, type)
+        value = self.value if stated else getattr(recipe, self.name)
+        if value is True or isinstance(value, dict):
+            return f"'{self.name}'"
+        return f"'{self.name}' = {listed(value if isinstance(value, tuple) else [value])}"
+
+
+OF_DISTILLATION = tuple(o.name for o in options_of(DISTILL) if o.name in RECIPE)
 """Options that say how a float student is trained."""
-INITS = ("file", "random")
-"""Where its first weights come from."""
+HOW_TO_LEARN = ("epochs", "lr", "optimizer", "loss", "augment")
+"""Options that say nothing where nothing is learned."""
+
+CONTRADICTIONS: tuple[tuple[Is, Is, str], ...] = (
+    (Is("learn", "thresholds"), Is("learn", "steps"), "both learn the same ranges"),
+    (Is("learn", "weights"), Is("bias_centroids"),
+     "biases are learned with the weights and share no centroids then"),
+    (Is("learn", "biases"), Is("bias_centroids"),
+     "biases that are learned one by one share no centroids"),
+    (Is("learn", "thresholds"), Is("activation_bits", None),
+     "float activations have no thresholds"),
+    (Is("symmetric", True), Is("activation_bits", None), "float activations have no range"),
+    (Is("max_drop"), Is("max_size"), "they are two goals of one search"),
+    (Is("codebook", int), Is("max_drop"),
+     "a search chooses the count of each layer ('auto') or bits alone ('off')"),
+    (Is("codebook", int), Is("max_size"),
+     "a search chooses the count of each layer ('auto') or bits alone ('off')"),
+    *((Is("learn", "none"), Is(name), "nothing is learned") for name in HOW_TO_LEARN),
+)  # fmt: skip
+"""What can't be together, and why."""
+
+NEEDS: tuple[tuple[Is, Is], ...] = (
+    (Is("synthesis"), Is("data_free", True)),
+    (Is("synthesis_losses"), Is("data_free", True)),
+    (Is("generator_mode"), Is("data_free", True)),
+    (Is("generator_mode"), Is("synthesis", "generator")),
+)
+"""What says something only beside something else."""
 
 
 def check_contradictions(recipe: Recipe) -> None:
     """Raises RecipeError where two options can't go together."""
-    _check_learned(recipe)
-    _check_synthesis(recipe)
-    _check_search(recipe)
-    _check_float_activations(recipe)
-    _check_learning(recipe)
-
-
-def _check_learned(recipe: Recipe) -> None:
-    """Raises RecipeError where what is to be learned can't be, or not together."""
-    learns = recipe.learn
-    for name in SEVERAL:
-        values = getattr(recipe, name)
-        alone = next((each for each in ("none", AUTO) if each in values), None)
-        if alone and len(values) > 1:
+    for option in RECIPE.values():
+        if isinstance(option.kind, Choice) and option.kind.several:
+            _check_alone(option.name, getattr(recipe, option.name))
+    for one, other, reason in CONTRADICTIONS:
+        if one.holds(recipe) and other.holds(recipe):
             raise RecipeError(
-                f"The option '{name}' is {listed(values)}; '{alone}' stands alone: remove it or "
-                "the others."
+                f"The options {one.told(recipe)} and {other.told(recipe)} contradict each other, "
+                f"since {reason}; remove one of them."
             )
-    if "thresholds" in learns and "steps" in learns:
-        raise RecipeError(
-            "The options 'learn' = 'thresholds' and 'learn' = 'steps' contradict each other, since "
-            "both learn the same ranges; remove one of them."
-        )
-    if recipe.bias_centroids is not None and "weights" in learns:
-        raise RecipeError(
-            "The options 'learn' = 'weights' and 'bias_centroids' contradict each other, since "
-            "biases are learned with the weights and share no centroids then; remove one of them."
-        )
-    if recipe.bias_centroids is not None and "biases" in learns:
-        raise RecipeError(
-            "The options 'learn' = 'biases' and 'bias_centroids' contradict each other, since "
-            "biases that are learned one by one share no centroids; remove one of them."
-        )
-    if recipe.activation_bits is None and "thresholds" in learns:
-        raise RecipeError(
-            "The options 'learn' = 'thresholds' and 'activation_bits' = 'none' contradict each "
-            "other, since float activations have no thresholds; remove one of them."
-        )
-    if "codebooks" in learns and not _has_codebook(recipe):
-        raise RecipeError(
-            "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
-            "recipe or of some of its 'layers'."
-        )
-
-
-def _check_synthesis(recipe: Recipe) -> None:
-    """Raises RecipeError where an option says how samples are made that are not made so."""
-    for name, unset in (("synthesis", AUTO), ("synthesis_losses", None), ("generator_mode", FIXED)):
-        if getattr(recipe, name) != unset and not recipe.data_free:
+    for one, other in NEEDS:
+        if one.holds(recipe) and not other.holds(recipe):
             raise RecipeError(
-                f"The option '{name}' says how samples are made, and none are; set 'data_free', or "
-                "leave it out."
+                f"The option {one.told(recipe)} needs {other.told(recipe)}; set that too, or leave "
+                f"out '{one.name}'."
             )
-    if (recipe.synthesis_losses or {}).get("adversarial") and recipe.synthesis != "generator":
-        raise RecipeError(
-            "The loss 'adversarial' of 'synthesis_losses' is a generator's; set 'synthesis' to "
-            "'generator', or leave it out."
-        )
-    if recipe.generator_mode != FIXED:
-        _check_adversarial(recipe)
+    _check_adversarial(recipe)
+    _check_layers(recipe)
+    _check_rates(recipe)
 
 
-def _check_float_activations(recipe: Recipe) -> None:
-    """Raises RecipeError where activations stay float and an option says how they are quantized."""
-    if recipe.activation_bits is None and recipe.symmetric:
+def _check_alone(name: str, values: tuple[str, ...]) -> None:
+    alone = next((each for each in (NONE, AUTO) if each in values), None)
+    if alone and len(values) > 1:
         raise RecipeError(
-            "The options 'symmetric' and 'activation_bits' = 'none' contradict each other, since "
-            "float activations have no range; remove one of them."
-        )
-    stated = [each.pattern for each in recipe.layers if each.activation_bits is not None]
-    if recipe.activation_bits is None and stated:
-        raise RecipeError(
-            f"The options 'activation_bits' = 'none' and 'activation_bits' of the layers "
-            f"'{stated[0]}' contradict each other; remove one of them."
+            f"The option '{name}' is {listed(values)}; '{alone}' stands alone: remove it or the "
+            "others."
         )
 
 
 def _check_adversarial(recipe: Recipe) -> None:
-    """Raises RecipeError where no generator, or no student, could go on learning."""
-    if recipe.synthesis != "generator":
+    """Raises RecipeError where no generator, or no student, could learn against the other."""
+    weight = (recipe.synthesis_losses or {}).get("adversarial")
+    if weight and recipe.synthesis != "generator":
         raise RecipeError(
-            "The option 'generator_mode' = 'adversarial' is a generator's; set 'synthesis' to "
+            "The loss 'adversarial' of 'synthesis_losses' is a generator's; set 'synthesis' to "
             "'generator', or leave it out."
         )
-    if set(recipe.learn) <= {"none", "rounding"}:
+    if recipe.generator_mode == FIXED:
+        return
+    if set(recipe.learn) <= {NONE, "rounding"}:
         raise RecipeError(
             f"The option 'generator_mode' = 'adversarial' needs a student that is learned by "
             f"gradients, and 'learn' is {listed(recipe.learn)}; learn 'steps' or 'weights', or "
             "leave the mode out."
         )
-    if (recipe.synthesis_losses or {}).get("adversarial") == 0:
+    if weight == 0:
         raise RecipeError(
             "The options 'generator_mode' = 'adversarial' and a weight of 0 for the loss "
             "'adversarial' of 'synthesis_losses' contradict each other; remove one of them."
         )
 
 
-def _check_learning(recipe: Recipe) -> None:
-    """Raises RecipeError where an option says how to learn what is not learned."""
+def _check_layers(recipe: Recipe) -> None:
+    """Raises RecipeError where single layers have what the recipe rules out, or lack it."""
+    stated = [each.pattern for each in recipe.layers if each.activation_bits is not None]
+    if recipe.activation_bits is None and stated:
+        raise RecipeError(
+            f"The options 'activation_bits' = 'none' and 'activation_bits' of the layers "
+            f"'{stated[0]}' contradict each other; remove one of them."
+        )
+    counts = [
+        recipe.codebook not in (None, "off"),
+        *(e.codebook is not None for e in recipe.layers),
+    ]
+    if "codebooks" in recipe.learn and not any(counts):
+        raise RecipeError(
+            "The option 'learn' = 'codebooks' needs layers with a codebook; set 'codebook' of the "
+            "recipe or of some of its 'layers'."
+        )
+
+
+def _check_rates(recipe: Recipe) -> None:
+    """Raises RecipeError where there is a learning rate for what is not learned."""
     learns = recipe.learn
-    if learns == ("none",):
-        for name, default in HOW_TO_LEARN.items():
-            value = getattr(recipe, name)
-            if value != default:
-                found = listed(value) if isinstance(value, tuple) else f"'{value}'"
-                raise RecipeError(
-                    f"The options 'learn' = 'none' and '{name}' = {found} contradict each other; "
-                    "remove one of them."
-                )
-    if isinstance(recipe.lr, dict) and "auto" not in learns:
+    if isinstance(recipe.lr, dict) and AUTO not in learns:
         learned = {*learns, "biases"} if "weights" in learns else {*learns}
         kinds = [kind for kind in recipe.lr if kind not in learned]
         if kinds:
@@ -165,12 +173,10 @@ def check_data(recipe: Recipe, data: object) -> None:
 
 def check_distillation(recipe: Recipe, init: str) -> None:
     """Raises RecipeError where an option has no part in distillation, or means something else."""
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if field.name not in OF_DISTILLATION and value != field.default:
-            found = listed(value) if isinstance(value, tuple) else f"'{value}'"
+    for given in map(Is, RECIPE):
+        if given.name not in OF_DISTILLATION and given.holds(recipe):
             raise RecipeError(
-                f"The option '{field.name}' = {found} has no part in distillation, which writes a "
+                f"The option {given.told(recipe)} has no part in distillation, which writes a "
                 "float model; leave it out."
             )
     if isinstance(recipe.lr, dict):
@@ -201,23 +207,3 @@ def check_generator_files(recipe: Recipe, load: object, save: object) -> None:
         raise RecipeError(
             "--save-generator is given, but no generator is trained; add --synthesis generator."
         )
-
-
-def _check_search(recipe: Recipe) -> None:
-    """Raises RecipeError where a search has two goals, or nothing to search."""
-    if recipe.max_drop is not None and recipe.max_size is not None:
-        raise RecipeError(
-            "The options 'max_drop' and 'max_size' are two goals of one search; give one of them."
-        )
-    goal = "max_drop" if recipe.max_drop is not None else "max_size"
-    if recipe.searches and isinstance(recipe.codebook, int):
-        raise RecipeError(
-            f"The options 'codebook' = '{recipe.codebook}' and '{goal}' contradict each other, "
-            "since a search chooses the count of each layer; set 'codebook' to 'auto', or leave "
-            "it out to search widths of codes alone."
-        )
-
-
-def _has_codebook(recipe: Recipe) -> bool:
-    stated = any(each.codebook is not None for each in recipe.layers)
-    return stated or recipe.codebook == AUTO or isinstance(recipe.codebook, int)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ import tomli_w
 
 from onnxq.errors import OutputError, RecipeError
 from onnxq.options.contradictions import HOW_TO_LEARN, check_contradictions
+from onnxq.options.kinds import listed, matches, nearest_name
 from onnxq.options.table import (
     AUTO,
-    NONE,
+    DEFAULTS,
     OFF,
+    RECIPE,
+    RENAMED,
+    SETTINGS,
     Augment,
     Calibration,
     GeneratorMode,
@@ -27,10 +33,6 @@ from onnxq.options.table import (
     OptimizerName,
     SynthesisMethod,
     Target,
-    check_option,
-    listed,
-    matches,
-    nearest_name,
 )
 from onnxq.runtime.temporary import write_whole
 
@@ -53,15 +55,14 @@ METADATA_KEY = "onnxq.recipe"
 class LayerOverride:
     """Settings of the layers that a pattern matches; None leaves the recipe's own.
 
+    `keep_float` says whether the layer is not quantized at all; the others are as in `Recipe`,
+    `symmetric`, `calibration` and `activation_bits` for the layer's output.
+
     Attributes:
         pattern: a glob on the node's name or its op type.
-        weight_bits: as in `Recipe`.
-        granularity: as in `Recipe`.
-        keep_float: whether the layer is not quantized at all.
-        symmetric: as in `Recipe`, for the layer's output.
-        calibration: as in `Recipe`, for the layer's output.
-        codebook: number of centroids, or 'off' for codes.
-        activation_bits: as in `Recipe`, 2 to 8, for the layer's output.
+
+    Raises:
+        RecipeError: a setting is out of range, or none is given.
     """
 
     pattern: str
@@ -93,7 +94,7 @@ class LayerOverride:
                 f"'{other}', and a float layer has no such setting; remove one of them."
             )
         for name in given:
-            check_option(name, getattr(self, name), f"of the layers '{self.pattern}' ")
+            SETTINGS[name].check(getattr(self, name), f"of the layers '{self.pattern}' ")
         if self.codebook == AUTO:
             raise RecipeError(
                 f"The option 'codebook' of the layers '{self.pattern}' is 'auto', which chooses "
@@ -110,96 +111,55 @@ class LayerOverride:
 class Recipe:
     """All options of a run; the defaults are those of the command line.
 
-    Attributes:
-        samples: how many samples are used, or made, at most.
-        batch_size: samples per batch; None fits it to the memory.
-        weight_bits: 2 to 8; 7 keeps sums from saturating on x86 without VNNI. Where settings are
-            searched for, the widest codes that are tried.
-        first_last_bits: of the weights of the first and the last layer, and the least of their
-            inputs; None means those of the rest from 6 on, else 8.
-        activation_bits: 2 to 8, of what a layer multiplies with its weights (what is only added,
-            joined or pooled has 8), or None to leave activations in float.
-        granularity: one weight scale per output channel, or one per tensor.
-        symmetric: whether activation ranges are symmetric about zero.
-        calibration: how clip thresholds start.
-        codebook: centroids of each layer's weights, 2 to 256, or 'auto' for a search over counts
-            and widths; None, or 'off', stores the weights' codes.
-        bias_centroids: centroids of each layer's biases, 1 to 256; None leaves them as they are.
-        learn: what is trained.
-        equalize: whether channel ranges are equalized across layers where that helps.
-        bias_correction: whether biases are corrected where that helps; those that share
-            centroids are not.
-        spare: whether tensors that 8 bits are too few for stay float, and those that fewer are too
-            few for get 8.
-        epochs: passes over the samples; None means the method's own number.
-        max_minutes: when training stops at the latest.
-        lr: the learning rate, or one for each of some of what is learned; None means the
-            method's own.
-        optimizer: Adam, or gradient descent with momentum.
-        loss: what is brought closer: the outputs, or a classifier's probabilities
-            (distillation).
-        augment: how images are changed in each pass of learning: 'flip' mirrors half of them,
-            'shift' moves them by up to an eighth of their sides, 'auto' moves those that were made
-            where weights are learned on them.
-        exclude: globs of node names or op types that stay float.
-        target: what the export is for.
-        max_drop: search settings per layer for the smallest model whose estimated drop is at
-            most so many points (of the outputs' RMSE in percent for other models).
-        max_size: search settings per layer for the best model of at most so many bytes, or of
-            this ratio of the original's.
-        seed: of every random choice.
-        layers: settings of single layers; where several match, later ones win.
-        data_free: whether samples are made from the float network alone.
-        synthesis: whether images themselves are learned, or a generator of images.
-        synthesis_losses: weights of the losses that they are made with, by kind: 0 switches one
-            off, and what is not named has the method's own; None means that of all.
-        generator_mode: 'fixed' keeps the images that a generator has made, 'adversarial' lets it go
-            on learning against the student while that is learned.
-
     Raises:
         RecipeError: an option is out of range, or contradicts another.
     """
 
-    samples: int = 512
-    batch_size: int | None = None
-    weight_bits: int = 8
-    first_last_bits: int | None = None
-    activation_bits: int | None = 8
-    granularity: Granularity = "per-channel"
-    symmetric: bool = False
-    calibration: Calibration = "mse"
-    codebook: int | str | None = None
-    bias_centroids: int | None = None
-    learn: tuple[Learn, ...] = ("auto",)
-    equalize: bool = True
-    bias_correction: bool = True
-    spare: bool = True
-    epochs: int | None = None
-    max_minutes: float = 10.0
-    lr: float | dict[str, float] | None = None
-    optimizer: OptimizerName = "adam"
-    loss: Loss = "outputs"
-    augment: tuple[Augment, ...] = ("auto",)
-    exclude: tuple[str, ...] = ()
-    target: Target = "cpu"
-    max_drop: float | None = None
-    max_size: float | int | None = None
-    seed: int = 0
-    layers: tuple[LayerOverride, ...] = ()
-    data_free: bool = False
-    synthesis: SynthesisMethod = "auto"
-    synthesis_losses: dict[str, float] | None = None
-    generator_mode: GeneratorMode = "fixed"
+    samples: int = DEFAULTS["samples"]
+    batch_size: int | None = DEFAULTS["batch_size"]
+    weight_bits: int = DEFAULTS["weight_bits"]
+    first_last_bits: int | None = DEFAULTS["first_last_bits"]
+    activation_bits: int | None = DEFAULTS["activation_bits"]
+    granularity: Granularity = DEFAULTS["granularity"]
+    symmetric: bool = DEFAULTS["symmetric"]
+    calibration: Calibration = DEFAULTS["calibration"]
+    codebook: int | str | None = DEFAULTS["codebook"]
+    bias_centroids: int | None = DEFAULTS["bias_centroids"]
+    learn: tuple[Learn, ...] = DEFAULTS["learn"]
+    equalize: bool = DEFAULTS["equalize"]
+    bias_correction: bool = DEFAULTS["bias_correction"]
+    fallback: bool = DEFAULTS["fallback"]
+    epochs: int | None = DEFAULTS["epochs"]
+    max_minutes: float = DEFAULTS["max_minutes"]
+    lr: float | dict[str, float] | None = DEFAULTS["lr"]
+    optimizer: OptimizerName = DEFAULTS["optimizer"]
+    loss: Loss = DEFAULTS["loss"]
+    augment: tuple[Augment, ...] = DEFAULTS["augment"]
+    exclude: tuple[str, ...] = DEFAULTS["exclude"]
+    target: Target = DEFAULTS["target"]
+    max_drop: float | None = DEFAULTS["max_drop"]
+    max_size: float | int | None = DEFAULTS["max_size"]
+    seed: int = DEFAULTS["seed"]
+    layers: tuple[LayerOverride, ...] = DEFAULTS["layers"]
+    data_free: bool = DEFAULTS["data_free"]
+    synthesis: SynthesisMethod = DEFAULTS["synthesis"]
+    synthesis_losses: dict[str, float] | None = DEFAULTS["synthesis_losses"]
+    generator_mode: GeneratorMode = DEFAULTS["generator_mode"]
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
-                check_option(field.name, value)
+                RECIPE[field.name].check(value)
         for layer in self.layers:
             if not isinstance(layer, LayerOverride):
                 raise RecipeError(f"The option 'layers' holds '{layer}'; expected 'LayerOverride'.")
         check_contradictions(self)
+
+    @property
+    def spare(self) -> bool:
+        """The older name of `fallback`."""
+        return self.fallback
 
     @property
     def searches(self) -> bool:
@@ -217,7 +177,7 @@ class Recipe:
         )
         return dataclasses.replace(
             self, codebook=AUTO, max_drop=None, max_size=None, learn=("none",), layers=layers,
-            generator_mode="fixed", **HOW_TO_LEARN,
+            **{name: DEFAULTS[name] for name in ("generator_mode", *HOW_TO_LEARN)},
         )  # fmt: skip
 
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:
@@ -261,7 +221,9 @@ class Recipe:
         fields, defaults = _to_fields(self), _to_fields(Recipe())
         if not spelt_out:
             fields = {key: value for key, value in fields.items() if value != defaults[key]}
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        # Keys keep their older names, for those who read them from files.
+        named = {RECIPE[name].was or name: value for name, value in fields.items()}
+        return json.dumps(named, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -275,6 +237,21 @@ class Recipe:
         except (ValueError, RecursionError) as error:
             raise RecipeError(f"The recipe '{text[:80]}' is not JSON: {error}.") from error
         return recipe_from_fields(fields, "the recipe")
+
+
+def _taking_older_names(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def taking(self: Recipe, *values: Any, **options: Any) -> None:
+        for name in RENAMED.keys() & options:
+            text = f"the option '{name}' of a recipe is now called '{RENAMED[name]}'"
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            options[RENAMED[name]] = options.pop(name)
+        init(self, *values, **options)
+
+    return taking
+
+
+Recipe.__init__ = _taking_older_names(Recipe.__init__)  # type: ignore[method-assign]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -333,16 +310,7 @@ def recipe_from_fields(fields: Mapping[str, Any], where: str) -> Recipe:
         raise RecipeError(f"Expected 'layers' in {where} to be tables '[[layers]]'.")
     if "layers" in options:
         options["layers"] = tuple(_layer(each, where) for each in layers)
-    for name in ("learn", "augment", "exclude"):
-        value = options.get(name)
-        if isinstance(value, (str, list)):
-            options[name] = (value,) if isinstance(value, str) else tuple(value)
-    if options.get("activation_bits") == NONE:
-        options["activation_bits"] = None
-    for name in ("max_minutes", "max_drop"):
-        if type(options.get(name)) is int:
-            options[name] = float(options[name])
-    return Recipe(**options)
+    return Recipe(**{name: RECIPE[name].kind.from_toml(value) for name, value in options.items()})
 
 
 def _layer(fields: Mapping[str, Any], where: str) -> LayerOverride:
@@ -357,14 +325,17 @@ def _layer(fields: Mapping[str, Any], where: str) -> LayerOverride:
 
 
 def _known(fields: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
-    options = {}
+    options: dict[str, Any] = {}
     for key, value in fields.items():
         name = key.replace("-", "_")
+        name = RENAMED.get(name, name)
         if name not in known:
             raise RecipeError(
                 f"Unknown option '{key}' in {where}; the nearest known one is "
                 f"'{nearest_name(name, known)}'."
             )
+        if name in options:
+            raise RecipeError(f"The option '{name}' is given twice in {where}; give it once.")
         options[name] = value
     return options
 
@@ -375,7 +346,4 @@ def _to_fields(recipe: Recipe) -> dict[str, Any]:
         {key: value for key, value in layer.items() if value is not None}
         for layer in fields["layers"]
     ]
-    for name in ("learn", "augment", "exclude"):
-        fields[name] = list(fields[name])
-    fields["activation_bits"] = recipe.activation_bits or NONE
-    return fields
+    return {name: RECIPE[name].kind.to_toml(value) for name, value in fields.items()}

@@ -1,27 +1,47 @@
-"""What values each option may have, and how names are matched."""
+"""Every option, stated once.
+
+The flags of the commands, the checks of a recipe, `docs/cli.md` and the tables of
+`docs/recipes.md` are made from this table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
-from onnxq.errors import RecipeError
+from onnxq.options.kinds import (
+    Channels,
+    Choice,
+    Count,
+    File,
+    Layers,
+    Numbers,
+    Patterns,
+    Positive,
+    Shapes,
+    Sides,
+    Size,
+    Switch,
+    Whole,
+)
+from onnxq.options.option import (
+    BENCHMARK,
+    COMPARE,
+    COMPRESS,
+    DISTILL,
+    EVALUATE,
+    SENSITIVITY,
+    VERBS,
+    Option,
+    RecipeOption,
+    group,
+)
 
 Granularity = Literal["per-channel", "per-tensor"]
 Calibration = Literal["max", "mse", "aciq", "kl", "percentile"]
 Learn = Literal[
-    "none",
-    "thresholds",
-    "rounding",
-    "steps",
-    "weights",
-    "codebooks",
-    "float-layers",
-    "biases",
+    "none", "thresholds", "rounding", "steps", "weights", "codebooks", "float-layers", "biases",
     "auto",
-]
+]  # fmt: skip
 Target = Literal["cpu", "cpu-avx2", "int4"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
@@ -29,6 +49,20 @@ Augment = Literal["none", "flip", "shift", "auto"]
 SynthesisMethod = Literal["auto", "distilled", "generator"]
 GeneratorMode = Literal["fixed", "adversarial"]
 SynthesisLoss = Literal["inception", "bn", "bn-moments", "adversarial"]
+
+AUTO = "auto"
+"""Left to onnxq: what is learned, how many centroids a layer has."""
+OFF = "off"
+"""No codebook, whatever a recipe or its layers say otherwise."""
+NONE = "none"
+"""Nothing is learned or changed; of `activation_bits`, TOML's word for None."""
+FIXED = "fixed"
+"""The mode of a generator that learns no more once images are made."""
+INITS = ("file", "random")
+"""Where the first weights of a float student come from."""
+RATES = tuple(each for each in get_args(Learn) if each not in (NONE, "rounding", AUTO))
+"""What has a learning rate of its own."""
+LOSSES: tuple[str, ...] = get_args(SynthesisLoss)
 
 COMPARED_SAMPLES = 256
 """Samples on which a compressed model is compared with its original at most.
@@ -40,141 +74,226 @@ EVALUATION_BATCH = 16
 BENCHMARK_ROUNDS = 50
 """Runs of each model whose latency is measured."""
 
-INT4_BITS = 4
-"""Codes of so many bits at most fit a tensor of type INT4."""
+SWEPT = (COMPRESS, SENSITIVITY)
+TRAINED = (COMPRESS, DISTILL)
+SAMPLED = (COMPRESS, SENSITIVITY, DISTILL)
+IMAGES = (*SAMPLED, EVALUATE, COMPARE)
 
-AUTO = "auto"
-"""A count of centroids for each layer, found by a search."""
-OFF = "off"
-"""No codebook, whatever a recipe or its layers say otherwise."""
-NONE = "none"
-"""How `activation_bits = None` is spelt in TOML, which has no null."""
-
-RATES: tuple[str, ...] = tuple(
-    each for each in get_args(Learn) if each not in ("none", "rounding", AUTO)
+# fmt: off
+OPTIONS: tuple[Option, ...] = (
+    *group(
+        "Data",
+        Option("data", File("PATH"),
+               "Unlabelled samples: a folder of images, a folder of .npy, .npz or .pb files, or "
+               "one .npz or .npy. Needed unless --data-free or --dry-run is given."),
+        Option("data", File("PATH"),
+               "Unlabelled samples, as for compress. Needed unless --data-free is given.",
+               verbs=(SENSITIVITY, DISTILL)),
+        Option("data", File("LABELLED"),
+               "A folder with a sub-folder per class, a folder with labels.csv, or an .npz with "
+               "'labels'. With --reference, unlabelled samples will do.",
+               verbs=(EVALUATE,), required=True),
+        Option("data", File("PATH"), "Samples, as for compress; labels are not read.",
+               verbs=(COMPARE,), required=True),
+        Option("data", File("PATH"), "Samples to run the models on, as for compress.",
+               verbs=(BENCHMARK,), unset="random values"),
+        Option("reference", File(), "The model to compare with, usually the float one.",
+               verbs=(EVALUATE,)),
+        RecipeOption("samples", Whole(), "How many samples are used, or generated, at most.",
+                     512, SAMPLED),
+        Option("samples", Whole(), "How many samples are used at most.",
+               verbs=(EVALUATE,), unset="all"),
+        Option("samples", Whole(), "How many samples are used at most.",
+               COMPARED_SAMPLES, (COMPARE,)),
+        RecipeOption("batch_size", Whole(), "Samples in one batch.",
+                     verbs=SAMPLED, unset="fitted to memory"),
+        Option("batch_size", Whole(), "Samples in one batch.", EVALUATION_BATCH, (EVALUATE,)),
+        Option("batch_size", Whole(), "Samples in one run.", 1, (BENCHMARK,)),
+        Option("mean", Channels(), "Mean of each colour channel, of pixels from 0 to 1.",
+               verbs=IMAGES),
+        Option("std", Channels(), "Divisor of each colour channel, of pixels from 0 to 1.",
+               verbs=IMAGES),
+        Option("resize", Sides(), "Resize the shorter side to N pixels, or the image to H,W.",
+               verbs=IMAGES),
+        Option("crop", Whole(), "Cut an NxN square out of the middle.", verbs=IMAGES),
+        Option("layout", Choice(words=("nchw", "nhwc")),
+               "Order of the dimensions of the model's input.", verbs=IMAGES),
+        Option("bgr", Switch(), "The model's channels are blue, green, red.", False, IMAGES),
+        Option("preprocess_file", File(),
+               "Mean, std and the rest from a TOML file or a Hugging Face "
+               "preprocessor_config.json.",
+               verbs=IMAGES, unset="found beside or inside the model", flag="preprocess"),
+        Option("shapes", Shapes(), "Shape of an input with free dimensions.",
+               verbs=(BENCHMARK,), flag="shape"),
+    ),
+    *group(
+        "What is quantized",
+        RecipeOption("weight_bits", Whole(low=2, high=8),
+                     "Bits of a weight, 2 to 8. A search tries so many at most.", 8, SWEPT,
+                     more="Below 8, weights are packed in the file where that is smaller.",
+                     layers="of the layer's weights"),
+        RecipeOption("activation_bits", Whole("N|none", low=2, high=8, words={NONE: None}),
+                     "Bits of the inputs of each layer, 2 to 8; 'none' leaves them in float.",
+                     8, SWEPT, more="Tensors that are only added, joined or pooled have 8.",
+                     layers="of the layer's output"),
+        RecipeOption("first_last_bits", Whole(low=2, high=8),
+                     "Bits of the weights of the first and the last layer.",
+                     verbs=SWEPT, unset="those of the rest if 6 or more, else 8",
+                     more="Their inputs have at least so many. `weight_bits` of a single layer "
+                     "goes before."),
+        RecipeOption("granularity", Choice(words=get_args(Granularity)),
+                     "One weight scale for each output channel, or one for the whole tensor.",
+                     "per-channel", SWEPT, layers="of the layer's weights"),
+        RecipeOption("symmetric", Switch(off="asymmetric"),
+                     "Whether activation ranges are centred on zero.", False,
+                     layers="of the layer's output"),
+        RecipeOption("calibration", Choice(words=get_args(Calibration)),
+                     "How activation ranges are chosen before anything is learned.", "mse",
+                     layers="of the layer's output"),
+        RecipeOption("codebook", Whole("K|auto|off", low=2, high=256, words={AUTO: AUTO, OFF: OFF}),
+                     "Store each weight as an index into K values (centroids) that its layer "
+                     "shares, 2 to 256. 'auto' searches for K, or for bits, layer by layer.",
+                     unset=OFF, layers="of the layer's weights"),
+        RecipeOption("bias_centroids", Whole("K", high=256),
+                     "Let the biases of each quantized layer share K values, 1 to 256. They are "
+                     "not corrected then.", unset=OFF),
+        RecipeOption("equalize", Switch(off="no-equalize"),
+                     "Equalize the ranges of channels across layers where that helps.",
+                     True, SWEPT),
+        RecipeOption("bias_correction", Switch(off="no-bias-correction"),
+                     "Correct biases for the mean error of quantization where that helps.",
+                     True, SWEPT),
+        RecipeOption("fallback", Switch(off="no-fallback"),
+                     "Keep a tensor in float where 8 bits are too few for it, and at 8 bits where "
+                     "fewer are too few.", True, was="spare"),
+        RecipeOption("exclude", Patterns(),
+                     "Layers that stay in float: a glob on node names or operators.", (), SWEPT),
+        Option("keep_float", Switch(), "Whether the layer stays in float.", verbs=(),
+               layers="the layer stays in float, and has no other setting"),
+        RecipeOption("target", Choice(words=get_args(Target)),
+                     "Where the model runs: ONNX Runtime on any CPU, on x86 without VNNI, or "
+                     "accelerators that take INT4 tensors.", "cpu", SWEPT,
+                     more='"cpu-avx2" keeps weights at 7 bits; "int4" stores weights of 4 bits or '
+                     "fewer as INT4 tensors ([method](method.md#int4-tensors))."),
+        RecipeOption("layers", Layers(), "Settings of single layers.", (), ()),
+    ),
+    *group(
+        "How it is learned",
+        RecipeOption("learn", Choice(several=True, words=get_args(Learn)), "What is trained.",
+                     (AUTO,),
+                     more='"auto" chooses by the bits ([method](method.md#what-auto-learns)); '
+                     '"float-layers" are those that `exclude` and `keep_float` leave in float.'),
+        Option("init", Choice(words=INITS),
+               "Start from the weights in the student's file, or from random ones (He et al. "
+               "2015).", INITS[0], (DISTILL,)),
+        RecipeOption("epochs", Whole(), "Passes over the samples.",
+                     verbs=TRAINED, unset="by what is learned",
+                     more='8 by default; for "steps" and "weights" 16, or 1,500 steps if that '
+                     "is more."),
+        RecipeOption("max_minutes", Positive("M"), "When training stops at the latest.",
+                     10.0, TRAINED),
+        RecipeOption("lr", Numbers("[KIND=]X", names=RATES, for_all=True),
+                     "Learning rate, for all that is learned or for one kind, as in "
+                     "weights=0.001.", unset="by what is learned"),
+        Option("lr", Positive(), "Learning rate of Adam.", verbs=(DISTILL,),
+               in_recipe=True),
+        RecipeOption("optimizer", Choice(words=get_args(OptimizerName)),
+                     "Adam, or gradient descent with momentum.", "adam"),
+        RecipeOption("loss", Choice(words=get_args(Loss)),
+                     "Match the outputs of the original, or the probabilities of a classifier "
+                     "(distillation).", "outputs", TRAINED),
+        RecipeOption("augment", Choice(several=True, words=get_args(Augment)),
+                     "Mirror half of the images in each pass, or shift them by up to an eighth of "
+                     "their sides. 'auto' shifts synthetic images where weights are learned on "
+                     "them.", (AUTO,), TRAINED),
+    ),
+    *group(
+        "Search",
+        RecipeOption("max_drop", Positive(),
+                     "Find bits for each layer: the smallest model within this estimated drop of "
+                     "top-1 accuracy, in points; for other models, RMSE of the outputs, in "
+                     "percent.", unset="no search",
+                     more='`codebook = "auto"` lets it find centroids too.'),
+        RecipeOption("max_size", Size(),
+                     "Find bits for each layer: the best model within this size, in bytes or as a "
+                     "ratio of the original.", unset="no search"),
+    ),
+    *group(
+        "No data",
+        RecipeOption("data_free", Switch(),
+                     "Take no samples: generate images from the float model alone.",
+                     False, SAMPLED),
+        RecipeOption("synthesis", Choice(words=get_args(SynthesisMethod)),
+                     "Learn the images themselves (distilled), or a generator of images.",
+                     AUTO, SAMPLED, more='"auto" learns the images.'),
+        RecipeOption("synthesis_losses", Numbers(names=LOSSES, zero=True),
+                     f"Weight of a loss that images are learned with, of {', '.join(LOSSES)}; 0 "
+                     "leaves it out.",
+                     verbs=SAMPLED, unset="by the method", flag="synthesis-loss"),
+        RecipeOption("generator_mode", Choice(words=get_args(GeneratorMode)),
+                     "Keep the images of the generator, or let it learn on against the quantized "
+                     "model.", FIXED, more="See [method](method.md#no-data)."),
+        Option("max_minutes", Positive("M"), "When learning images stops at the latest.",
+               10.0, (SENSITIVITY,), in_recipe=True),
+        Option("generator", File(), "Take the images from a generator that an earlier run kept.",
+               verbs=SAMPLED),
+        Option("save_generator", File(),
+               "Keep the generator of --synthesis generator for later runs.", verbs=TRAINED),
+    ),
+    *group(
+        "Output and run",
+        Option("output", File("OUT"), "The file to write.", short="o",
+               unset="<model>-onnxq.onnx beside the model"),
+        Option("output", File("OUT"), "The file to write.", verbs=(DISTILL,), short="o",
+               unset="<student>-distilled.onnx beside the student"),
+        Option("output", File(), "Write the table as JSON.", verbs=(SENSITIVITY,), short="o"),
+        Option("report_folder", File("DIR"), "Write report.html and report.json there.",
+               flag="report"),
+        Option("report_folder", File("DIR"),
+               "Write sensitivity.html, with pictures, and the table as JSON and CSV there.",
+               verbs=(SENSITIVITY,), flag="report"),
+        Option("recipe_file", File(),
+               "Read options, and settings of single layers, from a TOML file. A flag goes "
+               "before.", verbs=SWEPT, flag="recipe"),
+        Option("save_recipe", File(), "Write the options that were used as TOML."),
+        Option("dry_run", Switch(), "Print the plan; run and write nothing.", False),
+        Option("resume", Switch(), "Go on from the checkpoint of a stopped run.", False, TRAINED),
+        Option("force", Switch(), "Overwrite OUT, and the files of --save-recipe and --report.",
+               False),
+        Option("force", Switch(), "Overwrite the files of -o and --report.",
+               False, (SENSITIVITY,)),
+        Option("force", Switch(), "Overwrite OUT.", False, (DISTILL,)),
+        Option("allow_worse", Switch(),
+               "Write a model that is broken or no smaller, and quantize layers that save no "
+               "bytes.", False),
+        Option("allow_worse", Switch(), "Write a model that is broken.", False, (DISTILL,)),
+        Option("rounds", Whole(), "Runs of each model.", BENCHMARK_ROUNDS, (BENCHMARK,)),
+        RecipeOption("seed", Whole(low=0), "Seed of every random choice.", 0, SAMPLED),
+        Option("threads", Whole(), "Cores used at most.", verbs=IMAGES, unset="all"),
+        Option("threads", Whole(), "Threads inside one operator.", 1, (BENCHMARK,)),
+        Option("as_json", Switch(), "Print JSON on stdout.", False, VERBS, flag="json"),
+        Option("quiet", Switch(), "No progress and no table.", False, VERBS, short="q"),
+        Option("verbose", Count(), "Say more; twice for the log as well.", 0, VERBS, short="v"),
+    ),
 )
-"""What has a learning rate of its own."""
+# fmt: on
+"""In the order of the help text; an option that differs between commands has a row for each."""
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "granularity": get_args(Granularity),
-    "calibration": get_args(Calibration),
-    "target": get_args(Target),
-    "loss": get_args(Loss),
-    "optimizer": get_args(OptimizerName),
-    "symmetric": (False, True),
-    "equalize": (False, True),
-    "bias_correction": (False, True),
-    "spare": (False, True),
-    "data_free": (False, True),
-    "synthesis": get_args(SynthesisMethod),
-    "generator_mode": get_args(GeneratorMode),
-    "keep_float": (False, True),
-}
-SEVERAL: dict[str, tuple[str, ...]] = {"learn": get_args(Learn), "augment": get_args(Augment)}
-"""Options that may be several things at once, but for 'none' and 'auto', which stand alone."""
-LEAST: dict[str, int] = {"samples": 1, "batch_size": 1, "epochs": 1, "seed": 0}
-POSITIVE = ("max_minutes", "max_drop")
-BETWEEN: dict[str, tuple[int, int]] = {
-    "weight_bits": (2, 8),
-    "first_last_bits": (2, 8),
-    "activation_bits": (2, 8),
-    "codebook": (2, 256),
-    "bias_centroids": (1, 256),
-}
-"""An index of a centroid has at most 8 bits."""
-WORDS: dict[str, tuple[str | None, ...]] = {"codebook": (AUTO, OFF), "activation_bits": (None,)}
-"""Words that may stand for a number; None is spelt 'none'."""
+FIRST = (
+    "data", "data_free", "output", "mean", "std", "weight_bits", "activation_bits", "max_drop",
+    "exclude", "report_folder",
+)  # fmt: skip
+"""What most people need of `compress`, before the rest."""
+
+RECIPE = {option.name: option for option in OPTIONS if isinstance(option, RecipeOption)}
+"""The options of a recipe by name."""
+DEFAULTS: dict[str, Any] = {name: option.default for name, option in RECIPE.items()}
+SETTINGS = {option.name: option for option in OPTIONS if option.layers}
+"""Those that a recipe may set for single layers."""
+RENAMED = {option.was: option.name for option in OPTIONS if option.was}
+"""Older names, with those of today."""
 
 
-def check_option(name: str, value: Any, where: str = "") -> None:
-    """Raises RecipeError where the value of one option is of the wrong kind or range.
-
-    Args:
-        name: the option's field.
-        value: what it was set to.
-        where: whose option it is, as `of the layers 'conv*' `.
-    """
-    expected = _expected(name, value)
-    if expected:
-        found = (listed(value) or "empty") if isinstance(value, tuple) else f"'{value}'"
-        raise RecipeError(f"The option '{name}' {where}is {found}; expected {expected}.")
-
-
-def listed(values: Iterable[Any]) -> str:
-    """Values in quotes, one after the other."""
-    return ", ".join(f"'{_spelt(value)}'" for value in values)
-
-
-def nearest_name(pattern: str, names: Iterable[str]) -> str | None:
-    """The name most like a pattern that matches nothing; None where there are no names."""
-    folded = {name.lower(): name for name in reversed(list(names))}
-    close = get_close_matches(pattern.lower().strip("*?"), folded, n=1, cutoff=0.0)
-    return folded[close[0]] if close else None
-
-
-def matches(pattern: str, node_name: str, op_type: str) -> bool:
-    """Whether a glob covers a node's name or its op type; capitals count."""
-    return fnmatchcase(node_name, pattern) or fnmatchcase(op_type, pattern)
-
-
-def _expected(name: str, value: Any) -> str | None:
-    """What an option should have been; None where it is so."""
-    if name in CHOICES:
-        # The type counts too: 1 == True and 8.0 == 8.
-        fits = any(value == each and type(value) is type(each) for each in CHOICES[name])
-        return None if fits else " or ".join(f"'{_spelt(each)}'" for each in CHOICES[name])
-    if name in LEAST:
-        fits = type(value) is int and value >= LEAST[name]
-        return None if fits else f"a whole number of at least {LEAST[name]}"
-    if name in BETWEEN:
-        low, high = BETWEEN[name]
-        words = WORDS.get(name, ())
-        fits = value in words or (type(value) is int and low <= value <= high)
-        return (
-            None
-            if fits
-            else " or ".join([f"a whole number from {low} to {high}", *map(_spelt, words)])
-        )
-    if name in POSITIVE:
-        return None if _is_positive(value) else "a number above 0"
-    if name == "lr":
-        return _expected_rates(value)
-    if name == "synthesis_losses":
-        return _expected_weights(value)
-    if name == "max_size":
-        fits = (type(value) is float and 0 < value < 1) or (type(value) is int and value > 1)
-        return None if fits else "a ratio between 0 and 1, or a whole number of bytes"
-    if name in SEVERAL:
-        allowed = SEVERAL[name]
-        fits = isinstance(value, tuple) and bool(value) and all(e in allowed for e in value)
-        return None if fits else f"one or more of {listed(allowed)}"
-    if name == "exclude":
-        fits = isinstance(value, tuple) and all(isinstance(e, str) and e for e in value)
-        return None if fits else "a list of globs on node names or op types"
-    return None if isinstance(value, tuple) else "a list"
-
-
-def _expected_rates(value: Any) -> str | None:
-    """What learning rates should have been: one number, or one for each of some groups."""
-    rates = value if isinstance(value, dict) else {"weights": value}
-    fits = bool(rates) and all(k in RATES and _is_positive(v) for k, v in rates.items())
-    return None if fits else f"a number above 0, or such numbers of some of {listed(RATES)}"
-
-
-def _expected_weights(value: Any) -> str | None:
-    """What the weights of losses should have been."""
-    kinds = get_args(SynthesisLoss)
-    fits = isinstance(value, dict) and all(
-        k in kinds and (v == 0 or _is_positive(v)) for k, v in value.items()
-    )
-    return None if fits else f"numbers of at least 0 of some of {listed(kinds)}"
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
-
-
-def _spelt(value: Any) -> str:
-    if value is None:
-        return NONE
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def options_of(verb: str) -> list[Option]:
+    """The options that a command takes."""
+    return [option for option in OPTIONS if verb in option.verbs]

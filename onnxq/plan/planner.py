@@ -12,7 +12,7 @@ from onnxq.errors import RecipeError
 from onnxq.graph.operators import never_negative
 from onnxq.load.float_types import halved_constants
 from onnxq.options.recipe import LayerOverride, Recipe, nearest_name
-from onnxq.options.table import INT4_BITS, Target
+from onnxq.options.table import Target
 from onnxq.plan.float_layers import (
     EXCLUDED,
     WIDE,
@@ -25,6 +25,7 @@ from onnxq.plan.regions import QuantizationPoint, Regions, layer_inputs, wide_te
 from onnxq.plan.size import growing_layers
 from onnxq.plan.spec import (
     CODE_BITS,
+    INT4_BITS,
     SATURATION_BITS,
     Compute,
     LayerSpec,

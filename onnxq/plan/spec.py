@@ -8,10 +8,12 @@ from typing import Literal
 from onnxq.graph.operators import TABLE
 from onnxq.numerics.packing import fields, packed_bytes
 from onnxq.numerics.qparams import weight_quant_max
-from onnxq.options.table import INT4_BITS
 
 CODE_BITS = 8
 """Codes of so many bits are bytes already."""
+
+INT4_BITS = 4
+"""Codes of so many bits at most fit a tensor of type INT4."""
 
 SATURATION_BITS = 7
 """Codes of so many bits never saturate the sums of x86 without VNNI."""

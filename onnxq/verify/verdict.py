@@ -20,7 +20,7 @@ DOUBTFUL_DB = 15.0
 """SQNR of the worst output below which a result is written with a warning."""
 
 METHODS = ("learn", "calibration", "granularity", "symmetric", "equalize", "bias_correction",
-           "spare")  # fmt: skip
+           "fallback")  # fmt: skip
 """Options that name a method: whoever sets one gets what it gives."""
 
 

@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(sample_models, unlabel
             "a whole number from 2 to 8",
         ),
         (["{mlp}", "--data", "{rows}", "--granularity", "x"], 2, "'x' is not one of"),
-        (["{mlp}", "--data", "{rows}", "--activation-bits", "x"], 2, "neither a number"),
+        (["{mlp}", "--data", "{rows}", "--activation-bits", "x"], 2, "'x' is not a whole number"),
         (["{mlp}", "--data", "{rows}", "--mean", "1,b"], 2, "is not a list of numbers"),
         (["{mlp}", "--data", "{rows}", "--resize", "1,2,3"], 2, "height,width"),
         (["{mlp}", "--data", "{rows}", "--recipe", "absent.toml"], 1, "absent.toml"),
@@ -231,6 +231,14 @@ def test_learned_rounding_from_the_command_line(onnxq_process, onnxq, mlp, unlab
     assert found["score"] < thresholds["score"]
     again, same = run("c.onnx", *rounding, onnxq=onnxq_process)
     assert again == found and same == data
+
+
+def test_an_older_flag_says_its_successor(onnxq, mlp):
+    done = onnxq("compress", mlp, "--dry-run", "--no-spare", "--spare", "--save-recipe", "r.toml")
+    assert done.code == 0
+    notes = "note: --no-spare is now called --no-fallback\nnote: --spare is now called --fallback\n"
+    assert done.err == notes
+    assert "spare" not in onnxq("compress", "--help").out
 
 
 def test_the_recipe_goes_over_neither_model_nor_output(onnxq, mlp, rows, tmp_path):

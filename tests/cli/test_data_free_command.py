@@ -106,18 +106,22 @@ def test_a_generator_that_can_not_be_written_costs_no_result(
     [
         ((), 2, "only --data-free and --dry-run go without samples"),
         (("--data-free", "--data", "x"), 1, "leave out --data or --data-free"),
-        (("--data", "x", "--synthesis-loss", "bn=1"), 1, "set 'data_free', or leave it out"),
+        (("--data", "x", "--synthesis-loss", "bn=1"), 1, "needs 'data_free'; set that too"),
         (("--data-free", "--synthesis-loss", "bm=1"), 1, "'inception', 'bn', 'bn-moments'"),
         (("--data-free", "--synthesis-loss", "bn=-1"), 1, "numbers of at least 0"),
         (("--data-free", "--synthesis-loss", "inception=0"), 1, "switches off all"),
-        (("--data", "x", "--synthesis", "generator"), 1, "'synthesis' says how samples are made"),
+        (
+            ("--data", "x", "--synthesis", "generator"),
+            1,
+            "'synthesis' = 'generator' needs 'data_free'",
+        ),
         (("--data", "x", "--generator", "g"), 1, "add --data-free"),
         (("--data-free", "--save-generator", "g"), 1, "add --synthesis generator"),
         (("--data-free", "--generator", "g", "--save-generator", "h"), 1, "is not changed"),
         (("--data-free", "--generator", "g", "--synthesis-loss", "bn=2"), 1, "as it was trained"),
         (("--data-free", "--generator", "g"), 1, '"g" can\'t be read'),
-        (("--data", "x", "--generator-mode", "adversarial"), 1, "set 'data_free', or leave it out"),
-        (("--data-free", "--generator-mode", "adversarial"), 1, "set 'synthesis' to 'generator'"),
+        (("--data", "x", "--generator-mode", "adversarial"), 1, "needs 'data_free'; set that too"),
+        (("--data-free", "--generator-mode", "adversarial"), 1, "needs 'synthesis' = 'generator'"),
     ],
 )
 def test_what_can_not_go_together_is_said(onnxq, mlp, tmp_path, flags, code, sentence):

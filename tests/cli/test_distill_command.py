@@ -90,7 +90,7 @@ net (float[N, 1, 8, 8] pixels) => (float[N, 10] classes) {
     [
         ((), 2, "only --data-free goes without"),
         (("--data-free", "--data", "x"), 1, "leave out --data or --data-free"),
-        (("--data", "x", "--synthesis", "generator"), 1, "'synthesis' says how samples are made"),
+        (("--data", "x", "--synthesis", "generator"), 1, "needs 'data_free'; set that too"),
         (("--data", "x", "--epochs", "0"), 1, "a whole number of at least 1"),
         (("--data", "x", "--lr", "-1"), 1, "a number above 0"),
         (("--data-free", "--init", "zeros"), 2, "'zeros' is not one of"),

@@ -5,16 +5,23 @@ import importlib
 import click
 
 import onnxq
-from onnxq.cli import COMMANDS, main
-from tools.make_cli_docs import PATH, cli_docs
+from onnxq.cli import main
+from onnxq.options.option import VERBS
+from tools.make_cli_docs import PATH, RECIPES, cli_docs, recipe_docs
 
 
 def test_docs_hold_the_help_text() -> None:
     assert PATH.read_text(encoding="utf-8") == cli_docs(), "run python -m tools.make_cli_docs"
 
 
+def test_docs_hold_the_options_of_a_recipe() -> None:
+    text = RECIPES.read_text(encoding="utf-8")
+    assert "| `weight_bits` |" in text
+    assert text == recipe_docs(text), "run python -m tools.make_cli_docs"
+
+
 def test_every_option_has_help_text() -> None:
-    for name in COMMANDS:
+    for name in VERBS:
         command = main.get_command(click.Context(main), name)
         assert command.help
         for parameter in command.params:

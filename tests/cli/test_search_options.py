@@ -93,11 +93,11 @@ def test_a_target_out_of_reach_is_said_even_where_little_is_said(
     [
         (("--max-size", 20), 1, "asks for 20 bytes, and without its weights the file has"),
         (("--max-size", "1.5"), 1, "'max_size' is '1.5'; expected a ratio between 0 and 1"),
-        (("--max-size", "small"), 2, "'small' is neither a number of bytes nor a ratio"),
+        (("--max-size", "small"), 2, "'small' is not a ratio between 0 and 1"),
         (("--max-drop", 1, "--max-size", "10%"), 1, "are two goals of one search"),
         (("--codebook", 16, "--max-drop", 1), 1, "a search chooses the count of each layer"),
         (("--codebook", 1), 1, "expected a whole number from 2 to 256 or auto or off"),
-        (("--codebook", "few"), 2, "'few' is neither a number of centroids nor 'auto'"),
+        (("--codebook", "few"), 2, "'few' is not a whole number from 2 to 256"),
         (("--codebook", "auto", "--exclude", "*"), 1, "has nothing to quantize"),
         (("--codebook", "auto", "--exclude", "stm.*"), 1, "the nearest name is 'stem.conv'"),
     ],

@@ -21,7 +21,7 @@ from onnxq.train.budget import Budget
 def test_rounding_beats_nearest_under_learned_thresholds(
     tmp_path, sample_models, name, bits, share
 ):
-    recipe = Recipe(weight_bits=bits, samples=256, spare=False)
+    recipe = Recipe(weight_bits=bits, samples=256, fallback=False)
     intake = Intake(sample_models / f"{name}.onnx", recipe, Silent())
     intake.load(Path(sample_models / "digits" / "unlabelled"), None)
     run = Run(intake)

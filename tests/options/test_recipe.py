@@ -13,6 +13,7 @@ from onnxq.options.recipe import (
     load_recipe,
     nearest_name,
     recipe_from_fields,
+    recipe_toml,
     save_recipe,
 )
 from onnxq.options.table import RATES
@@ -43,7 +44,7 @@ RECIPES = st.builds(
     max_size=st.none() | st.floats(0.01, 0.99) | st.integers(2, 10**9),
     equalize=st.booleans(),
     bias_correction=st.booleans(),
-    spare=st.booleans(),
+    fallback=st.booleans(),
     epochs=st.none() | st.integers(1, 99),
     max_minutes=st.floats(0.01, 1e4),
     lr=st.none() | RATE | st.dictionaries(st.sampled_from(RATES), RATE, min_size=1),
@@ -99,6 +100,19 @@ def test_rates_by_kind_in_toml(tmp_path, text):
     assert Recipe.from_json(expected.to_json()) == expected
 
 
+def test_older_names_are_still_taken():
+    expected = Recipe(fallback=False)
+    assert recipe_from_fields({"spare": False}, "'r.toml'") == expected
+    assert "fallback = false" in recipe_toml(expected)
+    # The keys of JSON are a promise.
+    assert '"spare":false' in expected.to_json() and "fallback" not in expected.to_json()
+    with pytest.warns(DeprecationWarning, match="'spare' of a recipe is now called 'fallback'"):
+        assert Recipe(spare=False) == expected
+    with pytest.warns(DeprecationWarning):
+        assert dataclasses.replace(expected, spare=True) == Recipe()
+    assert expected.spare is False
+
+
 def test_a_sweep_keeps_nothing_of_how_to_learn():
     recipe = Recipe(optimizer="sgd", loss="outputs", lr={"weights": 0.1}, augment=("flip",))
     assert recipe.for_sweep() == Recipe(codebook="auto", learn=("none",))
@@ -109,6 +123,8 @@ def test_a_sweep_keeps_nothing_of_how_to_learn():
     [
         ({"calibraton": "mse"}, "'calibraton' in 'r.toml'; the nearest known one is 'calibration'"),
         ({"layers": [{"pattern": "a", "keepfloat": True}]}, "nearest known one is 'keep_float'"),
+        ({"spare": True, "fallback": False}, "'fallback' is given twice in 'r.toml'; give it once"),
+        ({"weight-bits": 4, "weight_bits": 4}, "'weight_bits' is given twice"),
         ({"layers": [{"keep_float": True}]}, "no 'pattern'"),
         ({"layers": {"pattern": "a"}}, r"tables '\[\[layers\]\]'"),
         ({"layers": [{"pattern": "a"}]}, "layers 'a' sets nothing; give one of 'weight_bits'"),
@@ -153,7 +169,7 @@ def test_a_sweep_keeps_nothing_of_how_to_learn():
         ({"max_drop": 1, "codebook": 16}, "a search chooses the count of each layer"),
         ({"max_drop": 0}, "'max_drop' is '0.0'; expected a number above 0"),
         ({"max_size": 1.5}, "'max_size' is '1.5'; expected a ratio between 0 and 1, or a whole"),
-        ({"activation_bits": "none", "symmetric": True}, "'symmetric' and 'activation_bits'"),
+        ({"activation_bits": "none", "symmetric": True}, "'symmetric' and 'activation_bits' = "),
         ({"learn": "none", "epochs": 3}, "'learn' = 'none' and 'epochs' = '3'"),
         ({"learn": "none", "lr": 0.1}, "'learn' = 'none' and 'lr' = '0.1'"),
         ({"learn": "none", "optimizer": "sgd"}, "'learn' = 'none' and 'optimizer' = 'sgd'"),

@@ -206,11 +206,11 @@ def test_a_model_that_is_no_classifier_is_refused(subject):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"synthesis": "distilled"}, "set 'synthesis' to 'generator'"),
+        ({"synthesis": "distilled"}, "needs 'synthesis' = 'generator'"),
         ({"learn": ("none",)}, "'learn' is 'none'; learn 'steps' or 'weights'"),
         ({"learn": ("rounding",)}, "'learn' is 'rounding'; learn 'steps' or 'weights'"),
         ({"synthesis_losses": {"adversarial": 0}}, "contradict each other"),
-        ({"data_free": False, "synthesis": "auto"}, "set 'data_free'"),
+        ({"data_free": False, "synthesis": "auto"}, "needs 'data_free'"),
         ({"generator_mode": "free"}, "expected 'fixed' or 'adversarial'"),
     ],
 )

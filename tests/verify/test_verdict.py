@@ -76,7 +76,7 @@ def test_the_option_that_would_help_is_named(options, remedy):
         ({"learn": ("thresholds",)}, True),
         ({"calibration": "max"}, True),
         ({"granularity": "per-tensor"}, True),
-        ({"spare": False}, True),
+        ({"fallback": False}, True),
         ({"layers": (LayerOverride("a", calibration="max"),)}, True),
         ({"layers": (LayerOverride("a", weight_bits=4),)}, False),
     ],
