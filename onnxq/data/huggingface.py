@@ -26,7 +26,7 @@ def fields_from_huggingface(config: Mapping[str, Any], path: Path) -> dict[str, 
         return _fields(config, path)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise DataError(
-            f"'{path}' holds a value of a kind that is not expected there ({error}); mend it, or "
+            f"'{path}' holds a value of an unexpected type ({error}); correct it, or "
             "give --mean, --std, --resize and --crop instead."
         ) from error
 

@@ -62,7 +62,7 @@ class FloatNetwork:
         if not self.parameters:
             raise ModelError(
                 "The student has no constant float weights of Conv, ConvTranspose, Gemm or MatMul "
-                "to learn; give another one."
+                "to train; give another student."
             )
         self.moments = [
             _moments(node, number) for number, node in enumerate(_batch_norms(self.model.graph))

@@ -50,7 +50,7 @@ def _is_installed(distribution: str) -> bool:
 def _sentence(found: str) -> str:
     others = " ".join((*SHADOWS, TRAINING_BUILD))
     return (
-        f"onnxq learns with '{TRAINING_BUILD}' {VERSION} alone, but {found}; run "
+        f"onnxq trains with '{TRAINING_BUILD}' {VERSION} alone, but {found}; run "
         f"'pip uninstall -y {others}' and then 'pip install {TRAINING_BUILD}=={VERSION}'."
     )
 

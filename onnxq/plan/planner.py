@@ -35,7 +35,7 @@ from onnxq.plan.spec import (
     packing_refusal,
 )
 
-INT4_CODEBOOK = "indices into centroids stay packed: INT4 tensors hold codes"
+INT4_CODEBOOK = "codebook indices stay packed: INT4 tensors hold integer weights"
 
 
 def make_plan(
@@ -226,7 +226,7 @@ def _with_int4(spec: LayerSpec) -> LayerSpec:
         return replace(spec, int4=True)
     if spec.num_bits == CODE_BITS:
         return spec
-    reason = f"one code in a byte: INT4 holds {INT4_BITS} bits, not {spec.num_bits}"
+    reason = f"one weight per byte: INT4 holds {INT4_BITS} bits, not {spec.num_bits}"
     return replace(spec, refusal="; ".join(each for each in (spec.refusal, reason) if each))
 
 

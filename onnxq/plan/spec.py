@@ -172,7 +172,7 @@ def packing_refusal(parameters: int, num_bits: int) -> str:
     size = packed_code_bytes(parameters, num_bits)
     if size < parameters:
         return ""
-    return f"one code in a byte: packed, {num_bits} bits take {size:,} bytes, not {parameters:,}"
+    return f"one weight per byte: packed, {num_bits} bits take {size:,} bytes, not {parameters:,}"
 
 
 def code_bytes(parameters: int, num_bits: int) -> int:
@@ -206,4 +206,4 @@ def codebook_refusal(parameters: int, count: int, *, integer: bool) -> str:
     size = codebook_bytes(parameters, count, integer=integer)
     if size < parameters * (1 if integer else 1 + WORTH):
         return ""
-    return f"no codebook: {count} centroids take {size:,} bytes, its codes {parameters:,}"
+    return f"no codebook: {count} centroids take {size:,} bytes, integers {parameters:,}"

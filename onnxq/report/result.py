@@ -104,7 +104,7 @@ def _learning_rows(metrics: Metrics) -> list[Row]:
         before, after = number_text(shared["own"]), number_text(shared["shared"])
         rows.append(("held-out error of shared biases", before, after, f"{count} for each layer"))
     if metrics.samples:
-        made = " made from the model alone" if metrics.synthesis else ""
+        made = " generated from the model alone" if metrics.synthesis else ""
         held_out = f"{metrics.samples}{made}, {metrics.held_back} held out"
         rows.append(("samples", "", "", held_out))
     return rows
@@ -127,7 +127,7 @@ def result_notes(result: Result) -> list[str]:
         notes.append(
             f"{len(int4)} of {metrics.layers} layers hold INT4 tensors, for accelerators that take "
             "them: ONNX Runtime computes them in float on a CPU, more slowly than the original "
-            "(--target cpu gives the same codes integer kernels)"
+            "(--target cpu runs the same weights on integer kernels)"
         )
     # Less than what the table shows is the clock.
     if ratio is not None and round(ratio, 2) > 1 and not int4:

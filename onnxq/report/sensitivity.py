@@ -118,7 +118,7 @@ MOST_POINTS = 200
 
 UNIFORM = {
     "codebooks": ("one count of centroids for all layers", "#c2571a"),
-    "codes": ("one width of codes for all layers", "#2d7a46"),
+    "codes": ("one bit width for all layers", "#2d7a46"),
 }
 """What one setting for all layers is called in the picture of the frontier, and its colour."""
 

@@ -40,7 +40,7 @@ def distil_rows(result: DistillResult) -> list[Row]:
     """The rows of a distillation's table."""
     metrics = result.metrics
     before, after = number_text(metrics.start_score), number_text(metrics.score)
-    made = " made from the teacher alone" if result.synthesis else ""
+    made = " generated from the teacher alone" if result.synthesis else ""
     run = len(metrics.scores)
     kept = f"epoch {metrics.epoch} of {run}" if metrics.epoch else f"start, {run} run"
     teacher, student = size_text(metrics.teacher_bytes), size_text(metrics.student_bytes)
@@ -53,7 +53,7 @@ def distil_rows(result: DistillResult) -> list[Row]:
         rows.append(("agreement with the teacher", "", first, last))
     rows += [
         ("kept", "", "", kept),
-        ("numbers trained", "", "", f"{metrics.parameters:,}"),
+        ("parameters trained", "", "", f"{metrics.parameters:,}"),
         ("samples", "", "", f"{metrics.samples}{made}, {metrics.held_back} held out"),
     ]
     return rows
@@ -237,7 +237,7 @@ def print_comparison(result: LayerComparison) -> None:
     _console().print(table)
     _console().print(f"{len(result.layers)} layers on {result.samples:,} samples")
     if result.equalized:
-        print_notes(["channels were equalized, which these figures undo"])
+        print_notes(["channels were equalized, which these metrics undo"])
     _print_skipped(result.skipped)
 
 
@@ -262,7 +262,7 @@ def print_sweep(table: SweepTable, *, sizes: bool = False) -> None:
         _print_effects(table, "bytes of the weights", lambda effect: f"{effect.size:,}")
     print_notes(table.notes)
     layers = "1 layer" if len(table.rows) == 1 else f"{len(table.rows)} layers"
-    made = " made from the model alone" if table.made else ""
+    made = " generated from the model alone" if table.made else ""
     samples = f"{table.samples} samples{made}"
     _console().print(f"{layers}, each alone and all others in float, on {samples}")
 

@@ -87,8 +87,8 @@ def _needed(model: ir.Model, logits: ir.Value) -> list[ir.Node]:
     for node in found:
         if has_subgraph(node):
             raise ModelError(
-                f"The node '{node.name}' ({node.op_type}) holds a graph, and the generator can't "
-                "learn against it; leave out --generator-mode adversarial."
+                f"The node '{node.name}' ({node.op_type}) has a sub-graph, so the generator can't "
+                "be trained against it; leave out --generator-mode adversarial."
             )
     return found
 

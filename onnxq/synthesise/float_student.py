@@ -128,7 +128,7 @@ def between(model: ir.Model, images: str, logits: str) -> list[ir.Node]:
     for node in kept:
         if has_subgraph(node):
             raise ModelError(
-                f"The node '{node.name}' ({node.op_type}) holds a graph, and no student can be "
+                f"The node '{node.name}' ({node.op_type}) has a sub-graph, so no student can be "
                 "made of it; leave out --synthesis-loss adversarial and --generator-mode "
                 "adversarial."
             )

@@ -71,7 +71,7 @@ class Generating:
         part = None if checkpoint is None else checkpoint.part("generator")
         self._checkpoint, self._resume = part, resume
         self._size = space.batch or batch_size(subject.model)
-        self._rows = Rows(folder, task.count, False, "the made images")
+        self._rows = Rows(folder, task.count, False, "the synthetic images")
         self.source = SyntheticImages(self._rows, space.batch)
         self.synthesis = Synthesis("generator", generator=generator)
 

@@ -207,8 +207,8 @@ def read_back(model: ir.Model, space: ImageSpace) -> tuple[Generator, Arrays]:
         if shapes == {name: held[name].shape for name in shapes if name in held}:
             return generator, {name: np.array(held[name], np.float32) for name in shapes}
     raise ModelError(
-        "The generator of --generator can't go on learning, since it does not hold all its "
-        "parameters by name; give one that --save-generator wrote, or leave out "
+        "The generator of --generator can't be trained further, since it does not hold all "
+        "its parameters by name; give one that --save-generator wrote, or leave out "
         "--generator-mode adversarial."
     )
 

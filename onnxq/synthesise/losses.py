@@ -12,8 +12,8 @@ from onnxq.normalise.batch_norm import batch_norm_refusal
 from onnxq.synthesise.parts import Parts
 
 FOLDED = (
-    "the model has no BatchNormalization whose statistics made images could match: its exporter "
-    "folded it, or it never had any; torch.onnx.export keeps it with dynamo=False and "
+    "the model has no BatchNormalization whose statistics synthetic images could match: its "
+    "exporter folded it, or it never had any; torch.onnx.export keeps it with dynamo=False and "
     "training=TrainingMode.PRESERVE (of a model in eval mode), onnxsim with skip_fuse_bn=True"
 )
 """A note for the user of a model without statistics."""

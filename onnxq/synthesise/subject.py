@@ -63,8 +63,8 @@ class Subject:
         found = SynthesisObjective(weights, self.batch_norms, self.logits, student)
         if not found.kinds:
             raise RecipeError(
-                "The option 'synthesis_losses' switches off all that could make images of the "
-                "network's own data; leave 'inception' or 'bn' above 0."
+                "The option 'synthesis_losses' switches off all losses that this model can "
+                "have; leave 'inception' or 'bn' above 0."
             )
         attached = found.attach(self.model)
         if refused := ungradable_nodes(attached, [self.space.name], [LOSS]):
@@ -99,8 +99,8 @@ def find_subject(model: ir.Model, preprocess: Preprocess | None) -> Subject:
     notes = [] if norms else [FOLDED]
     if preprocess is None:
         notes.append(
-            "nothing says how an image becomes the model's input, so that made samples have no "
-            "range: give --mean and --std where it takes images"
+            "the preprocessing is unknown, so synthetic samples have no range: give --mean and "
+            "--std where the model takes images"
         )
     return Subject(model, space, norms, logits, classes, notes)
 

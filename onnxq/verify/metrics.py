@@ -223,7 +223,7 @@ class Metrics:
             return cls.from_fields(fields)
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ModelError(
-                f'The metadata "{METADATA_KEY}" can\'t be read ({error}), where the figures of '
+                f'The metadata "{METADATA_KEY}" can\'t be read ({error}), where the metrics of '
                 "onnxq are expected; compress the original again."
             ) from error
 

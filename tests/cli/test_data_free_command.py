@@ -23,7 +23,7 @@ def test_a_model_is_compressed_with_no_data(onnxq_process, mlp, labelled, tmp_pa
     )  # fmt: skip
     assert done.code == 0, done.err
     assert done.last.startswith(f"wrote {out}: ")
-    assert re.search(r"samples +64 made from the model alone, 32 held out", done.out)
+    assert re.search(r"samples +64 generated from the model alone, 32 held out", done.out)
     assert "note: the model has no BatchNormalization" in done.out
     assert re.search(r"images: \d+/\d+ inception -", done.err)
     # The report shows the images, their classes and the loss.
@@ -65,7 +65,7 @@ def test_a_generator_is_kept_and_used_again(onnxq_process, mlp, tmp_path):
     again = ("compress", mlp, "--data-free", "--generator", kept, "-o", tmp_path / "p.onnx", *SHORT)
     second = onnxq_process(*again, "--weight-bits", 4)
     assert second.code == 0, second.err
-    assert "64 made from the model alone" in second.out
+    assert "64 generated from the model alone" in second.out
     assert "steps of the generator" not in second.out
     # It goes on learning from there, against the student.
     third = onnxq_process(

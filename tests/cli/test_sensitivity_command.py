@@ -54,7 +54,7 @@ def test_settings_are_tried_on_made_images(onnxq_process, onnxq, mlp, tmp_path):
     assert done.code == 0, done.err
     assert "images: " in done.err and " inception -" in done.err
     assert "note: the model has no BatchNormalization" in done.out
-    assert done.last.endswith("in float, on 32 samples made from the model alone")
+    assert done.last.endswith("in float, on 32 samples generated from the model alone")
     fields = json.loads((folder / "sensitivity.json").read_text())
     assert fields["made"] and "its exporter folded it" in fields["notes"][0]
     page = (folder / "sensitivity.html").read_text()

@@ -84,7 +84,7 @@ def test_wider_codes_stay_in_bytes_and_say_why(sample_models):
     held = {spec.num_bits: (spec.int4, spec.refusal) for spec in plan.layers.values()}
     assert held.keys() == {4, 5, 8}
     assert held[4] == (True, "") and held[8] == (False, "")
-    assert held[5] == (False, "one code in a byte: INT4 holds 4 bits, not 5")
+    assert held[5] == (False, "one weight per byte: INT4 holds 4 bits, not 5")
 
 
 def test_codebooks_stay_lookups_and_say_why(monkeypatch):
@@ -92,7 +92,7 @@ def test_codebooks_stay_lookups_and_say_why(monkeypatch):
     recipe = Recipe(target="int4", weight_bits=4, codebook=16)
     made = quantize(graph("residual"), recipe=recipe)
     reasons = {(spec.int4, spec.refusal) for spec in made.plan.layers.values()}
-    assert reasons == {(False, "indices into centroids stay packed: INT4 tensors hold codes")}
+    assert reasons == {(False, "codebook indices stay packed: INT4 tensors hold integer weights")}
     feeds = {"x": images(8, seed=5)}
     np.testing.assert_array_equal(run(made.baked, feeds)["y"], run(made.exported, feeds)["y"])
 

@@ -26,7 +26,7 @@ def test_small_layers_keep_codes_and_say_why():
     small = plan.layers["Conv_a"]
     assert small.codebook is None
     assert small.refusal.startswith("no codebook: 16 centroids take ")
-    assert small.refusal.endswith("bytes, its codes 162")
+    assert small.refusal.endswith("bytes, integers 162")
     assert small.reason == "" and small.compute == "integer"
 
 
@@ -107,7 +107,7 @@ def test_low_bits_are_packed_where_that_saves_bytes(num_bits, ratio):
     assert ratio < size / layer.parameters < ratio + 0.12
     small = plan.layers["Conv_a"]
     assert (small.num_bits, small.packed) == (num_bits, False)
-    assert small.refusal.startswith(f"one code in a byte: packed, {num_bits} bits take ")
+    assert small.refusal.startswith(f"one weight per byte: packed, {num_bits} bits take ")
     assert code_bytes(small.parameters, num_bits) == small.parameters == 162
 
 

@@ -160,5 +160,5 @@ def test_a_network_with_graphs_inside_has_no_student():
                     else_branch = b () => (float[N, 4] q) { q = Relu (x) }>
     }"""
     inner = build(text, {})
-    with pytest.raises(ModelError, match="holds a graph"):
+    with pytest.raises(ModelError, match="has a sub-graph"):
         find_float_student(inner, "x", "y")
