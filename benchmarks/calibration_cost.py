@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from onnxq.calibrate import calibrate
 from onnxq.normalise.pipeline import normalise
-from onnxq.numerics.clip import CLIP_METHODS, clip_range
+from onnxq.numerics.clip import CLIP_METHODS, calibrated_range
 from onnxq.runtime.session import Arrays, SessionPool, available_cores
 
 BATCH = 32
@@ -135,7 +135,7 @@ def cost(assets: Path, case: Case, workers: int) -> dict[str, float]:
     for method in CLIP_METHODS:
         start = time.perf_counter()
         for tensor in found.values():
-            clip_range(tensor, method, 8, tensor.minimum < 0, False)
+            calibrated_range(tensor, method, 8, "asymmetric" if tensor.minimum < 0 else "positive")
         metrics[f"{method}_ms_per_tensor"] = 1e3 * (time.perf_counter() - start) / len(found)
     return metrics
 

@@ -104,7 +104,7 @@ def learn_labelled(
     """What `onnxq.learn.learn` trains from the same start, with labels."""
     student, start = variant.student, variant.qparams
     trained = Trained(
-        make_parts(learns, student.plan, start, variant.extremes()), student.plan, start
+        make_parts(learns, student.plan, start, variant.full_ranges()), student.plan, start
     )
     moving = student.moving_inputs(trained.names)
     feeds = student.feeds(start)

@@ -60,8 +60,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         variant = run.prepare(Path(folder))
         student, start = variant.student, variant.qparams
-        extremes, elements = variant.extremes(), variant.elements()
-        parts = make_parts(set(learns), student.plan, start, extremes, elements)
+        ranges, elements = variant.full_ranges(), variant.elements()
+        parts = make_parts(set(learns), student.plan, start, ranges, elements)
         trained = Trained(parts, student.plan, start)
         optimizer = Budget().make_optimizer(trained)
         objective = choose_objective(run.train_outputs, distil=False)

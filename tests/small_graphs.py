@@ -19,9 +19,10 @@ from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.runtime.session import Arrays, open_session
+from onnxq.student.build import build_student
 from onnxq.student.initial import initial_qparams
 from onnxq.student.qparams import QParams
-from onnxq.student.student import Student, bake, build_student
+from onnxq.student.student import Student, bake
 
 compress = partial(pipeline.compress, allow_worse=True)
 """The main job on graphs like these, which are mostly nodes and grow as integers."""

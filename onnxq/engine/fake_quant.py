@@ -1,11 +1,11 @@
 """Gradients of the fake-quant functions, straight-through inside the range.
 
-With m = 1 where x rounds to a code of the range and 0 elsewhere, G = dL/dy, y the output
-and ``lo`` the real value of code 0 (FAT, Goncharenko et al. 2019, section 3, with the
-limits recomputed from the rounded zero point):
+With m = 1 where x is rounded without being clipped and 0 elsewhere, G = dL/dy, y the output
+and ``lo`` the real value of the integer 0 (FAT, Goncharenko et al. 2019, section 3, with the
+range recomputed from the rounded zero point):
 
     dL/dx         = G m
-    dL/dleft      = sum G (1 - m)
+    dL/dlowest    = sum G (1 - m)
     dL/dwidth     = (sum G y - sum G m x - lo sum G (1 - m)) / width
     dL/dthreshold = (sum G y - sum G m x) / threshold
 
@@ -15,7 +15,7 @@ The last but one line is dy/dwidth = 1 above the range, 0 below it, (y - x) / wi
 from __future__ import annotations
 
 from onnxq.engine.definition import Definition
-from onnxq.graph.fake_quant import Kind
+from onnxq.numerics.quantizers import ACTIVATIONS, Kind
 
 
 def define_fake_quant(kind: Kind, num_bits: int, definition: Definition) -> None:
@@ -27,7 +27,7 @@ def define_fake_quant(kind: Kind, num_bits: int, definition: Definition) -> None
 
 def _positive(d: Definition, num_bits: int) -> None:
     x, width = d.input(0), d.input(1)
-    half_step = d.op("Mul", width, d.scalar(0.5 / (2**num_bits - 1)))
+    half_step = d.op("Mul", width, d.scalar(0.5 / ACTIVATIONS["positive"].steps(num_bits)))
     above = d.op("Sub", d.op("Add", width, half_step), x)
     dx = d.op("Mul", d.gradient(), d.positive(d.op("Mul", above, x)))
     d.result(0, dx)
@@ -36,29 +36,30 @@ def _positive(d: Definition, num_bits: int) -> None:
 
 def _symmetric(d: Definition, num_bits: int) -> None:
     x, threshold = d.input(0), d.input(1)
-    codes = 2 ** (num_bits - 1)
-    upper = d.op("Mul", threshold, d.scalar((codes - 0.5) / (codes - 1)))
-    lower = d.op("Mul", threshold, d.scalar(-(codes + 0.5) / (codes - 1)))
+    quantizer = ACTIVATIONS["symmetric"]
+    zero, steps = quantizer.fixed_zero_point(num_bits), quantizer.steps(num_bits)
+    upper = d.op("Mul", threshold, d.scalar((steps + 0.5) / steps))
+    lower = d.op("Mul", threshold, d.scalar(-(zero + 0.5) / steps))
     dx = _pass_inside(d, x, lower, upper)
     d.result(0, dx)
     d.result(1, d.op("Div", _surplus(d, dx), threshold))
 
 
 def _asymmetric(d: Definition, num_bits: int) -> None:
-    x, left, width = (d.input(i) for i in range(3))
-    quant_max = d.scalar(2**num_bits - 1)
-    scale = d.op("Div", width, quant_max)
-    position = d.op("Round", d.op("Div", d.op("Neg", left), scale))
-    zero_point = d.op("Clip", position, d.scalar(0.0), quant_max)
-    lowest = d.op("Neg", d.op("Mul", scale, zero_point))
+    x, lowest, width = (d.input(i) for i in range(3))
+    largest = d.scalar(ACTIVATIONS["asymmetric"].largest(num_bits))
+    scale = d.op("Div", width, largest)
+    position = d.op("Round", d.op("Div", d.op("Neg", lowest), scale))
+    zero_point = d.op("Clip", position, d.scalar(0.0), largest)
+    reached = d.op("Neg", d.op("Mul", scale, zero_point))
     half_step = d.op("Mul", scale, d.scalar(0.5))
-    lower = d.op("Sub", lowest, half_step)
-    upper = d.op("Add", d.op("Add", lowest, width), half_step)
+    lower = d.op("Sub", reached, half_step)
+    upper = d.op("Add", d.op("Add", reached, width), half_step)
     dx = _pass_inside(d, x, lower, upper)
-    saturated = d.op("Sub", d.total(d.gradient()), d.total(dx))
-    surplus = d.op("Sub", _surplus(d, dx), d.op("Mul", lowest, saturated))
+    clipped = d.op("Sub", d.total(d.gradient()), d.total(dx))
+    surplus = d.op("Sub", _surplus(d, dx), d.op("Mul", reached, clipped))
     d.result(0, dx)
-    d.result(1, saturated)
+    d.result(1, clipped)
     # Constants of a definition have one dimension of size 1; the sum takes it off again.
     d.result(2, d.op("Div", d.total(surplus), width))
 

@@ -11,7 +11,8 @@ from onnxq.engine.fake_quant import define_fake_quant
 from onnxq.engine.normalisations import normalisation_rules, reduction_rules
 from onnxq.engine.spatial import pooling_rules, spatial_rules
 from onnxq.graph.fake_quant import DOMAIN as FAKE_QUANT_DOMAIN
-from onnxq.graph.fake_quant import Kind, parse_function_name
+from onnxq.graph.fake_quant import parse_function_name
+from onnxq.numerics.quantizers import Kind
 
 
 @cache

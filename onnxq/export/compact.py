@@ -19,8 +19,9 @@ from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
 from onnxq.export.save import model_bytes
 from onnxq.load.interface import Interface
+from onnxq.student.build import QUANTIZED, RAW
 from onnxq.student.qparams import QParams
-from onnxq.student.student import QUANTIZED, RAW, Student
+from onnxq.student.student import Student
 
 SMALL = 1024
 """Elements of the constants that are compared: tables, scales, zero points, shapes."""

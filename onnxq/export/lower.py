@@ -16,9 +16,8 @@ from onnxq.export.constants import CODES, SCALE, add_constant
 from onnxq.export.weights import lower_weights
 from onnxq.graph.facts import nested_nodes
 from onnxq.graph.fake_quant import DOMAIN, parse_function_name
-from onnxq.numerics.qparams import quant_max
-from onnxq.plan.spec import CODE_BITS, Plan, TensorSpec
-from onnxq.student.qparams import QParams, limit_names, tensor_qparams
+from onnxq.plan.spec import BYTE_BITS, Plan, TensorSpec
+from onnxq.student.qparams import QParams, range_inputs
 from onnxq.student.student import Student
 
 WIDE = ".wide"
@@ -26,8 +25,8 @@ WIDE = ".wide"
 
 
 @dataclass
-class Codes:
-    """The quantized form of a tensor: integers, their parameters, and the float value if any."""
+class Quantized:
+    """An activation as integers, its scale and zero point, and its float form once it is made."""
 
     value: ir.Value
     scale: ir.Value
@@ -49,7 +48,7 @@ class Lowering:
         self._graph = self.model.graph
         self._student = student
         self._qparams = qparams
-        self._codes: dict[ir.Value, Codes] = {}
+        self._quantized: dict[ir.Value, Quantized] = {}
         self._specs = _specs_by_node(student.plan)
 
     def run(self) -> ir.Model:
@@ -57,8 +56,8 @@ class Lowering:
         for node in list(self._graph):
             self._lower(node)
         for i, output in enumerate(self._graph.outputs):
-            if output in self._codes:
-                self._graph.outputs[i] = self._dequantized(self._codes[output])
+            if output in self._quantized:
+                self._graph.outputs[i] = self._dequantized(self._quantized[output])
         lower_weights(self.model, self._student, self._qparams)
         self._drop_functions()
         self._graph.sort()
@@ -67,7 +66,7 @@ class Lowering:
     def _lower(self, node: ir.Node) -> None:
         if node.domain == DOMAIN and parse_function_name(node.op_type):
             self._quantize(node)
-        elif self._moves_codes(node):
+        elif self._moves_integers(node):
             self._move(node)
         else:
             for reader in (node, *nested_nodes(node)):
@@ -75,15 +74,16 @@ class Lowering:
 
     def _read_floats(self, node: ir.Node) -> None:
         for i, value in enumerate(node.inputs):
-            if value in self._codes:
-                node.replace_input_with(i, self._dequantized(self._codes[value]))
+            if value in self._quantized:
+                node.replace_input_with(i, self._dequantized(self._quantized[value]))
 
     def _quantize(self, node: ir.Node) -> None:
         spec, source, result = self._specs[str(node.name)], node.inputs[0], node.outputs[0]
         assert source is not None
-        if source in self._codes:
-            source = self._dequantized(self._codes[source])
-        scale, zero_point = tensor_qparams(spec, self._qparams.ranges[spec.name])
+        if source in self._quantized:
+            source = self._dequantized(self._quantized[source])
+        values = self._qparams.ranges[spec.name]
+        scale, zero_point = spec.quantizer.scale_and_zero_point(values, spec.num_bits)
         scale_value = add_constant(
             self._graph, f"{spec.name}{SCALE}", np.asarray(scale, np.float32)
         )
@@ -93,65 +93,67 @@ class Lowering:
         quantize = ir.node(
             "QuantizeLinear", [source, scale_value, zero_value], name=f"{spec.name}.q"
         )
-        codes = quantize.outputs[0]
-        codes.name, codes.shape = spec.name + CODES, result.shape
-        codes.type = ir.TensorType(ir.DataType.UINT8)
+        integers = quantize.outputs[0]
+        integers.name, integers.shape = spec.name + CODES, result.shape
+        integers.type = ir.TensorType(ir.DataType.UINT8)
         self._graph.insert_before(node, quantize)
         # QuantizeLinear clips to 8 bits by itself.
-        if spec.num_bits < CODE_BITS:
-            codes = self._clip(codes, spec, node)
-        self._codes[result] = Codes(codes, scale_value, zero_value, str(result.name))
-        for name in limit_names(spec):
+        if spec.num_bits < BYTE_BITS:
+            integers = self._clip(integers, spec, node)
+        self._quantized[result] = Quantized(integers, scale_value, zero_value, str(result.name))
+        for name in range_inputs(spec):
             self._remove_input(name)
 
     def _clip(self, wide: ir.Value, spec: TensorSpec, before: ir.Node) -> ir.Value:
-        """The quantized values clipped to 0 ... 2^n - 1: a float Clip would stay in float."""
-        names = (f"codes.{code}" for code in (0, quant_max(spec.num_bits)))
-        bounds = [self._shared_code(name) for name in names]
-        clip = ir.node("Clip", [wide, *bounds], name=f"{spec.name}.clip")
-        codes = clip.outputs[0]
-        wide.name, codes.name = spec.name + WIDE, spec.name + CODES
-        codes.type, codes.shape = wide.type, wide.shape
+        """Integers within 0 ... 2^n - 1; a Clip of floats would leave the layer float."""
+        ends = (0, spec.quantizer.largest(spec.num_bits))
+        inputs = [wide, *(self._shared_integer(each) for each in ends)]
+        clip = ir.node("Clip", inputs, name=f"{spec.name}.clip")
+        integers = clip.outputs[0]
+        wide.name, integers.name = spec.name + WIDE, spec.name + CODES
+        integers.type, integers.shape = wide.type, wide.shape
         self._graph.insert_before(before, clip)
-        return codes
+        return integers
 
-    def _shared_code(self, name: str) -> ir.Value:
+    def _shared_integer(self, value: int) -> ir.Value:
+        name = f"codes.{value}"
         known = self._graph.initializers.get(name)
-        code = np.asarray(name.rpartition(".")[2], np.uint8)
-        return known if known is not None else add_constant(self._graph, name, code)
+        integer = np.asarray(value, np.uint8)
+        return known if known is not None else add_constant(self._graph, name, integer)
 
-    def _moves_codes(self, node: ir.Node) -> bool:
-        return node.name in self._student.plan.moves and node.inputs[0] in self._codes
+    def _moves_integers(self, node: ir.Node) -> bool:
+        return node.name in self._student.plan.moves and node.inputs[0] in self._quantized
 
     def _move(self, node: ir.Node) -> None:
         source = node.inputs[0]
         assert source is not None
-        codes = self._codes[source]
-        node.replace_input_with(0, codes.value)
+        quantized = self._quantized[source]
+        node.replace_input_with(0, quantized.value)
         if node.op_type == "Pad":
-            self._pad_with_zero_point(node, codes)
+            self._pad_with_zero_point(node, quantized)
         for output in node.outputs:
             name = str(output.name)
             output.name = name + CODES
             output.type = ir.TensorType(ir.DataType.UINT8)
-            self._codes[output] = Codes(output, codes.scale, codes.zero_point, name)
+            scale, zero_point = quantized.scale, quantized.zero_point
+            self._quantized[output] = Quantized(output, scale, zero_point, name)
 
-    def _pad_with_zero_point(self, node: ir.Node, codes: Codes) -> None:
+    def _pad_with_zero_point(self, node: ir.Node, quantized: Quantized) -> None:
         if len(node.inputs) < 3:
             node.resize_inputs(3)
-        node.replace_input_with(2, codes.zero_point)
+        node.replace_input_with(2, quantized.zero_point)
 
-    def _dequantized(self, codes: Codes) -> ir.Value:
-        if codes.real is None:
-            inputs = [codes.value, codes.scale, codes.zero_point]
-            node = ir.node("DequantizeLinear", inputs, name=f"{codes.name}.dq")
-            codes.real = node.outputs[0]
-            codes.real.name, codes.real.shape = codes.name, codes.value.shape
-            codes.real.type = ir.TensorType(ir.DataType.FLOAT)
-            producer = codes.value.producer()
+    def _dequantized(self, quantized: Quantized) -> ir.Value:
+        if quantized.real is None:
+            inputs = [quantized.value, quantized.scale, quantized.zero_point]
+            node = ir.node("DequantizeLinear", inputs, name=f"{quantized.name}.dq")
+            quantized.real = node.outputs[0]
+            quantized.real.name, quantized.real.shape = quantized.name, quantized.value.shape
+            quantized.real.type = ir.TensorType(ir.DataType.FLOAT)
+            producer = quantized.value.producer()
             assert producer is not None
             self._graph.insert_after(producer, node)
-        return codes.real
+        return quantized.real
 
     def _remove_input(self, name: str) -> None:
         for value in list(self._graph.inputs):

@@ -58,10 +58,11 @@ class StoredWeight:
         if spec.codebook is not None:
             return add_lookup(self._graph, name, self._qparams.codebooks[name])
         weight = self._qparams.weights[name]
-        codes = quantize_weight(weight, self.scale, spec.num_bits, spec.axis)
+        integers = quantize_weight(weight, self.scale, spec.num_bits, spec.axis)
         if spec.packed:
-            return add_lookup(self._graph, name, uniform_codebook(codes, spec.num_bits, self.scale))
-        return add_constant(self._graph, f"{name}{CODES}", codes.astype(self._type.numpy()))
+            codebook = uniform_codebook(integers, spec.num_bits, self.scale)
+            return add_lookup(self._graph, name, codebook)
+        return add_constant(self._graph, f"{name}{CODES}", integers.astype(self._type.numpy()))
 
     def connect(self, node: ir.Node, spec: LayerSpec) -> None:
         """Connect a layer that reads the weight in its own way; `replace` connects the others."""

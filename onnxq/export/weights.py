@@ -12,16 +12,13 @@ from onnxq.export.constants import CODES, SCALE, add_constant
 from onnxq.export.lookup import add_lookup
 from onnxq.export.stored_weight import REAL, StoredWeight, dequantize, replace_input
 from onnxq.numerics.codebook import Codebook
-from onnxq.numerics.qparams import FloatArray, bias_scale, quantize_bias
+from onnxq.numerics.qparams import FloatArray, quantize_bias
 from onnxq.plan.spec import LayerSpec, codebook_bytes
 from onnxq.student.qparams import (
     QParams,
     bias_name,
     corrected_bias,
     fake_weight,
-    float_feeds,
-    input_scale,
-    layer_scale,
     needs_bias,
 )
 from onnxq.student.student import Student, fix_inputs
@@ -55,7 +52,7 @@ def lower_weights(model: ir.Model, student: Student, qparams: QParams) -> None:
         if needs_bias(spec):
             real = _lower_bias(graph, spec, student, qparams, weights[spec.weight])
             replace_input(graph, inputs[bias_name(spec)], real)
-    fix_inputs(graph, float_feeds(student.plan, qparams))
+    fix_inputs(graph, student.float_feeds(qparams))
 
 
 def _lower_bias(
@@ -65,17 +62,15 @@ def _lower_bias(
     bias = corrected_bias(spec, qparams, fake_weight(spec, qparams, weight.scale))
     if spec.compute == "weight-only":
         return _real_bias(graph, name, bias)
-    source = student.sources[spec.name]
-    scale = layer_scale(spec, qparams, weight.scale)
-    grid = bias_scale(input_scale(student.plan, qparams, source), scale)
-    codes = quantize_bias(bias, grid)
-    stored = add_constant(graph, f"{name}{CODES}", codes.reshape(-1))
-    of_bias = _bias_scale(graph, name, source, weight.scale_value(spec))
+    scale = student.bias_scale(spec, qparams, weight.scale)
+    integers = quantize_bias(bias, scale)
+    stored = add_constant(graph, f"{name}{CODES}", integers.reshape(-1))
+    of_bias = _bias_scale(graph, name, student.sources[spec.name], weight.scale_value(spec))
     return dequantize(graph, [stored, of_bias], 0 if scale.ndim else None, name)
 
 
 def _bias_scale(graph: ir.Graph, name: str, source: str, weight: ir.Value) -> ir.Value:
-    """s_in * s_w, computed when a session starts: one node is smaller than a scale per channel."""
+    """s_in * s_w, computed when a session starts: a node is smaller than a scale per channel."""
     scales = [graph.initializers[f"{source}{SCALE}"], weight]
     node = ir.node("Mul", scales, name=f"{name}.rescale")
     node.outputs[0].name = f"{name}{SCALE}"
@@ -88,6 +83,6 @@ def _real_bias(graph: ir.Graph, name: str, bias: FloatArray) -> ir.Value:
     values, indices = np.unique(bias, return_inverse=True)
     shared = 1 < values.size <= MOST_CENTROIDS
     if shared and codebook_bytes(bias.size, values.size, integer=False) < bias.nbytes:
-        codes = np.asarray(indices.reshape(bias.shape), np.uint8)
-        return add_lookup(graph, name, Codebook(values, codes, np.ones((), np.float32)))
+        places = np.asarray(indices.reshape(bias.shape), np.uint8)
+        return add_lookup(graph, name, Codebook(values, places, np.ones((), np.float32)))
     return add_constant(graph, f"{name}{REAL}", bias)

@@ -15,13 +15,15 @@ from onnxq.errors import DataError
 from onnxq.forms.bias_correction import correct_biases
 from onnxq.forms.equalize import equalize, find_pairs
 from onnxq.forms.sensitivity import Sensitivity, error_limit
+from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.options.table import OFF
 from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
-from onnxq.student.initial import initial_qparams, with_shared_biases
+from onnxq.student.build import build_student
+from onnxq.student.initial import full_ranges, initial_qparams, with_shared_biases
 from onnxq.student.qparams import QParams
-from onnxq.student.student import Student, build_student
+from onnxq.student.student import Student
 from onnxq.train.held_out import HeldOut
 from onnxq.train.objective import choose_objective
 from onnxq.train.teacher import TeacherOutputs
@@ -76,9 +78,9 @@ class Variant:
         """The held-out score of other quantization parameters."""
         return self.held_out.score(self.student.feeds(qparams))
 
-    def extremes(self) -> dict[str, tuple[float, float]]:
-        """(minimum, maximum) of each tensor, from calibration."""
-        return {name: (s.minimum, s.maximum) for name, s in self.statistics.items()}
+    def full_ranges(self) -> dict[str, Range]:
+        """The range of all values that the calibration saw, by tensor of the plan."""
+        return full_ranges(self.student.plan, self.statistics)
 
     def elements(self) -> dict[str, int]:
         """Elements of each tensor in one sample, where known."""
@@ -253,7 +255,7 @@ class Variants:
         pairs = find_pairs(model) if wanted else []
         if not pairs:
             return self.make(PLAIN, model)
-        recipe = _with_codes(recipe)
+        recipe = _without_codebooks(recipe)
         best = self._make(PLAIN, model, recipe, {}, frozenset())
         largest = self._channel_maxima(model, list(dict.fromkeys(p.tensor for p in pairs)))
         candidates = {SAFE: equalize(model, largest, "safe")}
@@ -290,8 +292,8 @@ class Variants:
         return result
 
 
-def _with_codes(recipe: Recipe) -> Recipe:
-    """The recipe with integer weights in place of codebooks."""
+def _without_codebooks(recipe: Recipe) -> Recipe:
+    """The recipe with integers in the place of codebooks."""
     counts = (recipe.codebook, *(layer.codebook for layer in recipe.layers))
     if not any(isinstance(count, int) for count in counts):
         return recipe

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxq.graph.facts import values_by_name
 from onnxq.graph.fake_quant import DOMAIN, call, function
 from onnxq.plan.spec import Plan, TensorSpec
-from onnxq.student.qparams import QParams, limit_names, limits
+from onnxq.student.qparams import QParams, range_feeds, range_inputs
 from onnxq.train.held_out import HeldOut
 from onnxq.train.objective import Objective
 from onnxq.train.teacher import TeacherOutputs
@@ -76,18 +76,14 @@ class Sensitivity:
         self._judge = HeldOut(objective.attach(gate_tensors(model, plan)), outputs, objective)
         count = min(SAMPLES, outputs.positions)
         self._positions = np.linspace(0, outputs.positions - 1, count).astype(np.int64)
-        self._limits: dict[str, np.ndarray] = {}
-        for spec in plan.tensors.values():
-            values = limits(spec, qparams.ranges[spec.name])
-            names = limit_names(spec)
-            self._limits |= {n: np.asarray(v) for n, v in zip(names, values, strict=True)}
+        self._ranges = range_feeds(plan.tensors.values(), qparams)
         self._order: list[str] = []
 
     def error(self, tensors: Sequence[str]) -> float:
         """The relative RMSE of the outputs when these tensors are quantized and no others."""
         chosen = set(tensors)
         gates = {n + GATE: np.asarray(np.float32(n in chosen)) for n in self._tensors}
-        return self._judge.score({**self._limits, **gates}, self._positions, SAMPLES // 2)
+        return self._judge.score({**self._ranges, **gates}, self._positions, SAMPLES // 2)
 
     def order(self, on_tensor: Callable[[int], None] | None = None) -> list[str]:
         """The tensors, the costliest first; measured once."""
@@ -116,7 +112,7 @@ class Sensitivity:
 def gate_tensors(model: ir.Model, plan: Plan) -> ir.Model:
     """A copy of the model with a gated fake-quant node on every tensor of the plan.
 
-    Its further inputs are the range limits of each tensor and `<tensor>.gate`, 0 or 1.
+    Its further inputs are the range of each tensor and `<tensor>.gate`, 0 or 1.
     """
     copy = model.clone(deep_copy=False)
     graph = copy.graph
@@ -132,11 +128,11 @@ def gate_tensors(model: ir.Model, plan: Plan) -> ir.Model:
 
 
 def _gate(graph: ir.Graph, value: ir.Value, spec: TensorSpec) -> None:
-    names = (*limit_names(spec), spec.name + GATE)
-    *bounds, gate = [ir.val(name, ir.DataType.FLOAT, []) for name in names]
-    graph.inputs.extend([*bounds, gate])
+    names = (*range_inputs(spec), spec.name + GATE)
+    *parameters, gate = [ir.val(name, ir.DataType.FLOAT, []) for name in names]
+    graph.inputs.extend([*parameters, gate])
     readers = list(value.uses())
-    quantized = call(spec.kind, spec.num_bits, value, *bounds)
+    quantized = call(spec.kind, spec.num_bits, value, *parameters)
     error = ir.node("Sub", [quantized.outputs[0], value])
     gated = ir.node("Mul", [error.outputs[0], gate])
     result = ir.node("Add", [value, gated.outputs[0]])

@@ -60,7 +60,7 @@ class CodebookTables:
     def project(self) -> None:
         """Clip int8 centroids to their range and keep scales positive, in place."""
         for weight, book in self._start.items():
-            if book.centroids.dtype == np.int8:
+            if book.quantizer.integer:
                 value = self.values[TABLE + weight]
                 np.clip(value, -1, 1, out=value)
         for weight in self._scaled:
@@ -74,8 +74,8 @@ class CodebookTables:
     def _codebook(self, weight: str) -> Codebook:
         book, real = self._start[weight], self.values[TABLE + weight] * self._units[weight]
         scale = self._scale(weight)
-        if book.centroids.dtype == np.int8:
-            return replace(book, centroids=np.rint(real).astype(np.int8), scale=scale)
+        if integer := book.quantizer.integer:
+            return replace(book, centroids=np.rint(real).astype(integer), scale=scale)
         return replace(book, centroids=real.astype(np.float32), scale=scale)
 
     def _scale(self, weight: str) -> FloatArray:
@@ -105,11 +105,11 @@ class CodebookTables:
 
 
 def _unit(book: Codebook, spec: LayerSpec) -> np.float32:
-    if book.centroids.dtype == np.int8:
+    if book.quantizer.integer:
         return np.float32(spec.centroid_max)
     return np.float32(max(float(np.abs(book.centroids).max()), 1e-30))
 
 
 def _has_scale(book: Codebook, spec: LayerSpec) -> bool:
     """Whether the file stores a scale: float centroids without channels need none."""
-    return spec.axis is not None or book.centroids.dtype == np.int8
+    return spec.axis is not None or book.quantizer.integer is not None

@@ -11,7 +11,7 @@ from onnxq.learn.gptq import reconstruct as rounding
 from onnxq.learn.gptq.reconstruct import reconstruct
 from onnxq.learn.train import train_parameters
 from onnxq.plan import Plan
-from onnxq.plan.spec import CODE_BITS
+from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
 from onnxq.train.augment import Changes
 from onnxq.train.budget import Budget
@@ -49,7 +49,7 @@ def spelt_out(
         return frozenset(learns) - {"none"}
     weights = [spec.num_bits for spec in plan.layers.values() if spec.codebook is None]
     tensors = [spec.num_bits for spec in plan.tensors.values()]
-    narrowest, fewest = min(tensors, default=CODE_BITS), min(weights, default=CODE_BITS)
+    narrowest, fewest = min(tensors, default=BYTE_BITS), min(weights, default=BYTE_BITS)
     found = {"rounding"} if weights else set[str]()
     if len(weights) < len(plan.layers):
         found.add("codebooks")

@@ -7,9 +7,10 @@ Esser et al., "Learned Step Size Quantization", 2020, and Li et al., DFQF, 2020,
 
 | quantizer | trained | meaning |
 |---|---|---|
-| weights, one step or one per channel | v | T = T_0 exp(v), step = T / (2^(n-1) - 1) |
-| unsigned or symmetric tensor | v | width = width_0 exp(v) |
-| asymmetric tensor | v, u | width likewise, left = left_0 + u width_0, left <= 0 <= left + width |
+| weight, per tensor or channel | v | T = T_0 exp(v), step = T / (2^(n-1) - 1) |
+| positive or symmetric | v | width = width_0 exp(v) |
+| asymmetric | v | likewise |
+| | u | lowest = lowest_0 + u width_0, lowest <= 0 <= lowest + width |
 
 Weights that lie on their grid, as GPTQ leaves them, keep their integers and scale with the step:
 
@@ -30,23 +31,14 @@ from onnxq.numerics.qparams import (
     FloatArray,
     fake_quant_weight,
     per_channel,
-    quant_max,
-    weight_quant_max,
     weight_scale,
     weight_threshold_gradient,
 )
+from onnxq.numerics.quantizers import WEIGHT, Range
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
-from onnxq.student.qparams import (
-    SMALLEST_WIDTH,
-    QParams,
-    Range,
-    limit_names,
-    on_grid,
-    quantized_inputs,
-    range_of,
-)
+from onnxq.student.qparams import QParams, is_on_grid, quantized_inputs, range_inputs
 
-STEP, LEFT, WEIGHT_STEP = "step:", "left:", "weight-step:"
+STEP, LOWEST, WEIGHT_STEP = "step:", "lowest:", "weight-step:"
 
 FURTHEST = float(np.log(16))
 """Of v: integer kernels hold no ratio of steps above 256, and float32 not every exp(v)."""
@@ -71,28 +63,26 @@ class StepSizes:
     def __init__(self, plan: Plan, start: QParams, elements: Mapping[str, int]) -> None:
         self._tensors = plan.tensors
         self._layers = {s.weight: s for s in plan.multiplied() if s.codebook is None}
-        widths = {n: max(start.ranges[n][1], SMALLEST_WIDTH) for n in self._tensors}
-        self._ranges = {n: (start.ranges[n][0], width) for n, width in widths.items()}
+        self._ranges = start.ranges
         self._thresholds = {w: start.thresholds[w] for w in self._layers}
-        self._coded = {
-            w: start.weights[w] for w, layer in self._layers.items() if on_grid(layer, start)
+        self._on_grid = {
+            w: start.weights[w] for w, layer in self._layers.items() if is_on_grid(layer, start)
         }
         self.damping: dict[str, float] = {}
         self.values: dict[str, np.ndarray] = {}
         self.units: dict[str, FloatArray | np.float32] = {}
         for name, spec in self._tensors.items():
-            self._add(STEP + name, np.float32(widths[name]), spec, elements.get(name, 1))
-            if spec.kind == "asymmetric":
-                self._add(LEFT + name, np.float32(widths[name]), spec, elements.get(name, 1))
+            width = np.float32(start.ranges[name].width)
+            largest, shared = spec.quantizer.largest(spec.num_bits), elements.get(name, 1)
+            self._add(STEP + name, width, largest, shared)
+            if spec.quantizer.has_lowest:
+                self._add(LOWEST + name, width, largest, shared)
         for weight, layer in self._layers.items():
             shared = layer.parameters // max(self._thresholds[weight].size, 1)
-            self._add(WEIGHT_STEP + weight, self._thresholds[weight], layer, shared)
+            largest = WEIGHT.largest(layer.num_bits)
+            self._add(WEIGHT_STEP + weight, self._thresholds[weight], largest, shared)
 
-    def _add(
-        self, key: str, full: FloatArray | np.float32, spec: TensorSpec | LayerSpec, shared: int
-    ) -> None:
-        weight = isinstance(spec, LayerSpec)
-        largest = weight_quant_max(spec.num_bits) if weight else quant_max(spec.num_bits)
+    def _add(self, key: str, full: FloatArray | np.float32, largest: int, shared: int) -> None:
         self.values[key] = np.zeros(np.shape(full), np.float32)
         self.units[key] = np.asarray(full / np.float32(largest), np.float32)
         self.damping[key] = float(1 / np.sqrt(max(shared, 1) * largest))
@@ -100,14 +90,14 @@ class StepSizes:
     def project(self) -> None:
         """Clip steps to their bounds and keep zero inside every asymmetric range, in place."""
         for key, value in self.values.items():
-            if not key.startswith(LEFT):
+            if not key.startswith(LOWEST):
                 np.clip(value, -FURTHEST, FURTHEST, out=value)
         for name, spec in self._tensors.items():
-            if spec.kind == "asymmetric":
-                left, full = self._ranges[name]
+            if spec.quantizer.has_lowest:
+                lowest, full = self._ranges[name]
                 width = full * float(np.exp(self.values[STEP + name]))
-                shift = self.values[LEFT + name]
-                np.clip(shift, (-width - left) / full, -left / full, out=shift)
+                shift = self.values[LOWEST + name]
+                np.clip(shift, (-width - lowest) / full, -lowest / full, out=shift)
 
     def qparams(self, base: QParams) -> QParams:
         """The quantization parameters with the trained ranges and thresholds."""
@@ -117,16 +107,16 @@ class StepSizes:
             for weight, start in self._thresholds.items()
         }
         weights = {
-            weight: scaled(coded, np.exp(self.values[WEIGHT_STEP + weight]), self._layers[weight])
-            for weight, coded in self._coded.items()
+            weight: scaled(start, np.exp(self.values[WEIGHT_STEP + weight]), self._layers[weight])
+            for weight, start in self._on_grid.items()
         }
         return base.with_ranges(ranges).with_thresholds(thresholds).with_weights(weights)
 
     def _range(self, spec: TensorSpec) -> Range:
-        left, full = self._ranges[spec.name]
+        lowest, full = self._ranges[spec.name]
         width = full * float(np.exp(self.values[STEP + spec.name]))
-        shift = self.values.get(LEFT + spec.name, 0.0)
-        return range_of(spec, left + full * float(shift), width)
+        shift = self.values.get(LOWEST + spec.name, 0.0)
+        return spec.quantizer.range(lowest + full * float(shift), width)
 
     def parameter_names(self) -> list[str]:
         """The student's inputs whose gradients are needed."""
@@ -136,20 +126,18 @@ class StepSizes:
         """dL/dv and dL/du by key; LSQ's factor is left to the optimizer.
 
         Args:
-            found: dL/d limit and dL/d weight by the student's input name.
+            found: dL/d range parameter and dL/d weight by the student's input name.
             now: the quantization parameters at which they were computed.
         """
         result: dict[str, np.ndarray] = {}
         for name, spec in self._tensors.items():
-            names = limit_names(spec)
-            # A symmetric threshold is half the width.
-            reach = now.ranges[name][1] / (2 if spec.kind == "symmetric" else 1)
-            result[STEP + name] = found[names[-1]] * reach
-            if spec.kind == "asymmetric":
-                result[LEFT + name] = found[names[0]] * self._ranges[name][1]
+            names = range_inputs(spec)
+            result[STEP + name] = found[names[-1]] * (now.ranges[name].width * spec.quantizer.share)
+            if spec.quantizer.has_lowest:
+                result[LOWEST + name] = found[names[0]] * self._ranges[name].width
         for weight, layer in self._layers.items():
-            if weight in self._coded:
-                result[WEIGHT_STEP + weight] = _moving_all(found[weight], layer, now)
+            if weight in self._on_grid:
+                result[WEIGHT_STEP + weight] = _slope_on_grid(found[weight], layer, now)
                 continue
             threshold = now.thresholds[weight]
             slope = weight_threshold_gradient(
@@ -164,7 +152,7 @@ def scaled(weight: FloatArray, factor: FloatArray, spec: LayerSpec) -> FloatArra
     return np.asarray(weight * per_channel(factor, weight.ndim, spec.axis), np.float32)
 
 
-def _moving_all(slope: FloatArray, spec: LayerSpec, now: QParams) -> FloatArray:
+def _slope_on_grid(slope: FloatArray, spec: LayerSpec, now: QParams) -> FloatArray:
     """dL/dv of weights that keep their integers: sum of W~ dL/dW~, per channel or over all."""
     weight = now.weights[spec.weight]
     scale = weight_scale(now.thresholds[spec.weight], spec.num_bits)

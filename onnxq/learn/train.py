@@ -113,7 +113,7 @@ def train_parameters(
     kept = Learned(variant.score, variant.score, qparams=start)
     if "weights" in wanted:
         start = student.with_corrections_kept(start)
-    parts = make_parts(wanted, student.plan, start, variant.extremes(), variant.elements())
+    parts = make_parts(wanted, student.plan, start, variant.full_ranges(), variant.elements())
     if not parts:
         return kept
     trained = Trained(parts, student.plan, start)

@@ -14,10 +14,9 @@ from onnxq.learn.thresholds import ThresholdScales
 from onnxq.learn.weights import FreeValues, LatentWeights
 from onnxq.numerics.bias_correction import shift_weight_gradient
 from onnxq.numerics.qparams import FloatArray
+from onnxq.numerics.quantizers import Range
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.student.qparams import QParams, bias_name, needs_bias
-
-Extremes = Mapping[str, tuple[float, float]]
 
 NONE_KNOWN: Mapping[str, int] = MappingProxyType({})
 
@@ -52,7 +51,7 @@ def make_parts(
     learns: Set[str],
     plan: Plan,
     start: QParams,
-    extremes: Extremes,
+    full_ranges: Mapping[str, Range],
     elements: Mapping[str, int] = NONE_KNOWN,
 ) -> list[Part]:
     """The parts for the options of `learn`; parts without values are left out.
@@ -61,13 +60,13 @@ def make_parts(
         learns: the options.
         plan: the plan.
         start: the quantization parameters to start from.
-        extremes: (minimum, maximum) of each tensor by name, from calibration.
+        full_ranges: the range of all values that calibration saw, by tensor name.
         elements: elements of each tensor in one sample, by name, where known.
     """
     layers, floats = plan.multiplied(), list(plan.float_layers.values())
     parts: list[Part] = []
     if "thresholds" in learns:
-        parts.append(ThresholdScales(plan, start, extremes))
+        parts.append(ThresholdScales(plan, start, full_ranges))
     if "steps" in learns:
         parts.append(StepSizes(plan, start, elements))
     if "weights" in learns:

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxq.numerics.qparams import FloatArray, inside_codes, per_channel, weight_scale
+from onnxq.numerics.qparams import FloatArray, is_unclipped, per_channel, weight_scale
 from onnxq.plan.spec import LayerSpec
-from onnxq.student.qparams import QParams, bias_name, on_grid
+from onnxq.student.qparams import QParams, bias_name, is_on_grid
 
 VALUE, BIAS = "value:", "bias:"
 
@@ -95,8 +95,8 @@ class LatentWeights:
     def __init__(self, layers: Sequence[LayerSpec], start: QParams) -> None:
         self._layers = {s.weight: s for s in layers if s.codebook is None}
         self._start = {weight: start.weights[weight] for weight in self._layers}
-        self._coded = {
-            w: start.thresholds[w] for w, spec in self._layers.items() if on_grid(spec, start)
+        self._on_grid = {
+            w: start.thresholds[w] for w, spec in self._layers.items() if is_on_grid(spec, start)
         }
         self.values = {VALUE + w: np.zeros_like(array) for w, array in self._start.items()}
         self.units: dict[str, FloatArray | np.float32] = {
@@ -120,10 +120,10 @@ class LatentWeights:
         )
 
     def _factor(self, weight: str, now: QParams) -> FloatArray | np.float32:
-        """Step / step_0, in a shape that broadcasts to the weight's."""
-        if weight not in self._coded:
+        """Step / step_0, of a shape that broadcasts to the weight's."""
+        if weight not in self._on_grid:
             return np.float32(1)
-        spec, first = self._layers[weight], self._coded[weight]
+        spec, first = self._layers[weight], self._on_grid[weight]
         return per_channel(now.thresholds[weight] / first, self._start[weight].ndim, spec.axis)
 
     def parameter_names(self) -> list[str]:
@@ -134,7 +134,7 @@ class LatentWeights:
         """dL/dd by key."""
         result = {}
         for weight, spec in self._layers.items():
-            inside = inside_codes(
+            inside = is_unclipped(
                 now.weights[weight], now.thresholds[weight], spec.num_bits, spec.axis
             )
             slope = np.where(inside, found[weight], np.float32(0))

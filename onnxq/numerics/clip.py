@@ -1,6 +1,7 @@
-"""Clip thresholds of a tensor from its histogram.
+"""The range of an activation from its histogram, by one of five calibration methods.
 
-By the maximum, a percentile, KL divergence, ACIQ or the mean squared error.
+By the maximum, a percentile, KL divergence, ACIQ (Banner et al., "Post training 4-bit quantization
+of convolutional networks", 2019) or the mean squared error.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.numerics.clip_mse import mse_range
+from onnxq.numerics.clip_mse import Ends, mse_ends
 from onnxq.numerics.histogram import BINS_PER_SIDE, Histogram
+from onnxq.numerics.quantizers import ACTIVATIONS, Kind, Range
 
 
 def laplace_clip(num_bits: int) -> float:
@@ -33,36 +35,25 @@ def normal_clip(num_bits: int) -> float:
     return _root(derivative)
 
 
-def aciq_range(
-    histogram: Histogram, num_bits: int, signed: bool, symmetric: bool
-) -> tuple[float, float]:
-    """The range by the density, Laplace or normal, under which the values are likelier.
+def _aciq_ends(histogram: Histogram, num_bits: int, kind: Kind) -> Ends:
+    """By the density, Laplace or normal, under which the values are likelier.
 
-    Args:
-        histogram: the distribution of the tensor.
-        num_bits: 2 to 8.
-        signed: False takes positive values alone, as half of a symmetric density.
-        symmetric: a signed density is centred on zero, not on its mean.
-
-    Returns:
-        (left, right) in real units, (0, 0) where the histogram holds no value to fit.
+    One of positive values is half of a symmetric density, of one bit more; a symmetric one is
+    centred on zero, an asymmetric one on its mean. (0, 0) where there is no value to fit.
     """
     counts = histogram.counts.astype(np.float64)
-    if not signed:
+    if kind == "positive":
         counts[:BINS_PER_SIDE] = 0.0
     if not counts.any():
         return 0.0, 0.0
     weights = counts / counts.sum()
-    centred = signed and not symmetric
-    mean = float(weights @ histogram.centres) if centred else 0.0
-    threshold = _threshold(weights, histogram.centres - mean, num_bits + (not signed))
-    return (mean - threshold, mean + threshold) if signed else (0.0, threshold)
+    mean = float(weights @ histogram.centres) if kind == "asymmetric" else 0.0
+    reach = _reach(weights, histogram.centres - mean, num_bits + (kind == "positive"))
+    return (0.0, reach) if kind == "positive" else (mean - reach, mean + reach)
 
 
-def _threshold(
-    weights: NDArray[np.float64], deviations: NDArray[np.float64], num_bits: int
-) -> float:
-    """T of the likelier density, each fitted by maximum likelihood."""
+def _reach(weights: NDArray[np.float64], deviations: NDArray[np.float64], num_bits: int) -> float:
+    """How far the likelier density is kept from its mean, each fitted by maximum likelihood."""
     b = float(weights @ np.abs(deviations))
     sigma = math.sqrt(float(weights @ deviations**2))
     if b == 0.0:
@@ -90,34 +81,30 @@ _FLOOR = 1e-10
 """Stands for a probability of zero in Q, where only outliers fill the last bin of P."""
 
 
-def entropy_threshold(histogram: Histogram, num_bits: int, signed: bool) -> float:
-    """The threshold T of least KL divergence on |x|.
+def _kl_ends(histogram: Histogram, num_bits: int, kind: Kind) -> Ends:
+    """(-T, T) with the T of least KL divergence on |x|, 0 where all values are zero.
 
-    Args:
-        histogram: the distribution of the tensor.
-        num_bits: 2 to 8.
-        signed: levels are 2ⁿ⁻¹ on each side of zero where signed, else 2ⁿ (positive values).
-
-    Returns:
-        T in real units, 0 where there is no value other than zero.
+    There are 2ⁿ⁻¹ levels on each side of zero, 2ⁿ where values are positive.
     """
+    signed = kind != "positive"
     counts = histogram.counts[BINS_PER_SIDE:].astype(np.float64)
     if signed:
         counts += histogram.counts[:BINS_PER_SIDE][::-1]
     occupied = np.flatnonzero(counts)
     if occupied.size == 0:
-        return 0.0
+        return 0.0, 0.0
     stop = int(occupied[-1]) + 1
     levels = 2 ** (num_bits - 1) if signed else 2**num_bits
     if stop <= levels:
-        return stop * histogram.width
+        return -stop * histogram.width, stop * histogram.width
     candidates = np.unique(np.linspace(levels, stop, _CANDIDATES).astype(np.intp))
     divergences = [_divergence(counts, int(i), levels) for i in candidates]
-    return float(candidates[int(np.argmin(divergences))] * histogram.width)
+    threshold = float(candidates[int(np.argmin(divergences))] * histogram.width)
+    return -threshold, threshold
 
 
 def _divergence(counts: NDArray[np.float64], stop: int, levels: int) -> float:
-    """KL(P‖Q) for the threshold at the upper edge of bin stop − 1."""
+    """KL(P‖Q) where |x| is cut at the upper edge of bin stop − 1."""
     inside = counts[:stop]
     p = inside.copy()
     p[-1] += counts[stop:].sum()
@@ -143,7 +130,7 @@ PERCENTILE = 99.99
 
 
 class RangeStatistics(Protocol):
-    """What a clip method needs to know about a tensor."""
+    """What a calibration method needs to know about a tensor."""
 
     @property
     def minimum(self) -> float:
@@ -158,82 +145,76 @@ class RangeStatistics(Protocol):
         """The distribution of the values."""
 
 
-def clip_range(
-    statistics: RangeStatistics,
-    method: ClipMethod,
-    num_bits: int,
-    signed: bool,
-    symmetric: bool,
-) -> tuple[float, float]:
-    """The range (left, right) of a tensor by one clip method.
+def calibrated_range(
+    statistics: RangeStatistics, method: ClipMethod, num_bits: int, kind: Kind
+) -> Range:
+    """The range of an activation by one calibration method.
 
-    - max: every value seen is inside; T = max|x|.
-    - mse: the least mean square quantization error on the histogram (``clip_mse``).
-    - aciq: the best clip of a fitted Laplace or normal density (``aciq``).
-    - kl: the least divergence between the distributions before and after (``entropy``).
-    - percentile: 99.99 % of the values are inside; for an asymmetric signed tensor what is
-      left out is shared by both ends.
+    - max: every value seen is inside.
+    - mse: the least mean square quantization error on the histogram (`clip_mse`).
+    - aciq: the best clip of a fitted Laplace or normal density.
+    - kl: the least divergence between the distributions before and after.
+    - percentile: 99.99 % of the values are inside; of an asymmetric tensor what is left out is
+      shared by both ends.
 
-    No method leaves the range of "max".
+    Zero is inside, and no method leaves the range of "max". Negative values of a tensor said to be
+    positive count for nothing.
 
     Args:
-        statistics: the tensor's limits and histogram.
-        method: one of ``CLIP_METHODS``.
+        statistics: smallest and largest value, and histogram.
+        method: one of `CLIP_METHODS`.
         num_bits: 2 to 8.
-        signed: False where values are never negative (those that are, count for nothing).
-        symmetric: for signed tensors, left = −right.
-
-    Returns:
-        (left, right) in real units, left ≤ 0 ≤ right.
+        kind: of the quantizer.
 
     Raises:
-        ValueError: the method is unknown, or the tensor's limits are not finite.
+        ValueError: the method is unknown, or a value is not finite.
     """
+    lowest, highest = _ends(statistics, method, num_bits, kind)
+    return ACTIVATIONS[kind].range(lowest, highest - lowest)
+
+
+def _ends(statistics: RangeStatistics, method: ClipMethod, num_bits: int, kind: Kind) -> Ends:
     if method not in CLIP_METHODS:
         raise ValueError(f"the clip method is '{method}', expected one of {CLIP_METHODS}")
-    left, right = _max_range(statistics, signed, symmetric)
-    if not (math.isfinite(left) and math.isfinite(right)):
-        raise ValueError(f"the range ({left}, {right}) is not finite; leave the tensor float")
-    if method == "max" or left == right:
-        return left, right
+    lowest, highest = ends = _max_ends(statistics, kind)
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise ValueError(f"the range {ends} is not finite; leave the tensor float")
+    if method == "max" or lowest == highest:
+        return ends
     histogram = statistics.histogram
     if method == "mse":
-        return mse_range(histogram, left, right, num_bits, symmetric)
+        return mse_ends(histogram, ends, num_bits, kind)
     if method == "aciq":
-        found = aciq_range(histogram, num_bits, signed, symmetric)
-    elif method == "kl":
-        threshold = entropy_threshold(histogram, num_bits, signed)
-        found = (-threshold, threshold)
-    else:
-        found = _percentile_range(histogram, signed, symmetric)
-    return _inside(found, left, right)
+        return _inside(_aciq_ends(histogram, num_bits, kind), ends)
+    if method == "kl":
+        return _inside(_kl_ends(histogram, num_bits, kind), ends)
+    return _inside(_percentile_ends(histogram, kind), ends)
 
 
-def _max_range(statistics: RangeStatistics, signed: bool, symmetric: bool) -> tuple[float, float]:
-    left = min(float(statistics.minimum), 0.0) if signed else 0.0
-    right = max(float(statistics.maximum), 0.0)
-    if signed and symmetric:
-        right = max(right, -left)
-        left = -right
-    return left, right
+def _max_ends(statistics: RangeStatistics, kind: Kind) -> Ends:
+    lowest = 0.0 if kind == "positive" else min(float(statistics.minimum), 0.0)
+    highest = max(float(statistics.maximum), 0.0)
+    if kind == "symmetric":
+        highest = max(highest, -lowest)
+        lowest = -highest
+    return lowest, highest
 
 
-def _inside(found: tuple[float, float], left: float, right: float) -> tuple[float, float]:
-    """The found range cut to (left, right); a method that found nothing gives all of it."""
-    low, high = max(found[0], left), min(found[1], right)
-    return (low, high) if low < high and low <= 0.0 <= high else (left, right)
+def _inside(found: Ends, largest: Ends) -> Ends:
+    """What was found, cut to the largest range; a method that found nothing gives all of it."""
+    low, high = max(found[0], largest[0]), min(found[1], largest[1])
+    return (low, high) if low < high and low <= 0.0 <= high else largest
 
 
-def _percentile_range(histogram: Histogram, signed: bool, symmetric: bool) -> tuple[float, float]:
+def _percentile_ends(histogram: Histogram, kind: Kind) -> Ends:
     outside = 1.0 - PERCENTILE / 100.0
-    if not signed:
+    if kind == "positive":
         return 0.0, _quantile(_positive(histogram), 1.0 - outside)
-    if symmetric:
+    if kind == "symmetric":
         threshold = _quantile(_folded(histogram), 1.0 - outside)
         return -threshold, threshold
-    left = min(_quantile(histogram, outside / 2), 0.0)
-    right = max(_quantile(histogram, 1.0 - outside / 2), 0.0)
-    return left, right
+    lowest = min(_quantile(histogram, outside / 2), 0.0)
+    return lowest, max(_quantile(histogram, 1.0 - outside / 2), 0.0)
 
 
 def _positive(histogram: Histogram) -> Histogram:

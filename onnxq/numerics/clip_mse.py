@@ -1,4 +1,4 @@
-"""Clip thresholds of least mean squared error, of histograms and of weights."""
+"""Ranges of activations and thresholds of weights of least mean squared error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from onnxq.numerics.qparams import (
     weight_scale,
     weight_threshold_max,
 )
+from onnxq.numerics.quantizers import ACTIVATIONS, Kind
 
 Floats = NDArray[np.float64]
+
+Ends = tuple[float, float]
+"""The lowest and the highest value of a range, real: `Range` rounds one of them."""
 
 _COARSE = 0.86 ** np.arange(40, dtype=np.float64)
 """Factors on the largest range that are tried first, down to 1/360 of it."""
@@ -26,7 +30,7 @@ _SPREADS = (
     np.geomspace(1 / 1.6, 1.6, 25),
     np.geomspace(1 / 1.1, 1.1, 17),
 )
-"""Factors on one limit that are tried while the other is held, in rounds."""
+"""Factors on one end of the range that are tried while the other is held, in rounds."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,17 @@ class _Steps:
     edges: Floats
     jumps: Floats
 
-    def errors(self, scale: Floats, quant_min: Floats, quant_max: Floats) -> Floats:
-        """Mean square error of each candidate; all arguments and the result ``(candidates,)``."""
+    def errors(self, scale: Floats, smallest: Floats, largest: Floats) -> Floats:
+        """Mean square error of each candidate; all arguments and the result ``(candidates,)``.
+
+        Args:
+            scale: real units per integer.
+            smallest: the smallest integer less the zero point.
+            largest: the largest integer less the zero point.
+        """
         u = self.edges / scale[:, None]
         nearest = np.rint(u)
-        np.clip(nearest, quant_min[:, None], quant_max[:, None], out=nearest)
+        np.clip(nearest, smallest[:, None], largest[:, None], out=nearest)
         u -= nearest
         cubed = u * u
         cubed *= u
@@ -50,38 +60,33 @@ class _Steps:
         return np.asarray(scale**3 * (cubed @ self.jumps))
 
 
-def mse_range(
-    histogram: Histogram, left: float, right: float, num_bits: int, symmetric: bool
-) -> tuple[float, float]:
-    """The range inside (left, right) of least mean square quantization error.
+def mse_ends(histogram: Histogram, largest: Ends, num_bits: int, kind: Kind) -> Ends:
+    """The range of least mean square quantization error inside the largest range.
 
     Args:
         histogram: the distribution; zeros, which have no error, don't enter.
-        left: the left limit of the largest range; 0 for an unsigned tensor.
-        right: the right limit of the largest range.
+        largest: the largest range, which is the answer where the histogram is empty.
         num_bits: 2 to 8.
-        symmetric: a signed tensor's grid has its zero point in the middle (left = −right).
-
-    Returns:
-        (left, right) in real units; the largest range itself where the histogram is empty.
+        kind: of the quantizer.
     """
-    steps = _steps(histogram, left, right)
+    lowest, highest = largest
+    steps = _steps(histogram, largest)
     if steps is None:
-        return left, right
-    if left == 0.0 or right == 0.0:
-        factor = _best_factor(lambda f: _errors(steps, f * left, f * right, num_bits))
-        return factor * left, factor * right
-    if symmetric:
-        factor = _best_factor(lambda f: _symmetric_errors(steps, f * right, num_bits))
-        return -factor * right, factor * right
-    return _both_ends(steps, left, right, num_bits)
+        return largest
+    if lowest == 0.0 or highest == 0.0:
+        factor = _best_factor(lambda f: _errors(steps, f * lowest, f * highest, num_bits))
+        return factor * lowest, factor * highest
+    if kind == "symmetric":
+        factor = _best_factor(lambda f: _symmetric_errors(steps, f * highest, num_bits))
+        return -factor * highest, factor * highest
+    return _both_ends(steps, largest, num_bits)
 
 
-def _steps(histogram: Histogram, left: float, right: float) -> _Steps | None:
-    """The occupied part of the histogram between the limits' bins, as counts per value."""
+def _steps(histogram: Histogram, largest: Ends) -> _Steps | None:
+    """The occupied part of the histogram between the bins of both ends, as counts per value."""
     occupied = np.flatnonzero(histogram.counts)
-    edges = histogram.edges
-    if left == 0.0:
+    edges, (lowest, highest) = histogram.edges, largest
+    if lowest == 0.0:
         occupied = occupied[edges[occupied] >= 0.0]
     if occupied.size == 0:
         return None
@@ -90,26 +95,27 @@ def _steps(histogram: Histogram, left: float, right: float) -> _Steps | None:
     edges = edges[first : last + 2].copy()
     # A spike at the largest value (a ReLU6's 6) must not be spread beyond it.
     sliver = histogram.width / 16
-    if edges[-2] < right:
-        edges[-1] = min(edges[-1], max(right, edges[-2] + sliver))
-    if edges[1] > left:
-        edges[0] = max(edges[0], min(left, edges[1] - sliver))
+    if edges[-2] < highest:
+        edges[-1] = min(edges[-1], max(highest, edges[-2] + sliver))
+    if edges[1] > lowest:
+        edges[0] = max(edges[0], min(lowest, edges[1] - sliver))
     density = np.concatenate(([0.0], counts / counts.sum() / np.diff(edges), [0.0]))
     return _Steps(edges, density[:-1] - density[1:])
 
 
-def _errors(steps: _Steps, left: Floats, right: Floats, num_bits: int) -> Floats:
-    """Errors of ranges (left, right), the zero point rounded as the quantizer rounds it."""
-    quant_max = 2**num_bits - 1
-    scale = (right - left) / quant_max
-    zero_point = np.clip(np.rint(-left / scale), 0, quant_max)
-    return steps.errors(scale, -zero_point, quant_max - zero_point)
+def _errors(steps: _Steps, lowest: Floats, highest: Floats, num_bits: int) -> Floats:
+    """Errors of ranges, the zero point rounded as the quantizer rounds it."""
+    largest = ACTIVATIONS["asymmetric"].largest(num_bits)
+    scale = (highest - lowest) / largest
+    zero_point = np.clip(np.rint(-lowest / scale), 0, largest)
+    return steps.errors(scale, -zero_point, largest - zero_point)
 
 
 def _symmetric_errors(steps: _Steps, threshold: Floats, num_bits: int) -> Floats:
-    half = 2 ** (num_bits - 1)
-    ends = np.full_like(threshold, half)
-    return steps.errors(threshold / (half - 1), -ends, ends - 1)
+    quantizer = ACTIVATIONS["symmetric"]
+    zero_point = np.full_like(threshold, quantizer.fixed_zero_point(num_bits))
+    scale = threshold / quantizer.steps(num_bits)
+    return steps.errors(scale, -zero_point, quantizer.largest(num_bits) - zero_point)
 
 
 def _best_factor(errors: Callable[[Floats], Floats]) -> float:
@@ -120,10 +126,10 @@ def _best_factor(errors: Callable[[Floats], Floats]) -> float:
     return float(fine[np.argmin(errors(fine))])
 
 
-def _both_ends(steps: _Steps, left: float, right: float, num_bits: int) -> tuple[float, float]:
-    """Both limits: first scaled together, then each in turn while the other is held."""
-    together = _best_factor(lambda f: _errors(steps, f * left, f * right, num_bits))
-    ends = np.array([left, right])
+def _both_ends(steps: _Steps, largest: Ends, num_bits: int) -> Ends:
+    """Both ends: first scaled together, then each in turn while the other is held."""
+    ends = np.array(largest)
+    together = _best_factor(lambda f: _errors(steps, f * ends[0], f * ends[1], num_bits))
     best = together * ends
     error = float(_errors(steps, best[:1], best[1:], num_bits)[0])
     for spread in _SPREADS:
@@ -138,43 +144,43 @@ def _both_ends(steps: _Steps, left: float, right: float, num_bits: int) -> tuple
     return float(best[0]), float(best[1])
 
 
-ALPHA_MIN = 0.5
-"""FAT's lower bound of alpha."""
-LOW_BITS, LOW_BITS_MIN = 8, 0.05
-"""Below that width the bound is lower: where codes are few, far more is clipped."""
+SMALLEST_SHARE = 0.5
+"""FAT's lower bound of alpha, the share of the largest threshold."""
+LOW_BITS, LOW_BITS_SHARE = 8, 0.05
+"""Below so many bits the bound is lower: where integers are few, far more is clipped."""
 
 STEP = 0.01
 """Between the factors that are tried."""
 
 
-def alpha_min(num_bits: int) -> float:
-    """The smallest threshold of a quantizer, as a share of the largest magnitude."""
-    return ALPHA_MIN if num_bits >= LOW_BITS else LOW_BITS_MIN
+def smallest_share(num_bits: int) -> float:
+    """The smallest threshold or width of a quantizer, as a share of the largest."""
+    return SMALLEST_SHARE if num_bits >= LOW_BITS else LOW_BITS_SHARE
 
 
 def weight_threshold(
     weight: FloatArray, method: str, num_bits: int, axis: int | None
 ) -> FloatArray:
-    """T of a symmetric weight quantizer, of each channel or of all.
+    """T of a weight, the bound at which it is clipped: of each channel, or of all.
 
     - max: T = max|w| (FAT).
-    - any other method: the alpha in [0.5, 1], below 8 bits in [0.05, 1], of least
-      sum (w - fake_quant(w))^2, T = alpha * max|w|. Weights are few and all known: the error
-      itself is the best criterion.
+    - any other method: T = a max|w| with the a in [0.5, 1], below 8 bits in [0.05, 1], of least
+      sum (w - fake_quant(w))^2. Weights are few and all known: the error itself is the best
+      criterion.
 
     Args:
-        weight: float weights.
-        method: a clip method.
-        num_bits: width of a code.
+        weight: float32.
+        method: a calibration method.
+        num_bits: 2 to 8.
         axis: the channel axis, or None for one threshold.
 
     Returns:
-        float32, shape (channels,) or ().
+        float32, (channels,) or ().
     """
     largest = weight_threshold_max(weight, axis)
     if method == "max":
         return largest
-    least = alpha_min(num_bits)
+    least = smallest_share(num_bits)
     grid = np.linspace(1.0, least, round((1.0 - least) / STEP) + 1, dtype=np.float32)
     errors = np.stack([_error(weight, largest * a, num_bits, axis) for a in grid])
     return np.asarray(largest * grid[np.argmin(errors, axis=0)], dtype=np.float32)

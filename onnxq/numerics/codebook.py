@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from onnxq.numerics.kmeans import kmeans, nearest
 from onnxq.numerics.points import Block, Floats, collect_points
-from onnxq.numerics.qparams import FloatArray, IntArray, per_channel, weight_quant_max
+from onnxq.numerics.qparams import FloatArray, IntArray, per_channel
+from onnxq.numerics.quantizers import CODEBOOK, FLOAT_CODEBOOK, WEIGHT, Quantizer
 
 SMALLEST_SHARE = 1e-4
 """A channel's scale is at least this share of the largest: dead ones are safe to divide by."""
@@ -33,24 +34,27 @@ class Codebook:
     indices: NDArray[np.uint8]
     scale: FloatArray
 
+    @property
+    def quantizer(self) -> Quantizer:
+        """The kind: of integers for integer kernels, or float."""
+        return CODEBOOK if self.centroids.dtype == CODEBOOK.integer else FLOAT_CODEBOOK
 
-def fit_codebook(
-    weight: FloatArray, count: int, axis: int | None, code_max: int | None
-) -> Codebook:
+
+def fit_codebook(weight: FloatArray, count: int, axis: int | None, largest: int | None) -> Codebook:
     """The codebook of least squared error, near enough; see `fit_codebooks`."""
-    return fit_codebooks(weight, [count], axis, code_max)[count]
+    return fit_codebooks(weight, [count], axis, largest)[count]
 
 
 def fit_codebooks(
-    weight: FloatArray, counts: Collection[int], axis: int | None, code_max: int | None
+    weight: FloatArray, counts: Collection[int], axis: int | None, largest: int | None
 ) -> dict[int, Codebook]:
     """The codebooks of least squared error, near enough, of several sizes at once.
 
     Args:
         weight: float32.
-        counts: every K to fit, at most 256; fewer centroids come out where codes coincide.
+        counts: every K to fit, at most 256; fewer centroids come out where integers coincide.
         axis: the axis of the scales, or None for one scale.
-        code_max: largest int8 code of the centroids; None leaves them float.
+        largest: integer of the centroids, int8; None leaves them float.
 
     Returns:
         By K; each takes one byte per weight, and is the same whatever other counts are asked for.
@@ -63,19 +67,19 @@ def fit_codebooks(
             yield values, _at(importance, weight.ndim, axis, where)
 
     tables = kmeans(collect_points(blocks, weight.size), counts)
-    return {k: _codebook(weight, tables[k], scale, axis, code_max) for k in counts}
+    return {k: _codebook(weight, tables[k], scale, axis, largest) for k in counts}
 
 
 def _codebook(
-    weight: FloatArray, found: Floats, scale: FloatArray, axis: int | None, code_max: int | None
+    weight: FloatArray, found: Floats, scale: FloatArray, axis: int | None, largest: int | None
 ) -> Codebook:
     table = found.astype(np.float32)
-    if code_max is None:
+    if largest is None:
         return Codebook(table, _indices(weight, table, scale, axis), scale)
-    step = np.float32(max(float(np.abs(table).max()), 1e-30) / code_max)
-    codes = np.unique(np.rint(table / step)).astype(np.int8)
-    indices = _indices(weight, codes.astype(np.float32) * step, scale, axis)
-    return Codebook(codes, indices, np.asarray(scale * step, np.float32))
+    step = np.float32(max(float(np.abs(table).max()), 1e-30) / largest)
+    centroids = np.unique(np.rint(table / step)).astype(CODEBOOK.integer)
+    indices = _indices(weight, centroids.astype(np.float32) * step, scale, axis)
+    return Codebook(centroids, indices, np.asarray(scale * step, np.float32))
 
 
 def _indices(
@@ -88,25 +92,25 @@ def _indices(
     return indices
 
 
-def uniform_codebook(codes: IntArray, num_bits: int, scale: FloatArray) -> Codebook:
-    """Symmetric codes of n bits as a codebook of all 2^n - 1 of them: index = code + 2^(n-1) - 1.
+def uniform_codebook(integers: IntArray, num_bits: int, scale: FloatArray) -> Codebook:
+    """Weights of n bits as a codebook of all 2^n - 1 integers: index = integer + 2^(n-1) - 1.
 
     Args:
-        codes: int8, +-(2^(n-1) - 1) at most.
+        integers: int8, +-(2^(n-1) - 1) at most.
         num_bits: 2 to 8.
-        scale: that of the codes.
+        scale: real units per integer, (channels,) or ().
     """
-    largest = weight_quant_max(num_bits)
+    largest = WEIGHT.largest(num_bits)
     table = np.arange(-largest, largest + 1, dtype=np.int8)
-    return Codebook(table, (codes.astype(np.int16) + largest).astype(np.uint8), scale)
+    return Codebook(table, (integers.astype(np.int16) + largest).astype(np.uint8), scale)
 
 
 def uniform_bits(table: NDArray[np.generic]) -> int | None:
-    """The n of a table that holds all symmetric codes of n bits and nothing else; else None."""
+    """The n of a table that holds all integers of a weight of n bits and no others; else None."""
     num_bits = (table.size + 1).bit_length() - 1
     if table.dtype != np.int8 or not 2 <= num_bits <= 8:
         return None
-    largest = weight_quant_max(num_bits)
+    largest = WEIGHT.largest(num_bits)
     return num_bits if np.array_equal(table, np.arange(-largest, largest + 1)) else None
 
 

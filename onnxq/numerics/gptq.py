@@ -16,7 +16,7 @@ MOST_SHRUNK = 0.9
 COLUMNS = 64
 """Columns that are rounded before their error is carried to all columns behind them."""
 SWEEPS = 4
-"""Passes of the descent over all codes, at most."""
+"""Passes of the descent over all integers, at most."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def shrinkage(hessian: Floats, samples: float) -> Floats:
     return np.asarray(trace / size * share / (1 - share))
 
 
-def round_with_feedback(form: Quadratic, scale: Floats, limit: int) -> Floats:
-    """Codes (G, R, K) of small error under the form, whole numbers within +-limit.
+def round_with_feedback(form: Quadratic, scale: Floats, largest: int) -> Floats:
+    """Codes (G, R, K) of small error under the form, within +-largest.
 
     Columns are taken in the order of falling H_jj: more of them are left to make up for the
     errors that weigh most.
@@ -97,53 +97,53 @@ def round_with_feedback(form: Quadratic, scale: Floats, limit: int) -> Floats:
     Args:
         form: the quadratic form.
         scale: of each row, (G, R), positive.
-        limit: the largest code.
+        largest: the largest integer.
     """
     order = np.argsort(-np.diagonal(form.hessian, axis1=1, axis2=2), axis=1, kind="stable")
     inverse = np.take_along_axis(form.inverse, order[:, :, None], 1)
     inverse = np.take_along_axis(inverse, order[:, None, :], 2)
     feedback = np.linalg.cholesky(inverse).transpose(0, 2, 1)
     left = np.take_along_axis(form.centre, order[:, None, :], 2)
-    codes = np.empty_like(left)
+    integers = np.empty_like(left)
     columns = left.shape[-1]
     for start in range(0, columns, COLUMNS):
         end = min(start + COLUMNS, columns)
         errors = np.empty((*left.shape[:2], end - start))
         for j in range(start, end):
-            codes[..., j] = np.clip(np.rint(left[..., j] / scale), -limit, limit)
-            error = (left[..., j] - codes[..., j] * scale) / feedback[:, None, j, j]
+            integers[..., j] = np.clip(np.rint(left[..., j] / scale), -largest, largest)
+            error = (left[..., j] - integers[..., j] * scale) / feedback[:, None, j, j]
             left[..., j:end] -= error[..., None] * feedback[:, None, j, j:end]
             errors[..., j - start] = error
         left[..., end:] -= errors @ feedback[:, start:end, end:]
-    found = np.empty_like(codes)
-    np.put_along_axis(found, np.broadcast_to(order[:, None, :], codes.shape), codes, 2)
+    found = np.empty_like(integers)
+    np.put_along_axis(found, np.broadcast_to(order[:, None, :], integers.shape), integers, 2)
     return found
 
 
-def descend(form: Quadratic, codes: Floats, scale: Floats, limit: int) -> Floats:
+def descend(form: Quadratic, integers: Floats, scale: Floats, largest: int) -> Floats:
     """Codes of no larger error: each in turn takes its best value, the others fixed.
 
     Args:
         form: the quadratic form.
-        codes: where to start, (G, R, K).
+        integers: where to start, (G, R, K).
         scale: of each row, (G, R), positive.
-        limit: the largest code.
+        largest: the largest integer.
     """
-    codes = codes.copy()
-    slope = (form.centre - codes * scale[..., None]) @ form.hessian
+    integers = integers.copy()
+    slope = (form.centre - integers * scale[..., None]) @ form.hessian
     for _ in range(SWEEPS):
         moved = False
-        for j in range(codes.shape[-1]):
+        for j in range(integers.shape[-1]):
             step = slope[..., j] / (form.hessian[:, None, j, j] * scale)
-            best = np.clip(np.rint(codes[..., j] + step), -limit, limit)
-            change = best - codes[..., j]
+            best = np.clip(np.rint(integers[..., j] + step), -largest, largest)
+            change = best - integers[..., j]
             if change.any():
                 moved = True
-                codes[..., j] = best
+                integers[..., j] = best
                 slope -= (change * scale)[..., None] * form.hessian[:, None, j, :]
         if not moved:
             break
-    return codes
+    return integers
 
 
 FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35)
@@ -157,41 +157,41 @@ class Rounded:
     """What was found for a layer.
 
     Attributes:
-        codes: (G, R, K), whole numbers.
+        integers: whole numbers as float64, (G, R, K).
         scale: (G, R).
         error: of the form, summed over all rows.
         start_error: the same for the float weights rounded to nearest with the scale at the start.
     """
 
-    codes: Floats
+    integers: Floats
     scale: Floats
     error: float
     start_error: float
 
 
 def round_layer(
-    form: Quadratic, weights: Floats, scale: Floats, limit: int, *, shared: bool
+    form: Quadratic, weights: Floats, scale: Floats, largest: int, *, shared: bool
 ) -> Rounded:
-    """The best of several scales, each with its own codes, refined by descent.
+    """The best of several scales, each with its own integers, refined by descent.
 
     Args:
         form: the squared error of the layer's output.
         weights: the float weights, (G, R, K).
         scale: to start from, (G, R).
-        limit: the largest code.
+        largest: the largest integer.
         shared: one scale for all rows.
     """
     factors = np.array(FACTORS)[:, None, None]
-    errors = np.concatenate([_errors(form.rows(w), scale[:, w], limit) for w in _slices(form)], 2)
+    errors = np.concatenate([_errors(form.rows(w), scale[:, w], largest) for w in _slices(form)], 2)
     if shared:
         errors = np.broadcast_to(errors.sum(axis=(1, 2), keepdims=True), errors.shape)
     best = scale * np.take_along_axis(factors, errors.argmin(axis=0)[None], 0)[0]
     parts = [(form.rows(w), best[:, w]) for w in _slices(form)]
-    found = [descend(p, round_with_feedback(p, s, limit), s, limit) for p, s in parts]
-    codes = np.concatenate(found, axis=1)
-    nearest = np.clip(np.rint(weights / scale[..., None]), -limit, limit)
+    found = [descend(p, round_with_feedback(p, s, largest), s, largest) for p, s in parts]
+    integers = np.concatenate(found, axis=1)
+    nearest = np.clip(np.rint(weights / scale[..., None]), -largest, largest)
     start = float(form.error(nearest * scale[..., None]).sum())
-    return Rounded(codes, best, float(form.error(codes * best[..., None]).sum()), start)
+    return Rounded(integers, best, float(form.error(integers * best[..., None]).sum()), start)
 
 
 def _slices(form: Quadratic) -> list[slice]:
@@ -201,11 +201,11 @@ def _slices(form: Quadratic) -> list[slice]:
     return [slice(i, i + step) for i in range(0, rows, step)]
 
 
-def _errors(form: Quadratic, scale: Floats, limit: int) -> Floats:
+def _errors(form: Quadratic, scale: Floats, largest: int) -> Floats:
     """The error of each row with each factor, (factors, G, R)."""
     groups, rows, _ = form.centre.shape
     scales = np.concatenate([factor * scale for factor in FACTORS], axis=1)
     all_rows = form.rows(slice(None), len(FACTORS))
-    codes = round_with_feedback(all_rows, scales, limit)
-    errors = all_rows.error(codes * scales[..., None])
+    integers = round_with_feedback(all_rows, scales, largest)
+    errors = all_rows.error(integers * scales[..., None])
     return errors.reshape(groups, len(FACTORS), rows).transpose(1, 0, 2)

@@ -24,7 +24,7 @@ from onnxq.plan.layers import Layer, find_layers, spec_of
 from onnxq.plan.regions import QuantizationPoint, Regions, layer_inputs, wide_tensors
 from onnxq.plan.size import growing_layers
 from onnxq.plan.spec import (
-    CODE_BITS,
+    BYTE_BITS,
     INT4_BITS,
     SATURATION_BITS,
     Compute,
@@ -211,7 +211,7 @@ def _with_codebook(spec: LayerSpec, group: Sequence[LayerSpec]) -> LayerSpec:
 
 def _with_packing(spec: LayerSpec) -> LayerSpec:
     """The layer with packed codes, where it has codes, of few bits, and that saves bytes."""
-    if spec.codebook is not None or spec.num_bits == CODE_BITS:
+    if spec.codebook is not None or spec.num_bits == BYTE_BITS:
         return spec
     refusal = packing_refusal(spec.parameters, spec.num_bits)
     reasons = "; ".join(each for each in (spec.refusal, refusal) if each)
@@ -224,7 +224,7 @@ def _with_int4(spec: LayerSpec) -> LayerSpec:
         return replace(spec, refusal=INT4_CODEBOOK)
     if spec.num_bits <= INT4_BITS:
         return replace(spec, int4=True)
-    if spec.num_bits == CODE_BITS:
+    if spec.num_bits == BYTE_BITS:
         return spec
     reason = f"one weight per byte: INT4 holds {INT4_BITS} bits, not {spec.num_bits}"
     return replace(spec, refusal="; ".join(each for each in (spec.refusal, reason) if each))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import onnx_ir as ir
 
 from onnxq.plan.layers import Layer
-from onnxq.plan.spec import CODE_BITS, SCALE_BYTES, LayerSpec, Plan, weight_bytes
+from onnxq.plan.spec import BYTE_BITS, SCALE_BYTES, LayerSpec, Plan, weight_bytes
 
 TENSOR_BYTES, DIMENSION_BYTES = 12, 2
 """Bytes of a stored tensor beside its elements: of itself, and for each dimension."""
@@ -38,7 +38,7 @@ def saved_bytes(graph: ir.Graph, plan: Plan, halved: Collection[str] = ()) -> in
     saved = sum(_saved_by_weight(graph, group, halved) for group in weights.values())
     saved += sum(_saved_by_bias(nodes, spec, halved) for spec in plan.layers.values())
     for tensor in plan.tensors.values():
-        saved -= QUANTIZED_TENSOR_BYTES + (CLIP_BYTES if tensor.num_bits < CODE_BITS else 0)
+        saved -= QUANTIZED_TENSOR_BYTES + (CLIP_BYTES if tensor.num_bits < BYTE_BITS else 0)
         if tensor.folded is not None:
             saved += _node_bytes(nodes[tensor.folded])
     return saved

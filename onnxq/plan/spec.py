@@ -7,19 +7,24 @@ from typing import Literal
 
 from onnxq.graph.operators import TABLE
 from onnxq.numerics.packing import fields, packed_bytes
-from onnxq.numerics.qparams import weight_quant_max
+from onnxq.numerics.quantizers import (
+    ACTIVATIONS,
+    CODEBOOK,
+    WEIGHT,
+    Kind,
+    Quantizer,
+)
 
-CODE_BITS = 8
-"""Codes of so many bits are bytes already."""
+BYTE_BITS = 8
+"""Integers of so many bits are bytes already."""
 
 INT4_BITS = 4
-"""Codes of so many bits at most fit a tensor of type INT4."""
+"""Integers of so many bits at most fit a tensor of type INT4."""
 
 SATURATION_BITS = 7
-"""Codes of so many bits never saturate the sums of x86 without VNNI."""
+"""Weights of so many bits never saturate the sums of x86 without VNNI."""
 
 Compute = Literal["integer", "weight-only", "float"]
-Kind = Literal["asymmetric", "positive", "symmetric"]
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,17 @@ class LayerSpec:
         output: name of the value that the node writes.
         axis: the axis of the weight's scales, or None for one scale per tensor.
         channel_axis: the weight's axis of output channels, whatever the granularity.
-        num_bits: width of a weight's code.
+        num_bits: of a weight as an integer, 2 to 8.
         compute: "integer" kernels; "weight-only": stored as integers, run in float; or "float".
         reason: why the layer is weight-only or float; empty otherwise.
         parameters: number of weights.
-        codebook: number of centroids, or None where each weight is stored as a code.
-        refusal: why there is no codebook although the recipe asks for one, or why codes of
+        codebook: number of centroids, or None where each weight is stored as an integer.
+        refusal: why there is no codebook although the recipe asks for one, or why integers of
             less than 8 bits are not packed; empty otherwise.
-        packed: codes of less than 8 bits are packed in the file.
+        packed: integers of less than 8 bits are packed in the file.
         channels: number of output channels.
-        int4: codes of 4 bits or fewer are a tensor of type INT4.
-        factor: name of the constant that this layer's weight is multiplied by, one number per
+        int4: integers of 4 bits or fewer are a tensor of type INT4.
+        factor: name of the constant that this layer's weight is multiplied by, one value per
             channel, where layers share the weight; or None.
     """
 
@@ -70,14 +75,14 @@ class LayerSpec:
 
     @property
     def narrow(self) -> bool:
-        """Whether the file holds codes of fewer bits than their tensor has."""
-        held = INT4_BITS if self.int4 else CODE_BITS
+        """Whether the file holds integers of fewer bits than their tensor has."""
+        held = INT4_BITS if self.int4 else BYTE_BITS
         return self.codebook is None and not self.packed and self.num_bits < held
 
     @property
     def centroid_max(self) -> int:
-        """The largest int8 code of a centroid: few bits of index need no coarse centroids."""
-        return weight_quant_max(max(self.num_bits, SATURATION_BITS))
+        """The largest int8 centroid: few bits of index need no coarse centroids."""
+        return CODEBOOK.largest(max(self.num_bits, SATURATION_BITS))
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,8 @@ class TensorSpec:
         name: name of the value in the teacher.
         signed: False where the graph shows that no value is negative.
         symmetric: the range is centred on zero (signed tensors only).
-        num_bits: width of a code.
-        calibration: the clip method that gives the starting range.
+        num_bits: of a value as an integer, 2 to 8.
+        calibration: the method that gives the starting range.
         folded: name of the Relu or Clip that the range stands for, or None.
         integer: the tensor is written by an integer kernel, so that every reader of it,
             float ones too, reads the quantized values.
@@ -105,10 +110,15 @@ class TensorSpec:
 
     @property
     def kind(self) -> Kind:
-        """The quantizer: positive (zero point 0), symmetric about zero, or asymmetric."""
+        """Of the quantizer: positive (zero point 0), symmetric about zero, or asymmetric."""
         if not self.signed:
             return "positive"
         return "symmetric" if self.symmetric else "asymmetric"
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """What the kind stands for."""
+        return ACTIVATIONS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class Plan:
     Attributes:
         layers: specs of the quantized layers by node name, in graph order.
         tensors: specs by value name, in graph order.
-        moves: names of the nodes that move codes without computing.
+        moves: names of the nodes that move quantized values without computing.
         integer_nodes: names of the nodes without weights that have an integer kernel.
         left_alone: reason by node name, for nodes with weights that stay float.
         float_layers: specs by node name of those of them that are retrained, in graph order.
@@ -152,7 +162,7 @@ SCALE_BYTES = 4
 """Bytes of a scale; its zero point takes one more."""
 
 WORTH = 0.01
-"""Share of the codes' bytes that float centroids may take beyond them."""
+"""Share of the integers' bytes that float centroids may take beyond them."""
 
 
 def codebook_bytes(parameters: int, count: int, *, integer: bool) -> int:
@@ -162,36 +172,36 @@ def codebook_bytes(parameters: int, count: int, *, integer: bool) -> int:
     return packed_bytes(parameters, count) + table + nodes
 
 
-def packed_code_bytes(parameters: int, num_bits: int) -> int:
-    """Bytes of a weight as packed codes of n bits: a codebook of all 2^n - 1 codes."""
-    return codebook_bytes(parameters, 2 * weight_quant_max(num_bits) + 1, integer=True)
+def packed_integer_bytes(parameters: int, num_bits: int) -> int:
+    """Bytes of a weight as packed integers of n bits: a codebook of all 2^n - 1 of them."""
+    return codebook_bytes(parameters, 2 * WEIGHT.largest(num_bits) + 1, integer=True)
 
 
 def packing_refusal(parameters: int, num_bits: int) -> str:
-    """Why codes of less than 8 bits are stored one in a byte; empty where they are packed."""
-    size = packed_code_bytes(parameters, num_bits)
+    """Why integers of less than 8 bits are stored one in a byte; empty where they are packed."""
+    size = packed_integer_bytes(parameters, num_bits)
     if size < parameters:
         return ""
     return f"one weight per byte: packed, {num_bits} bits take {size:,} bytes, not {parameters:,}"
 
 
-def code_bytes(parameters: int, num_bits: int) -> int:
-    """Bytes that codes take in the file, packed where that is smaller."""
-    if num_bits == CODE_BITS or packing_refusal(parameters, num_bits):
+def integer_bytes(parameters: int, num_bits: int) -> int:
+    """Bytes that integers take in the file, packed where that is smaller."""
+    if num_bits == BYTE_BITS or packing_refusal(parameters, num_bits):
         return parameters
-    return packed_code_bytes(parameters, num_bits)
+    return packed_integer_bytes(parameters, num_bits)
 
 
 def weight_bytes(spec: LayerSpec, *, integer: bool) -> int:
-    """Bytes of a layer's weights in the file: codes or codebook, scales and zero points.
+    """Bytes of a layer's weights in the file: integers or codebook, scales and zero points.
 
     Args:
-        spec: the layer; whether its codes are packed follows from their number.
+        spec: the layer; whether its integers are packed follows from their count.
         integer: whether an integer kernel reads the weights, which gives scales zero points.
     """
     scales = 1 if spec.axis is None else spec.channels
     if spec.codebook is None:
-        return code_bytes(spec.parameters, spec.num_bits) + scales * (SCALE_BYTES + integer)
+        return integer_bytes(spec.parameters, spec.num_bits) + scales * (SCALE_BYTES + integer)
     size = codebook_bytes(spec.parameters, spec.codebook, integer=integer)
     # Float centroids without channels are the weights themselves.
     return size + (scales * (SCALE_BYTES + integer) if integer or spec.axis is not None else 0)
@@ -201,7 +211,7 @@ def codebook_refusal(parameters: int, count: int, *, integer: bool) -> str:
     """Why the layer has no codebook, or nothing where it has one.
 
     A layer without one stores one byte per weight. Float centroids may take a little more: as many
-    of them as there are codes lie better.
+    of them as there are integers lie better.
     """
     size = codebook_bytes(parameters, count, integer=integer)
     if size < parameters * (1 if integer else 1 + WORTH):

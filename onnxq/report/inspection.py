@@ -25,7 +25,7 @@ from onnxq.options.recipe import Recipe
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
 from onnxq.plan.layers import comes_of_constants
-from onnxq.plan.spec import LayerSpec, codebook_bytes, packed_code_bytes
+from onnxq.plan.spec import LayerSpec, codebook_bytes, packed_integer_bytes
 from onnxq.report.contents import ContentRow, Fates, content_rows, is_dequantized, stored_weight
 from onnxq.verify.metrics import METADATA_KEY, Metrics
 from onnxq.verify.opened import OpenedModel, open_model
@@ -160,7 +160,7 @@ def _with_shared(rows: list[LayerRow]) -> list[LayerRow]:
 def _planned_row(spec: LayerSpec, width: float) -> LayerRow:
     count = spec.parameters
     bits: float = spec.num_bits
-    size = packed_code_bytes(count, spec.num_bits) if spec.packed else count
+    size = packed_integer_bytes(count, spec.num_bits) if spec.packed else count
     if spec.int4:
         size = -(-count // 2)
     if spec.codebook is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnxq.errors import RecipeError
 from onnxq.forms.forms import Variant, Variants
 from onnxq.options.recipe import Recipe
-from onnxq.plan.spec import code_bytes
+from onnxq.plan.spec import integer_bytes
 from onnxq.search.choices import choices, is_free
 from onnxq.search.evaluator import ModelEvaluator, TrialCache
 from onnxq.search.goal import find_frontier, goal_of
@@ -99,7 +99,9 @@ class SearchStage:
             return
         plan = self.base.student.plan
         weights = sum(
-            {s.weight: code_bytes(s.parameters, s.num_bits) for s in plan.layers.values()}.values()
+            {
+                s.weight: integer_bytes(s.parameters, s.num_bits) for s in plan.layers.values()
+            }.values()
         )
         headers = self._evaluator([]).size(self.base, []) - weights
         if goal.max_size <= headers:

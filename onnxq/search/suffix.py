@@ -20,8 +20,8 @@ from onnxq.numerics.distances import (
 from onnxq.plan.spec import LayerSpec
 from onnxq.runtime.session import Arrays, Feeds, SessionPool
 from onnxq.search.table import Effect, Measure
+from onnxq.student.build import free_parameters
 from onnxq.student.qparams import bias_name, needs_bias
-from onnxq.student.student import free_parameters
 
 
 class Suffix:

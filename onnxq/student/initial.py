@@ -1,31 +1,34 @@
-"""The numbers that a student starts with, from the calibration."""
+"""The quantization parameters that a student starts with, from the calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import cast
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibrate.calibrator import TensorStatistics
-from onnxq.numerics.clip import ClipMethod, clip_range
+from onnxq.graph.facts import constant
+from onnxq.numerics.clip import ClipMethod, calibrated_range
 from onnxq.numerics.clip_mse import weight_threshold
 from onnxq.numerics.codebook import Codebook, fit_codebook, share_biases
 from onnxq.numerics.qparams import FloatArray
-from onnxq.plan.spec import Plan, TensorSpec
-from onnxq.student.qparams import SMALLEST_WIDTH, QParams, Range, model_factors, model_weights
+from onnxq.numerics.quantizers import Range
+from onnxq.plan.spec import Plan
+from onnxq.student.qparams import QParams, needs_bias
 
 
 def initial_qparams(
     model: ir.Model, plan: Plan, statistics: Mapping[str, TensorStatistics], method: str
 ) -> QParams:
-    """Ranges by each tensor's clip method, thresholds by the recipe's, weights as they are.
+    """Ranges by each tensor's calibration method, thresholds by the recipe's, weights unchanged.
 
     Args:
         model: the teacher.
         plan: the plan.
         statistics: of every tensor of the plan.
-        method: the clip method of the weights.
+        method: the calibration method of the weights.
     """
     weights, biases = model_weights(model, plan)
     thresholds = {
@@ -33,27 +36,34 @@ def initial_qparams(
         for spec in plan.layers.values()
         if spec.codebook is None
     }
-    ranges = {name: tensor_range(s, statistics[name]) for name, s in plan.tensors.items()}
+    ranges = {
+        name: calibrated_range(
+            statistics[name], cast(ClipMethod, spec.calibration), spec.num_bits, spec.kind
+        )
+        for name, spec in plan.tensors.items()
+    }
     codebooks = fit_codebooks(plan, weights)
     factors = model_factors(model, plan)
     return QParams(ranges, thresholds, weights, biases, codebooks=codebooks, factors=factors)
 
 
-def with_shared_biases(qparams: QParams, plan: Plan, count: int) -> QParams:
-    """The numbers with the biases of each quantized layer replaced by their K centroids.
+def full_ranges(plan: Plan, statistics: Mapping[str, TensorStatistics]) -> dict[str, Range]:
+    """The range of all values that the calibration saw, by tensor of the plan."""
+    return {
+        name: calibrated_range(statistics[name], "max", spec.num_bits, spec.kind)
+        for name, spec in plan.tensors.items()
+    }
 
-    Args:
-        qparams: the numbers.
-        plan: the plan.
-        count: K.
-    """
+
+def with_shared_biases(qparams: QParams, plan: Plan, count: int) -> QParams:
+    """A copy with the biases of each quantized layer replaced by their K centroids, K = `count`."""
     biases = qparams.biases
     shared = {name: share_biases(biases[name], count) for name in plan.layers if name in biases}
     return qparams.with_biases(shared)
 
 
 def fit_codebooks(plan: Plan, weights: Mapping[str, FloatArray]) -> dict[str, Codebook]:
-    """The codebook of every weight that the plan has one for; int8 where integers read it."""
+    """The codebook of every weight that the plan has one for; int8 for integer kernels."""
     integer = {spec.weight for spec in plan.integer_layers()}
     found: dict[str, Codebook] = {}
     for spec in plan.layers.values():
@@ -64,10 +74,37 @@ def fit_codebooks(plan: Plan, weights: Mapping[str, FloatArray]) -> dict[str, Co
     return found
 
 
-def tensor_range(spec: TensorSpec, statistics: TensorStatistics) -> Range:
-    """(left, width) of one tensor by its clip method."""
-    method = cast(ClipMethod, spec.calibration)
-    left, right = clip_range(statistics, method, spec.num_bits, spec.signed, spec.symmetric)
-    if spec.kind == "symmetric":
-        left, right = -max(-left, right), max(-left, right)
-    return float(left), float(max(right - left, SMALLEST_WIDTH))
+def model_weights(
+    model: ir.Model, plan: Plan
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """The float weights by weight name and biases by layer name, as the model holds them."""
+    values = model.graph.initializers
+    layers = [*plan.layers.values(), *plan.float_layers.values()]
+    weights = {s.weight: _array(values[s.weight]) for s in layers}
+    biases = {
+        s.name: _spread(_array(values[s.bias]), weights[s.weight].shape[s.channel_axis])
+        for s in layers
+        if s.bias and needs_bias(s)
+    }
+    return weights, biases
+
+
+def model_factors(model: ir.Model, plan: Plan) -> dict[str, FloatArray]:
+    """What each layer multiplies a shared weight by, float32 (channels,), by layer name."""
+    values = model.graph.initializers
+    return {
+        spec.name: _spread(_array(values[spec.factor]), spec.channels)
+        for spec in plan.layers.values()
+        if spec.factor is not None
+    }
+
+
+def _spread(bias: FloatArray, channels: int) -> FloatArray:
+    """A bias or factor as one value per channel, (channels,)."""
+    return np.broadcast_to(bias.reshape(-1), (channels,)).copy()
+
+
+def _array(value: ir.Value) -> FloatArray:
+    array = constant(value)
+    assert array is not None
+    return np.asarray(array, dtype=np.float32)

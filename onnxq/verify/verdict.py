@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnxq.errors import WorseError
 from onnxq.options.recipe import Recipe
-from onnxq.plan.spec import CODE_BITS
+from onnxq.plan.spec import BYTE_BITS
 from onnxq.verify.outputs import Comparison
 
 BROKEN_AGREEMENT = 0.5
@@ -116,7 +116,7 @@ def _has_low_bits(recipe: Recipe) -> bool:
     for layer in recipe.layers:
         widths += [layer.weight_bits, layer.activation_bits]
     tables = [recipe.codebook, recipe.bias_centroids, *(layer.codebook for layer in recipe.layers)]
-    fewer = any(width is not None and width < CODE_BITS for width in widths)
+    fewer = any(width is not None and width < BYTE_BITS for width in widths)
     return fewer or recipe.searches or any(isinstance(count, int) for count in tables)
 
 

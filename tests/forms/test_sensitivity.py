@@ -112,7 +112,7 @@ def test_the_gated_model_computes_the_same_with_its_gates_shut():
     x = np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32)
     zeros = {v.name: np.float32(0) for v in gated.get_inputs() if v.name.endswith(".gate")}
     limits = {
-        v.name: np.float32(-1 if v.name.endswith(".left") else 2)
+        v.name: np.float32(-1 if v.name.endswith(".lowest") else 2)
         for v in gated.get_inputs()
         if v.name != "x" and v.name not in zeros
     }

@@ -12,10 +12,11 @@ from small_graphs import Quantized, quantize, small_graph
 from onnxq.learn.step_sizes import WEIGHT_STEP, StepSizes
 from onnxq.learn.trained import Trained
 from onnxq.learn.weights import VALUE, LatentWeights
-from onnxq.numerics.qparams import per_channel, quantize_weight, weight_quant_max, weight_scale
+from onnxq.numerics.qparams import per_channel, quantize_weight, weight_scale
+from onnxq.numerics.quantizers import WEIGHT
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import LayerSpec
-from onnxq.student.qparams import QParams, on_grid
+from onnxq.student.qparams import QParams, is_on_grid
 
 CASES = st.tuples(st.integers(2, 8), st.sampled_from(["per-channel", "per-tensor"]))
 
@@ -26,7 +27,7 @@ def rounded(num_bits: int, granularity: str) -> tuple[Quantized, QParams]:
     recipe = Recipe(weight_bits=num_bits, first_last_bits=num_bits, granularity=granularity)
     made = quantize(small_graph("residual"), recipe=recipe)
     start = made.student.with_weights_on_grid(made.qparams)
-    assert all(on_grid(spec, start) for spec in made.plan.layers.values())
+    assert all(is_on_grid(spec, start) for spec in made.plan.layers.values())
     return made, start
 
 
@@ -38,7 +39,7 @@ def codes(spec: LayerSpec, now: QParams) -> np.ndarray:
 def step(spec: LayerSpec, now: QParams) -> np.ndarray:
     rank = now.weights[spec.weight].ndim
     thresholds = per_channel(now.thresholds[spec.weight], rank, spec.axis).astype(np.float64)
-    return thresholds / weight_quant_max(spec.num_bits)
+    return thresholds / WEIGHT.largest(spec.num_bits)
 
 
 def trained(made: Quantized, start: QParams) -> Trained:
@@ -83,7 +84,7 @@ def test_gradients_are_the_slopes_of_codes_that_stay(case, seed):
         """sum slope * step * (latent code + the rounding of the start), clipped codes fixed."""
         now, total = parts.qparams(), 0.0
         for spec in layers:
-            limit = weight_quant_max(spec.num_bits)
+            limit = WEIGHT.largest(spec.num_bits)
             latent = now.weights[spec.weight] / step(spec, now)
             clipped = np.abs(first.weights[spec.weight] / step(spec, first)) > limit + 0.5
             code = np.where(clipped, codes(spec, first), latent + shifts[spec.weight])

@@ -18,6 +18,7 @@ from onnxq.learn.learn import learn
 from onnxq.learn.train import Learning
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.load.interface import input_specs
+from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 from onnxq.plan import planner
 from onnxq.progress import Silent
@@ -57,7 +58,9 @@ def objective_of(train: TeacherOutputs) -> Objective:
 def without_freezing(variant: Variant, train: TeacherOutputs, recipe: Recipe) -> Learned:
     """The same run on the whole graph, with every parameter fed."""
     plan, start = variant.student.plan, variant.qparams
-    trained = Trained(make_parts(set(recipe.learn), plan, start, variant.extremes()), plan, start)
+    trained = Trained(
+        make_parts(set(recipe.learn), plan, start, variant.full_ranges()), plan, start
+    )
     moving = variant.student.moving_inputs(trained.names)
     feeds = variant.student.feeds(start)
     constants = {k: v for k, v in feeds.items() if k not in moving}
@@ -110,7 +113,7 @@ def remainder_of(
     variant: Variant, train: TeacherOutputs, learns: tuple[str, ...], folder: Path
 ) -> Remainder:
     student, plan = variant.student, variant.student.plan
-    parts = make_parts(set(learns), plan, variant.qparams, variant.extremes())
+    parts = make_parts(set(learns), plan, variant.qparams, variant.full_ranges())
     trained = Trained(parts, plan, variant.qparams)
     moving = student.moving_inputs(trained.names)
     feeds = student.feeds(variant.qparams)
@@ -259,8 +262,8 @@ def test_moving_inputs_are_those_that_change(name):
     plan, student, start = made.plan, made.student, made.qparams
     before = student.feeds(start)
     for spec in plan.tensors.values():
-        left, width = start.ranges[spec.name]
-        found = student.feeds(start.with_ranges({spec.name: (2 * left, 2 * width)}))
+        lowest, width = start.ranges[spec.name]
+        found = student.feeds(start.with_ranges({spec.name: Range(2 * lowest, 2 * width)}))
         limits = [n for n in before if n.startswith(f"{spec.name}.")]
         moving = student.moving_inputs(limits)
         assert {k for k in before if not np.array_equal(before[k], found[k])} <= moving

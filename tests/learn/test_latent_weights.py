@@ -13,7 +13,8 @@ from onnxq.export.compact import export
 from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.weights import VALUE, LatentWeights
-from onnxq.numerics.qparams import per_channel, weight_quant_max
+from onnxq.numerics.qparams import per_channel
+from onnxq.numerics.quantizers import WEIGHT
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
 from onnxq.student.qparams import QParams
@@ -45,7 +46,7 @@ def test_the_gradient_passes_straight_through_where_nothing_is_clipped(num_bits,
     found = part.gradients({k: v.astype(np.float32) for k, v in slopes.items()}, now)
     assert found.keys() == part.values.keys()
     for spec in layers:
-        weight, largest = now.weights[spec.weight], weight_quant_max(spec.num_bits)
+        weight, largest = now.weights[spec.weight], WEIGHT.largest(spec.num_bits)
         step = per_channel(start.thresholds[spec.weight], weight.ndim, spec.axis) / largest
         outside = np.abs(np.rint(weight / step)) > largest
         assert outside.any() and not outside.all()
@@ -63,11 +64,11 @@ def test_a_value_counts_steps_of_its_channel(granularity):
     after = made.student.feeds(part.qparams(start))
     for spec in made.plan.layers.values():
         threshold, weight = start.thresholds[spec.weight], start.weights[spec.weight]
-        step = per_channel(threshold, weight.ndim, spec.axis) / weight_quant_max(spec.num_bits)
+        step = per_channel(threshold, weight.ndim, spec.axis) / WEIGHT.largest(spec.num_bits)
         moved = part.qparams(start).weights[spec.weight] - weight
         np.testing.assert_allclose(moved, np.broadcast_to(-step, weight.shape), rtol=1e-4)
         # One step takes a weight to the next code.
-        inside = np.abs(weight / step) < weight_quant_max(spec.num_bits) - 1
+        inside = np.abs(weight / step) < WEIGHT.largest(spec.num_bits) - 1
         assert inside.any()
         codes = [np.rint(each[spec.weight] / step) for each in (before, after)]
         np.testing.assert_array_equal((codes[1] - codes[0])[inside], -1)

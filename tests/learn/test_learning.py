@@ -20,6 +20,7 @@ from onnxq.learn.thresholds import SHIFT
 from onnxq.learn.train import Learning
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.load.interface import input_specs
+from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 from onnxq.progress import Silent
 from onnxq.student.qparams import QParams
@@ -49,7 +50,7 @@ class Ready:
         """Ranges half as wide as what was seen: there is something to learn."""
         ranges = self.variant.qparams.ranges
         return self.variant.qparams.with_ranges(
-            {name: (left / 2, width / 2) for name, (left, width) in ranges.items()}
+            {name: Range(low / 2, width / 2) for name, (low, width) in ranges.items()}
         )
 
     def learning(
@@ -63,7 +64,7 @@ class Ready:
         variant = self.variant
         budget = Budget(**({"epochs": EPOCHS, "lr": 0.02, "shard_size": 4} | options))
         plan = variant.student.plan
-        parts = make_parts(set(learns), plan, self.start, variant.extremes(), variant.elements())
+        parts = make_parts(set(learns), plan, self.start, variant.full_ranges(), variant.elements())
         objective = choose_objective(self.train, distil=False)
         model = objective.attach(variant.student.model)
         return Learning(

@@ -186,10 +186,10 @@ def test_a_stage_that_won_nothing_is_named_to_who_asked_for_it(tmp_path, asked):
 
 def test_thresholds_of_weights_on_their_grid_stay(ready, fitted):
     numbers = replace(ready.variant, qparams=fitted.qparams, score=fitted.score)
-    scales = ThresholdScales(ready.variant.student.plan, fitted.qparams, numbers.extremes())
+    scales = ThresholdScales(ready.variant.student.plan, fitted.qparams, numbers.full_ranges())
     assert not [key for key in scales.values if key.startswith(WEIGHT)]
     start = ready.variant.qparams
-    scales = ThresholdScales(ready.variant.student.plan, start, numbers.extremes())
+    scales = ThresholdScales(ready.variant.student.plan, start, numbers.full_ranges())
     assert [key for key in scales.values if key.startswith(WEIGHT)]
 
 

@@ -17,6 +17,7 @@ from onnxq.learn import learn as module
 from onnxq.learn.gptq import reconstruct as rounding
 from onnxq.learn.learn import FIRST_SHARE, ROUNDING, in_order, learn, learns_weights, spelt_out
 from onnxq.load.interface import input_specs
+from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
 from onnxq.progress import Silent
@@ -160,12 +161,12 @@ def wide(tmp_path_factory) -> tuple[Variant, TeacherOutputs]:
     """Ranges half as wide as what was seen: there is something to learn."""
     recipe = Recipe(calibration="max", granularity="per-tensor")
     variant, train = make_variant(tmp_path_factory.mktemp("wide"), recipe)
-    ranges = {name: (left / 2, width / 2) for name, (left, width) in _ranges(variant)}
+    ranges = {name: Range(low / 2, width / 2) for name, (low, width) in _ranges(variant)}
     numbers = variant.qparams.with_ranges(ranges)
     return replace(variant, qparams=numbers, score=variant.score_of(numbers)), train
 
 
-def _ranges(variant: Variant) -> ItemsView[str, tuple[float, float]]:
+def _ranges(variant: Variant) -> ItemsView[str, Range]:
     return variant.qparams.ranges.items()
 
 

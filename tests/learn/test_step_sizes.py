@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from small_graphs import Quantized, images, quantize, run, small_graph, whole_slopes
 
 from onnxq.engine import Engine
-from onnxq.learn.step_sizes import LEFT, STEP, WEIGHT_STEP, StepSizes
+from onnxq.learn.step_sizes import LOWEST, STEP, WEIGHT_STEP, StepSizes
 from onnxq.learn.trained import Trained
-from onnxq.numerics.qparams import per_channel, quant_max, weight_quant_max
+from onnxq.numerics.qparams import per_channel
+from onnxq.numerics.quantizers import WEIGHT
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import QParams, limit_names, limits
+from onnxq.student.qparams import QParams, range_feeds
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 ELEMENTS = {"x": 192, "r": 384, "c": 384, "z": 384, "g": 6}
@@ -45,11 +46,10 @@ MADE = st.builds(
 
 
 def linear_loss(quantized: Quantized, now: QParams, slopes, start: QParams) -> float:
-    """sum slope * limit + sum slope * w~, with rounding as a shift fixed at the start."""
+    """sum slope * range + sum slope * w~, with rounding as a shift fixed at the start."""
     total = 0.0
-    for name, spec in quantized.plan.tensors.items():
-        for limit, value in zip(limit_names(spec), limits(spec, now.ranges[name]), strict=True):
-            total += float(slopes[limit]) * float(value)
+    for name, value in range_feeds(quantized.plan.tensors.values(), now).items():
+        total += float(slopes[name]) * float(value)
     for spec in quantized.plan.layers.values():
         weight, largest = now.weights[spec.weight].astype(np.float64), 2 ** (spec.num_bits - 1) - 1
 
@@ -72,7 +72,7 @@ def test_the_chain_rule_is_the_slope_of_the_surrogate(quantized, seed):
     steps = trained(quantized)
     for key, value in steps.values.items():
         # Some weights are clipped then, and zero stays in every range.
-        value[...] = 0.01 if key.startswith(LEFT) else rng.uniform(-0.6, 0.2, value.shape)
+        value[...] = 0.01 if key.startswith(LOWEST) else rng.uniform(-0.6, 0.2, value.shape)
     steps.project()
     start = steps.qparams()
     inputs = {value.name: value for value in quantized.student.model.graph.inputs}
@@ -103,11 +103,11 @@ def test_steps_stay_positive_and_zero_in_range_whatever_the_values(quantized, se
         value[...] = rng.normal(0, size, value.shape)
     steps.project()
     now = steps.qparams()
-    for name, (left, width) in now.ranges.items():
+    for name, (lowest, width) in now.ranges.items():
         assert 0 < width < np.inf
-        # The left limit is held in float32, in units of the first width.
+        # The lowest value is held in float32, in units of the first width.
         near = 1e-6 * quantized.qparams.ranges[name][1]
-        assert left <= near and left + width >= -near, name
+        assert lowest <= near and lowest + width >= -near, name
     for threshold in now.thresholds.values():
         assert np.all((threshold > 0) & np.isfinite(threshold))
     once = {key: value.copy() for key, value in steps.values.items()}
@@ -132,15 +132,15 @@ def test_at_the_start_the_numbers_are_the_same_bits(quantized):
 def test_damping_is_that_of_lsq(quantized):
     part = StepSizes(quantized.plan, quantized.qparams, ELEMENTS)
     for name, spec in quantized.plan.tensors.items():
-        expected = 1 / np.sqrt(ELEMENTS[name] * quant_max(spec.num_bits))
+        expected = 1 / np.sqrt(ELEMENTS[name] * spec.quantizer.largest(spec.num_bits))
         assert part.damping[STEP + name] == pytest.approx(expected)
         assert part.units[STEP + name] == pytest.approx(
-            quantized.qparams.ranges[name][1] / quant_max(spec.num_bits)
+            quantized.qparams.ranges[name][1] / spec.quantizer.largest(spec.num_bits)
         )
     for spec in quantized.plan.layers.values():
         weight = quantized.qparams.weights[spec.weight]
         shared = weight.size if spec.axis is None else weight.size / weight.shape[spec.axis]
-        expected = 1 / np.sqrt(shared * weight_quant_max(spec.num_bits))
+        expected = 1 / np.sqrt(shared * WEIGHT.largest(spec.num_bits))
         assert part.damping[WEIGHT_STEP + spec.weight] == pytest.approx(expected)
 
 
@@ -160,7 +160,7 @@ def test_gradients_follow_the_engines_loss(symmetric, granularity):
     model = attach_loss(quantized.student.model, {"y": 1.0 / float(np.square(target).sum())})
     steps = trained(quantized)
     for key, value in steps.values.items():
-        value[...] = 0.25 if key.startswith(LEFT) else -0.7
+        value[...] = 0.25 if key.startswith(LOWEST) else -0.7
     steps.project()
     engine = Engine(model, steps.names, LOSS, workers=1)
 

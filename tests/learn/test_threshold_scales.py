@@ -13,7 +13,6 @@ from small_graphs import Feeds, Quantized, images, quantize, run, small_graph, w
 from onnxq.engine import Engine
 from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.thresholds import (
-    ALPHA_MAX,
     SHIFT,
     SHIFT_MAX,
     SHIFT_MIN,
@@ -23,10 +22,11 @@ from onnxq.learn.thresholds import (
 )
 from onnxq.learn.trained import Trained
 from onnxq.numerics.bias_correction import weight_error_shift
-from onnxq.numerics.clip_mse import alpha_min
+from onnxq.numerics.clip_mse import smallest_share
 from onnxq.numerics.qparams import weight_threshold_max
+from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
-from onnxq.student.qparams import bias_name, limit_names, limits
+from onnxq.student.qparams import bias_name, range_feeds
 from onnxq.train.loss import LOSS, attach_loss, target_name
 
 _made: dict[bool, Quantized] = {}
@@ -38,17 +38,31 @@ def made(symmetric: bool) -> Quantized:
     return _made[symmetric]
 
 
-def extremes(quantized: Quantized) -> dict[str, tuple[float, float]]:
-    """Limits that no tensor of these images leaves, uneven where there is a sign."""
+def ranges_between(quantized: Quantized, ends: dict[str, tuple[float, float]]) -> dict[str, Range]:
+    """By tensor the range of its kind that holds both ends."""
+    return {
+        name: spec.quantizer.range(
+            ends[name][0],
+            2 * max(-ends[name][0], ends[name][1])
+            if spec.kind == "symmetric"
+            else ends[name][1] - ends[name][0],
+        )
+        for name, spec in quantized.plan.tensors.items()
+    }
+
+
+def wide(quantized: Quantized) -> dict[str, tuple[float, float]]:
+    """Ends that no tensor of these images leaves, uneven where there is a sign."""
     return {n: (-3.0 if s.signed else 0.0, 5.0) for n, s in quantized.plan.tensors.items()}
 
 
 def scales_of(quantized: Quantized) -> Trained:
-    return trained(quantized, extremes(quantized))
+    return trained(quantized, wide(quantized))
 
 
 def trained(quantized: Quantized, seen: dict[str, tuple[float, float]]) -> Trained:
-    scales = ThresholdScales(quantized.plan, quantized.qparams, seen)
+    full = ranges_between(quantized, seen)
+    scales = ThresholdScales(quantized.plan, quantized.qparams, full)
     return Trained([scales], quantized.plan, quantized.qparams)
 
 
@@ -67,10 +81,10 @@ def test_projection_keeps_every_value_in_its_bounds(symmetric, seed, size):
         if key.startswith(SHIFT):
             assert SHIFT_MIN <= value <= SHIFT_MAX
         else:
-            assert np.all((value >= alpha_min(8)) & (value <= ALPHA_MAX))
-    for name, (left, width) in scales.qparams().ranges.items():
-        assert left <= 1e-6, name
-        assert left + width >= -1e-6, name
+            assert np.all((value >= smallest_share(8)) & (value <= 1))
+    for name, (lowest, width) in scales.qparams().ranges.items():
+        assert lowest <= 1e-6, name
+        assert lowest + width >= -1e-6, name
     scales.project()
     for key, value in scales.values.items():
         np.testing.assert_array_equal(value, once[key])
@@ -78,13 +92,12 @@ def test_projection_keeps_every_value_in_its_bounds(symmetric, seed, size):
 
 def test_zero_stays_in_the_range_of_a_tensor_without_positive_values():
     quantized = made(False)
-    limits_seen = {**extremes(quantized), "c": (-4.0, 0.0)}
-    scales = trained(quantized, limits_seen)
+    scales = trained(quantized, {**wide(quantized), "c": (-4.0, 0.0)})
     scales.values[WIDTH + "c"][...] = 0.5
     scales.values[SHIFT + "c"][...] = -0.2
     scales.project()
-    left, width = scales.qparams().ranges["c"]
-    assert left <= 0 <= left + width + 1e-6
+    lowest, width = scales.qparams().ranges["c"]
+    assert lowest <= 0 <= lowest + width + 1e-6
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -92,13 +105,13 @@ def test_the_start_is_kept_where_it_is_within_the_bounds(symmetric):
     quantized = made(symmetric)
     seen = {}
     for name, spec in quantized.plan.tensors.items():
-        left, width = quantized.qparams.ranges[name]
-        # What was seen is a little wider than what the clip method took.
-        seen[name] = (left * 1.25 if spec.signed else 0.0, (left + width) * 1.25)
+        lowest, width = quantized.qparams.ranges[name]
+        # What was seen is a little wider than what the calibration method took.
+        seen[name] = (lowest * 1.25 if spec.signed else 0.0, (lowest + width) * 1.25)
     scales = trained(quantized, seen)
     found = scales.qparams()
-    for name, bounds in quantized.qparams.ranges.items():
-        np.testing.assert_allclose(found.ranges[name], bounds, rtol=1e-5, atol=1e-6)
+    for name, values in quantized.qparams.ranges.items():
+        np.testing.assert_allclose(found.ranges[name], values, rtol=1e-5, atol=1e-6)
     for name, threshold in quantized.qparams.thresholds.items():
         np.testing.assert_allclose(found.thresholds[name], threshold, rtol=1e-5)
 
@@ -117,11 +130,10 @@ def test_nothing_but_ranges_and_thresholds_changes():
 
 
 def linear_loss(quantized: Quantized, scales: Trained, slopes, start):
-    """sum slope * limit + sum slope * w~, with rounding as a shift fixed at the start."""
+    """sum slope * range + sum slope * w~, with rounding as a shift fixed at the start."""
     numbers, total = scales.qparams(), 0.0
-    for name, spec in quantized.plan.tensors.items():
-        for limit, value in zip(limit_names(spec), limits(spec, numbers.ranges[name]), strict=True):
-            total += float(slopes[limit]) * float(value)
+    for name, value in range_feeds(quantized.plan.tensors.values(), numbers).items():
+        total += float(slopes[name]) * float(value)
     for spec in quantized.plan.layers.values():
         axis = spec.axis
         assert axis is not None

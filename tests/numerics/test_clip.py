@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.numerics.clip import CLIP_METHODS, ClipMethod, clip_range, laplace_clip, normal_clip
+from onnxq.numerics.clip import (
+    CLIP_METHODS,
+    ClipMethod,
+    calibrated_range,
+    laplace_clip,
+    normal_clip,
+)
 from onnxq.numerics.histogram import Histogram
+from onnxq.numerics.quantizers import ACTIVATIONS, SMALLEST_WIDTH, Kind
 
 
 @pytest.fixture
@@ -31,21 +38,19 @@ def statistics_of(values: np.ndarray) -> Statistics:
     return statistics
 
 
-def fake_quant(
-    x: np.ndarray, left: float, right: float, num_bits: int, symmetric: bool
-) -> np.ndarray:
+def fake_quant(x: np.ndarray, lowest: float, width: float, num_bits: int, kind: Kind) -> np.ndarray:
     quant_max = 2**num_bits - 1
-    if symmetric:
+    if kind == "symmetric":
         half = 2 ** (num_bits - 1)
-        scale = right / (half - 1)
+        scale = width / 2 / (half - 1)
         return scale * np.clip(np.rint(x / scale), -half, half - 1)
-    scale = (right - left) / quant_max
-    zero_point = np.clip(np.rint(-left / scale), 0, quant_max)
+    scale = width / quant_max
+    zero_point = np.clip(np.rint(-lowest / scale), 0, quant_max)
     return scale * (np.clip(np.rint(x / scale) + zero_point, 0, quant_max) - zero_point)
 
 
-def error(x: np.ndarray, found: tuple[float, float], num_bits: int, symmetric: bool) -> float:
-    return float(np.mean((x - fake_quant(x.astype(np.float64), *found, num_bits, symmetric)) ** 2))
+def error(x: np.ndarray, found: tuple[float, float], num_bits: int, kind: Kind) -> float:
+    return float(np.mean((x - fake_quant(x.astype(np.float64), *found, num_bits, kind)) ** 2))
 
 
 DISTRIBUTIONS = {
@@ -67,21 +72,22 @@ def draw(name: str, rng: np.random.Generator, n: int = 100_000) -> np.ndarray:
     hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e4, 1e4, width=32)),
     st.sampled_from(CLIP_METHODS),
     st.integers(2, 8),
-    st.booleans(),
-    st.booleans(),
+    st.sampled_from(list(ACTIVATIONS)),
 )
 def test_range_holds_zero_and_stays_inside_the_largest(
-    values: np.ndarray, method: ClipMethod, num_bits: int, signed: bool, symmetric: bool
+    values: np.ndarray, method: ClipMethod, num_bits: int, kind: Kind
 ) -> None:
-    left, right = clip_range(statistics_of(values), method, num_bits, signed, symmetric)
-    assert left <= 0.0 <= right
-    assert max(-left, right) <= float(np.abs(values).max())
-    if not signed:
-        assert left == 0.0
-    elif symmetric:
-        assert left == -right
-    has_range = np.any(values > 0) or (signed and np.any(values < 0))
-    assert (left < right) == bool(has_range)
+    lowest, width = calibrated_range(statistics_of(values), method, num_bits, kind)
+    largest = max(float(np.abs(values).max()), SMALLEST_WIDTH)
+    # The highest value is a sum, which is rounded.
+    assert lowest <= 0.0 <= lowest + width + 1e-15 * largest
+    assert -lowest <= largest and lowest + width <= largest * (1 + 1e-15)
+    if kind == "positive":
+        assert lowest == 0.0
+    elif kind == "symmetric":
+        assert lowest == -width / 2
+    reached = values.max() if kind == "positive" else np.abs(values).max()
+    assert (width > SMALLEST_WIDTH) == (reached > SMALLEST_WIDTH)
 
 
 @settings(deadline=None, max_examples=60)
@@ -92,9 +98,10 @@ def test_range_holds_zero_and_stays_inside_the_largest(
 def test_range_scales_with_the_values(values: np.ndarray, method: ClipMethod) -> None:
     """Powers of two scale every step of the arithmetic exactly, but for rounding at the end."""
     values = np.where(np.abs(values) < 1e-3, np.float32(0), values)
-    one = clip_range(statistics_of(values), method, 8, True, False)
-    eight = clip_range(statistics_of(values * np.float32(8)), method, 8, True, False)
-    np.testing.assert_allclose(eight, np.multiply(one, 8), rtol=1e-9)
+    one = calibrated_range(statistics_of(values), method, 8, "asymmetric")
+    eight = calibrated_range(statistics_of(values * np.float32(8)), method, 8, "asymmetric")
+    if values.any():
+        np.testing.assert_allclose(eight, np.multiply(one, 8), rtol=1e-9)
 
 
 @pytest.mark.parametrize("num_bits", [3, 4, 8])
@@ -105,17 +112,15 @@ def test_mse_is_no_worse_than_a_full_search(
 ) -> None:
     values = draw(name, rng)
     signed = bool(values.min() < 0)
-    symmetric = symmetric and signed
+    kind: Kind = "positive" if not signed else "symmetric" if symmetric else "asymmetric"
     statistics = statistics_of(values)
-    found = error(
-        values, clip_range(statistics, "mse", num_bits, signed, symmetric), num_bits, symmetric
-    )
-    left, right = clip_range(statistics, "max", num_bits, signed, symmetric)
+    found = error(values, calibrated_range(statistics, "mse", num_bits, kind), num_bits, kind)
+    lowest, width = calibrated_range(statistics, "max", num_bits, kind)
     factors = np.linspace(0.05, 1.0, 24)
-    lefts = factors if signed and not symmetric else [None]
+    others = factors if kind == "asymmetric" else [None]
     best = min(
-        error(values, (left * (a or b), right * b), num_bits, symmetric)
-        for a in lefts
+        error(values, (lowest * (a or b), (lowest + width) * b - lowest * (a or b)), num_bits, kind)
+        for a in others
         for b in factors
     )
     # The histogram stands for the values: 2 % of the error at most.
@@ -126,8 +131,8 @@ def test_mse_is_no_worse_than_a_full_search(
 def test_a_spike_of_zeros_changes_nothing(method: ClipMethod, rng: np.random.Generator) -> None:
     values = np.abs(draw("laplace", rng))
     with_zeros = np.concatenate([values, np.zeros(10 * values.size, np.float32)])
-    assert clip_range(statistics_of(values), method, 4, False, False) == pytest.approx(
-        clip_range(statistics_of(with_zeros), method, 4, False, False), rel=1e-12
+    assert calibrated_range(statistics_of(values), method, 4, "positive") == pytest.approx(
+        calibrated_range(statistics_of(with_zeros), method, 4, "positive"), rel=1e-12
     )
 
 
@@ -136,31 +141,31 @@ def test_the_spike_of_relu6_at_its_bound_is_kept(
     method: ClipMethod, rng: np.random.Generator
 ) -> None:
     values = draw("relu6", rng)
-    assert clip_range(statistics_of(values), method, 8, False, False)[1] == pytest.approx(
-        6, rel=0.01
-    )
+    found = calibrated_range(statistics_of(values), method, 8, "positive")
+    assert found.width == pytest.approx(6, rel=0.01)
 
 
 def test_max_is_the_exact_range(rng: np.random.Generator) -> None:
     values = draw("skewed", rng)
     low, high = float(values.min()), float(values.max())
     statistics = statistics_of(values)
-    assert clip_range(statistics, "max", 8, True, False) == (low, high)
-    assert clip_range(statistics, "max", 8, True, True) == (-max(-low, high), max(-low, high))
-    assert clip_range(statistics, "max", 8, False, False) == (0.0, high)
+    largest = max(-low, high)
+    assert calibrated_range(statistics, "max", 8, "asymmetric") == (low, high - low)
+    assert calibrated_range(statistics, "max", 8, "symmetric") == (-largest, 2 * largest)
+    assert calibrated_range(statistics, "max", 8, "positive") == (0.0, high)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_percentile_agrees_with_numpy(symmetric: bool, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("kind", ["asymmetric", "symmetric"])
+def test_percentile_agrees_with_numpy(kind: Kind, rng: np.random.Generator) -> None:
     values = draw("normal", rng)
     statistics = statistics_of(values)
-    left, right = clip_range(statistics, "percentile", 8, True, symmetric)
-    tolerance = 2 * statistics.histogram.width
-    if symmetric:
-        assert right == pytest.approx(np.percentile(np.abs(values), 99.99), abs=tolerance)
+    lowest, width = calibrated_range(statistics, "percentile", 8, kind)
+    highest, tolerance = lowest + width, 2 * statistics.histogram.width
+    if kind == "symmetric":
+        assert highest == pytest.approx(np.percentile(np.abs(values), 99.99), abs=tolerance)
     else:
-        assert right == pytest.approx(np.percentile(values, 99.995), abs=tolerance)
-        assert left == pytest.approx(np.percentile(values, 0.005), abs=tolerance)
+        assert highest == pytest.approx(np.percentile(values, 99.995), abs=tolerance)
+        assert lowest == pytest.approx(np.percentile(values, 0.005), abs=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -175,37 +180,37 @@ def test_aciq_matches_the_published_clips(num_bits: int, laplace: float, normal:
     ("name", "clip"), [("laplace", laplace_clip(4)), ("normal", normal_clip(4))]
 )
 def test_aciq_finds_the_density(name: str, clip: float, rng: np.random.Generator) -> None:
-    _, right = clip_range(statistics_of(draw(name, rng)), "aciq", 4, True, True)
-    assert right == pytest.approx(clip, rel=0.02)
+    found = calibrated_range(statistics_of(draw(name, rng)), "aciq", 4, "symmetric")
+    assert -found.lowest == pytest.approx(clip, rel=0.02)
 
 
 def test_aciq_takes_relu_for_half_a_density(rng: np.random.Generator) -> None:
     values = np.maximum(draw("laplace", rng), 0)
-    _, right = clip_range(statistics_of(values), "aciq", 4, False, False)
-    assert right == pytest.approx(laplace_clip(5), rel=0.02)
+    found = calibrated_range(statistics_of(values), "aciq", 4, "positive")
+    assert found.width == pytest.approx(laplace_clip(5), rel=0.02)
 
 
 def test_kl_cuts_a_lone_outlier_off(rng: np.random.Generator) -> None:
     values = np.append(np.abs(draw("normal", rng)), np.float32(40))
-    _, right = clip_range(statistics_of(values), "kl", 8, False, False)
-    assert 3.0 < right < 15.0
+    assert 3.0 < calibrated_range(statistics_of(values), "kl", 8, "positive").width < 15.0
 
 
 @pytest.mark.parametrize("method", CLIP_METHODS)
-@pytest.mark.parametrize("signed", [False, True])
-def test_a_dead_tensor_has_no_range(method: ClipMethod, signed: bool) -> None:
-    assert clip_range(statistics_of(np.zeros(9, np.float32)), method, 8, signed, False) == (0, 0)
+@pytest.mark.parametrize("kind", ["positive", "asymmetric"])
+def test_a_dead_tensor_has_the_smallest_range(method: ClipMethod, kind: Kind) -> None:
+    found = calibrated_range(statistics_of(np.zeros(9, np.float32)), method, 8, kind)
+    assert found == (0, SMALLEST_WIDTH)
 
 
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(ValueError, match="'median'"):
-        clip_range(statistics_of(np.ones(3, np.float32)), "median", 8, True, True)  # type: ignore[arg-type]
+        calibrated_range(statistics_of(np.ones(3, np.float32)), "median", 8, "symmetric")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("limits", [(-np.inf, 1.0), (0.0, np.nan)])
-def test_limits_that_are_not_finite_are_refused(limits: tuple[float, float]) -> None:
+@pytest.mark.parametrize("ends", [(-np.inf, 1.0), (0.0, np.nan)])
+def test_values_that_are_not_finite_are_refused(ends: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="not finite"):
-        clip_range(Statistics(*limits), "mse", 8, True, False)
+        calibrated_range(Statistics(*ends), "mse", 8, "asymmetric")
 
 
 @pytest.mark.parametrize("method", CLIP_METHODS)
@@ -214,6 +219,6 @@ def test_a_tensor_takes_less_than_20_ms(method: ClipMethod, rng: np.random.Gener
     times = []
     for _ in range(3):
         start = time.thread_time()
-        clip_range(statistics, method, 8, True, False)
+        calibrated_range(statistics, method, 8, "asymmetric")
         times.append(time.thread_time() - start)
     assert min(times) < 0.02

@@ -14,23 +14,23 @@ def channels(shape: tuple[int, ...] = (8, 6, 3, 3), axis: int = 0) -> np.ndarray
     return (rng.normal(0, 1, shape) * spread).astype(np.float32)
 
 
-def error(weight: np.ndarray, count: int, axis: int | None, code_max: int | None) -> float:
-    found = fit_codebook(weight, count, axis, code_max)
+def error(weight: np.ndarray, count: int, axis: int | None, largest: int | None) -> float:
+    found = fit_codebook(weight, count, axis, largest)
     return float(np.square(look_up(found, found.scale, axis) - weight).sum())
 
 
 @pytest.mark.parametrize("axis", [0, 1, None])
-@pytest.mark.parametrize("code_max", [127, 63, None])
-def test_types_shapes_and_ranges(axis, code_max):
+@pytest.mark.parametrize("largest", [127, 63, None])
+def test_types_shapes_and_ranges(axis, largest):
     weight = channels((8, 6, 3, 3), axis or 0)
-    found = fit_codebook(weight, 16, axis, code_max)
+    found = fit_codebook(weight, 16, axis, largest)
     assert found.indices.shape == weight.shape and found.indices.dtype == np.uint8
     assert found.indices.max() < found.centroids.size <= 16
     assert found.scale.shape == (() if axis is None else (weight.shape[axis],))
-    assert found.centroids.dtype == (np.float32 if code_max is None else np.int8)
+    assert found.centroids.dtype == (np.float32 if largest is None else np.int8)
     assert (np.diff(found.centroids.astype(float)) > 0).all()
-    if code_max is not None:
-        assert np.abs(found.centroids.astype(int)).max() == code_max
+    if largest is not None:
+        assert np.abs(found.centroids.astype(int)).max() == largest
     real = look_up(found, found.scale, axis)
     assert real.dtype == np.float32 and real.shape == weight.shape
 
@@ -46,8 +46,8 @@ def test_int8_centroids_cost_little():
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_constant_weights(value):
     weight = np.full((4, 3, 1, 1), value, np.float32)
-    for code_max in (127, None):
-        found = fit_codebook(weight, 4, 0, code_max)
+    for largest in (127, None):
+        found = fit_codebook(weight, 4, 0, largest)
         np.testing.assert_allclose(look_up(found, found.scale, 0), weight, rtol=1e-6)
 
 
@@ -69,20 +69,20 @@ def test_blocks_do_not_change_the_result(axis, monkeypatch):
 
 
 @pytest.mark.parametrize("axis", [0, 1, None])
-@pytest.mark.parametrize("code_max", [127, None])
-def test_several_counts_at_once_are_the_same_bytes_as_one_by_one(axis, code_max):
+@pytest.mark.parametrize("largest", [127, None])
+def test_several_counts_at_once_are_the_same_bytes_as_one_by_one(axis, largest):
     weight = channels((8, 6, 3, 3), axis or 0)
-    for count, book in fit_codebooks(weight, [2, 6, 16, 256, 100], axis, code_max).items():
-        alone = fit_codebook(weight, count, axis, code_max)
+    for count, book in fit_codebooks(weight, [2, 6, 16, 256, 100], axis, largest).items():
+        alone = fit_codebook(weight, count, axis, largest)
         assert book.centroids.tobytes() == alone.centroids.tobytes()
         assert book.indices.tobytes() == alone.indices.tobytes()
         assert book.scale.tobytes() == alone.scale.tobytes()
 
 
-@pytest.mark.parametrize("code_max", [127, 63, None])
-def test_zero_stays_exact_in_a_sparse_layer(code_max):
+@pytest.mark.parametrize("largest", [127, 63, None])
+def test_zero_stays_exact_in_a_sparse_layer(largest):
     weight = channels()
     weight[np.random.default_rng(0).random(weight.shape) < 0.3] = 0
-    for count, book in fit_codebooks(weight, [2, 3, 8, 64, 256], 0, code_max).items():
+    for count, book in fit_codebooks(weight, [2, 3, 8, 64, 256], 0, largest).items():
         assert 0 in book.centroids and book.centroids.size <= count
         assert not look_up(book, book.scale, 0)[weight == 0].any()

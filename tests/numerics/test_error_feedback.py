@@ -143,7 +143,7 @@ def test_a_layer_takes_the_best_of_the_scales(shared):
     assert len(np.unique(found.scale)) == 1 or not shared
     ratios = found.scale / scale
     assert np.isclose(ratios[..., None], FACTORS).any(axis=-1).all()
-    assert found.error == pytest.approx(form.error(found.codes * found.scale[..., None]).sum())
+    assert found.error == pytest.approx(form.error(found.integers * found.scale[..., None]).sum())
     assert found.start_error == pytest.approx(
         form.error(nearest(weights, scale, 3) * scale[..., None]).sum()
     )
@@ -156,5 +156,5 @@ def test_rows_may_be_taken_a_few_at_a_time(monkeypatch):
     whole = round_layer(form, weights, scale, 3, shared=False)
     monkeypatch.setattr("onnxq.numerics.gptq.ELEMENTS", 200)
     parts = round_layer(form, weights, scale, 3, shared=False)
-    np.testing.assert_array_equal(parts.codes, whole.codes)
+    np.testing.assert_array_equal(parts.integers, whole.integers)
     np.testing.assert_array_equal(parts.scale, whole.scale)

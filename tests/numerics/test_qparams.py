@@ -8,28 +8,26 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxq.numerics.clip_mse import alpha_min, weight_threshold
+from onnxq.numerics.clip_mse import smallest_share, weight_threshold
 from onnxq.numerics.qparams import (
     BIAS_LIMIT,
     SMALLEST_SCALE,
-    affine_qparams,
     bias_scale,
     dequantize_weight,
     fake_quant_bias,
     fake_quant_weight,
     per_channel,
-    quant_max,
     quantize_bias,
     quantize_weight,
     smallest_weight_scale,
-    weight_quant_max,
     weight_scale,
     weight_threshold_gradient,
     weight_threshold_max,
 )
+from onnxq.numerics.quantizers import ACTIVATIONS, WEIGHT, Range
 
 BITS = st.integers(2, 8)
-LEFTS = st.floats(-100, 0, width=32)
+LOWEST = st.floats(-100, 0, width=32)
 WIDTHS = st.floats(2.0**-10, 200, width=32)
 VALUES = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-300, 300, width=32))
 WEIGHTS = hnp.arrays(
@@ -40,23 +38,25 @@ WEIGHTS = hnp.arrays(
 AXES = st.sampled_from([None, 0, 1])
 
 
-@given(LEFTS, WIDTHS, BITS)
-def test_qparams_are_a_code_and_a_positive_float32(left, width, num_bits):
-    scale, zero_point = affine_qparams(left, width, num_bits)
+@given(LOWEST, WIDTHS, BITS)
+def test_qparams_are_an_integer_and_a_positive_float32(lowest, width, num_bits):
+    quantizer = ACTIVATIONS["asymmetric"]
+    scale, zero_point = quantizer.scale_and_zero_point(Range(lowest, width), num_bits)
     assert isinstance(scale, np.float32)
     assert scale > 0
-    assert 0 <= zero_point <= quant_max(num_bits)
-    if left + width >= 0:
-        # The rounded range covers the asked one up to half a code.
-        assert abs(-float(scale) * zero_point - left) <= scale * 0.501
+    assert 0 <= zero_point <= quantizer.largest(num_bits)
+    if lowest + width >= 0:
+        # The rounded range covers the asked one up to half a step.
+        assert abs(-float(scale) * zero_point - lowest) <= scale * 0.501
     else:
-        assert zero_point == quant_max(num_bits)
+        assert zero_point == quantizer.largest(num_bits)
 
 
+@pytest.mark.parametrize("kind", ACTIVATIONS)
 @pytest.mark.parametrize("width", [0.0, -1.0, float("nan")])
-def test_a_range_without_width_is_refused(width):
+def test_a_range_without_width_is_refused(kind, width):
     with pytest.raises(ValueError, match="must be positive"):
-        affine_qparams(-1.0, width, 8)
+        ACTIVATIONS[kind].scale_and_zero_point(Range(-1.0, width), 8)
 
 
 @given(WEIGHTS, BITS, AXES)
@@ -68,11 +68,11 @@ def test_weights_are_within_half_a_scale_of_their_max_threshold(weight, num_bits
 
 
 @given(WEIGHTS, BITS, AXES, st.floats(0.25, 1, width=32))
-def test_weight_codes_stay_in_their_symmetric_range(weight, num_bits, axis, alpha):
+def test_integer_weights_stay_in_their_symmetric_range(weight, num_bits, axis, alpha):
     scale = weight_scale(weight_threshold_max(weight, axis) * np.float32(alpha), num_bits)
     codes = quantize_weight(weight, scale, num_bits, axis)
     assert codes.dtype == np.int8
-    assert np.abs(codes.astype(int)).max() <= weight_quant_max(num_bits)
+    assert np.abs(codes.astype(int)).max() <= WEIGHT.largest(num_bits)
     np.testing.assert_array_equal(codes == 0, quantize_weight(-weight, scale, num_bits, axis) == 0)
     once = dequantize_weight(codes, scale, axis)
     np.testing.assert_array_equal(quantize_weight(once, scale, num_bits, axis), codes)
@@ -94,12 +94,13 @@ def test_a_dead_channel_quantizes_to_zero():
 
 
 @given(WEIGHTS, st.sampled_from(["max", "mse", "kl"]), BITS, AXES)
-def test_the_starting_threshold_is_within_its_bounds(weight, method, num_bits, axis):
+def test_the_starting_threshold_is_within_what_learning_keeps(weight, method, num_bits, axis):
     largest = weight_threshold_max(weight, axis)
     threshold = weight_threshold(weight, method, num_bits, axis)
     assert threshold.shape == largest.shape
     assert np.all(
-        (threshold <= largest) & (threshold >= largest * np.float32(0.9999 * alpha_min(num_bits)))
+        (threshold <= largest)
+        & (threshold >= largest * np.float32(0.9999 * smallest_share(num_bits)))
     )
 
 
@@ -112,12 +113,12 @@ def test_the_searched_threshold_has_the_least_error_of_the_grid(weight, num_bits
 
     best = errors(weight_threshold(weight, "mse", num_bits, axis))
     largest = weight_threshold_max(weight, axis)
-    for alpha in np.linspace(1.0, alpha_min(num_bits), 6, dtype=np.float32):
+    for alpha in np.linspace(1.0, smallest_share(num_bits), 6, dtype=np.float32):
         assert np.all(best <= errors(largest * alpha) * (1 + 1e-6))
 
 
 @pytest.mark.parametrize(("num_bits", "low", "high"), [(2, 1.1, 1.4), (4, 2.0, 2.8), (8, 3.5, 9)])
-def test_the_fewer_codes_the_more_is_clipped(num_bits, low, high):
+def test_the_fewer_bits_the_more_is_clipped(num_bits, low, high):
     """Near the best thresholds of a normal density, 1.22 and 2.4 times its deviation, and 4."""
     weight = np.random.default_rng(0).normal(size=(1, 20000)).astype(np.float32)
     weight[0, 0] = 8
@@ -151,7 +152,7 @@ def surrogate(weight, threshold, base, num_bits, axis):
     Straight-through rounding is y = s * (clip(w / s) + c), c the rounding error at the
     threshold where the gradient is taken.
     """
-    limit = weight_quant_max(num_bits)
+    limit = WEIGHT.largest(num_bits)
     start = per_channel(weight_scale(base, num_bits), weight.ndim, axis).astype(np.float64)
     ratio = weight / start
     inside = np.abs(ratio) <= limit + 0.5
@@ -182,7 +183,7 @@ def test_the_threshold_gradient_is_the_slope_of_its_surrogate(seed, num_bits, ax
     assert found.shape == threshold.shape
     scale = per_channel(weight_scale(threshold, num_bits), weight.ndim, axis)
     # A weight right at the edge may fall on either side in float32 and float64.
-    edge = np.abs(np.abs(weight / scale) - (weight_quant_max(num_bits) + 0.5))
+    edge = np.abs(np.abs(weight / scale) - (WEIGHT.largest(num_bits) + 0.5))
     half = np.abs(np.abs(weight / scale) % 1 - 0.5)
     assume(edge.min() > 1e-3 and half.min() > 1e-4)
     step = 1e-3

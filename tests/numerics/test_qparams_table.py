@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from onnxq.numerics.qparams import (
-    affine_qparams,
     bias_scale,
     quantize_bias,
     quantize_weight,
     weight_scale,
     weight_threshold_max,
 )
+from onnxq.numerics.quantizers import ACTIVATIONS, BIAS, CODEBOOK, WEIGHT, Range
 
 RANGES = [
-    # left, right, bits: scale = (right - left) / (2^bits - 1), zero point = round(-left / scale)
+    # lowest, highest, bits: scale = (highest - lowest) / (2^bits - 1),
+    # zero point = round(-lowest / scale)
     (0, 255, 8, 1, 0),
     (-128, 127, 8, 1, 128),
     (-255, 0, 8, 1, 255),
@@ -31,9 +32,37 @@ RANGES = [
 ]
 
 
-@pytest.mark.parametrize(("left", "right", "bits", "scale", "zero_point"), RANGES)
-def test_parameters_of_an_activation(left, right, bits, scale, zero_point):
-    assert affine_qparams(left, right - left, bits) == (scale, zero_point)
+@pytest.mark.parametrize(("lowest", "highest", "bits", "scale", "zero_point"), RANGES)
+def test_parameters_of_an_activation(lowest, highest, bits, scale, zero_point):
+    found = ACTIVATIONS["asymmetric"].scale_and_zero_point(Range(lowest, highest - lowest), bits)
+    assert found == (scale, zero_point)
+
+
+KINDS = [
+    # kind, width, bits, scale = width / (2^bits - 1) or threshold / (2^(bits - 1) - 1), zero point
+    ("positive", 255, 8, 1, 0),
+    ("positive", 6, 2, 2, 0),
+    ("symmetric", 254, 8, 1, 128),
+    ("symmetric", 3.5, 4, 0.25, 8),
+    ("symmetric", 4, 2, 2, 2),
+]
+
+
+@pytest.mark.parametrize(("kind", "width", "bits", "scale", "zero_point"), KINDS)
+def test_parameters_of_an_activation_whose_kind_fixes_the_zero_point(
+    kind, width, bits, scale, zero_point
+):
+    values = ACTIVATIONS[kind].range(-99, width)
+    assert values == (0 if kind == "positive" else -width / 2, width)
+    assert ACTIVATIONS[kind].scale_and_zero_point(values, bits) == (scale, zero_point)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits", "largest"),
+    [(WEIGHT, 8, 127), (WEIGHT, 2, 1), (CODEBOOK, 7, 63), (BIAS, 32, 2147483647)],
+)
+def test_integers_of_weights_and_biases(quantizer, bits, largest):
+    assert quantizer.largest(bits) == largest
 
 
 WEIGHTS = [

@@ -9,7 +9,7 @@ from onnxq.errors import RecipeError
 from onnxq.export.compact import export
 from onnxq.options.recipe import LayerOverride, Recipe, recipe_from_fields
 from onnxq.plan import make_plan
-from onnxq.plan.spec import code_bytes, codebook_bytes, codebook_refusal, weight_bytes
+from onnxq.plan.spec import codebook_bytes, codebook_refusal, integer_bytes, weight_bytes
 
 
 def wide() -> ir.Model:
@@ -103,14 +103,14 @@ def test_low_bits_are_packed_where_that_saves_bytes(num_bits, ratio):
     plan = make_plan(wide(), Recipe(weight_bits=num_bits, first_last_bits=num_bits))
     layer = plan.layers["Conv_z"]
     assert (layer.num_bits, layer.packed, layer.refusal) == (num_bits, True, "")
-    size = code_bytes(layer.parameters, num_bits)
+    size = integer_bytes(layer.parameters, num_bits)
     assert ratio < size / layer.parameters < ratio + 0.12
     small = plan.layers["Conv_a"]
     assert (small.num_bits, small.packed) == (num_bits, False)
     assert small.refusal.startswith(f"one weight per byte: packed, {num_bits} bits take ")
-    assert code_bytes(small.parameters, num_bits) == small.parameters == 162
+    assert integer_bytes(small.parameters, num_bits) == small.parameters == 162
 
 
 def test_bytes_are_not_packed():
     layer = make_plan(wide(), Recipe()).layers["Conv_z"]
-    assert (layer.packed, code_bytes(layer.parameters, 8)) == (False, layer.parameters)
+    assert (layer.packed, integer_bytes(layer.parameters, 8)) == (False, layer.parameters)

@@ -23,19 +23,20 @@ from small_graphs import (
 
 from onnxq.calibrate.calibrator import TensorStatistics, calibrate
 from onnxq.graph.cut import between
-from onnxq.numerics.qparams import BIAS_LIMIT, affine_qparams
+from onnxq.numerics.clip import calibrated_range
+from onnxq.numerics.qparams import BIAS_LIMIT
+from onnxq.numerics.quantizers import SMALLEST_WIDTH
 from onnxq.options.recipe import Recipe
 from onnxq.plan import TensorSpec, make_plan
 from onnxq.student import student as student_module
-from onnxq.student.initial import tensor_range
+from onnxq.student.build import build_student
 from onnxq.student.qparams import (
-    SMALLEST_WIDTH,
+    QParams,
     bias_name,
-    limit_names,
-    limits,
-    tensor_qparams,
+    range_feeds,
+    range_inputs,
 )
-from onnxq.student.student import bake_between, build_student
+from onnxq.student.student import bake_between
 from onnxq.verify.exported import stored_array
 
 
@@ -143,7 +144,7 @@ def test_a_perceptron_computes_what_integers_compute():
         return ((codes - zero) @ signed + offsets) * (scale * grid)
 
     def quantized(values, tensor):
-        scale, zero = tensor_qparams(plan.tensors[tensor], numbers.ranges[tensor])
+        scale, zero = plan.tensors[tensor].quantizer.scale_and_zero_point(numbers.ranges[tensor], 8)
         codes = np.clip(np.rint(values / float(scale)) + zero, 0, 255).astype(np.int64)
         return codes, zero, float(scale)
 
@@ -160,15 +161,17 @@ def test_a_perceptron_computes_what_integers_compute():
     st.floats(2.0**-20, 100, width=32),
     st.floats(0, 1, width=32),
 )
-def test_limits_and_qparams_agree(kind, num_bits, width, share):
+def test_range_inputs_and_qparams_agree(kind, num_bits, width, share):
     tensor = spec(kind, num_bits)
-    left = {"asymmetric": -share * width, "positive": 0.0, "symmetric": -width / 2}[kind]
-    values = limits(tensor, (left, width))
-    assert len(values) == len(limit_names(tensor))
-    scale, zero_point = tensor_qparams(tensor, (left, width))
+    values = tensor.quantizer.range(-share * width, width)
+    feeds = range_feeds([tensor], QParams({tensor.name: values}, {}, {}, {}))
+    assert tuple(feeds) == range_inputs(tensor)
+    assert all(value.dtype == np.float32 for value in feeds.values())
+    scale, zero_point = tensor.quantizer.scale_and_zero_point(values, num_bits)
     assert scale > 0
     if kind == "asymmetric":
-        assert (scale, zero_point) == affine_qparams(float(np.float32(left)), width, num_bits)
+        np.testing.assert_allclose(scale * (2**num_bits - 1), width, rtol=1e-6)
+        assert abs(zero_point * scale - share * width) <= scale * 0.501
     elif kind == "positive":
         assert zero_point == 0
         np.testing.assert_allclose(scale * (2**num_bits - 1), width, rtol=1e-6)
@@ -194,21 +197,21 @@ def test_starting_ranges_hold_zero_and_stay_within_what_was_seen(kind, method, s
     values = np.random.default_rng(0).normal(shift, 1, 2000).astype(np.float32) * np.float32(size)
     if kind == "positive":
         values = np.maximum(values, 0)
-    left, width = tensor_range(spec(kind, calibration=method), statistics(values))
+    lowest, width = calibrated_range(statistics(values), method, 8, kind)
     assert width > 0
-    assert left <= 0 <= left + width
+    assert lowest <= 0 <= lowest + width
     largest = np.abs(values).max() * 1.001 + SMALLEST_WIDTH
-    assert -left <= largest
-    assert left + width <= largest
+    assert -lowest <= largest
+    assert lowest + width <= largest
     if kind == "symmetric":
-        assert left == pytest.approx(-width / 2)
+        assert lowest == pytest.approx(-width / 2)
     if kind == "positive":
-        assert left == 0
+        assert lowest == 0
 
 
 def test_a_tensor_that_is_always_zero_has_a_range():
-    left, width = tensor_range(spec("asymmetric"), statistics(np.zeros(10, np.float32)))
-    assert (left, width) == (0.0, SMALLEST_WIDTH)
+    found = calibrated_range(statistics(np.zeros(10, np.float32)), "max", 8, "asymmetric")
+    assert found == (0.0, SMALLEST_WIDTH)
 
 
 def test_a_huge_bias_raises_its_weights_scale_and_stays_in_int32():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_graphs import Quantized, quantize, small_graph
 
-from onnxq.learn.step_sizes import LEFT, STEP, WEIGHT_STEP, StepSizes
+from onnxq.learn.step_sizes import LOWEST, STEP, WEIGHT_STEP, StepSizes
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.learn.weights import BIAS, VALUE
 from onnxq.options.recipe import Recipe
@@ -77,9 +77,9 @@ def test_gradient_descent_moves_steps_by_lsqs_share_of_the_gradient(symmetric):
         expected = -rate * gradient / np.sqrt(ELEMENTS[name] * largest) / step
         assert float(found.values[STEP + name]) == pytest.approx(expected, rel=1e-3)
         if spec.kind == "asymmetric":
-            # The left limit is that many steps from zero, and moves as the right one does.
-            moved = float(found.values[LEFT + name]) * start.ranges[name][1]
-            gradient = float(slopes[f"{name}.left"]) * largest**2
+            # The lowest value is that many steps from zero, and moves as the highest one does.
+            moved = float(found.values[LOWEST + name]) * start.ranges[name][1]
+            gradient = float(slopes[f"{name}.lowest"]) * largest**2
             expected = -rate * gradient / np.sqrt(ELEMENTS[name] * largest)
             assert moved == pytest.approx(expected, rel=1e-3)
     part = StepSizes(plan, start, ELEMENTS)

@@ -15,7 +15,8 @@ from onnxq.learn.frozen import DISK_SHARE
 from onnxq.runtime.rows import Rows
 from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.student.blocks import Block, cut_blocks
-from onnxq.student.student import QUANTIZED, RAW, bake_between
+from onnxq.student.build import QUANTIZED, RAW
+from onnxq.student.student import bake_between
 from onnxq.train.kept_tensors import stacks
 from onnxq.train.teacher import MICRO_BATCH, TeacherOutputs
 

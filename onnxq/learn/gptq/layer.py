@@ -9,7 +9,8 @@ import numpy as np
 
 from onnxq.numerics.gptq import Floats, quadratic, round_layer
 from onnxq.numerics.patches import Geometry
-from onnxq.numerics.qparams import FloatArray, per_channel, weight_quant_max, weight_scale
+from onnxq.numerics.qparams import FloatArray, per_channel, weight_scale
+from onnxq.numerics.quantizers import WEIGHT
 from onnxq.plan.spec import LayerSpec
 from onnxq.student.qparams import QParams
 from onnxq.train.checkpoint import Checkpoint
@@ -157,12 +158,12 @@ def fit_layer(
     form = quadratic(*moments.second(fixed), rows, ROWS_OF_A_SAMPLE * samples)
     shared = spec.axis is None
     start = np.broadcast_to(scale if shared else scale.reshape(rows.shape[:2]), rows.shape[:2])
-    limit = weight_quant_max(spec.num_bits)
-    found = round_layer(form, rows, start.astype(np.float64), limit, shared=shared)
-    flat = found.scale.reshape(-1) * limit
+    largest = WEIGHT.largest(spec.num_bits)
+    found = round_layer(form, rows, start.astype(np.float64), largest, shared=shared)
+    flat = found.scale.reshape(-1) * largest
     threshold = np.asarray(flat[0] if shared else flat, np.float32)
-    codes = geometry.from_rows(found.codes).astype(np.float32)
-    real = codes * per_channel(weight_scale(threshold, spec.num_bits), weight.ndim, spec.axis)
+    integers = geometry.from_rows(found.integers).astype(np.float32)
+    real = integers * per_channel(weight_scale(threshold, spec.num_bits), weight.ndim, spec.axis)
     fitted = None if bias is not None else _free_bias(moments, geometry.to_rows(real))
     return FittedLayer(threshold, real, fitted, found.error, found.start_error)
 
