@@ -89,6 +89,29 @@ def test_recipes_and_preprocessing_in_documents_are_valid(tmp_path: Path) -> Non
             load_recipe(file)
 
 
+def test_the_architecture_states_the_arrows_that_import_linter_holds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*)", text.split("\n## Arrows\n")[1].split("\n## ")[0], re.MULTILINE)
+    stated = [re.findall(r"`(\w+)`", row) for row in rows]
+    assert stated == [re.findall(r"onnxq\.(\w+)", layer) for layer in contract["layers"]]
+
+
+def test_the_architecture_names_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = [path.parent.name for path in (ROOT / "onnxq").glob("*/__init__.py")]
+    assert folders
+    assert [name for name in folders if f"`{name}/`" not in text] == []
+
+
+def test_files_that_the_documents_name_exist() -> None:
+    for path in DOCUMENTS:
+        named = re.findall(r"`(?:onnxq/)?(\w+/[\w/]+\.py)`", path.read_text(encoding="utf-8"))
+        places = [(ROOT / name, ROOT / "onnxq" / name) for name in named]
+        assert [a.name for a, b in places if not (a.exists() or b.exists())] == [], path.name
+
+
 def test_the_changelog_has_this_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert onnxq.__version__ == project["version"]
