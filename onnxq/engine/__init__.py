@@ -1,4 +1,4 @@
-"""The one seam to ONNX Runtime's training build: gradients of a student's loss."""
+"""The engine: gradients of a student's loss, by ONNX Runtime's training build."""
 
 from onnxq.engine.engine import Engine, check_engine
 from onnxq.engine.ungradable import ungradable_nodes

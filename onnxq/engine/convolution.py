@@ -1,9 +1,9 @@
 """Convolutions in ONNX Runtime's blocked layout, forward and for dL/dx.
 
-Inference sessions run constant-weight convolutions in the internal domain
-``com.microsoft.nchwc``: channels in blocks as wide as a vector register. Weights that are
-graph inputs lose that, and the engine's ConvGrad never has it. Here the blocked weights are
-made in the graph, so that both directions get the fast kernels. With stride 1,
+Inference sessions run constant-weight convolutions in the internal domain ``com.microsoft.nchwc``:
+channels in blocks as wide as a vector register. Weights that are graph inputs don't get that
+layout, and the engine's ConvGrad never does. Here the graph itself blocks the weights, so that both
+directions get the fast kernels. With stride 1,
 
     dL/dx = conv(G, W flipped in height and width and transposed in its channels)
 
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 def blocked_convolution(form: Form) -> Rule | None:
-    """The rule for a Conv that the blocked kernels take; None for any other.
+    """The rule for a Conv that the blocked kernels support; None for any other.
 
-    Where the data needs no gradient, as in a first layer, ConvGrad alone is as good; and the
-    builder would drop its second output (see ``wrap.py``).
+    Where the data need no gradient, as in a first layer, ConvGrad alone is as good, and the builder
+    would drop its second output (see ``wrap.py``).
     """
     block = block_size()
     if block is None or 0 not in form.wanted or not _fits(form, block):
@@ -87,7 +87,7 @@ _Plan = tuple[list[int], list[int], list[int]]
 
 
 def _block_plan(outputs: int, inputs: int, kernel: list[int], block: int) -> _Plan:
-    """How (out, in / group, kh, kw) weights become blocked ones."""
+    """How weights (out, in / group, kh, kw) are blocked."""
     if inputs == 1:
         return [outputs // block, block, *kernel], [0, 2, 3, 1], [outputs, 1, *kernel]
     parts = [outputs // block, block, inputs // block, block, *kernel]
@@ -95,7 +95,7 @@ def _block_plan(outputs: int, inputs: int, kernel: list[int], block: int) -> _Pl
 
 
 def _forward(form: Form, body: tape.Tape, inputs: list[ir.Value | None], block: int) -> ir.Value:
-    """The convolution in the blocked layout, from and to the ordinary one."""
+    """The convolution in the blocked layout, converted from and to the ordinary one."""
     outputs, depth, *kernel = form.shape(1) or ()
     parts, order, whole = _block_plan(outputs, depth, kernel, block)
 
@@ -148,7 +148,7 @@ def _blocked_dx(form: Form, d: Definition, block: int) -> str:
 
 @cache
 def block_size() -> int | None:
-    """The block that this machine's kernels expect, found by trial; None without such kernels."""
+    """The block size of this machine's kernels, found by trial; None without such kernels."""
     random = np.random.default_rng(0)
     x = random.normal(size=(1, 32, 5, 5)).astype(np.float32)
     weights = random.normal(size=(32, 32, 3, 3)).astype(np.float32)

@@ -1,7 +1,4 @@
-"""Gradient definitions.
-
-How dL/d(inputs) of an operator, with its attributes, is written as ONNX nodes.
-"""
+"""Gradient definitions: dL/d(inputs) of an operator, written as ONNX nodes."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ class Definition:
         return f"O({index})"
 
     def gradient(self, index: int = 0) -> str:
-        """The gradient of the loss for the operator's output."""
+        """The gradient of the loss with respect to the operator's output."""
         return f"GO({index})"
 
     def op(
@@ -70,7 +67,7 @@ class Definition:
         attributes: Mapping[str, Attribute] = NO_ATTRIBUTES,
         **more: Attribute,
     ) -> str:
-        """Add a node with one output and give the output's name."""
+        """Add a node with one output; returns the output's name."""
         attributes = {**attributes, **more}
         return self.ops(1, op_type, *inputs, domain=domain, attributes=attributes)[0]
 
@@ -82,7 +79,7 @@ class Definition:
         domain: str = "",
         attributes: Mapping[str, Attribute] = NO_ATTRIBUTES,
     ) -> tuple[str, ...]:
-        """Add a node with several outputs and give their names."""
+        """Add a node with several outputs; returns their names."""
         outputs = tuple(f"t{len(self.steps)}_{i}" for i in range(count))
         encoded = {name: _encode(value) for name, value in attributes.items()}
         self.steps.append(Step(op_type, domain, inputs, outputs, encoded))
@@ -97,7 +94,7 @@ class Definition:
         return self._constant({"value": values, "dtype": "int", "is_tensor": True})
 
     def result(self, index: int, name: str) -> None:
-        """Say which value is the gradient for the operator's input ``index``."""
+        """Set the gradient with respect to the operator's input ``index``."""
         self.results[index] = name
 
     def reduce(self, op_type: str, x: str, axes: list[int], keepdims: int = 0) -> str:
@@ -113,7 +110,7 @@ class Definition:
     def positive(self, distance: str) -> str:
         """1.0 where ``distance`` > 0 and 0.0 elsewhere.
 
-        Several times as fast as Greater and Where: each step is vectorised.
+        This is several times as fast as Greater and Where, since each step is vectorized.
         """
         scaled = self.op("Mul", distance, self.scalar(LARGE))
         return self.op("Clip", scaled, self.scalar(0.0), self.scalar(1.0))
@@ -141,7 +138,7 @@ class Definition:
 
 
 def register(key: str, steps: list[Step]) -> None:
-    """Hand a definition to ONNX Runtime; for a key known to the process it does nothing.
+    """Register a definition with ONNX Runtime; a key that the process knows is left unchanged.
 
     Args:
         key: ``domain::OpType`` of the function.
@@ -223,7 +220,7 @@ class Form:
 
 
 def make_form(node: ir.Node, carrying: set[ir.Value], opset: int) -> Form:
-    """The node as the rules see it."""
+    """The `Form` of a node."""
     wanted = frozenset(i for i, value in enumerate(node.inputs) if value in carrying)
     return Form(node, wanted, opset)
 

@@ -6,9 +6,9 @@ from onnxq.engine.definition import Definition, Form, Rule
 
 
 def broadcast_axes(form: Form, index: int) -> list[int] | None:
-    """Axes of the output along which an input was repeated; None where shapes don't tell.
+    """Axes of the output along which an input was repeated; None where shapes don't say.
 
-    A free dimension stands for itself: two that carry one name are equal.
+    Free dimensions with the same name are equal.
     """
     operand = form.dimensions(form.node.inputs[index])
     output = form.dimensions(form.node.outputs[0])

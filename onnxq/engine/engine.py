@@ -1,7 +1,4 @@
-"""The engine.
-
-Loss and gradients of a model for a few shards of a batch, by ONNX Runtime's training build.
-"""
+"""Loss and gradients of a model for a batch in shards, by ONNX Runtime's training build."""
 
 from __future__ import annotations
 
@@ -26,11 +23,11 @@ SHADOWS = ("onnxruntime", "onnxruntime-gpu")
 
 
 def check_engine() -> None:
-    """Make sure that gradients can be built.
+    """Check that gradients can be built.
 
     Raises:
-        EngineError: another distribution of ONNX Runtime stands beside the training build
-            and overwrites its files, or the module has no gradient builder.
+        EngineError: another distribution of ONNX Runtime is installed beside the training build and
+            overwrites its files, or the module has no gradient builder.
     """
     shadows = [name for name in SHADOWS if _is_installed(name)]
     if shadows:
@@ -56,26 +53,26 @@ def _sentence(found: str) -> str:
 
 
 class Engine:
-    """Gradients of one graph's loss, on a session that several threads run side by side.
+    """Gradients of one graph's loss; several threads may run its session side by side.
 
-    Everything learned is an array outside the graph: parameters are graph inputs, and each
-    call names their values. ONNX Runtime's backward pass barely uses a second thread, so a
-    batch is cut into shards, one thread works on one shard at a time, and the results are
-    added up in the order of the shards: the same bytes on one core and on many.
+    All trained parameters are graph inputs, and each call passes their values. ONNX Runtime's
+    backward pass hardly uses a second thread. So a batch is cut into shards, each thread works on
+    one shard at a time, and results are added up in the order of the shards: the same bytes on one
+    core and on many.
 
     Args:
         model: the student with its loss as a graph output; it isn't changed.
         trainable: float graph inputs to differentiate for.
         loss: name of an output with one element; the loss of a batch is the sum over shards.
-        extra_outputs: further outputs to bring out, see ``extras``.
+        extra_outputs: further outputs to return, see ``extras``.
         workers: shards that run side by side; None means one per core.
 
     Attributes:
-        extras: of the last call, one dict of extra outputs per shard.
+        extras: further outputs of the last call, one dict per shard.
 
     Raises:
-        EngineError: the training build is missing or shadowed, an input or output doesn't
-            exist, or a node has no gradient.
+        EngineError: the training build is missing or shadowed, an input or output doesn't exist, or
+            a node has no gradient.
     """
 
     def __init__(
@@ -163,12 +160,12 @@ class Engine:
 
 
 def _ort_value(array: np.ndarray) -> ort.OrtValue:
-    """The array for ONNX Runtime; it shares memory with a contiguous array."""
+    """The array as ONNX Runtime's value; it shares memory with a contiguous array."""
     return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
 
 def _total(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The sum in the order of the parts, taken in float64 and given as float32."""
+    """The sum in the order of the parts, computed in float64 and returned as float32."""
     total = parts[0].astype(np.float64)
     for part in parts[1:]:
         total += part

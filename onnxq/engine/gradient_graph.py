@@ -1,4 +1,4 @@
-"""From a model with a loss to a model that also computes the gradients."""
+"""The gradient graph: a model with a loss, extended to compute the gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FATAL_ONLY = 4
 def build_gradient_graph(
     model: ir.Model, trainable: Sequence[str], loss: str, extra_outputs: Sequence[str]
 ) -> tuple[bytes, list[str]]:
-    """A model that gives the loss, the extra outputs and one ``<name>_grad`` per parameter.
+    """A model whose outputs are loss, extra outputs and one ``<name>_grad`` per parameter.
 
     Args:
         model: the student with its loss; it isn't changed.
@@ -31,11 +31,11 @@ def build_gradient_graph(
         extra_outputs: names of further graph outputs to keep.
 
     Returns:
-        The serialised model, and the trainable inputs that the loss depends on, in order:
-        only they have a gradient output.
+        The serialized model, and the trainable inputs that the loss depends on, in order: only they
+            have a gradient output.
 
     Raises:
-        EngineError: a node on the way has no gradient, or the builder refuses the model.
+        EngineError: a node between them has no gradient, or the builder refuses the model.
     """
     prepared = model.clone()
     _keep_outputs(prepared, [loss, *extra_outputs])

@@ -1,8 +1,8 @@
-"""A function in a child process, so that native code which crashes there leaves this one alone.
+"""A function in a child process, which native code may crash without ending this one.
 
-ONNX Runtime and ONNX's own C++ trust a model's file, and a damaged one can end the process or take
-all memory. The child is forked, which takes milliseconds, where nothing else runs beside it:
-otherwise, and where a system's libraries do not outlive a fork, it is an interpreter of its own.
+ONNX Runtime and ONNX's own C++ trust a model's file, and a damaged one can end the process or use
+up all memory. The child is forked, which takes milliseconds, where nothing else runs beside it.
+Otherwise, and where a system's libraries do not survive a fork, it is a new interpreter.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Failure(Exception):
 def isolated(
     function: Function, *arguments: Any, memory: int = MEMORY, seconds: float = SECONDS
 ) -> Any:
-    """What a function returns, run in a child process.
+    """The result of a function that runs in a child process.
 
     Args:
         function: one of a module, found by its name.
-        arguments: what it takes; they are pickled where the child is not forked.
-        memory: bytes that it may take beside what this process has.
-        seconds: that it may take.
+        arguments: its arguments; they are pickled where the child is not forked.
+        memory: bytes that it may use beside those of this process.
+        seconds: time limit.
 
     Raises:
         Failure: the function raised.
@@ -98,7 +98,7 @@ def _forked(function: Function, arguments: tuple[Any, ...], memory: int, seconds
 
 
 def _child(function: Function, arguments: tuple[Any, ...], memory: int, write: int) -> None:
-    """Answer and end, whatever happens; nothing of the parent's is flushed or cleaned up."""
+    """Run the function, answer and exit; nothing of the parent's is flushed or cleaned up."""
     try:
         faulthandler.disable()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -144,7 +144,7 @@ def _answer(function: Function, arguments: tuple[Any, ...], memory: int) -> byte
 
 
 def _limit(memory: int) -> None:
-    """Bound this process' memory and time, and leave no image of it where it crashes."""
+    """Limit this process' memory and time, and write no core dump where it crashes."""
     if sys.platform == "win32":
         return
     import resource

@@ -1,8 +1,8 @@
-"""Large weights in files that sessions map into memory instead of holding copies of them.
+"""Large weights in files, which sessions map into memory instead of copying.
 
-A session that is opened from bytes holds each weight twice while it opens, and a third time in
-the layout of its kernels. Of models whose weights are large, sessions read a temporary file per
-weight, written once and shared by all graphs that hold the same tensor; it goes with the tensor.
+A session that is opened from bytes holds each weight twice while it opens, and a third time in the
+layout of its kernels. For models with large weights, sessions read a temporary file per weight. It
+is written once, shared by all graphs that hold the same tensor, and deleted with the tensor.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def is_large(model: ir.Model) -> bool:
-    """Whether sessions read the model's weights from files: it has many, or has them there."""
+    """Whether sessions read the weights from files: they are large, or in files already."""
     values = model.graph.initializers.values()
     outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in values)
     return outside or weight_bytes(model) >= LARGE
 
 
 class WeightFiles:
-    """The files of the tensors that are alive."""
+    """The files of the tensors that exist."""
 
     def __init__(self) -> None:
         self._paths: weakref.WeakKeyDictionary[ir.TensorProtocol, Path]
         self._paths = weakref.WeakKeyDictionary()
 
     def mapped(self, model: ir.Model) -> ir.Model:
-        """A copy of a model that names a file for each of its large weights.
+        """A copy of a model that refers to a file for each of its large weights.
 
         Raises:
-            OutputError: there is no room for them.
+            OutputError: the disk is full.
         """
         copy = model.clone(deep_copy=False)
         for value in copy.graph.initializers.values():

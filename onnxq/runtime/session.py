@@ -1,8 +1,8 @@
-"""The hand-off from onnx-ir to ONNX Runtime sessions; the one place that opens them.
+"""ONNX Runtime sessions, opened here alone.
 
-Every session is single-threaded, and several threads run it side by side on fixed
-micro-batches: the result of a batch is then the same bits on one core and on many, the
-weights are held once, and the backward pass, which barely uses a second thread, gains most.
+Every session is single-threaded, and several threads run it side by side on fixed micro-batches. So
+the result of a batch is the same on one core and on many, the weights are held once, and the
+backward pass, which hardly uses a second thread, gains most.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WEIGHT_FILES = WeightFiles()
 
 
 class ScaleError(Exception):
-    """An integer kernel refuses the ratio of its scales."""
+    """An integer kernel rejects the ratio of its scales."""
 
 
 def available_cores() -> int:
@@ -54,11 +54,11 @@ def open_session(
     """An inference session on the CPU for a model in memory or in a file.
 
     Args:
-        model: an onnx-ir model, its serialised bytes, or a path.
+        model: an onnx-ir model, its serialized bytes, or a path.
         threads: threads inside one operator.
-        optimise: False switches every graph optimisation off (for tests of equality).
-        prepack: whether weights are held in the layout of their kernels, once more and for good;
-            None does it unless the model is large: a batch takes far longer than its packing.
+        optimise: False switches every graph optimization off.
+        prepack: whether the session keeps a copy of the weights in the layout of its kernels; None
+            does so unless the model is large, where a batch takes far longer than packing.
         optimised_path: where ONNX Runtime writes the graph that it really runs.
     """
     options = ort.SessionOptions()
@@ -97,7 +97,7 @@ _FLOATS: Mapping[str, np.dtype] = {
 
 
 def as_session_takes(session: ort.InferenceSession, feeds: Feeds) -> Arrays:
-    """The feeds with floats as wide as the session takes them: models may differ in that alone."""
+    """The feeds with floats of the session's width, which may differ between models."""
     wanted = {str(each.name): _FLOATS.get(str(each.type)) for each in session.get_inputs()}
     with np.errstate(over="ignore"):
         return {name: _as_float(array, wanted.get(name)) for name, array in feeds.items()}
@@ -110,7 +110,7 @@ def _as_float(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
 
 
 def not_opened(model: str, error: BaseException, how: str = "can't open") -> ModelError:
-    """The sentence for a model that ONNX Runtime does not take, in the words of its error."""
+    """The error for a model that ONNX Runtime rejects, in the words of its own error."""
     return ModelError(
         f"ONNX Runtime {how} {model} ({reason_of(error)}); "
         "check it with onnx.checker, or export it again."
@@ -126,18 +126,18 @@ def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def session_form(model: ir.Model) -> ir.Model:
-    """The model, or where it is large a copy that names files for its weights."""
+    """The model itself; of a large one, a copy that refers to files for its weights."""
     return _WEIGHT_FILES.mapped(model) if is_large(model) else model
 
 
 def serialized(model: ir.Model) -> bytes:
-    """The bytes of a model as sessions open it."""
+    """The bytes of a model, as sessions open it."""
     data: bytes = ir.to_proto(session_form(model)).SerializeToString()
     return data
 
 
 class SessionPool:
-    """A session that several threads run; batches go in and results come out in order.
+    """A session that several threads run; results come out in the order of the batches.
 
     Args:
         model: the model, in memory or in a file.
@@ -162,7 +162,7 @@ class SessionPool:
         self.outputs = list(outputs or (o.name for o in self._session.get_outputs()))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
-        """The outputs for one batch, or some of them, by name; several threads may call it.
+        """The outputs for one batch, or some of them, by name; several threads may call this.
 
         Raises:
             ScaleError: scales among the feeds are too far apart for an integer kernel.
@@ -182,7 +182,7 @@ class SessionPool:
             ) from error
 
     def map(self, batches: Iterable[Feeds]) -> Iterator[Arrays]:
-        """The outputs of each batch, in the order of the batches, a few batches ahead."""
+        """The outputs of each batch, in order, computed a few batches ahead."""
         pending: deque[Future[Arrays]] = deque()
         with ThreadPoolExecutor(self.workers) as executor:
             for feeds in batches:

@@ -1,7 +1,7 @@
-"""Temporary files and folders, whose names say which process they belong to.
+"""Temporary files and folders, whose names hold the id of their process.
 
-A process that is killed leaves its own behind. The first temporary file that another one makes in
-the same folder sweeps them away.
+A process that is killed leaves its files behind. The first temporary file that another process
+creates in the same folder removes them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _SWEPT: set[tuple[int, Path]] = set()
 
 @contextmanager
 def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
-    """A folder that goes at the end.
+    """A folder that is removed at the end.
 
     Args:
-        beside: a folder to make it in, where it is hidden; None takes the system's.
+        beside: the folder to create it in, hidden; None means the system's.
     """
     folder = Path(tempfile.mkdtemp(prefix=_prefix(beside), dir=_swept(beside)))
     try:
@@ -41,7 +41,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
 
 
 def temporary_file(suffix: str) -> Path:
-    """A new, empty file in the system's folder, which the caller removes."""
+    """A new, empty file in the system's folder; the caller removes it."""
     handle, name = tempfile.mkstemp(prefix=_prefix(None), suffix=suffix, dir=_swept(None))
     os.close(handle)
     return Path(name)
@@ -51,7 +51,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        OSError: it can't be written; what was there before is still there.
+        OSError: it can't be written; an older file is unchanged.
     """
     path = real_path(path)
     with temporary_folder(path.absolute().parent) as folder:
@@ -61,7 +61,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def real_path(path: Path) -> Path:
-    """The file that a path names: where it is a link, what that leads to."""
+    """The file of a path; of a link, its target."""
     return path.resolve() if path.is_symlink() else path
 
 
@@ -73,7 +73,7 @@ def _prefix(beside: Path | None) -> str:
 
 
 def _swept(beside: Path | None) -> Path:
-    """The folder for temporary files, without those of processes that are no more."""
+    """The folder for temporary files, after removing those of ended processes."""
     folder = Path(tempfile.gettempdir()) if beside is None else beside
     if (os.getpid(), folder) not in _SWEPT:
         _SWEPT.add((os.getpid(), folder))
@@ -85,7 +85,7 @@ def _swept(beside: Path | None) -> Path:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a process of this machine has left, as far as the system lets us."""
+    """Remove the files that ended processes of this machine left, as far as permitted."""
     found = _LEFT.match(path.name)
     here = _LEFT.match(_prefix(None))
     assert here is not None
