@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.editor import add_initializer
 from onnxq.graph.facts import values_by_name
 
 VALUES_PER_BATCH = 16384
@@ -155,10 +156,8 @@ class _Attach:
     def _constant(self, *numbers: int) -> ir.Value:
         name = "observed/" + "_".join(map(str, numbers))
         if name not in self._constants:
-            tensor = ir.tensor(np.array(numbers, np.int64), name=name)
-            value = ir.Value(name=name, const_value=tensor)
-            self._graph.register_initializer(value)
-            self._constants[name] = value
+            array = np.array(numbers, np.int64)
+            self._constants[name] = add_initializer(self._graph, name, array)
         return self._constants[name]
 
 

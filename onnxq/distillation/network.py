@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxq.distillation.parameters import Parameter, find_parameters, trained_inputs
 from onnxq.errors import ModelError
+from onnxq.graph.editor import add_initializer, free_initializer
 from onnxq.graph.facts import constant, is_op, values_by_name
 from onnxq.normalise.batch_norm import batch_norm_refusal
 from onnxq.runtime.session import Arrays, SessionPool, expose
@@ -125,13 +126,7 @@ class FloatNetwork:
 def free_constants(graph: ir.Graph, names: Collection[str]) -> None:
     """Turn initializers into graph inputs of the same names, in place."""
     for name in dict.fromkeys(names):
-        value = graph.initializers[name]
-        assert value.const_value is not None
-        shape = value.const_value.numpy().shape
-        fresh = ir.val(name, ir.DataType.FLOAT, shape)
-        value.replace_all_uses_with(fresh)
-        del graph.initializers[name]
-        graph.inputs.append(fresh)
+        free_initializer(graph, graph.initializers[name])
 
 
 def rename(graph: ir.Graph, names: Mapping[str, str]) -> None:
@@ -196,10 +191,7 @@ def _own_constants(graph: ir.Graph) -> None:
 def _copied(graph: ir.Graph, value: ir.Value, node: ir.Node, index: int) -> ir.Value:
     array = constant(value)
     assert array is not None
-    name = f"{value.name}.{node.name}.{index}"
-    fresh = ir.val(name, const_value=ir.tensor(array.copy(), name=name))
-    graph.register_initializer(fresh)
-    return fresh
+    return add_initializer(graph, f"{value.name}.{node.name}.{index}", array.copy())
 
 
 def _is_one_number(value: ir.Value | None) -> bool:

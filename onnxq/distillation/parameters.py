@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.facts import constant, input_at, is_op
+from onnxq.graph.facts import constant, input_at, is_op, producer
 from onnxq.runtime.session import Arrays
 from onnxq.synthesise.parts import he_normal
 
@@ -64,7 +64,7 @@ def find_parameters(model: ir.Model) -> dict[str, Parameter]:
 def trained_inputs(node: ir.Node) -> Iterator[tuple[int, str]]:
     """Positions and kinds of a node's trained constants."""
     kinds = INPUTS[node.op_type] if is_op(node, *INPUTS) else {}
-    if is_op(node, "Add") and any(is_op(_producer(value), "MatMul") for value in node.inputs):
+    if is_op(node, "Add") and any(is_op(producer(value), "MatMul") for value in node.inputs):
         kinds = {0: BIAS, 1: BIAS}
     for index, kind in kinds.items():
         value = input_at(node, index)
@@ -96,7 +96,3 @@ def _fan_in(node: ir.Node, index: int, shape: tuple[int, ...]) -> int:
     transposed = bool(node.attributes.get_int("transA" if index == 0 else "transB", 0))
     summed = -1 if (index == 0) != transposed else -2
     return max(shape[summed], 1)
-
-
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.editor import add_initializer
 from onnxq.load.float_types import halved_constants
 from onnxq.numerics.packing import collapsed
 
@@ -12,15 +13,6 @@ CODES = ".codes"
 """Suffix of the integer form of a tensor, weight or bias."""
 SCALE = ".scale"
 """Suffix of its scale."""
-
-
-def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Add an initializer to the graph."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
-    value.shape = ir.Shape(array.shape)
-    graph.register_initializer(value)
-    return value
 
 
 WORTH = 80
@@ -49,8 +41,8 @@ def spread_repeats(graph: ir.Graph) -> None:
 
 def _spread(graph: ir.Graph, value: ir.Value, array: np.ndarray, once: np.ndarray) -> None:
     name = str(value.name)
-    small = add_constant(graph, f"{name}.once", once)
-    shape = add_constant(graph, f"{name}.shape", np.array(array.shape, np.int64))
+    small = add_initializer(graph, f"{name}.once", once)
+    shape = add_initializer(graph, f"{name}.shape", np.array(array.shape, np.int64))
     node = ir.node("Expand", [small, shape], name=f"{name}.spread")
     result = node.outputs[0]
     result.type, result.shape = value.type, value.shape

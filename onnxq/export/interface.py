@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxq.export.constants import add_constant
+from onnxq.graph.editor import add_initializer
 from onnxq.graph.facts import constant, input_at, is_op, static_dim
 from onnxq.load.interface import Interface, Port
 from onnxq.normalise.infer_shapes import InferShapes
@@ -115,4 +115,4 @@ def _fix_reshapes(model: ir.Model) -> None:
 def _shape(graph: ir.Graph, numbers: np.ndarray) -> ir.Value:
     name = "shape." + "x".join(map(str, numbers.tolist()))
     known = graph.initializers.get(name)
-    return known if known is not None else add_constant(graph, name, numbers)
+    return known if known is not None else add_initializer(graph, name, numbers)

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.export.constants import CODES
+from onnxq.graph.editor import add_initializer
 from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.packing import Field, fields, pack
 
@@ -48,8 +49,8 @@ def add_lookup(graph: ir.Graph, name: str, codebook: Codebook) -> ir.Value:
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """An initializer that the graph's values don't describe a second time."""
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
+    value = add_initializer(graph, name, array)
+    value.type = value.shape = None
     return value
 
 

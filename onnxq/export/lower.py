@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import CODES, SCALE, add_constant
+from onnxq.export.constants import CODES, SCALE
 from onnxq.export.weights import lower_weights
+from onnxq.graph.editor import add_initializer
 from onnxq.graph.facts import nested_nodes
 from onnxq.graph.fake_quant import DOMAIN, parse_function_name
 from onnxq.plan.spec import BYTE_BITS, Plan, TensorSpec
@@ -84,10 +85,10 @@ class Lowering:
             source = self._dequantized(self._quantized[source])
         values = self._qparams.ranges[spec.name]
         scale, zero_point = spec.quantizer.scale_and_zero_point(values, spec.num_bits)
-        scale_value = add_constant(
+        scale_value = add_initializer(
             self._graph, f"{spec.name}{SCALE}", np.asarray(scale, np.float32)
         )
-        zero_value = add_constant(
+        zero_value = add_initializer(
             self._graph, f"{spec.name}.zero_point", np.asarray(zero_point, np.uint8)
         )
         quantize = ir.node(
@@ -119,7 +120,7 @@ class Lowering:
         name = f"codes.{value}"
         known = self._graph.initializers.get(name)
         integer = np.asarray(value, np.uint8)
-        return known if known is not None else add_constant(self._graph, name, integer)
+        return known if known is not None else add_initializer(self._graph, name, integer)
 
     def _moves_integers(self, node: ir.Node) -> bool:
         return node.name in self._student.plan.moves and node.inputs[0] in self._quantized

@@ -17,8 +17,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import CODES, SCALE, add_constant
+from onnxq.export.constants import CODES, SCALE
 from onnxq.export.lookup import add_lookup
+from onnxq.graph.editor import add_initializer
 from onnxq.graph.operators import TABLE, weight_index
 from onnxq.numerics.codebook import uniform_codebook
 from onnxq.numerics.qparams import FloatArray, per_channel, quantize_weight
@@ -62,7 +63,7 @@ class StoredWeight:
         if spec.packed:
             codebook = uniform_codebook(integers, spec.num_bits, self.scale)
             return add_lookup(self._graph, name, codebook)
-        return add_constant(self._graph, f"{name}{CODES}", integers.astype(self._type.numpy()))
+        return add_initializer(self._graph, f"{name}{CODES}", integers.astype(self._type.numpy()))
 
     def connect(self, node: ir.Node, spec: LayerSpec) -> None:
         """Connect a layer that reads the weight in its own way; `replace` connects the others."""
@@ -104,14 +105,14 @@ class StoredWeight:
         """The weight as floats, under the scale of a layer or of the weight itself."""
         axis = self._spec.axis if layer is None or not scale.ndim else layer.channel_axis
         if self._integer:
-            value = self._scales[owner] = add_constant(self._graph, f"{owner}{SCALE}", scale)
+            value = self._scales[owner] = add_initializer(self._graph, f"{owner}{SCALE}", scale)
             return dequantize(self._graph, [self._stored, value, self._zero(scale)], axis, owner)
         if not self._scaled and layer is None:
             return self._stored
         if not self._scaled and layer is not None:
             scale = self._qparams.factors[layer.name]
         shaped = per_channel(scale, self._rank, axis)
-        value = add_constant(self._graph, f"{owner}{SCALE}", shaped)
+        value = add_initializer(self._graph, f"{owner}{SCALE}", shaped)
         product = ir.node("Mul", [self._unscaled(name), value], name=f"{owner}.rescale")
         self._graph.insert_before(self._graph[0], product)
         return product.outputs[0]
@@ -121,7 +122,7 @@ class StoredWeight:
         key = f"{self._spec.weight}.zero_point" + ("" if scale.ndim == self.scale.ndim else "s")
         if key not in self._shared:
             zeros = np.zeros(scale.shape, self._type.numpy())
-            self._shared[key] = add_constant(self._graph, key, zeros)
+            self._shared[key] = add_initializer(self._graph, key, zeros)
         return self._shared[key]
 
     def _unscaled(self, name: str) -> ir.Value:
@@ -163,7 +164,7 @@ class StoredWeight:
         name = f"{self._spec.weight}.by_row"
         if name not in self._shared:
             shaped = per_channel(self.scale, self._rank, 0 if self.scale.ndim else None)
-            self._shared[name] = add_constant(self._graph, f"{name}{SCALE}", shaped)
+            self._shared[name] = add_initializer(self._graph, f"{name}{SCALE}", shaped)
         return self._shared[name]
 
 

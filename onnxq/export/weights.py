@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import CODES, SCALE, add_constant
+from onnxq.export.constants import CODES, SCALE
 from onnxq.export.lookup import add_lookup
 from onnxq.export.stored_weight import REAL, StoredWeight, dequantize, replace_input
+from onnxq.graph.editor import add_initializer, fix_inputs
 from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.qparams import FloatArray, quantize_bias
 from onnxq.plan.spec import LayerSpec, codebook_bytes
@@ -21,7 +22,7 @@ from onnxq.student.qparams import (
     fake_weight,
     needs_bias,
 )
-from onnxq.student.student import Student, fix_inputs
+from onnxq.student.student import Student
 
 MOST_CENTROIDS = 256
 """An index has 8 bits at most."""
@@ -64,7 +65,7 @@ def _lower_bias(
         return _real_bias(graph, name, bias)
     scale = student.bias_scale(spec, qparams, weight.scale)
     integers = quantize_bias(bias, scale)
-    stored = add_constant(graph, f"{name}{CODES}", integers.reshape(-1))
+    stored = add_initializer(graph, f"{name}{CODES}", integers.reshape(-1))
     of_bias = _bias_scale(graph, name, student.sources[spec.name], weight.scale_value(spec))
     return dequantize(graph, [stored, of_bias], 0 if scale.ndim else None, name)
 
@@ -85,4 +86,4 @@ def _real_bias(graph: ir.Graph, name: str, bias: FloatArray) -> ir.Value:
     if shared and codebook_bytes(bias.size, values.size, integer=False) < bias.nbytes:
         places = np.asarray(indices.reshape(bias.shape), np.uint8)
         return add_lookup(graph, name, Codebook(values, places, np.ones((), np.float32)))
-    return add_constant(graph, f"{name}{REAL}", bias)
+    return add_initializer(graph, f"{name}{REAL}", bias)

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.editor import insert_behind
 from onnxq.graph.facts import values_by_name
-from onnxq.graph.fake_quant import DOMAIN, call, function
+from onnxq.graph.fake_quant import add_functions, call
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.student.qparams import QParams, range_feeds, range_inputs
 from onnxq.train.held_out import HeldOut
@@ -119,11 +120,7 @@ def gate_tensors(model: ir.Model, plan: Plan) -> ir.Model:
     values = values_by_name(graph)
     for spec in plan.tensors.values():
         _gate(graph, values[spec.name], spec)
-    version = copy.graph.opset_imports.get("", 13)
-    for kind, num_bits in sorted({(s.kind, s.num_bits) for s in plan.tensors.values()}):
-        made = function(kind, num_bits, version)
-        copy.functions[made.identifier()] = made
-    graph.opset_imports[DOMAIN] = 1
+    add_functions(copy, {(spec.kind, spec.num_bits) for spec in plan.tensors.values()})
     return copy
 
 
@@ -143,8 +140,4 @@ def _gate(graph: ir.Graph, value: ir.Value, spec: TensorSpec) -> None:
         node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
     for reader, index in readers:
         reader.replace_input_with(index, result.outputs[0])
-    producer = value.producer()
-    if producer is None:
-        graph.insert_before(graph[0], nodes)
-    else:
-        graph.insert_after(producer, nodes)
+    insert_behind(graph, value, nodes)

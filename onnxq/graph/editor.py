@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import tape
 
 
 class Names:
@@ -45,12 +46,7 @@ class Editor:
 
     def initializer(self, base: str, array: np.ndarray) -> ir.Value:
         """A new constant of the graph, named after `base`."""
-        name = self.fresh_name(base)
-        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-        value.const_value = tensor
-        self.graph.register_initializer(value)
-        return value
+        return add_initializer(self.graph, self.fresh_name(base), array)
 
     def node(
         self,
@@ -98,6 +94,40 @@ class Editor:
         for node in reversed(list(nodes)):
             if not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 self.graph.remove(node, safe=True)
+
+
+def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant of a graph, under a name that is not taken."""
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+    return tape.Tape(graph).initializer(tensor)
+
+
+def free_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """Replace an initializer by a new graph input of its name, type and shape."""
+    assert value.const_value is not None
+    fresh = ir.val(str(value.name), value.const_value.dtype, value.const_value.numpy().shape)
+    value.replace_all_uses_with(fresh)
+    del graph.initializers[str(value.name)]
+    graph.inputs.append(fresh)
+    return fresh
+
+
+def fix_inputs(graph: ir.Graph, values: Mapping[str, np.ndarray]) -> None:
+    """Turn graph inputs into constants of the same names, in place."""
+    for value in list(graph.inputs):
+        if value.name in values:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(values[str(value.name)], name=value.name)
+            graph.register_initializer(value)
+
+
+def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Put nodes behind the one that computes a value, at the head where none does."""
+    writer = value.producer()
+    if writer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(writer, nodes)
 
 
 def taken_names(graph: ir.Graph) -> set[str]:

@@ -42,6 +42,24 @@ def producer(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
+def computed_from_constants(value: ir.Value | None) -> bool:
+    """Whether nodes compute the value from constants alone, by ONNX's own operators."""
+    if producer(value) is None:
+        return False
+    waiting, seen = [value], {value}
+    while waiting:
+        each = waiting.pop()
+        if is_constant(each):
+            continue
+        node = producer(each)
+        if node is None or not node.inputs or node.domain not in DEFAULT_DOMAINS:
+            return False
+        fresh = {read for read in node.inputs if read is not None} - seen
+        seen |= fresh
+        waiting += fresh
+    return True
+
+
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
     """The node's input at a position; None where it is absent."""
     return node.inputs[index] if index < len(node.inputs) else None

@@ -15,6 +15,7 @@ quantizer; scale and zero point follow from them inside the body, in float32, as
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -65,6 +66,16 @@ def function(kind: Kind, num_bits: int, opset_version: int = 13) -> ir.Function:
     y.name = "y"
     graph = ir.Graph(inputs, [y], nodes=body.nodes, opset_imports={"": opset_version}, name=name)
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+
+def add_functions(model: ir.Model, kinds: Collection[tuple[Kind, int]]) -> None:
+    """Give a model the functions of these kinds and widths, in place."""
+    version = model.graph.opset_imports.get("", 13)
+    for kind, num_bits in sorted(kinds):
+        made = function(kind, num_bits, version)
+        model.functions[made.identifier()] = made
+    if kinds:
+        model.graph.opset_imports[DOMAIN] = 1
 
 
 def call(kind: Kind, num_bits: int, x: ir.Value, *parameters: ir.Value) -> ir.Node:

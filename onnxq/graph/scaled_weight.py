@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.facts import constant, is_op, tensor_of
+from onnxq.graph.facts import constant, is_op, producer, tensor_of
 
 LEAST = 1024
 """Bytes of a weight from which sharing it saves more than the Mul takes."""
@@ -55,7 +55,7 @@ def scaled_weight(value: ir.Value | None) -> ScaledWeight | None:
 
     The factor has the weight's rank, or is a scalar, and has one element along all axes but one.
     """
-    node = None if value is None else value.producer()
+    node = producer(value)
     if node is None or not is_op(node, "Mul"):
         return None
     pairs = (node.inputs, tuple(reversed(node.inputs)))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import constant, input_at, is_op, only_reader, rank, scalar
+from onnxq.graph.facts import constant, input_at, is_op, only_reader, producer, rank, scalar
 from onnxq.normalise.passes import NodePass
 
 
@@ -109,7 +109,7 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
 def _joined(node: ir.Node) -> tuple[ir.Value, tuple[float, float]] | None:
     """What the node and the one before it clip together, and to which limits."""
     value, outer = _source(node), _limits(node)
-    before = None if value is None else value.producer()
+    before = producer(value)
     if value is None or outer is None or before is None or only_reader(value) is not node:
         return None
     if not is_op(before, "Clip", "Relu"):

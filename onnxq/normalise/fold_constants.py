@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import DEFAULT_DOMAINS, is_constant, is_used
+from onnxq.graph.facts import DEFAULT_DOMAINS, is_constant, is_used, producer
 from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.graph.scaled_weight import scaled_weight, shares
 from onnxq.normalise.passes import PassResult
@@ -82,7 +82,7 @@ def _connected(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     for node in nodes:
         merged = [node]
         for value in node.inputs:
-            writer = None if value is None else value.producer()
+            writer = producer(value)
             if writer in group and group[writer] is not group.get(node):
                 merged = group[writer] + merged
                 group |= dict.fromkeys(merged, merged)

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.errors import reason_of
+from onnxq.graph.editor import free_initializer
 from onnxq.normalise.passes import PassResult
 from onnxq.runtime.large_weights import SMALLEST, is_large
 
@@ -59,10 +60,8 @@ def _without_large_weights(model: ir.Model) -> tuple[ir.Model, Weights]:
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None and tensor.nbytes >= SMALLEST:
-            del graph.initializers[name]
-            weights[name], value.const_value = tensor, None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)
-            graph.inputs.append(value)
+            weights[name] = tensor
+            free_initializer(graph, value)
     return copy, weights
 
 

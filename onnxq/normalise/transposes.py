@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.editor import Editor
-from onnxq.graph.facts import input_at, is_constant, is_op, rank, static_dim
+from onnxq.graph.facts import input_at, is_constant, is_op, producer, rank, static_dim
 from onnxq.graph.scaled_weight import shares
 from onnxq.normalise.passes import NodePass
 
@@ -21,7 +21,7 @@ class MergeTransposes(NodePass):
     def refusal(self, node: ir.Node) -> str | None:
         """Why the Transpose stays; None where it is merged with the one before."""
         source = node.inputs[0]
-        first = None if source is None else source.producer()
+        first = producer(source)
         if first is None or not is_op(first, "Transpose"):
             return "it does not follow a Transpose"
         if _perm(first) is None or _perm(node) is None:
@@ -112,7 +112,7 @@ class TransposedToGemm(NodePass):
 def _transposed(node: ir.Node) -> ir.Value | None:
     """The constant matrix whose transpose the MatMul reads second."""
     value = input_at(node, 1)
-    writer = None if value is None else value.producer()
+    writer = producer(value)
     if writer is None or not is_op(writer, "Transpose"):
         return None
     matrix = writer.inputs[0]

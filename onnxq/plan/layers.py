@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.facts import constant
+from onnxq.graph.facts import computed_from_constants, constant, rank
 from onnxq.graph.operators import (
     FUSED_OPERATORS,
     RECURRENT_OPERATORS,
@@ -31,7 +31,7 @@ def has_weights_left(node: ir.Node) -> bool:
 
 def has_weights(node: ir.Node) -> bool:
     """Whether an input is constant, or computed from constants alone as in a sub-graph."""
-    return any(_is_weight(value) or comes_of_constants(value) for value in node.inputs)
+    return any(_is_weight(value) or computed_from_constants(value) for value in node.inputs)
 
 
 def refusal_of_weights(node: ir.Node) -> str | None:
@@ -61,29 +61,13 @@ def refusal_of_weights(node: ir.Node) -> str | None:
 
 
 def _outside(node: ir.Node) -> str | None:
-    matrices = [value for value in node.inputs if _is_weight(value) and _rank(value) > 1]
+    matrices = [value for value in node.inputs if _is_weight(value) and (rank(value) or 0) > 1]
     return f"{node.domain}::{node.op_type} has no integer kernel" if matrices else None
-
-
-def comes_of_constants(value: ir.Value | None) -> bool:
-    """Whether a value is computed from constants alone."""
-    node = None if value is None else value.producer()
-    if node is None or not node.inputs:
-        return node is not None and node.op_type == "Constant"
-    return all(
-        each is None or each.const_value is not None or comes_of_constants(each)
-        for each in node.inputs
-    )
 
 
 def _is_weight(value: ir.Value | None) -> bool:
     array = constant(value)
     return array is not None and array.dtype.kind == "f" and array.size > 1
-
-
-def _rank(value: ir.Value | None) -> int:
-    array = constant(value)
-    return 0 if array is None else array.ndim
 
 
 SMALLEST_RANK = 2
@@ -153,7 +137,7 @@ def layer_of(node: ir.Node) -> Layer | str:
         weight, factor = scaled.weight, scaled.factor
     array = constant(weight)
     if data is None or weight is None or array is None:
-        return COMPUTED if comes_of_constants(weight) else "its weights are not constant"
+        return COMPUTED if computed_from_constants(weight) else "its weights are not constant"
     if constant(data) is not None:
         return "its input is constant"
     if array.dtype.name != "float32":

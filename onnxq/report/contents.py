@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.graph.facts import producer
 from onnxq.graph.operators import RECURRENT_OPERATORS, WEIGHT_OPERATORS
 from onnxq.load.contents import FUNCTION, OUTPUT, SUBGRAPH, Contents, Reader, StoredTensor
 from onnxq.numerics.codebook import uniform_bits
@@ -196,7 +197,7 @@ def stored_weight(value: ir.Value | None) -> Stored | None:
 
 def is_dequantized(value: ir.Value | None) -> bool:
     """Whether a weight is the output of a DequantizeLinear, as integer kernels need it."""
-    node = None if value is None else value.producer()
+    node = producer(value)
     return node is not None and node.op_type == "DequantizeLinear"
 
 

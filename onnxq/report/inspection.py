@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
+from onnxq.graph.facts import computed_from_constants
 from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.load.contents import read_contents
 from onnxq.load.float_types import stored_type
@@ -24,7 +25,6 @@ from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
-from onnxq.plan.layers import comes_of_constants
 from onnxq.plan.spec import LayerSpec, codebook_bytes, packed_integer_bytes
 from onnxq.report.contents import ContentRow, Fates, content_rows, is_dequantized, stored_weight
 from onnxq.verify.metrics import METADATA_KEY, Metrics
@@ -225,7 +225,7 @@ def _stored_rows(model: ir.Model, metrics: Metrics | None) -> list[LayerRow]:
         name, weight = str(node.name), node.inputs[weight_index(node.op_type)]
         stored = stored_weight(weight)
         # Nodes that onnxq adds to look rows up have no name.
-        if table and (stored is None or not name or comes_of_constants(node.inputs[1])):
+        if table and (stored is None or not name or computed_from_constants(node.inputs[1])):
             continue
         if stored is None:
             rows.append(_float_row(node, left_alone.get(name, "its weights are float")))

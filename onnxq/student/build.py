@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxq.graph.editor import free_initializer, insert_behind
 from onnxq.graph.facts import values_by_name
-from onnxq.graph.fake_quant import DOMAIN, call, function
+from onnxq.graph.fake_quant import add_functions, call
 from onnxq.plan.regions import root
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.student.qparams import bias_name, needs_bias, range_inputs
@@ -35,7 +36,7 @@ def build_student(teacher: ir.Model, plan: Plan) -> Student:
         _insert_fake_quant(graph, values[spec.name], spec, plan)
     for layer in (*plan.layers.values(), *plan.float_layers.values()):
         free_parameters(graph, layer)
-    _add_functions(model, plan)
+    add_functions(model, {(spec.kind, spec.num_bits) for spec in plan.tensors.values()})
     graph.sort()
     return Student(model, plan, sources)
 
@@ -64,11 +65,7 @@ def _insert_fake_quant(graph: ir.Graph, value: ir.Value, spec: TensorSpec, plan:
     quantized = node.outputs[0]
     quantized.type, quantized.shape = value.type, value.shape
     _move_readers(value, quantized, node, spec, plan)
-    producer = source.producer()
-    if producer is None:
-        graph.insert_before(graph[0], node)
-    else:
-        graph.insert_after(producer, node)
+    insert_behind(graph, source, [node])
     if folded is not None:
         graph.remove(folded, safe=True)
 
@@ -106,10 +103,7 @@ def free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
     node = graph.node(spec.name)
     weight = graph.initializers.get(spec.weight)
     if weight is not None:
-        fresh = _input_like(weight, str(weight.name))
-        weight.replace_all_uses_with(fresh)
-        del graph.initializers[str(weight.name)]
-        graph.inputs.append(fresh)
+        free_initializer(graph, weight)
     if needs_bias(spec):
         bias = node.inputs[2]
         assert bias is not None
@@ -119,18 +113,3 @@ def free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:
         node.replace_input_with(2, fresh)
         if not bias.uses():
             del graph.initializers[str(bias.name)]
-
-
-def _input_like(value: ir.Value, name: str) -> ir.Value:
-    assert value.const_value is not None
-    array = value.const_value
-    return ir.val(name, array.dtype, array.numpy().shape)
-
-
-def _add_functions(model: ir.Model, plan: Plan) -> None:
-    version = model.graph.opset_imports.get("", 13)
-    for kind, num_bits in sorted({(s.kind, s.num_bits) for s in plan.tensors.values()}):
-        made = function(kind, num_bits, version)
-        model.functions[made.identifier()] = made
-    if plan.tensors:
-        model.graph.opset_imports[DOMAIN] = 1

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.cut import between
+from onnxq.graph.editor import fix_inputs
 from onnxq.numerics.qparams import (
     FloatArray,
     bias_scale,
@@ -174,12 +175,3 @@ def with_constants(model: ir.Model, values: Mapping[str, np.ndarray]) -> ir.Mode
     copy = model.clone(deep_copy=False)
     fix_inputs(copy.graph, values)
     return copy
-
-
-def fix_inputs(graph: ir.Graph, values: Mapping[str, np.ndarray]) -> None:
-    """Turn inputs into constants of the same names, in place."""
-    for value in list(graph.inputs):
-        if value.name in values:
-            graph.inputs.remove(value)
-            value.const_value = ir.tensor(values[str(value.name)], name=value.name)
-            graph.register_initializer(value)

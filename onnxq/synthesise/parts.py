@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
+from onnxq.graph.editor import add_initializer
+
 AXES_AS_INPUT = 18
 """The opset from which on ReduceMean takes its axes as an input."""
 
@@ -49,9 +51,7 @@ class Parts:
         if name is None:
             name = f"{self._prefix}.constant.{self._constants}"
             self._constants += 1
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self._graph.register_initializer(value)
-        return value
+        return add_initializer(self._graph, name, array)
 
     def scalar(self, number: float) -> ir.Value:
         """A float32 constant without dimensions."""

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
+from onnxq.graph.editor import add_initializer
 from onnxq.graph.facts import values_by_name
 
 LOSS = "onnxq.loss"
@@ -42,14 +43,14 @@ def attach_loss(
     terms: list[ir.Value] = []
     decides: tuple[ir.Value, ir.Value] | None = None
     # Initializers, not Constant nodes, which a cut of the graph would take for tensors.
-    two = _constant(graph, f"{LOSS}.two", 2.0)
+    two = add_initializer(graph, f"{LOSS}.two", np.array(2.0, np.float32))
     for name, weight in weights.items():
         value = values[name]
         target = ir.val(target_name(name), ir.DataType.FLOAT, free_shape(value))
         graph.inputs.append(target)
         squared = body.op("Pow", [body.op("Sub", [value, target]), two])
         total = body.op("ReduceSum", [squared], {"keepdims": 0})
-        factor = _constant(graph, f"{LOSS}.weight.{name}", weight)
+        factor = add_initializer(graph, f"{LOSS}.weight.{name}", np.array(weight, np.float32))
         terms.append(body.op("Mul", [total, factor]))
         if name == decision:
             decides = value, target
@@ -92,12 +93,6 @@ def _agreement(body: tape.Tape, logits: ir.Value, target: ir.Value) -> ir.Value:
     decisions = [body.op("ArgMax", [value], {"axis": 1}) for value in (logits, target)]
     equal = body.op("Cast", [body.op("Equal", decisions)], {"to": ir.DataType.FLOAT})
     return body.op("ReduceSum", [equal], {"keepdims": 0})
-
-
-def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(np.float32(number), name=name))
-    graph.register_initializer(value)
-    return value
 
 
 def free_shape(value: ir.Value) -> ir.Shape | None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.export.constants import CODES
+from onnxq.graph.facts import computed_from_constants, producer
 from onnxq.runtime.session import PROTOBUF_LIMIT, open_session
 
 
@@ -56,7 +57,7 @@ def _quantizer(codes: ir.Value) -> ir.Node:
     node = codes.producer()
     while node is not None and node.op_type != "QuantizeLinear":
         source = node.inputs[0]
-        node = None if source is None else source.producer()
+        node = producer(source)
     assert node is not None
     return node
 
@@ -106,25 +107,9 @@ def stored_array(value: ir.Value | None) -> np.ndarray | None:
     if value.const_value is not None:
         return value.const_value.numpy()
     graph = value.graph
-    if graph is None or not _is_constant(value):
+    if graph is None or not computed_from_constants(value):
         return None
     part = ir.Model(ir.convenience.extract(graph, [], [value]), ir_version=10)
     ir.external_data.load_to_model(part)
     found: np.ndarray = open_session(part, optimise=False).run(None, {})[0]
     return found
-
-
-def _is_constant(value: ir.Value) -> bool:
-    """Whether a value is computed from initializers and nodes without inputs alone."""
-    seen: set[ir.Value] = set()
-    waiting = [value]
-    while waiting:
-        current = waiting.pop()
-        if current in seen or current.const_value is not None:
-            continue
-        seen.add(current)
-        node = current.producer()
-        if node is None or node.domain:
-            return False
-        waiting += [each for each in node.inputs if each is not None]
-    return True

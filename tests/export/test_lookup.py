@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 from small_graphs import Quantized, images, quantize, run, serialised, small_graph
 
-from onnxq.export.constants import add_constant
 from onnxq.export.lookup import add_lookup
+from onnxq.graph.editor import add_initializer
 from onnxq.numerics.codebook import Codebook
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
@@ -102,7 +102,7 @@ def test_every_count_and_size_is_looked_up(count, size):
         initializers=[ir.tensor(np.zeros((size, 1), np.float32), name="w")],
     )
     graph = model.graph
-    add_constant(graph, "other", np.zeros(1, np.float32))
+    add_initializer(graph, "other", np.zeros(1, np.float32))
     found = add_lookup(graph, "w", Codebook(table, indices, np.float32(1)))
     graph.initializers["w"].replace_all_uses_with(found)
     del graph.initializers["w"]
