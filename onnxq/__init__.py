@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """A public name: the libraries behind it take seconds, so they are loaded when it is used."""
+    """A public name; the libraries behind it take seconds, so they are loaded at first use."""
     public = importlib.import_module("onnxq.api")
     if name != "__all__" and name not in public.__all__:
         raise AttributeError(f"module 'onnxq' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""The command `onnxq`, and `python -m onnxq`: Ctrl-C ends it in a sentence from the beginning."""
+"""The command `onnxq`, also `python -m onnxq`; Ctrl-C ends it with a sentence at any time."""
 
 from __future__ import annotations
 

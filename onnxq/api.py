@@ -1,4 +1,4 @@
-"""The public names. `import onnxq` loads them when one of them is first used."""
+"""The public names, which `import onnxq` loads at first use."""
 
 from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.distillation import distill

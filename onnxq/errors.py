@@ -20,7 +20,7 @@ class OnnxqError(Exception):
 
 
 class ModelError(OnnxqError):
-    """The model can't be read, or can't be handled."""
+    """The model can't be read, or is not supported."""
 
 
 class DataError(OnnxqError):
@@ -28,7 +28,7 @@ class DataError(OnnxqError):
 
 
 class UnreadableError(DataError):
-    """A file holds no array, or is truncated; others beside it may do."""
+    """A file holds no array, or is truncated; other files beside it may be fine."""
 
 
 class RecipeError(OnnxqError):
@@ -40,7 +40,7 @@ class OutputError(OnnxqError):
 
 
 class WorseError(OnnxqError):
-    """What came out is no smaller than the original, or gives other outputs; it is not written."""
+    """The result is no smaller than the original, or broken; it is not written."""
 
 
 class PassError(OnnxqError):
@@ -52,6 +52,6 @@ class EngineError(OnnxqError):
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error's text without its full stop, or what kind of error it is."""
+    """The first line of an error's text without its full stop, or the error's type."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__

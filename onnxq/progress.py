@@ -1,4 +1,4 @@
-"""How long work reports where it stands, without knowing who listens."""
+"""Progress: how long work reports its state, without knowing who listens."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A listener of stages and steps."""
+    """A listener for stages and steps."""
 
     def start(self, stage: str, total: int) -> None:
         """A stage of `total` steps begins."""
 
     def at(self, done: int, text: str = "") -> None:
-        """`done` steps of the stage are over; `text` says how it goes."""
+        """`done` steps of the stage are finished; `text` adds details."""
 
     def finish(self) -> None:
-        """The stage is over."""
+        """The stage has ended."""
 
 
 class Silent:
-    """A listener that says nothing."""
+    """A listener that ignores everything."""
 
     def start(self, stage: str, total: int) -> None:
         """Nothing."""

@@ -1,4 +1,4 @@
-"""Statistics of tensors over the samples, in one streaming pass."""
+"""Calibration: statistics of tensors over the samples, in one streaming pass."""
 
 from onnxq.calibrate.calibrator import TensorStatistics, calibrate
 

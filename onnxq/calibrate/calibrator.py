@@ -1,4 +1,4 @@
-"""Statistics of tensors over the samples, in one streaming pass."""
+"""The calibrator: runs a model on samples and collects statistics of its tensors."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class TensorStatistics:
         return self.histogram.mean
 
     def update(self, minimum: float, maximum: float, values: NDArray[np.floating]) -> None:
-        """Takes in one batch: its exact limits and a sample of its elements.
+        """Add one batch: its exact minimum and maximum, and a sample of its elements.
 
-        Of the sample only the finite values enter the histogram; see `finite`.
+        Only finite values enter the histogram; see `finite`.
         """
         # np.minimum, unlike min, keeps a NaN.
         self.minimum = float(np.minimum(self.minimum, minimum))
@@ -67,13 +67,13 @@ class TensorStatistics:
     def update_channels(
         self, minimum: Channels, maximum: Channels, mean: Channels, elements: int
     ) -> None:
-        """Takes in the limits and the mean of each channel over one batch.
+        """Add the minimum, maximum and mean of each channel over one batch.
 
         Args:
             minimum: ``(channels,)``.
             maximum: ``(channels,)``.
             mean: ``(channels,)``.
-            elements: a weight in proportion to the elements behind each mean.
+            elements: a weight in proportion to the number of elements of each mean.
         """
         if self.channel_minimum is None or self.channel_maximum is None:
             self.channel_minimum, self.channel_maximum = minimum.copy(), maximum.copy()
@@ -88,7 +88,7 @@ class TensorStatistics:
 
 
 class Batches(Protocol):
-    """What calibration asks of samples."""
+    """The interface of samples for calibration."""
 
     def batches(self, size: int) -> Iterator[Arrays]:
         """Feeds of at most `size` samples by input name, in a fixed order."""
@@ -143,7 +143,7 @@ def calibrate(
 
 
 def _counted(batches: Iterator[Arrays], sizes: deque[int]) -> Iterator[Feeds]:
-    """The batches as they are, their sizes noted: batches are read ahead of the results."""
+    """The same batches; their sizes are noted, since they are read ahead of the results."""
     for feeds in batches:
         first = next(iter(feeds.values()))
         sizes.append(first.shape[0] if first.ndim else 1)

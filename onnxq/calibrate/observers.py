@@ -1,7 +1,7 @@
-"""The observed model: a copy that gives out the statistics of chosen tensors.
+"""The observed model: a copy whose outputs are the statistics of chosen tensors.
 
-Limits are reduced inside the graph, exactly; of the elements only every k-th, k a prime,
-leaves the session, for the histogram. No whole activation is held or copied out.
+Minimum and maximum are reduced inside the graph, exactly. For the histogram only every k-th element
+leaves the session, with k a prime. No whole activation is held or copied out.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ DEFAULT_STRIDE = 17
 
 @dataclass(frozen=True)
 class Observer:
-    """The names of the outputs that describe one tensor.
+    """The names of the outputs with one tensor's statistics.
 
     Attributes:
         tensor: the tensor's name.
         minimum: the output with its smallest value, a scalar.
         maximum: the output with its largest value, a scalar.
         sample: the output with every k-th element, 1-D.
-        channels: outputs with the minimum, the maximum and the mean of each channel and the
-            number of elements; None where they are not wanted.
+        channels: outputs with the minimum, the maximum and the mean of each channel and the number
+            of elements; None where they are not wanted.
     """
 
     tensor: str
@@ -166,12 +166,12 @@ def stride_for(
 ) -> int:
     """The stride that draws about ``VALUES_PER_BATCH`` elements of a tensor from a batch.
 
-    1 for a small tensor, else a prime: it steps through all rows, columns and channels,
-    whose counts are seldom its multiples.
+    1 for a small tensor, else a prime, which steps through all rows, columns and channels, since
+    their numbers are seldom its multiples.
 
     Args:
         shape: of the tensor, where it is known.
-        batch_size: what a free first dimension is.
+        batch_size: size of a free first dimension.
         batch: names of the inputs' first dimensions, which a Transpose may have moved.
     """
     if shape is None:

@@ -98,7 +98,7 @@ class Definition:
         self.results[index] = name
 
     def reduce(self, op_type: str, x: str, axes: list[int], keepdims: int = 0) -> str:
-        """A reduction over some axes; they became an input with opset 18, ReduceSum's with 13."""
+        """A reduction over some axes, an input from opset 18 on (of ReduceSum from 13 on)."""
         if self.opset >= 18 or op_type == "ReduceSum":
             return self.op(op_type, x, self.integers(axes), keepdims=keepdims)
         return self.op(op_type, x, axes=axes, keepdims=keepdims)

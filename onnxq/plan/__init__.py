@@ -1,4 +1,4 @@
-"""What happens to each layer and each tensor, decided before anything is run."""
+"""The plan: how each layer and tensor is quantized, decided before anything is run."""
 
 from onnxq.plan.planner import make_plan
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec

@@ -1,4 +1,4 @@
-"""Layers that differ from the rest: those that stay in float, the first and the last."""
+"""Layers with settings of their own: those that stay float, and the first and last layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOAT_BITS = 32
 
 
 def retrained_layers(excluded: Sequence[Layer], quantized: Sequence[Layer]) -> dict[str, LayerSpec]:
-    """Specs of the layers to retrain: those whose weight no quantized layer reads too."""
+    """Specs of the layers to retrain: float layers whose weight no quantized layer shares."""
     taken = {layer.weight.name for layer in quantized}
     return {
         str(layer.node.name): _spec(layer) for layer in excluded if layer.weight.name not in taken
@@ -31,7 +31,7 @@ def _spec(layer: Layer) -> LayerSpec:
 
 
 def check_float_layers(plan: Plan, recipe: Recipe) -> None:
-    """Raise RecipeError where float layers are to be retrained and none or all of them are float.
+    """Raise RecipeError where float layers are to be retrained, but none or all are float.
 
     A search chooses the layers later.
     """
@@ -57,18 +57,18 @@ WIDE = 8
 
 
 def first_and_last(layers: Sequence[Layer]) -> frozenset[ir.Node]:
-    """The nodes of the first and the last layer in graph order, whether float or not.
+    """The nodes of the first and last layers in graph order, whether float or not.
 
-    A table's lookup multiplies nothing and is neither.
+    A table is neither: its lookup is no product.
     """
     multiply = [layer for layer in layers if layer.node.op_type != TABLE]
     return frozenset(layer.node for layer in (*multiply[:1], *multiply[-1:]))
 
 
 def for_first_and_last(recipe: Recipe) -> Recipe:
-    """The recipe as these two layers read it: its widths are those of their weights and inputs.
+    """The recipe for the first and last layers, with their bits for weights and inputs.
 
-    What the recipe states for single layers goes before.
+    Settings of single layers take precedence.
     """
     stated = recipe.first_last_bits
     weight_bits = _wide(recipe.weight_bits) if stated is None else stated

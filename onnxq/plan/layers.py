@@ -1,4 +1,4 @@
-"""Which nodes are layers, and why others with constant weights are none."""
+"""The layers of a graph, and why other nodes with constant weights are none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OTHER_OPERATORS = ("DeformConv",)
 
 
 def has_weights_left(node: ir.Node) -> bool:
-    """Whether the weights of a product are its first operand, where no layer has them."""
+    """Whether a product has its weights as the first operand, which no layer has."""
     return constant(node.inputs[0]) is not None and constant(node.inputs[1]) is None
 
 
@@ -37,8 +37,8 @@ def has_weights(node: ir.Node) -> bool:
 def refusal_of_weights(node: ir.Node) -> str | None:
     """Why a node that is no layer can't have integer weights; None where it has no weights.
 
-    Normalisation has brought to a layer's form what it can; what is left
-    has the reason that kept it from being done.
+    Normalisation rewrites what it can to a layer's form. For the rest, this is the reason why it
+    could not.
     """
     if node.op_type in FUSED_OPERATORS:
         return (
@@ -80,15 +80,15 @@ SMALLEST_TABLE = 1024
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with constant weights, as found in the graph, before any choice is made.
+    """A node with constant weights, as found in the graph.
 
     Attributes:
         node: the node.
-        data: what it reads; the indices of a Gather.
+        data: its input; the indices of a Gather.
         weight: the initializer; several layers may read one.
         bias: the bias, or None.
-        axis: the weight's axis of output channels, the rows of a table.
-        factor: a constant of the layer's own that its weight is multiplied by, or None.
+        axis: the weight's axis of output channels; the rows of a table.
+        factor: a constant of the layer's own by which its weight is multiplied, or None.
     """
 
     node: ir.Node
@@ -106,7 +106,7 @@ class Layer:
 
 
 def spec_of(layer: Layer, axis: int | None, num_bits: int, compute: Compute) -> LayerSpec:
-    """The spec of a layer; what else it says is its default."""
+    """The spec of a layer; all further fields have their defaults."""
     array = constant(layer.weight)
     assert array is not None
     return LayerSpec(
@@ -128,7 +128,7 @@ def spec_of(layer: Layer, axis: int | None, num_bits: int, compute: Compute) -> 
 
 
 def layer_of(node: ir.Node) -> Layer | str:
-    """The layer that a weight operator is, or the reason why it can't be quantized."""
+    """The layer of a weight operator, or the reason why it can't be quantized."""
     index = weight_index(node.op_type)
     data, weight = node.inputs[1 - index], node.inputs[index]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -164,7 +164,7 @@ def _along(factor: ir.Value, axis: int) -> bool:
 
 
 def is_table(node: ir.Node) -> bool:
-    """Whether the node looks rows up in a constant float matrix that is worth quantizing."""
+    """Whether the node looks up rows in a constant float matrix that is worth quantizing."""
     if node.op_type != TABLE or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
     array = constant(node.inputs[0])
@@ -174,7 +174,7 @@ def is_table(node: ir.Node) -> bool:
 
 
 def _is_per_channel(bias: ir.Value, channels: int) -> bool:
-    """Whether the bias is (channels,), or spreads over it: a Gemm's (1, channels) or ()."""
+    """Whether the bias is (channels,), or broadcasts to it: (1, channels) or () of a Gemm."""
     array = constant(bias)
     return (
         array is not None
@@ -218,7 +218,7 @@ def weight_axis(node: ir.Node, rank: int) -> int:
 
 
 def find_layers(graph: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of the main graph in order, and the reasons of the other weight nodes."""
+    """The layers of the main graph in order, and the reasons of the other nodes with weights."""
     layers: list[Layer] = []
     refused: dict[str, str] = {}
     for node in graph:

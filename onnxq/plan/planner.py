@@ -1,4 +1,4 @@
-"""From a normalised model and a recipe to the plan."""
+"""The planner: from a normalised model and a recipe to the plan."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def make_plan(
     *,
     smaller: bool = False,
 ) -> Plan:
-    """What the recipe means for the model: one spec per layer and per quantized tensor.
+    """The plan of a recipe for a model: one spec per layer and per quantized tensor.
 
     Args:
         model: the normalised float model (the teacher); it isn't changed.
         recipe: the options.
-        infinite: names of tensors found to hold NaN or infinities, which have no range.
-        fallback: names of tensors that 8 bits were found to be too few for.
-        smaller: layers whose integer form takes no fewer bytes stay float, unless the recipe has
-            settings for them.
+        infinite: names of tensors with NaN or infinities, which have no range.
+        fallback: names of tensors that need more than 8 bits.
+        smaller: whether layers whose integer form takes no fewer bytes stay float, unless the
+            recipe has settings for them.
 
     Raises:
         RecipeError: a pattern of the recipe matches no layer.
@@ -92,7 +92,7 @@ def _plan_of(
     infinite: frozenset[str],
     fallback: frozenset[str],
 ) -> Plan:
-    """The plan that quantizes the wanted ones of the layers found."""
+    """The plan that quantizes some of the layers found."""
     ends = first_and_last(found)
     if recipe.activation_bits is None:
         return _weight_only_plan(wanted, ends, recipe)
@@ -126,7 +126,7 @@ def check_patterns(recipe: Recipe, layers: list[Layer], refused: dict[str, str])
 
 
 def check_target(recipe: Recipe, layers: list[Layer], ends: frozenset[ir.Node]) -> None:
-    """Raise RecipeError where the target takes 4-bit tensors and no layer has so few bits."""
+    """Raise RecipeError where the target takes 4-bit tensors and no layer has 4 bits or fewer."""
     if recipe.target != "int4" or not layers:
         return
     wide = for_first_and_last(recipe)
@@ -177,13 +177,13 @@ def _layer_spec(layer: Layer, reason: str, recipe: Recipe) -> LayerSpec:
 
 
 def _weight_bits(override: LayerOverride, recipe: Recipe) -> int:
-    """At most 7 for x86 without VNNI, where sums of two products saturate in 16 bits."""
+    """Bits of a weight; at most 7 for x86 without VNNI, whose 16-bit sums saturate."""
     num_bits = override.weight_bits or recipe.weight_bits
     return min(num_bits, SATURATION_BITS) if recipe.target == "cpu-avx2" else num_bits
 
 
 def _agree_on_shared_weights(specs: Sequence[LayerSpec], target: Target) -> list[LayerSpec]:
-    """One form per weight: layers that differ get its widest codes, one scale, no codebook."""
+    """One form per shared weight: if layers differ, the most bits, one scale and no codebook."""
     groups: dict[str, list[LayerSpec]] = {}
     for spec in specs:
         groups.setdefault(spec.weight, []).append(spec)
@@ -199,7 +199,7 @@ def _agree_on_shared_weights(specs: Sequence[LayerSpec], target: Target) -> list
 
 
 def _with_codebook(spec: LayerSpec, group: Sequence[LayerSpec]) -> LayerSpec:
-    """The layer with the largest table that its group asks for, where that saves bytes."""
+    """The layer with the largest codebook that its group asks for, where that saves bytes."""
     counts = [other.codebook for other in group]
     if None in counts:
         return replace(spec, codebook=None)
@@ -210,7 +210,7 @@ def _with_codebook(spec: LayerSpec, group: Sequence[LayerSpec]) -> LayerSpec:
 
 
 def _with_packing(spec: LayerSpec) -> LayerSpec:
-    """The layer with packed codes, where it has codes, of few bits, and that saves bytes."""
+    """The layer with packed integers, where they have less than 8 bits and packing saves bytes."""
     if spec.codebook is not None or spec.num_bits == BYTE_BITS:
         return spec
     refusal = packing_refusal(spec.parameters, spec.num_bits)
@@ -219,7 +219,7 @@ def _with_packing(spec: LayerSpec) -> LayerSpec:
 
 
 def _with_int4(spec: LayerSpec) -> LayerSpec:
-    """The layer with a tensor of type INT4, where it has codes that fit; no code is packed."""
+    """The layer with a tensor of type INT4, where its integers fit; nothing is packed."""
     if spec.codebook is not None:
         return replace(spec, refusal=INT4_CODEBOOK)
     if spec.num_bits <= INT4_BITS:
@@ -233,7 +233,7 @@ def _with_int4(spec: LayerSpec) -> LayerSpec:
 def _tensor_specs(
     regions: Regions, recipe: Recipe, layers: Sequence[Layer], kept_at_8_bits: frozenset[str]
 ) -> dict[str, TensorSpec]:
-    """Specs by name; the width is that of what a layer multiplies, the others have 8 bits."""
+    """Specs by name; layer inputs have the recipe's bits, all other tensors 8."""
     ends, multiplied = wide_tensors(layers), layer_inputs(layers)
     wide, rest, specs = for_first_and_last(recipe), replace(recipe, activation_bits=WIDE), {}
     for point in regions.points:
@@ -246,7 +246,7 @@ def _tensor_specs(
 
 
 def _layer_before(point: QuantizationPoint) -> ir.Node | None:
-    """The node that writes a tensor, or the one before the activation that its range stands for."""
+    """The node that writes a tensor, or the node before the activation in its range."""
     writer = point.value.producer()
     if point.folded is None or writer is None or writer.inputs[0] is None:
         return writer

@@ -1,4 +1,4 @@
-"""Where integer kernels can run: which layers, which nodes between them, on which tensors."""
+"""The integer part of a graph: layers, the nodes between them, and the tensors to quantize."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FALLBACK_REASON = "8 bits are too few for the tensors around it, as samples show
 
 @dataclass(frozen=True)
 class QuantizationPoint:
-    """A tensor to quantize: its value, the activation that its range stands for, its writer."""
+    """A tensor to quantize: its value, the activation that its range includes, and its writer."""
 
     value: ir.Value
     folded: ir.Node | None
@@ -37,14 +37,15 @@ class Regions:
         graph: the teacher's graph, in topological order.
         layers: the layers that may run in integers.
         infinite: names of tensors without a finite range, which stay float.
-        fallback: names of tensors that 8 bits were found to be too few for, which stay float.
+        fallback: names of tensors that need more than 8 bits, which stay float.
 
     Attributes:
         integer_layers: the nodes of the layers that run on integer kernels.
         weight_only: the other layers' nodes, with the reason.
         integer_nodes: nodes without weights that run on integer kernels.
         points: the tensors to quantize, in graph order.
-        moves: nodes that move codes: those that integers wrote, or that an integer node reads.
+        moves: data-movement nodes that work on integers: those that integer nodes write to, or that
+            an integer node reads.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Regions:
         return leading
 
     def _readers(self, value: ir.Value) -> list[ir.Node]:
-        """The nodes of the main graph that read a value, be it in a sub-graph."""
+        """The nodes of the main graph that read a value, directly or in a sub-graph."""
         return list(dict.fromkeys(self._holders.get(node, node) for node in value.consumers()))
 
     def _leads(self, value: ir.Value) -> bool:
@@ -107,7 +108,7 @@ class Regions:
         return any(value.name in self._infinite for value in around)
 
     def _touches_fallback(self, node: ir.Node) -> bool:
-        """Whether the node reads or writes such a tensor, activations that fold included."""
+        """Whether a tensor of the node, or the activation in its range, needs more than 8 bits."""
         around = [root(v) for v in node.inputs if v is not None] + list(node.outputs)
         for reader in self._readers(node.outputs[0]):
             if activation_bounds(reader) is not None:
@@ -137,7 +138,7 @@ class Regions:
         )
 
     def _available(self, value: ir.Value, nodes: set[ir.Node]) -> bool:
-        """Whether codes of the value exist: written in integers, or quantized for a layer."""
+        """Whether the value is an integer tensor: of an integer node, or quantized for a layer."""
         value = root(value)
         node = value.producer()
         if node is None or node in self.integer_layers or node in nodes:
@@ -196,7 +197,7 @@ class Regions:
         return False
 
     def _activated(self, value: ir.Value) -> ir.Value:
-        """The value after the activation that the range of `value` can stand for."""
+        """The value after the activation that the range of `value` can include."""
         consumers = self._readers(value)
         if len(consumers) == 1 and self._folds(consumers[0]):
             return consumers[0].outputs[0]
@@ -223,7 +224,7 @@ class Regions:
 
 
 def root(value: ir.Value) -> ir.Value:
-    """The value whose elements `value` holds, before any move."""
+    """The value before all data movement that holds the same elements."""
     node = value.producer()
     while node is not None and is_move(node) and node.inputs[0] is not None:
         value = node.inputs[0]
@@ -239,11 +240,11 @@ def constant_shape(value: ir.Value) -> tuple[int, ...]:
 
 
 def layer_inputs(layers: Sequence[Layer]) -> frozenset[str]:
-    """The names of the tensors that layers read, before any move."""
+    """The names of the tensors that layers read, before data movement."""
     return frozenset(str(root(each.data).name) for each in layers if each.node.op_type != TABLE)
 
 
 def wide_tensors(layers: Sequence[Layer]) -> frozenset[str]:
-    """Those that the first and the last layer read."""
+    """The names of the inputs of the first and last layers."""
     ends = first_and_last(layers)
     return layer_inputs([layer for layer in layers if layer.node in ends])

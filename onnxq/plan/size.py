@@ -1,4 +1,4 @@
-"""Bytes of a plan, and the layers whose integer form would not be smaller."""
+"""The bytes of a plan, and the layers whose integer form would not be smaller."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def saved_bytes(graph: ir.Graph, plan: Plan, halved: Collection[str] = ()) -> in
     Args:
         graph: the normalised float model's.
         plan: of its layers and tensors; a weight that several layers read counts once.
-        halved: names of the constants that the float form holds in 16 bits.
+        halved: names of the constants that the float form stores in 16 bits.
 
     Returns:
         A negative number where the file of the plan is larger.
@@ -47,7 +47,7 @@ def saved_bytes(graph: ir.Graph, plan: Plan, halved: Collection[str] = ()) -> in
 def weight_saving(
     graph: ir.Graph, readers: Iterable[LayerSpec], halved: Collection[str] = ()
 ) -> int:
-    """The bytes that one stored weight saves with its biases, before any activation is counted."""
+    """The bytes that one stored weight saves together with its biases, without activations."""
     nodes = {str(node.name): node for node in graph}
     group = list(readers)
     by_biases = sum(_saved_by_bias(nodes, spec, halved) for spec in group)
@@ -55,7 +55,7 @@ def weight_saving(
 
 
 def _saved_by_weight(graph: ir.Graph, group: list[LayerSpec], halved: Collection[str]) -> int:
-    """Of one stored weight: floats and their name, less codes, scales and the nodes that read."""
+    """The bytes saved by one weight: its floats and their name, less integers, scales and nodes."""
     spec = min(group, key=lambda each: each.compute != "integer")
     value = graph.initializers[spec.weight]
     rank = len(value.shape or ())
@@ -70,7 +70,7 @@ def _saved_by_weight(graph: ir.Graph, group: list[LayerSpec], halved: Collection
 
 
 def _stored_bytes(spec: LayerSpec) -> int:
-    """Codes, scales and zero points under DequantizeLinear."""
+    """Bytes of integers, scales and zero points under a DequantizeLinear."""
     if not spec.int4:
         return weight_bytes(spec, integer=True)
     scales = 1 if spec.axis is None else spec.channels
@@ -78,7 +78,7 @@ def _stored_bytes(spec: LayerSpec) -> int:
 
 
 def _saved_by_bias(nodes: dict[str, ir.Node], spec: LayerSpec, halved: Collection[str]) -> int:
-    """An integer bias has as many bytes as a float32 one, and two nodes for its scale."""
+    """Bytes saved by a bias: int32 is as large as float32, and its scale takes two nodes."""
     if spec.bias is None:
         return 0
     value = next(v for v in nodes[spec.name].inputs if v is not None and v.name == spec.bias)
@@ -88,17 +88,17 @@ def _saved_by_bias(nodes: dict[str, ir.Node], spec: LayerSpec, halved: Collectio
 
 
 def _float_bytes(name: str, elements: int, halved: Collection[str]) -> int:
-    """A constant in float32, or in 16 bits under a Cast."""
+    """Bytes of a constant in float32, or in 16 bits under a Cast."""
     return 2 * elements + CAST_BYTES if name in halved else 4 * elements
 
 
 def _name_bytes(value: ir.Value) -> int:
-    """What a constant's name takes beyond a letter, where it is stored and wherever it is read."""
+    """Bytes of a constant's name beyond a letter, where it is stored and wherever it is read."""
     return (len(str(value.name)) - 1) * (1 + len(value.uses()))
 
 
 def _node_bytes(node: ir.Node) -> int:
-    """A node without attributes: each of its names has two bytes more."""
+    """Bytes of a node without attributes; each of its names takes two bytes more."""
     names = [node.op_type, node.name or "", *(v.name or "" for v in node.inputs if v is not None)]
     names += [str(value.name) for value in node.outputs]
     return 2 + sum(2 + len(name) for name in names)
@@ -119,16 +119,16 @@ def growing_layers(
 ) -> dict[str, str]:
     """Names of the layers that would make the file larger as integers, with the reason.
 
-    Weights are looked at one by one, those that save least first: each with all layers that read
-    it, and with the activations that no other layer needs. One that other layers need for their
-    integer kernels stays, as long as the file gets smaller all the same.
+    Weights are visited one by one, those that save least first: each with all layers that read it,
+    and with the activations that no other layer needs. A weight that others need for their integer
+    kernels stays quantized, as long as the file gets smaller all the same.
 
     Args:
         graph: the normalised float model's.
         layers: those that may be quantized.
         plan_of: the plan where these layers are quantized, and no others.
         wanted: nodes of layers that are quantized whatever their size.
-        halved: names of the constants that stay in 16 bits where they stay float.
+        halved: names of the constants that are stored in 16 bits where they stay float.
     """
     kept, reasons = list(layers), dict[str, str]()
     plan = plan_of(kept)
@@ -148,7 +148,7 @@ def growing_layers(
 
 
 def _takes_kernels(plan: Plan, without: Plan, group: Sequence[Layer]) -> bool:
-    """Whether layers of other weights lose their integer kernels with those of the group."""
+    """Whether layers of other weights would lose their integer kernels with this group."""
     own = {str(layer.node.name) for layer in group}
     before = {spec.name for spec in plan.integer_layers()} - own
     return not before <= {spec.name for spec in without.integer_layers()}
@@ -161,7 +161,7 @@ def _smallest_first(
     wanted: Collection[ir.Node],
     halved: Collection[str],
 ) -> list[list[Layer]]:
-    """The layers by stored weight, of those weights whose saving activations may use up."""
+    """The layers by stored weight, of those weights whose saving the activations may exceed."""
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         groups.setdefault(str(layer.weight.name), []).append(layer)

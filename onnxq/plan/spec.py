@@ -46,11 +46,11 @@ class LayerSpec:
         parameters: number of weights.
         codebook: number of centroids, or None where each weight is stored as an integer.
         refusal: why there is no codebook although the recipe asks for one, or why integers of
-            less than 8 bits are not packed; empty otherwise.
+            less than 8 bits are not packed; '' otherwise.
         packed: integers of less than 8 bits are packed in the file.
         channels: number of output channels.
         int4: integers of 4 bits or fewer are a tensor of type INT4.
-        factor: name of the constant that this layer's weight is multiplied by, one value per
+        factor: name of the constant by which this layer's weight is multiplied, one value per
             channel, where layers share the weight; or None.
     """
 
@@ -81,7 +81,7 @@ class LayerSpec:
 
     @property
     def centroid_max(self) -> int:
-        """The largest int8 centroid: few bits of index need no coarse centroids."""
+        """The largest int8 centroid: it has 7 bits at least, however small the codebook."""
         return CODEBOOK.largest(max(self.num_bits, SATURATION_BITS))
 
 
@@ -148,9 +148,9 @@ class Plan:
         return [spec for spec in self.layers.values() if spec.compute == "integer"]
 
     def multiplied(self) -> list[LayerSpec]:
-        """The layers that multiply with their weights: all but those that look rows up in a table.
+        """The layers that multiply with their weights: all but table lookups.
 
-        A table has no gradient worth its cost: that of each step would be as large as the table.
+        A table is not trained: its gradient would be as large as the table in every step.
         """
         return [spec for spec in self.layers.values() if spec.op_type != TABLE]
 
@@ -208,10 +208,10 @@ def weight_bytes(spec: LayerSpec, *, integer: bool) -> int:
 
 
 def codebook_refusal(parameters: int, count: int, *, integer: bool) -> str:
-    """Why the layer has no codebook, or nothing where it has one.
+    """Why the layer has no codebook; '' where it has one.
 
-    A layer without one stores one byte per weight. Float centroids may take a little more: as many
-    of them as there are integers lie better.
+    Without a codebook a layer stores one byte per weight. Float centroids may take a little more:
+    256 of them are closer than 8-bit integers.
     """
     size = codebook_bytes(parameters, count, integer=integer)
     if size < parameters * (1 if integer else 1 + WORTH):
