@@ -27,8 +27,7 @@ def benchmark_command(
 ) -> None:
     """Time models side by side.
 
-    They take turns, on random values; printed are the median, its spread and the ratio to the
-    first model.
+    They take turns. Prints the median, its spread and the ratio to the first model.
     """
     from onnxq.report.tables import print_benchmarks
     from onnxq.verify.benchmark import benchmark as run_benchmark

@@ -31,10 +31,10 @@ def compare_command(
     verbose: int,
     **preprocess_flags: Any,
 ) -> None:
-    """Compare each layer of QUANTIZED, which compress wrote, with its original FLOAT.
+    """Compare each layer of QUANTIZED with its original FLOAT.
 
-    Signal to noise (SQNR) of each layer's output, with the noise that arrives from the layers
-    before it, and of its weights alone; worst first.
+    Prints the signal-to-noise ratio (SQNR) of each layer's output, which has the noise of the
+    layers before it too, and of its weights alone; worst first. QUANTIZED is a file of compress.
     """
     from onnxq.report.tables import print_comparison
     from onnxq.verify.compare import compare as run_compare

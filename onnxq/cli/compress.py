@@ -37,7 +37,7 @@ def compress_command(
     threads: int | None,
     **flags: Any,
 ) -> None:
-    """Compress MODEL with unlabelled samples, or with none, and print how it changed."""
+    """Compress MODEL with unlabelled samples, or with none."""
     from onnxq.export.save import check_new
     from onnxq.pipeline import compress as run_compress
     from onnxq.report.html import PAGE, check_folder, write_report

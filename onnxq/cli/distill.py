@@ -35,12 +35,12 @@ def distill_command(
     threads: int | None,
     **flags: Any,
 ) -> None:
-    """Train the float weights of STUDENT to give TEACHER's outputs, without labels.
+    """Train STUDENT to give TEACHER's outputs, without labels.
 
     STUDENT is an ONNX file of any architecture that takes and gives the same shapes; it may be
-    untrained. Weights, biases and BatchNormalization are learned from unlabelled samples, or from
-    images made from TEACHER alone; what is written is an ordinary float model with the student's
-    own names, which compress takes in turn.
+    untrained. Its weights, biases and BatchNormalization are learned from unlabelled samples, or
+    from images generated from TEACHER alone. The output is an ordinary float model with the
+    student's own names, which compress takes in turn.
     """
     from onnxq.distillation.distillation import distill as run_distill
     from onnxq.report.tables import distil_fields

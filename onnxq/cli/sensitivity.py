@@ -33,11 +33,12 @@ def sensitivity_command(
     verbose: int,
     **flags: Any,
 ) -> None:
-    """Try each layer of MODEL alone: codebooks of 2 to 256 centroids, codes of 2 to 8 bits.
+    """Try every setting on each layer of MODEL alone.
 
-    Every setting that saves bytes is tried on the held-out samples, all other layers in float.
-    The cost is the KL divergence from the original's outputs, and the estimated drop in points;
-    for models that are no classifiers, the relative squared error of the outputs.
+    Settings are integer weights of 2 to 8 bits and codebooks of 2 to 256 centroids, where they save
+    bytes. All other layers stay in float, and the outputs are compared on the held-out samples: a
+    classifier by KL divergence and the estimated drop of top-1 accuracy, any other model by the
+    relative squared error.
     """
     from onnxq.export.save import check_file, check_new
     from onnxq.pipeline import sensitivity as run_sensitivity
@@ -52,7 +53,7 @@ def sensitivity_command(
     check_samples(ctx, data, recipe.data_free, "--data-free goes")
     timed = ctx.get_parameter_source("max_minutes") is ParameterSource.COMMANDLINE
     if timed and not recipe.data_free:
-        raise click.UsageError("--max-minutes is for making images; add --data-free.", ctx)
+        raise click.UsageError("--max-minutes is for generating images; add --data-free.", ctx)
     if output is not None:
         check_file(output, model, force, "table", "-o")
     if report_folder is not None:

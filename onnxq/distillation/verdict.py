@@ -10,7 +10,7 @@ BROKEN_ERROR = 0.7
 """Error, relative to the teacher's outputs, above which a student without decisions is broken: an
 SQNR of 3 dB."""
 
-BUDGET = ("epochs", "max_minutes", "lr", "optimizer")
+BUDGET = ("epochs", "max_minutes", "lr")
 """Options that say how the student is trained: whoever sets one gets what it gives."""
 
 

@@ -161,13 +161,13 @@ def _check_rates(recipe: Recipe) -> None:
 
 
 def check_data(recipe: Recipe, data: object) -> None:
-    """Raises RecipeError where there is a path of samples and they are to be made, or neither."""
+    """Raises RecipeError where samples are both named and to be generated, or neither."""
     if data is None and not recipe.data_free:
         raise RecipeError("There are no samples; name a folder or a file, or set 'data_free'.")
     if data is not None and recipe.data_free:
         raise RecipeError(
-            f"The option 'data_free' makes samples, and '{data}' holds some; leave out --data or "
-            "--data-free."
+            f"The option 'data_free' generates samples, and '{data}' holds some; leave out --data "
+            "or --data-free."
         )
 
 
@@ -194,13 +194,13 @@ def check_generator_files(recipe: Recipe, load: object, save: object) -> None:
     if load is not None and save is not None:
         raise RecipeError(f"The generator of '{load}' is not changed; leave out --save-generator.")
     if (load is not None or save is not None) and not recipe.data_free:
-        raise RecipeError(f"{option} is given, but samples are not made; add --data-free.")
+        raise RecipeError(f"{option} is given, but no samples are generated; add --data-free.")
     goes_on = recipe.generator_mode != FIXED
     if load is not None and (
         recipe.synthesis == "distilled" or (recipe.synthesis_losses is not None and not goes_on)
     ):
         raise RecipeError(
-            f"The generator of '{load}' makes the samples as it was trained to; leave out "
+            f"The generator of '{load}' generates samples as it was trained to; leave out "
             "--synthesis distilled and --synthesis-loss."
         )
     if save is not None and recipe.synthesis != "generator":

@@ -169,7 +169,7 @@ class Recipe:
     def for_sweep(self) -> Recipe:
         """The same with counts and widths left to a search, which learns nothing.
 
-        How samples are made stays.
+        How samples are generated stays.
         """
         layers = tuple(
             each if each.codebook is None else dataclasses.replace(each, codebook=OFF)

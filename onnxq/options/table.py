@@ -57,7 +57,7 @@ OFF = "off"
 NONE = "none"
 """Nothing is learned or changed; of `activation_bits`, TOML's word for None."""
 FIXED = "fixed"
-"""The mode of a generator that learns no more once images are made."""
+"""The mode of a generator that learns no more once it has generated the images."""
 INITS = ("file", "random")
 """Where the first weights of a float student come from."""
 RATES = tuple(each for each in get_args(Learn) if each not in (NONE, "rounding", AUTO))
@@ -179,10 +179,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     *group(
         "How it is learned",
-        RecipeOption("learn", Choice(several=True, words=get_args(Learn)), "What is trained.",
-                     (AUTO,),
-                     more='"auto" chooses by the bits ([method](method.md#what-auto-learns)); '
-                     '"float-layers" are those that `exclude` and `keep_float` leave in float.'),
+        RecipeOption("learn", Choice(several=True, words=get_args(Learn)),
+                     "What is trained: activation ranges (thresholds or steps), the rounding of "
+                     "weights, weights, codebooks, biases, layers left in float. 'auto' chooses "
+                     "by the bits.", (AUTO,),
+                     more='See [method](method.md#what-auto-learns). "float-layers" '
+                     "are those that `exclude` and `keep_float` leave in float."),
         Option("init", Choice(words=INITS),
                "Start from the weights in the student's file, or from random ones (He et al. "
                "2015).", INITS[0], (DISTILL,)),

@@ -174,6 +174,6 @@ def check_generator(model: ir.Model, subject: Subject) -> None:
     made = tuple(shape.dims[1:]) if shape is not None else ()
     if made != subject.space.shape:
         raise ModelError(
-            f"The generator of --generator makes images of shape {made}; the model's input "
+            f"The generator of --generator gives images of shape {made}; the model's input "
             f"'{subject.space.name}' takes {subject.space.shape}: train one for this model."
         )

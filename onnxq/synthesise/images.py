@@ -81,7 +81,7 @@ class Synthesis:
 
 
 def collapse_note(classes: Sequence[int]) -> str | None:
-    """A sentence where the classes of made images are few; None where they are not.
+    """A sentence where the classes of synthetic images are few; None where they are not.
 
     exp(-sum_c f_c log f_c), the number of classes that f would be spread over evenly, is held
     against the number that could occur.
@@ -94,7 +94,7 @@ def collapse_note(classes: Sequence[int]) -> str | None:
         return None
     largest = int(counts.argmax())
     return (
-        f"the made images are of {effective:.1f} classes in effect where {possible} could occur "
-        f"({100 * shares.max():.0f} % are of class {largest}): give --synthesis-loss inception a "
-        "larger weight"
+        f"the synthetic images are of {effective:.1f} classes in effect where {possible} could "
+        f"occur ({100 * shares.max():.0f} % are of class {largest}): give --synthesis-loss "
+        "inception a larger weight"
     )

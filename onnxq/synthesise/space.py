@@ -79,7 +79,7 @@ def image_space(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> I
     listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
     if len(inputs) != 1 or inputs[0].dtype != np.float32 or len(inputs[0].shape) < 2:
         raise ModelError(
-            f"The model takes {listed}; --data-free makes samples for one float32 input: give "
+            f"The model takes {listed}; --data-free generates samples for one float32 input: give "
             "samples with --data."
         )
     spec = inputs[0]

@@ -31,7 +31,7 @@ def test_a_model_is_compressed_with_no_data(onnxq_process, mlp, labelled, tmp_pa
         assert sheet.width > 8 * 64
     page = (report / "report.html").read_text()
     assert "data:image/png;base64," in page
-    assert "Inception score loss, by minutes of making images" in page
+    assert "Inception score loss, by minutes of generating images" in page
     assert "class 9: " in page
     synthesis = json.loads((report / "report.json").read_text())["figures"]["synthesis"]
     assert sum(synthesis["classes"]) == synthesis["count"] == 64

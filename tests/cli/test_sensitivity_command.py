@@ -90,7 +90,7 @@ def test_a_saved_generator_makes_them_too(onnxq, mlp, tmp_path):
         (("--data-free", "--data", "x"), 1, "leave out --data or --data-free"),
         (("--data", "x", "--synthesis", "generator"), 1, "needs 'data_free'; set that too"),
         (("--data", "x", "--generator", "g"), 1, "add --data-free"),
-        (("--data", "x", "--max-minutes", 3), 2, "for making images; add --data-free"),
+        (("--data", "x", "--max-minutes", 3), 2, "for generating images; add --data-free"),
         (("--data-free", "--generator", "g", "--synthesis-loss", "bn=2"), 1, "as it was trained"),
         (("--data-free", "--synthesis-loss", "inception=0"), 1, "switches off all"),
     ],

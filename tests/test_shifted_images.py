@@ -1,4 +1,4 @@
-"""Made images are moved in each pass in which weights are learned on them; real ones are not."""
+"""Synthetic images are shifted while weights are learned on them; real ones are not."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def curves(model, recipe, data=None):
     return [result.metrics.learning["scores"] for result in each]
 
 
-def test_made_images_are_moved_where_weights_are_learned(model):
+def test_synthetic_images_are_shifted_where_weights_are_learned(model):
     found, shifted, plain = curves(model, replace(FEW, data_free=True))
     assert found == shifted != plain
 
 
-def test_made_images_stay_where_ranges_are_learned(model):
+def test_synthetic_images_stay_where_ranges_are_learned(model):
     found, shifted, plain = curves(model, replace(FEW, data_free=True, learn=("thresholds",)))
     assert found == plain != shifted
 
@@ -45,7 +45,7 @@ def test_real_images_stay(model, sample_models):
     assert found == plain != shifted
 
 
-def test_made_images_are_moved_in_distillation(model):
+def test_synthetic_images_are_shifted_in_distillation(model):
     each = (
         distill(model, model, None, replace(SHORT, data_free=True, augment=kinds), init="random")
         for kinds in KINDS
