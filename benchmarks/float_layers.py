@@ -95,7 +95,7 @@ def cost_row(name: str, case: Case, options: argparse.Namespace) -> str:
             intake.load(subject.unlabelled, subject.preprocess)
             run = Run(intake)
             (Path(folder) / kind).mkdir()
-            ready[kind] = (run.prepare(Path(folder) / kind), run.train_outputs)
+            ready[kind] = (run.prepare(Path(folder) / kind), run.targets.train)
         for _ in range(ROUNDS):
             for kind, (variant, train) in ready.items():
                 began = time.perf_counter()

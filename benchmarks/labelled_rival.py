@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,7 +26,8 @@ from models import ASSETS, Subject, subjects
 from onnx_ir import tape
 
 from onnxq import Recipe
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.files import read_rows
+from onnxq.data.samples import open_samples
 from onnxq.forms.forms import Variant
 from onnxq.intake import Intake
 from onnxq.learn.frozen import freeze
@@ -36,13 +38,13 @@ from onnxq.load.model import load_model
 from onnxq.options.recipe import LayerOverride
 from onnxq.progress import Silent
 from onnxq.run import Run
-from onnxq.runtime.session import Arrays, SessionPool
+from onnxq.runtime.dataset import Joined, Samples
+from onnxq.runtime.session import SessionPool
 from onnxq.student.qparams import QParams
 from onnxq.student.student import bake
 from onnxq.train.budget import EPOCHS, Budget
 from onnxq.train.held_out import Learned
 from onnxq.train.loss import finished, target_name
-from onnxq.train.teacher import TeacherOutputs
 from onnxq.verify.ranks import Ranks, paired_metrics
 
 BATCH_SIZE = 100
@@ -57,18 +59,12 @@ CASES = {
 }
 
 
-class LabelledOutputs(TeacherOutputs):
-    """Feeds with the true labels, one-hot, in the place of the original's outputs."""
-
-    def __init__(self, outputs: TeacherOutputs, labels: np.ndarray) -> None:
-        self.__dict__.update(vars(outputs))
-        (self._logits,) = outputs.logits
-        self._labels = np.eye(labels.max() + 1, dtype=np.float32)[labels]
-
-    def targets(self, positions: np.ndarray) -> Arrays:
-        """One-hot labels at these positions."""
-        chosen = self._labels[self.samples.indices[positions]]
-        return {target_name(self._logits): chosen}
+def with_labels(given: Joined, logits: str, labels: np.ndarray) -> Joined:
+    """The samples with the true labels, one-hot, in the place of the original's outputs."""
+    samples, _ = given.parts
+    assert isinstance(samples, Samples)
+    rows = {target_name(logits): np.eye(labels.max() + 1, dtype=np.float32)[labels]}
+    return Joined(samples, Samples(partial(read_rows, rows, ()), samples.places))
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ class CrossEntropy:
 
 
 def learn_labelled(
-    variant: Variant, train: TeacherOutputs, learns: set[str], labels: np.ndarray, budget: Budget
+    variant: Variant, train: Joined, learns: set[str], labels: np.ndarray, budget: Budget
 ) -> Learned:
     """What `onnxq.learn.learn` trains from the same start, with labels."""
     student, start = variant.student, variant.qparams
@@ -109,11 +105,12 @@ def learn_labelled(
     moving = student.moving_inputs(trained.names)
     feeds = student.feeds(start)
     fixed = {name: value for name, value in feeds.items() if name not in moving}
-    slices = (LabelledOutputs(train, labels), LabelledOutputs(variant.held_out_outputs, labels))
-    objective = CrossEntropy(train.logits[0])
+    (logits,) = variant.objective.weights
+    slices = [with_labels(each, logits, labels) for each in (train, variant.held_out_outputs)]
+    objective = CrossEntropy(logits)
     model = objective.attach(student.model)
     with tempfile.TemporaryDirectory() as folder:
-        remainder = freeze(model, fixed, moving, slices, Path(folder), Silent())
+        remainder = freeze(model, fixed, moving, tuple(slices), Path(folder), Silent())
         learning = Learning(student, remainder, objective, start, trained, budget)
         return learning.run(Silent())
 
@@ -181,7 +178,7 @@ def outcome(
         for rate in rates:
             found = learn_labelled(
                 variant,
-                run.train_outputs,
+                run.targets.train,
                 set(recipe.learn),
                 labels[train],
                 replace(budget, lr=rate),

@@ -30,7 +30,6 @@ from onnxq.run import Run
 from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.train.budget import Budget
 from onnxq.train.loss import LOSS
-from onnxq.train.objective import choose_objective
 
 BATCH, SHARDS, ROUNDS = 128, 2, 9
 
@@ -64,7 +63,7 @@ def main() -> None:
         parts = make_parts(set(learns), student.plan, start, ranges, elements)
         trained = Trained(parts, student.plan, start)
         optimizer = Budget().make_optimizer(trained)
-        objective = choose_objective(run.train_outputs, distil=False)
+        objective = run.targets.objective
         engine = Engine(objective.attach(student.model), trained.names, LOSS)
 
         def step(shards: list[Arrays]) -> None:
@@ -77,7 +76,7 @@ def main() -> None:
 
         size = options.batch // SHARDS
         positions = np.arange(options.batch)
-        shards = list(run.train_outputs.batches(positions, size))
+        shards = list(run.targets.train.batches(size, positions))
         forward = SessionPool(variant.model)
         names = {v.name for v in variant.model.graph.inputs}
         plain = [{k: v for k, v in shard.items() if k in names} for shard in shards]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess, find_preprocess
-from onnxq.data.samples import Samples, notes_on_sameness, open_samples
+from onnxq.data.samples import notes_on_sameness, open_samples
 from onnxq.errors import ModelError, OutputError
 from onnxq.export.compact import float_bytes
 from onnxq.export.save import save_model
@@ -27,6 +27,7 @@ from onnxq.plan import Plan, make_plan
 from onnxq.plan.float_layers import check_float_layers
 from onnxq.plan.size import saved_bytes
 from onnxq.progress import Progress
+from onnxq.runtime.dataset import Joined, Samples
 from onnxq.runtime.session import Feeds
 from onnxq.synthesise.adversarial import AdversarialGenerator
 from onnxq.synthesise.images import Synthesis
@@ -36,7 +37,8 @@ from onnxq.synthesise.synthesise import synthesise
 from onnxq.train.augment import Augmentation, check_images, chosen_kinds, image_layout
 from onnxq.train.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.train.logits import find_logits
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.objective import OutputMatching
+from onnxq.train.teacher import Targets, Teacher, keep_targets
 from onnxq.version import VERSION
 
 HELD_OUT_OF_SEARCH = 512
@@ -212,9 +214,7 @@ class Intake:
         subject = find_subject(self.normalised.unfolded, self.preprocess)
         return AdversarialGenerator(subject, self._task(), self.synthesis, student)
 
-    def outputs(
-        self, folder: Path, logits: list[str], whose: str
-    ) -> tuple[TeacherOutputs, TeacherOutputs]:
+    def targets(self, folder: Path, logits: list[str], whose: str) -> Targets:
         """The model's outputs on the samples to learn on, and on those held out.
 
         Args:
@@ -222,28 +222,24 @@ class Intake:
             logits: names of the compared tensors.
             whose: they are, for progress.
         """
-        slices = (("train", self.train), ("held-out", self.held_out))
-        train, held_out = (
-            self._outputs(folder / name, logits, f"{whose} outputs, {name} slice", samples)
-            for name, samples in slices
-        )
-        return train, held_out
+        teacher = Teacher(self.normalised.model, logits)
 
-    def _outputs(
-        self, folder: Path, logits: list[str], title: str, samples: Samples
-    ) -> TeacherOutputs:
-        folder.mkdir()
-        self.progress.start(title, len(samples))
-        at = self.progress.at
-        outputs = TeacherOutputs(self.normalised.model, logits, samples, folder, at)
-        self.progress.finish()
-        return outputs
+        def kept(name: str, samples: Samples) -> tuple[Joined, OutputMatching]:
+            (folder / name).mkdir()
+            self.progress.start(f"{whose} outputs, {name} slice", len(samples))
+            found = keep_targets(teacher, samples, folder / name, self.progress.at)
+            self.progress.finish()
+            return found
 
-    def augmentation(self, train: TeacherOutputs, *, weights: bool) -> Augmentation | None:
+        train, objective = kept("train", self.train)
+        held_out, _ = kept("held-out", self.held_out)
+        return Targets(teacher, train, held_out, objective)
+
+    def augmentation(self, teacher: Teacher, *, weights: bool) -> Augmentation | None:
         """How the recipe changes training samples in each epoch; None where it leaves them.
 
         Args:
-            train: the model's outputs on them.
+            teacher: says what is to be matched on the changed ones.
             weights: whether weights are learned on them.
         """
         recipe = self.recipe
@@ -251,7 +247,7 @@ class Intake:
         layout = image_layout(input_specs(self.normalised.model), self.preprocess)
         if layout is None or not kinds:
             return None
-        return Augmentation(train, kinds, layout, recipe.seed)
+        return Augmentation(teacher, kinds, layout, recipe.seed)
 
     def _fix_batch(self, size: int) -> None:
         """Run all samples in batches of one size, the only one that a model takes."""
@@ -330,7 +326,7 @@ class Intake:
             **more,
             "model": file_digest(self.path),
             "generator": "none" if made_by is None else file_digest(Path(made_by)),
-            "data": "none" if data is None else f"{data.absolute()} {len(self.samples)}",
+            "data": "none" if data is None else f"{data.absolute()} {self.samples.count}",
             "recipe": self.recipe.to_json(),
             "layers": hashlib.sha256("\n".join(self._layers).encode()).hexdigest(),
             "version": VERSION,

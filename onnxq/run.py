@@ -59,7 +59,7 @@ class Run:
     Attributes:
         recipe: the options; a search puts what it found into them.
         notes: sentences for the user, so far.
-        train_outputs: the original's outputs on the training slice, once prepared.
+        targets: the samples with the original's outputs, once prepared.
         found: what a search found, where the recipe wanted one.
     """
 
@@ -76,12 +76,12 @@ class Run:
         logits = find_logits(teacher)
         self._folder = folder
         self._shard = self.recipe.batch_size or shard_size(teacher)
-        self.train_outputs, held_out = intake.outputs(folder, logits, "original's")
+        self.targets = intake.targets(folder, logits, "original's")
         self._variants = Variants(
             self.recipe,
             intake.train,
-            self.train_outputs,
-            held_out,
+            self.targets.held_out,
+            self.targets.objective,
             self._shard,
             self._progress,
             smaller=not intake.allow_worse,
@@ -127,7 +127,7 @@ class Run:
         began, budget = time.monotonic(), self._budget()
         epochs = min(TRIAL_EPOCHS, budget.epochs or TRIAL_EPOCHS)
         budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
-        train, learns = self.train_outputs, self.recipe.learn
+        train, learns = self.targets.train, self.recipe.learn
         # A trial learns on the images that are there.
         changes = self._augmentation(variant)
         learned = learn(variant, train, learns, budget, progress=self._progress, changes=changes)
@@ -151,7 +151,7 @@ class Run:
         self._checkpoint = checkpoint
         learned = learn(
             variant,
-            self.train_outputs,
+            self.targets.train,
             self.recipe.learn,
             self._budget(),
             progress=self._progress,
@@ -173,14 +173,15 @@ class Run:
         folder = self._folder / "fresh"
         folder.mkdir()
         return FreshImages(
-            self.train_outputs, source, variant.student, folder, self.recipe.seed, augmentation
-        )
+            self.targets.train, self.targets.teacher, source, variant.student, folder,
+            self.recipe.seed, augmentation,
+        )  # fmt: skip
 
     def _augmentation(self, variant: Variant) -> Augmentation | None:
         recipe, plan = self.recipe, variant.student.plan
         shared = recipe.bias_centroids is not None
         weights = learns_weights(recipe.learn, plan, shared_biases=shared)
-        return self._intake.augmentation(self.train_outputs, weights=weights)
+        return self._intake.augmentation(self.targets.teacher, weights=weights)
 
     def _budget(self) -> Budget:
         recipe = self.recipe
@@ -246,7 +247,7 @@ class Run:
             learned,
             self.found,
             intake.synthesis,
-            len(intake.samples),
+            intake.samples.count,
             notes=self.notes,
             verdict="".join(told),
         )

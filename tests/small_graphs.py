@@ -12,17 +12,22 @@ import onnx
 import onnx_ir as ir
 
 from onnxq import pipeline
-from onnxq.calibrate.calibrator import Batches, calibrate
+from onnxq.calibrate.calibrator import calibrate
+from onnxq.data.samples import open_samples
 from onnxq.export.compact import export
 from onnxq.export.lower import Lowering
+from onnxq.forms.forms import Variants
+from onnxq.load.interface import input_specs
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
+from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays, open_session
 from onnxq.student.build import build_student
 from onnxq.student.initial import initial_qparams
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student, bake
+from onnxq.train.teacher import Targets, Teacher, keep_targets
 
 compress = partial(pipeline.compress, allow_worse=True)
 """The main job on graphs like these, which are mostly nodes and grow as integers."""
@@ -115,13 +120,35 @@ CONSTANTS |= {"first_zero": np.zeros(1, np.float32), "first_six": np.full(1, 6, 
 
 
 class Feeds:
-    """Feeds in memory, batch after batch, whatever size is asked for."""
+    """A dataset of whole feeds in memory."""
+
+    batch = 1
 
     def __init__(self, feeds: Sequence[Arrays]) -> None:
         self.feeds = list(feeds)
 
-    def batches(self, size: int) -> Iterator[Arrays]:
-        return iter(self.feeds)
+    def __len__(self) -> int:
+        return len(self.feeds)
+
+    def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[Arrays]:
+        return iter(self.feeds if indices is None else [self.feeds[i] for i in indices])
+
+
+def targets_of(folder: Path, model: ir.Model, x: np.ndarray, least: int) -> Targets:
+    """The model's outputs on rows of its input, of which at least so many are held out."""
+    np.savez(folder / "x.npz", x=x)
+    slices = open_samples(folder / "x.npz", input_specs(model), None).split(least=least)
+    teacher, kept = Teacher(model, ["y"]), []
+    for name, part in zip(("train", "held"), slices, strict=True):
+        (folder / name).mkdir(parents=True)
+        kept.append(keep_targets(teacher, part, folder / name))
+    (train, objective), (held_out, _) = kept
+    return Targets(teacher, train, held_out, objective)
+
+
+def variants_on(targets: Targets, recipe: Recipe) -> Variants:
+    """Forms of the model on these samples."""
+    return Variants(recipe, targets.train.parts[0], targets.held_out, targets.objective, 16)
 
 
 def build(
@@ -185,7 +212,7 @@ class Quantized:
 
 def quantize(
     teacher: ir.Model,
-    samples: Batches | None = None,
+    samples: Dataset | None = None,
     recipe: Recipe | None = None,
 ) -> Quantized:
     """Plan, calibrate, rewrite and export."""

@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxq.calibrate.observers import Observer, observe
 from onnxq.numerics.histogram import Histogram
+from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays, Feeds, SessionPool
 
 Channels = NDArray[np.float32]
@@ -87,17 +87,10 @@ class TensorStatistics:
             self.channel_mean = previous + (mean - previous) * (elements / self.channel_elements)
 
 
-class Batches(Protocol):
-    """The interface of samples for calibration."""
-
-    def batches(self, size: int) -> Iterator[Arrays]:
-        """Feeds of at most `size` samples by input name, in a fixed order."""
-
-
 def calibrate(
     model: ir.Model,
     tensors: Sequence[str],
-    samples: Batches,
+    samples: Dataset,
     batch_size: int,
     channel_tensors: Sequence[str] = (),
     workers: int | None = None,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from onnxq.data.inputs import InputSpec, is_float, shape_text
 from onnxq.errors import DataError, UnreadableError
-
-Arrays = dict[str, np.ndarray]
+from onnxq.runtime.dataset import Samples, spread
+from onnxq.runtime.session import Arrays
 
 UNNAMED = frozenset(("", "arr_0"))
 """Names of an array that was given none: in a `.npy`, and by `numpy.savez`."""
@@ -154,36 +154,6 @@ def _shape_error(array: np.ndarray, spec: InputSpec, path: Path) -> DataError:
     )
 
 
-class Source(Protocol):
-    """Where samples come from.
-
-    Attributes:
-        skipped: files that were left out because they are broken.
-        notes: sentences for the user on what was read.
-        batch: the only batch size that the model takes; None where it is free. A source of
-            whole feeds has 1: each "sample" is then one feed.
-    """
-
-    skipped: list[str]
-    notes: list[str]
-    batch: int | None
-
-    def __len__(self) -> int:
-        """The number of samples."""
-        ...
-
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
-        """Feeds by input name, `size` samples each, in the order of the indices."""
-        ...
-
-
-def spread(total: int, n: int, seed: int) -> np.ndarray:
-    """Positions in ascending order: a random one in each of n equal stretches of `total`."""
-    edges = np.arange(n + 1) * total // n
-    draws: np.ndarray = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
-    return draws
-
-
 def preferred(total: int, n: int, seed: int) -> list[int]:
     """All positions: first n that are spread evenly, then the others in random order."""
     chosen = spread(total, n, seed)
@@ -200,40 +170,14 @@ def check_batch(total: int, batch: int | None, path: Path) -> None:
         )
 
 
-class StackedFeeds:
-    """Feeds along the first axis of arrays; other arrays are part of every feed.
-
-    Args:
-        stacked: arrays by input name, indexed by the feed.
-        shared: arrays by input name, the same in every feed.
-    """
-
-    def __init__(self, stacked: Arrays, shared: Arrays) -> None:
-        self.skipped: list[str] = []
-        self.notes: list[str] = []
-        self.batch: int | None = 1
-        self._stacked, self._shared = stacked, shared
-
-    def __len__(self) -> int:
-        return len(next(iter(self._stacked.values())))
-
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
-        """One feed for each index."""
-        del size
-        for index in indices:
-            yield {name: np.asarray(each[index]) for name, each in self._stacked.items()} | dict(
-                self._shared
-            )
-
-
 def open_stack(
     arrays: Mapping[str, np.ndarray],
     inputs: Sequence[InputSpec],
     path: Path,
     limit: int | None,
     seed: int,
-) -> StackedFeeds | None:
-    """Feeds from arrays, where at least one has one axis more than its input; else None.
+) -> Samples | None:
+    """Whole feeds from arrays, where at least one has one axis more than its input; else None.
 
     Beside it, an input of one row may have its rows stacked: (64, 8) are 64 feeds of (1, 8).
 
@@ -263,7 +207,14 @@ def open_stack(
     if limit is not None and count > limit:
         chosen = spread(count, limit, seed)
         stacked = {name: each[chosen] for name, each in stacked.items()}
-    return StackedFeeds(stacked, shared)
+        count = limit
+    return Samples(partial(_read_stack, stacked, shared), np.arange(count), batch=1)
+
+
+def _read_stack(stacked: Arrays, shared: Arrays, places: Iterable[np.ndarray]) -> Iterator[Arrays]:
+    """One feed for each place along the first axis; what has no such axis is part of each."""
+    for (place,) in places:
+        yield {name: np.asarray(each[place]) for name, each in stacked.items()} | shared
 
 
 def _is_one_feed(spec: InputSpec) -> bool:

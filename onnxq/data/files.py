@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from onnxq.data.arrays import (
-    Arrays,
-    Source,
-    StackedFeeds,
     as_samples,
     as_taken,
     check_batch,
@@ -21,94 +19,18 @@ from onnxq.data.arrays import (
     open_stack,
     preferred,
     read_arrays,
-    spread,
 )
 from onnxq.data.inputs import InputSpec, fixed_batch, has_sample_axis
 from onnxq.errors import DataError, UnreadableError
 from onnxq.load.tensors import load_tensor
+from onnxq.runtime.dataset import Samples, spread
+from onnxq.runtime.session import Arrays
 
 Group = tuple[Path, ...]
 """The files that make up one feed: one of all arrays, or a `.pb` for each input."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Of the arrays of one feed, by input name."""
-
-
-class ArrayRows:
-    """Samples along the first axis of arrays in memory, or mapped from a file.
-
-    Args:
-        arrays: by input name.
-        batch: the only batch size that the model takes; None where it is free.
-        inputs: the model's, whose dtypes batches get; without them, the arrays' own.
-    """
-
-    def __init__(self, arrays: Arrays, batch: int | None, inputs: Sequence[InputSpec] = ()) -> None:
-        self.skipped: list[str] = []
-        self.notes: list[str] = []
-        self.batch = batch
-        self._arrays, self._inputs = arrays, inputs
-
-    def __len__(self) -> int:
-        return len(next(iter(self._arrays.values())))
-
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
-        """Feeds of `size` samples each, in the order of the indices."""
-        for start in range(0, len(indices), size):
-            rows = indices[start : start + size]
-            chosen = {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
-            yield as_taken(chosen, self._inputs)
-
-
-class FileRows:
-    """Samples along the first axis of the arrays in many files, read when needed."""
-
-    def __init__(self, files: FeedFiles, counts: Sequence[int], batch: int | None) -> None:
-        self.skipped = files.skipped
-        self.notes: list[str] = []
-        self.batch = batch
-        self._files = files
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
-        """Feeds of `size` samples each, in the order of the indices."""
-        for start in range(0, len(indices), size):
-            rows = np.asarray(indices[start : start + size])
-            yield self._gather(rows)
-
-    def _gather(self, rows: np.ndarray) -> Arrays:
-        owners = np.searchsorted(self._starts, rows, side="right") - 1
-        out: Arrays = {}
-        for owner in np.unique(owners):
-            here = np.flatnonzero(owners == owner)
-            for name, array in as_taken(self._files.samples(owner), self._files.inputs).items():
-                if name not in out:
-                    out[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
-                out[name][here] = array[rows[here] - self._starts[owner]]
-        return out
-
-
-class WholeFeeds:
-    """Files that are fed unchanged, one after the other."""
-
-    def __init__(self, files: FeedFiles) -> None:
-        self.skipped = files.skipped
-        self.notes: list[str] = []
-        self.batch: int | None = 1
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files.groups)
-
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
-        """One feed for each index; the size is that of the files."""
-        del size
-        for index in indices:
-            feed = as_taken(self._files.feed(index), self._files.inputs)
-            yield {name: np.asarray(array) for name, array in feed.items()}
 
 
 class FeedFiles:
@@ -144,6 +66,25 @@ class FeedFiles:
             return arrays
         return as_samples(arrays, self.inputs, self.path(index)) or arrays
 
+    def read_rows(self, starts: np.ndarray, places: Iterable[np.ndarray]) -> Iterator[Arrays]:
+        """Rows of all files, one file after the other, which begin at these places."""
+        for rows in places:
+            owners = np.searchsorted(starts, rows, side="right") - 1
+            out: Arrays = {}
+            for owner in np.unique(owners):
+                here = np.flatnonzero(owners == owner)
+                for name, array in as_taken(self.samples(owner), self.inputs).items():
+                    if name not in out:
+                        out[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
+                    out[name][here] = array[rows[here] - starts[owner]]
+            yield out
+
+    def read_feeds(self, places: Iterable[np.ndarray]) -> Iterator[Arrays]:
+        """Files just as they are, one after the other."""
+        for (index,) in places:
+            feed = as_taken(self.feed(index), self.inputs)
+            yield {name: np.asarray(array) for name, array in feed.items()}
+
     def path(self, index: int) -> Path:
         """The file, or the folder of several, for error messages."""
         group = self.groups[index]
@@ -152,8 +93,8 @@ class FeedFiles:
 
 def open_rows(
     arrays: Arrays, inputs: Sequence[InputSpec], path: Path, limit: int | None, seed: int
-) -> ArrayRows | StackedFeeds | None:
-    """A source of samples along the first axis of arrays; None where they are one feed.
+) -> Samples | None:
+    """The samples along the first axis of arrays; None where they are one feed.
 
     Raises:
         DataError: an array does not fit the model, is empty, or holds NaN.
@@ -173,7 +114,17 @@ def open_rows(
         rows = {name: array[chosen] for name, array in rows.items()}
     for spec in inputs:
         check_finite(rows[spec.name], spec, path)
-    return ArrayRows(rows, fixed_batch(inputs), inputs)
+    count = len(next(iter(rows.values())))
+    return Samples(partial(read_rows, rows, inputs), np.arange(count), fixed_batch(inputs))
+
+
+def read_rows(
+    arrays: Arrays, inputs: Sequence[InputSpec], places: Iterable[np.ndarray]
+) -> Iterator[Arrays]:
+    """Rows of arrays in memory, or mapped from a file, with the dtypes of the model's inputs."""
+    for rows in places:
+        chosen = {name: np.asarray(array[rows]) for name, array in arrays.items()}
+        yield as_taken(chosen, inputs)
 
 
 def open_array_files(
@@ -182,8 +133,8 @@ def open_array_files(
     folder: Path,
     limit: int | None,
     seed: int,
-) -> Source:
-    """A source of files of arrays: of their rows where these can share a batch.
+) -> Samples:
+    """The samples in files of arrays: their rows where these can share a batch.
 
     Every file is read once, so that a bad one is found before any work is done. A file that can't
     be read is left out, and another one takes its place where not all are needed. Files whose
@@ -198,10 +149,12 @@ def open_array_files(
     if has_sample_axis(inputs) and _can_share_batches(shapes, counts):
         lengths = [count for count in counts if count is not None]
         check_batch(sum(lengths), fixed_batch(inputs), folder)
-        return FileRows(files, lengths, fixed_batch(inputs))
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        read, batch = partial(files.read_rows, starts), fixed_batch(inputs)
+        return Samples(read, np.arange(starts[-1]), batch, files.skipped)
     for index in range(len(files.groups)):
         check_feed(files.feed(index), inputs, files.path(index))
-    return WholeFeeds(files)
+    return Samples(files.read_feeds, np.arange(len(files.groups)), 1, files.skipped)
 
 
 def group_files(paths: Sequence[Path]) -> list[Group]:

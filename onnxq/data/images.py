@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from onnxq.data.arrays import Arrays, check_batch, preferred
+from onnxq.data.arrays import check_batch, preferred
 from onnxq.data.inputs import InputSpec, fixed_batch, shape_text
 from onnxq.data.pixels import (
     FULL_8,
@@ -26,6 +28,8 @@ from onnxq.data.pixels import (
 )
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import DataError
+from onnxq.runtime.dataset import Samples
+from onnxq.runtime.session import Arrays
 
 DECODERS = min(8, os.cpu_count() or 1)
 """Threads that decode; Pillow lets go of the interpreter's lock while it does."""
@@ -115,57 +119,34 @@ def _channels_error(spec: InputSpec, channel_axis: int, preprocess: Preprocess) 
     )
 
 
-class ImageFiles:
-    """Image files, decoded by a few threads a little ahead of their use.
+def _read_files(
+    paths: Sequence[Path], target: ImageInput, places: Iterable[np.ndarray]
+) -> Iterator[Arrays]:
+    """Images of files, decoded by a few threads a little ahead of their use."""
+    pending: deque[Future[np.ndarray]] = deque()
+    batches, ahead = tee(places)
+    waiting = (int(place) for rows in ahead for place in rows)
+    executor = ThreadPoolExecutor(DECODERS)
 
-    Args:
-        paths: the files, all of them readable.
-        target: the input that they are for.
-        skipped: the files left out.
-        notes: sentences for the user.
-    """
+    def next_image() -> np.ndarray:
+        while len(pending) < AHEAD and (place := next(waiting, None)) is not None:
+            pending.append(executor.submit(_read_file, paths[place], target))
+        return pending.popleft().result()
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        target: ImageInput,
-        skipped: list[str],
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.paths = list(paths)
-        self.skipped, self.notes = skipped, list(notes)
-        self.batch = target.batch
-        self._target = target
+    try:
+        for rows in batches:
+            yield {target.spec.name: _stack(next_image, len(rows))}
+    finally:
+        executor.shutdown(cancel_futures=True)
 
-    def __len__(self) -> int:
-        return len(self.paths)
 
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
-        """Feeds of `size` images each, in the order of the indices."""
-        pending: deque[Future[np.ndarray]] = deque()
-        waiting = iter(indices)
-        executor = ThreadPoolExecutor(DECODERS)
-
-        def next_image() -> np.ndarray:
-            while len(pending) < AHEAD and (index := next(waiting, None)) is not None:
-                pending.append(executor.submit(self._read, index))
-            return pending.popleft().result()
-
-        try:
-            for start in range(0, len(indices), size):
-                count = min(size, len(indices) - start)
-                yield {self._target.spec.name: _stack(next_image, count)}
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-    def _read(self, index: int) -> np.ndarray:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                array = self._target.preprocess.apply(image, path)
-        except OSError as error:
-            raise DataError(f"The image '{path}' can no longer be read: {error}.") from error
-        return array.astype(self._target.spec.dtype, copy=False)
+def _read_file(path: Path, target: ImageInput) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            array = target.preprocess.apply(image, path)
+    except OSError as error:
+        raise DataError(f"The image '{path}' can no longer be read: {error}.") from error
+    return array.astype(target.spec.dtype, copy=False)
 
 
 def _stack(next_image: Callable[[], np.ndarray], count: int) -> np.ndarray:
@@ -178,50 +159,42 @@ def _stack(next_image: Callable[[], np.ndarray], count: int) -> np.ndarray:
     return batch
 
 
-class ImageArray:
-    """An array of images.
+def _read_array(
+    images: np.ndarray,
+    target: ImageInput,
+    size: tuple[int, int],
+    places: Iterable[np.ndarray],
+) -> Iterator[Arrays]:
+    """Images of an array, preprocessed.
 
     Args:
         images: `(samples, height, width, channels)`, RGB or grey, uint8, uint16, or floats from 0
             to 1; a fourth channel is alpha, which is ignored.
         target: the input that they are for.
         size: height and width after preprocessing.
+        places: along the first axis.
     """
-
-    def __init__(self, images: np.ndarray, target: ImageInput, size: tuple[int, int]) -> None:
-        self.skipped: list[str] = []
-        self.notes: list[str] = []
-        self.batch = target.batch
-        self._images = images
-        self._target = target
-        channels = target.preprocess.channels
-        self._as_they_are = images.shape[1:] == (*size, channels) and images.dtype == np.uint8
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
-        """Feeds of `size` images each, in the order of the indices."""
-        spec, preprocess = self._target.spec, self._target.preprocess
-        for start in range(0, len(indices), size):
-            pixels = self._images[indices[start : start + size]]
-            if not self._as_they_are:
-                pixels = np.stack([self._fitted(each) for each in pixels])
-            yield {spec.name: preprocess.normalise(pixels).astype(spec.dtype, copy=False)}
-
-    def _fitted(self, pixels: np.ndarray) -> np.ndarray:
-        """One image with the model's channels and size."""
-        preprocess = self._target.preprocess
-        if pixels.dtype == np.uint8:
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            return preprocess.fit(read_pixels(image, preprocess.channels, ""))
-        scale = FULL_8 / FULL_16 if pixels.dtype == np.uint16 else FULL_8
-        values = pixels[..., :3].astype(np.float32) * np.float32(scale)
-        return preprocess.fit(with_channels(values, preprocess.channels))
+    spec, preprocess = target.spec, target.preprocess
+    fits = images.shape[1:] == (*size, preprocess.channels) and images.dtype == np.uint8
+    for rows in places:
+        pixels = images[rows]
+        if not fits:
+            pixels = np.stack([_fitted(each, preprocess) for each in pixels])
+        yield {spec.name: preprocess.normalise(pixels).astype(spec.dtype, copy=False)}
 
 
-def open_image_array(images: np.ndarray, target: ImageInput, path: Path) -> ImageArray:
-    """A source of the images in an array.
+def _fitted(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """One image with the channels and the size that the model takes."""
+    if pixels.dtype == np.uint8:
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return preprocess.fit(read_pixels(image, preprocess.channels, ""))
+    scale = FULL_8 / FULL_16 if pixels.dtype == np.uint16 else FULL_8
+    values = pixels[..., :3].astype(np.float32) * np.float32(scale)
+    return preprocess.fit(with_channels(values, preprocess.channels))
+
+
+def open_image_array(images: np.ndarray, target: ImageInput, path: Path) -> Samples:
+    """The images in an array.
 
     Raises:
         DataError: the array is not one of images, or their size does not fit the model.
@@ -242,15 +215,15 @@ def open_image_array(images: np.ndarray, target: ImageInput, path: Path) -> Imag
         for each in images:
             from_floats(each, what)
     check_batch(len(images), target.batch, path)
-    return ImageArray(
-        images, target, target.size_after(images.shape[1], images.shape[2], str(path))
-    )
+    size = target.size_after(images.shape[1], images.shape[2], str(path))
+    read = partial(_read_array, images, target, size)
+    return Samples(read, np.arange(len(images)), target.batch)
 
 
 def open_image_files(
     paths: Sequence[Path], target: ImageInput, limit: int | None, seed: int, folder: Path
-) -> ImageFiles:
-    """A source of at most `limit` readable images; broken ones are replaced by others.
+) -> Samples:
+    """At most `limit` readable images; broken ones are replaced by others.
 
     Raises:
         DataError: none is readable, a size does not fit the model, or the scale of the values is
@@ -284,7 +257,8 @@ def open_image_files(
     _check_depth(found, paths)
     skipped = [str(paths[i]) for i, _ in sorted(broken)]
     notes = _notes_on_pages(found, paths)
-    return ImageFiles([paths[i] for i in sorted(kept)], target, skipped, notes)
+    read = partial(_read_files, [paths[i] for i in sorted(kept)], target)
+    return Samples(read, np.arange(len(kept)), target.batch, skipped, notes)
 
 
 def _check_depth(found: Mapping[int, Stored], paths: Sequence[Path]) -> None:

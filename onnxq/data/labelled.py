@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.data.arrays import Source, read_arrays, spread
+from onnxq.data.arrays import read_arrays
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.samples import Samples, find_files, open_arrays, open_files
+from onnxq.data.samples import find_files, open_arrays, open_files
 from onnxq.errors import DataError
+from onnxq.runtime.dataset import Samples, spread
 
 LABELS_FILE = "labels.csv"
 
@@ -24,7 +25,7 @@ class Labelled:
 
     Attributes:
         samples: the samples.
-        labels: class indices, int64 `(len(samples),)`.
+        labels: class indices, int64 `(samples.count,)`.
     """
 
     samples: Samples
@@ -33,9 +34,9 @@ class Labelled:
     def take(self, n: int, seed: int = 0) -> Labelled:
         """At most n of them, chosen as `Samples.take` does."""
         n = max(n, self.samples.batch or 1)
-        if n >= len(self.samples):
+        if n >= self.samples.count:
             return self
-        chosen = spread(len(self.samples), n, seed)
+        chosen = spread(self.samples.count, n, seed)
         return Labelled(self.samples.subset(chosen), self.labels[chosen])
 
 
@@ -83,19 +84,19 @@ def _open_listed(
     preprocess: Preprocess | None,
     folder: Path,
 ) -> Labelled:
-    source = open_files(list(listed), inputs, preprocess, None, 0, folder)
-    skipped = set(source.skipped)
+    samples = open_files(list(listed), inputs, preprocess, None, 0, folder)
+    skipped = set(samples.skipped)
     labels = [label for path, label in listed.items() if str(path) not in skipped]
-    return _labelled(source, np.array(labels, np.int64), folder)
+    return _labelled(samples, np.array(labels, np.int64), folder)
 
 
-def _labelled(source: Source, labels: np.ndarray, path: Path) -> Labelled:
-    if len(source) != len(labels):
+def _labelled(samples: Samples, labels: np.ndarray, path: Path) -> Labelled:
+    if samples.count != len(labels):
         raise DataError(
-            f"'{path}' holds {len(source)} samples and {len(labels)} labels; "
+            f"'{path}' holds {samples.count} samples and {len(labels)} labels; "
             "expected one label for each sample."
         )
-    return Labelled(Samples(source), labels)
+    return Labelled(samples, labels)
 
 
 def _listed(folder: Path) -> dict[Path, int]:

@@ -161,14 +161,14 @@ class DistillRun:
         """The teacher's outputs, then the student trained on them."""
         intake, recipe = self.intake, self._recipe
         logits = find_logits(intake.normalised.model)
-        train, held_out = intake.outputs(folder, logits, "teacher's")
-        budget = make_budget(recipe, self._network.model, train, intake.seconds)
-        objective = choose_objective(train, distil=budget.distils())
+        targets = intake.targets(folder, logits, "teacher's")
+        budget = make_budget(recipe, self._network.model, targets.train, intake.seconds)
+        objective = choose_objective(targets.objective, distil=budget.distils())
         network, pairing = self._network, self._pairing
-        self._subject = Subject(network, pairing, train, held_out, objective)
-        if recipe.loss == "distillation" and train.decision is None:
+        self._subject = Subject(network, pairing, targets, objective)
+        if recipe.loss == "distillation" and targets.objective.decision is None:
             intake.notes.append(NO_CLASSIFIER)
-        changes = intake.augmentation(train, weights=True)
+        changes = intake.augmentation(targets.teacher, weights=True)
         found = self._subject.distil(
             self._init, budget, self._progress, checkpoint, resume, changes
         )
@@ -189,7 +189,7 @@ class DistillRun:
             scored,
             (file_bytes(intake.path), 0),
             sum(found.values[name].size for name in network.parameters),
-            (len(intake.samples), len(intake.held_out)),
+            (intake.samples.count, intake.held_out.count),
         )
         self._judge(metrics)
         entries = preprocess_metadata(intake.preprocess)

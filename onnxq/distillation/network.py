@@ -13,9 +13,9 @@ from onnxq.errors import ModelError
 from onnxq.graph.editor import add_initializer, free_initializer
 from onnxq.graph.facts import constant, is_op, values_by_name
 from onnxq.normalise.batch_norm import batch_norm_refusal
+from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays, SessionPool, expose
 from onnxq.synthesise.parts import Parts, training_norm
-from onnxq.train.teacher import Targeted
 
 PREFIX = "onnxq.student"
 """What the names of added nodes begin with."""
@@ -218,7 +218,7 @@ class BatchStatistics:
     """
 
     def __init__(
-        self, training: ir.Model, moments: Sequence[Moments], train: Targeted, batch_size: int
+        self, training: ir.Model, moments: Sequence[Moments], train: Dataset, batch_size: int
     ) -> None:
         self._moments, self._train = list(moments), train
         self._size = batch_size if train.batch is None else 1
@@ -233,8 +233,8 @@ class BatchStatistics:
         """The statistics by name, float32 `(channels,)`."""
         if not self._moments:
             return {}
-        count = min(self._train.positions, MOST_SAMPLES // (self._train.batch or 1) or 1)
-        batches = self._train.batches(np.arange(_whole(count, self._size)), self._size)
+        count = min(len(self._train), MOST_SAMPLES // (self._train.batch or 1) or 1)
+        batches = self._train.batches(self._size, np.arange(_whole(count, self._size)))
         pool = SessionPool(self._model)
         fed = ({**self._needed(feeds), **parameters} for feeds in batches)
         return self._pooled(list(pool.map(fed)))

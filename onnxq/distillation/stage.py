@@ -22,7 +22,7 @@ from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import HeldOut, Score
 from onnxq.train.loss import LOSS
 from onnxq.train.objective import Objective
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Targets
 
 FILE, RANDOM = INITS
 
@@ -34,15 +34,13 @@ class Subject:
     Attributes:
         network: the student.
         pairing: correspondence to the teacher's names.
-        train: the teacher's outputs on the training slice.
-        held_out: the teacher's outputs on the held-out samples.
+        targets: the samples, joined with the teacher's outputs.
         objective: the loss.
     """
 
     network: FloatNetwork
     pairing: Pairing
-    train: TeacherOutputs
-    held_out: TeacherOutputs
+    targets: Targets
     objective: Objective
 
     def distil(
@@ -65,17 +63,15 @@ class Subject:
             augmentation: how the training samples change in each epoch; None leaves them unchanged.
         """
         network, names = self.network, self.pairing.names
-        training = sized_for(network.training(names), self.train.samples)
-        scored = HeldOut(
-            self.objective.attach(network.inference(names)), self.held_out, self.objective
-        )
+        training = sized_for(network.training(names), self.targets.train.parts[0])
+        scored = self._held_out(network.inference(names))
         anew = init == RANDOM
         start = draw(network.parameters, budget.seed) if anew else network.start()
         run = FloatTraining(
             Engine(self.objective.attach(training), list(start), LOSS),
-            self.train,
+            self.targets.train,
             scored,
-            BatchStatistics(training, network.moments, self.train, budget.shard_size),
+            BatchStatistics(training, network.moments, self.targets.train, budget.shard_size),
             self.objective,
             start,
             None if anew else network.statistics(),
@@ -89,7 +85,10 @@ class Subject:
         """Evaluate a student, as it is written, on the held-out samples."""
         copy = model.clone(deep_copy=False)
         rename(copy.graph, self.pairing.names)
-        return HeldOut(self.objective.attach(copy), self.held_out, self.objective).judge({})
+        return self._held_out(copy).judge({})
+
+    def _held_out(self, model: ir.Model) -> HeldOut:
+        return HeldOut(self.objective.attach(model), self.targets.held_out, self.objective)
 
 
 def check_gradients(network: FloatNetwork, pairing: Pairing, feeds: Feeds) -> None:

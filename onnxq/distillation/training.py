@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxq.distillation.network import BatchStatistics
 from onnxq.engine import Engine
 from onnxq.options.recipe import Recipe
+from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays
 from onnxq.train.augment import Changes
 from onnxq.train.batch_size import shard_size
@@ -20,7 +21,6 @@ from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import HeldOut, Score, TrainingHistory
 from onnxq.train.loop import SHARDS, Loop
 from onnxq.train.objective import Objective
-from onnxq.train.teacher import Targeted
 
 GROUP = "weights"
 """What all values are: under one cosine, with one learning rate."""
@@ -87,7 +87,7 @@ class FloatTraining(Loop[Distilled]):
     def __init__(
         self,
         engine: Engine,
-        train: Targeted,
+        train: Dataset,
         held_out: HeldOut,
         statistics: BatchStatistics,
         objective: Objective,
@@ -146,7 +146,7 @@ SHARD_SIZE = 32
 shards are a batch."""
 
 
-def make_budget(recipe: Recipe, student: ir.Model, train: Targeted, spent: float) -> Budget:
+def make_budget(recipe: Recipe, student: ir.Model, train: Dataset, spent: float) -> Budget:
     """The budget of a recipe, with the method's own values where the recipe has none.
 
     Args:
@@ -157,7 +157,7 @@ def make_budget(recipe: Recipe, student: ir.Model, train: Targeted, spent: float
     """
     shard = recipe.batch_size or shard_size(student, SHARD_SIZE)
     size = SHARDS * (shard if train.batch is None else 1)
-    steps = -(-train.positions // size)
+    steps = -(-len(train) // size)
     return Budget(
         epochs=recipe.epochs or max(EPOCHS, -(-STEPS // steps)),
         lr=RATE if recipe.lr is None else recipe.lr,

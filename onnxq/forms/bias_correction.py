@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import numpy as np
 
-from onnxq.calibrate.calibrator import Batches, calibrate
+from onnxq.calibrate.calibrator import calibrate
 from onnxq.plan.spec import LayerSpec
-from onnxq.runtime.session import Arrays
+from onnxq.runtime.dataset import Dataset, Mapped
 from onnxq.student.qparams import CORRECTED, QParams, needs_bias
 from onnxq.student.student import Student
 
 
-class _Fed:
-    """Samples with the student's parameters in every feed."""
-
-    def __init__(self, samples: Batches, parameters: Mapping[str, np.ndarray]) -> None:
-        self._samples, self._parameters = samples, parameters
-
-    def batches(self, size: int) -> Iterator[Arrays]:
-        """Feeds of at most `size` samples."""
-        for feeds in self._samples.batches(size):
-            yield {**feeds, **self._parameters}
-
-
 def correct_biases(
-    student: Student, qparams: QParams, samples: Batches, batch_size: int, rounds: int = 2
+    student: Student, qparams: QParams, samples: Dataset, batch_size: int, rounds: int = 2
 ) -> QParams:
     """The quantization parameters with biases corrected by b <- b - e E[x], e the weights' error.
 
@@ -46,13 +32,14 @@ def correct_biases(
 
 
 def _means(
-    student: Student, qparams: QParams, samples: Batches, batch_size: int
+    student: Student, qparams: QParams, samples: Dataset, batch_size: int
 ) -> dict[str, np.ndarray]:
     layers = [s for s in student.plan.layers.values() if needs_bias(s) and s.op_type in CORRECTED]
     inputs = {spec.name: _input_name(student, spec) for spec in layers}
     feeds = student.feeds(qparams)
     wanted = list(dict.fromkeys(inputs.values()))
-    found = calibrate(student.model, [], _Fed(samples, feeds), batch_size, wanted)
+    fed = Mapped(samples, lambda batches, _: ({**each, **feeds} for each in batches))
+    found = calibrate(student.model, [], fed, batch_size, wanted)
     means = {name: found[tensor].channel_mean for name, tensor in inputs.items()}
     return {n: mean for n, mean in means.items() if mean is not None and np.isfinite(mean).all()}
 

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibrate.calibrator import TensorStatistics, calibrate
-from onnxq.data.samples import Samples
 from onnxq.errors import DataError
 from onnxq.forms.bias_correction import correct_biases
 from onnxq.forms.equalize import equalize, find_pairs
@@ -20,13 +19,13 @@ from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.options.table import OFF
 from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.dataset import Joined, Samples
 from onnxq.student.build import build_student
 from onnxq.student.initial import full_ranges, initial_qparams, with_shared_biases
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
 from onnxq.train.held_out import HeldOut
-from onnxq.train.objective import choose_objective
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.objective import OutputMatching
 
 CORRECTION_SAMPLES = 128
 """Samples whose mean inputs correct the biases: means settle early."""
@@ -53,7 +52,8 @@ class Variant:
         statistics: from calibration.
         qparams: the quantization parameters.
         held_out: evaluates the student on the held-out samples.
-        held_out_outputs: the original's outputs on them.
+        held_out_outputs: the held-out samples, joined with the original's outputs.
+        objective: the loss that matches the outputs.
         score: the held-out relative RMSE of the quantization parameters.
         fallback: names of tensors that are kept in float by the mixed-precision fallback.
         corrected: whether biases are corrected.
@@ -68,7 +68,8 @@ class Variant:
     statistics: Mapping[str, TensorStatistics]
     qparams: QParams
     held_out: HeldOut
-    held_out_outputs: TeacherOutputs
+    held_out_outputs: Joined
+    objective: OutputMatching
     score: float
     fallback: frozenset[str] = frozenset()
     bias_cost: tuple[float, float] | None = None
@@ -100,8 +101,8 @@ class Variants:
     Args:
         recipe: the options.
         train: the samples to calibrate on.
-        train_outputs: the original's outputs on them.
-        held_out_outputs: the original's outputs on the held-out samples.
+        held_out_outputs: the held-out samples, joined with the original's outputs.
+        objective: the loss that matches the outputs.
         batch_size: samples in one run.
         progress: told how far each calibration is.
         smaller: whether layers that are no smaller as integers stay float.
@@ -111,8 +112,8 @@ class Variants:
         self,
         recipe: Recipe,
         train: Samples,
-        train_outputs: TeacherOutputs,
-        held_out_outputs: TeacherOutputs,
+        held_out_outputs: Joined,
+        objective: OutputMatching,
         batch_size: int,
         progress: Progress | None = None,
         *,
@@ -121,8 +122,7 @@ class Variants:
         self._progress = progress or Silent()
         self._smaller = smaller
         self._recipe, self._train, self._batch_size = recipe, train, batch_size
-        self._objective = choose_objective(train_outputs, distil=False)
-        self._held_out_outputs = held_out_outputs
+        self._held_out_outputs, self._objective = held_out_outputs, objective
 
     def make(self, name: str, model: ir.Model) -> Variant:
         """The variant of one form of the model: planned, calibrated and with its student."""
@@ -226,6 +226,7 @@ class Variants:
             qparams=qparams,
             held_out=held_out,
             held_out_outputs=self._held_out_outputs,
+            objective=self._objective,
             score=score,
             fallback=fallback,
             bias_cost=None if own_biases is None else (own_biases, score),

@@ -20,10 +20,10 @@ from onnxq.graph.editor import insert_behind
 from onnxq.graph.facts import values_by_name
 from onnxq.graph.fake_quant import add_functions, call
 from onnxq.plan.spec import Plan, TensorSpec
+from onnxq.runtime.dataset import Dataset
 from onnxq.student.qparams import QParams, range_feeds, range_inputs
 from onnxq.train.held_out import HeldOut
 from onnxq.train.objective import Objective
-from onnxq.train.teacher import TeacherOutputs
 
 SAMPLES = 4
 """Held-out samples that each tensor is tried on."""
@@ -62,7 +62,7 @@ class Sensitivity:
         plan: its plan.
         qparams: the ranges of the plan's tensors.
         objective: the loss of the outputs.
-        outputs: the teacher's outputs on the held-out samples.
+        samples: the held-out samples, joined with the teacher's outputs.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Sensitivity:
         plan: Plan,
         qparams: QParams,
         objective: Objective,
-        outputs: TeacherOutputs,
+        samples: Dataset,
     ) -> None:
         self._tensors = list(plan.tensors)
-        self._judge = HeldOut(objective.attach(gate_tensors(model, plan)), outputs, objective)
-        count = min(SAMPLES, outputs.positions)
-        self._positions = np.linspace(0, outputs.positions - 1, count).astype(np.int64)
+        self._judge = HeldOut(objective.attach(gate_tensors(model, plan)), samples, objective)
+        count = min(SAMPLES, len(samples))
+        self._indices = np.linspace(0, len(samples) - 1, count).astype(np.int64)
         self._ranges = range_feeds(plan.tensors.values(), qparams)
         self._order: list[str] = []
 
@@ -84,7 +84,7 @@ class Sensitivity:
         """The relative RMSE of the outputs when these tensors are quantized and no others."""
         chosen = set(tensors)
         gates = {n + GATE: np.asarray(np.float32(n in chosen)) for n in self._tensors}
-        return self._judge.score({**self._ranges, **gates}, self._positions, SAMPLES // 2)
+        return self._judge.score({**self._ranges, **gates}, self._indices, SAMPLES // 2)
 
     def order(self, on_tensor: Callable[[int], None] | None = None) -> list[str]:
         """The tensors, the costliest first; measured once."""

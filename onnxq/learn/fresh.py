@@ -8,17 +8,19 @@ the next begins: neither memory nor disk grows with epochs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import tee
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from onnxq.runtime.rows import Rows
+from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays, Feeds
+from onnxq.runtime.stored import Stored
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
 from onnxq.train.augment import Changes
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Teacher
 
 SHARE = 0.5
 """Of an epoch's samples that are fresh."""
@@ -53,7 +55,8 @@ class FreshImages(Changes):
     """Puts fresh images in the place of some samples of each epoch.
 
     Args:
-        outputs: the teacher's outputs on the samples that were made first.
+        samples: those that were made first.
+        teacher: says what is to be matched on the others.
         source: makes the others.
         student: whose numbers it learns against.
         folder: an existing folder for one epoch's images.
@@ -64,7 +67,8 @@ class FreshImages(Changes):
 
     def __init__(
         self,
-        outputs: TeacherOutputs,
+        samples: Dataset,
+        teacher: Teacher,
         source: ImageSource,
         student: Student,
         folder: Path,
@@ -72,11 +76,11 @@ class FreshImages(Changes):
         further: Changes | None = None,
         share: float = SHARE,
     ) -> None:
-        self._outputs, self._source, self._student = outputs, source, student
+        self._teacher, self._source, self._student = teacher, source, student
         self._folder, self._seed, self._further = folder, seed, further
-        self._replaced = max(1, round(share * outputs.positions))
-        self._group = outputs.batch or 1
-        self._rows: Rows | None = None
+        self._count, self._group = len(samples), samples.batch or 1
+        self._replaced = max(1, round(share * self._count))
+        self._images: Stored | None = None
 
     def begin(self, qparams: QParams, late: Callable[[], bool]) -> None:
         """The source learns against these numbers."""
@@ -84,13 +88,14 @@ class FreshImages(Changes):
         self._source.learn(numbers, self._replaced * self._group, late)
 
     def changed(
-        self, batches: Iterator[Arrays], positions: np.ndarray, epoch: int
+        self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The feeds with fresh images at the epoch's positions; arguments as of `Changes`."""
-        mixed = self._mixed(batches, positions, epoch)
+        """The batches with fresh images in the epoch's places; arguments as of `Changes`."""
+        indices, again = tee(indices)
+        mixed = self._mixed(batches, indices, epoch)
         if self._further is not None:
-            return self._further.changed(mixed, positions, epoch)
-        return self._outputs.retargeted(mixed)
+            return self._further.changed(mixed, again, epoch)
+        return self._teacher.with_targets(mixed)
 
     def text(self) -> str:
         """How the source goes."""
@@ -105,27 +110,27 @@ class FreshImages(Changes):
         self._source.load_state(state)
 
     def _mixed(
-        self, batches: Iterator[Arrays], positions: np.ndarray, epoch: int
+        self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        name, group, rows = self._source.name, self._group, self._drawn()
+        name, group, fresh = self._source.name, self._group, self._drawn()
         rng = np.random.default_rng((self._seed, epoch))
-        chosen = rng.permutation(self._outputs.positions)[: self._replaced]
-        places, left = {int(p): i for i, p in enumerate(chosen)}, iter(positions)
-        for feeds in batches:
+        replaced = rng.permutation(self._count)[: self._replaced]
+        places = {int(index): place for place, index in enumerate(replaced)}
+        for feeds, chosen in zip(batches, indices, strict=True):
             images = feeds[name].copy()
-            for start in range(0, len(images), group):
-                place = places.get(int(next(left)))
+            for row, index in enumerate(chosen):
+                place = places.get(int(index))
                 if place is not None:
                     own = np.arange(place * group, (place + 1) * group)
-                    images[start : start + group] = rows.at(own)[name]
+                    images[row * group : (row + 1) * group] = fresh.at(own)[name]
             yield {**feeds, name: images}
 
-    def _drawn(self) -> Rows:
+    def _drawn(self) -> Stored:
         """The source's images of this epoch, on disk."""
-        if self._rows is not None:
-            self._rows.remove()
+        if self._images is not None:
+            self._images.remove()
         count = self._replaced * self._group
-        self._rows = Rows(self._folder, count, False, "the generator's images")
+        self._images = Stored(self._folder, count, None, "the generator's images")
         for images in self._source.draw(count):
-            self._rows.append({self._source.name: images}, len(images))
-        return self._rows
+            self._images.append({self._source.name: images}, len(images))
+        return self._images

@@ -8,7 +8,7 @@ tensors in every epoch: they are computed once per sample and kept on disk.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,20 +17,25 @@ import onnx_ir as ir
 
 from onnxq.graph.cut import split
 from onnxq.progress import Progress
+from onnxq.runtime.dataset import Dataset, Joined, Mapped, read_by, run_by
 from onnxq.runtime.session import Arrays
+from onnxq.runtime.stored import Stored
 from onnxq.student.student import with_constants
-from onnxq.train.kept_tensors import KeptTensors, Prefix, read_by
-from onnxq.train.loss import target_name
-from onnxq.train.teacher import Targeted, TeacherOutputs
+from onnxq.train.teacher import MICRO_BATCH
 
 BAKED_BYTES = 2**27
 """Bytes of constants in a graph at most: a gradient graph is copied several times on its way."""
 DISK_SHARE = 0.25
 """Share of the free disk that kept tensors may take."""
 
+WHAT = "the tensors before the trained layers"
 AGAIN = "the layers before the trained ones run in every step"
 
-Slices = tuple[TeacherOutputs, TeacherOutputs]
+CLOSE = 1e-3
+"""Relative difference up to which a tensor of two samples is that of each of them, stacked."""
+
+Slices = tuple[Joined, Joined]
+"""The samples to train on and those held out, each joined with its targets."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Remainder:
     """
 
     model: ir.Model
-    train: Targeted
-    held_out: Targeted
+    train: Dataset
+    held_out: Dataset
     constants: Arrays = field(default_factory=dict)
     note: str = ""
 
@@ -68,7 +73,7 @@ def freeze(
         model: the student with its loss; it isn't changed.
         fixed: arrays of the inputs that are not trained.
         moving: names of the trained inputs.
-        slices: the samples to train on and the held-out ones.
+        slices: the samples to train on and the held-out ones, with their targets.
         folder: an existing folder for the kept tensors.
         progress: told how far the prefix is.
         keep: whether samples are the same in every epoch, so that their tensors may be kept.
@@ -82,23 +87,39 @@ def freeze(
     if not keep:
         return Remainder(whole, *slices, constants)
     # What the loss makes of the targets alone is not worth keeping.
-    parts = split(whole, moving | {target_name(name) for name in slices[0].logits})
+    parts = split(whole, moving | first(slices[0].parts[1]).keys())
     if parts.prefix is None:
         return Remainder(whole, *slices, constants)
-    prefix = Prefix(parts.prefix, parts.cut, constants)
-    note = _refusal(prefix, slices, folder)
+    prefix = run_by(parts.prefix, parts.cut, constants)
+    at_cut = [Mapped(given.parts[0], prefix) for given in slices]
+    note = _refusal(at_cut, folder)
     if note:
         return Remainder(whole, *slices, constants, f"{AGAIN}: {note}")
 
-    def kept(name: str, part: TeacherOutputs) -> KeptTensors:
+    def kept(name: str, given: Joined, tensors: Dataset) -> Dataset:
         (folder / name).mkdir()
-        progress.start(f"frozen layers, {name} slice", part.positions)
-        found = KeptTensors(prefix, parts.suffix, part, folder / name, progress.at)
+        stored = Stored(folder / name, len(tensors), tensors.batch, WHAT)
+        progress.start(f"frozen layers, {name} slice", len(tensors))
+        stored.extend(tensors, MICRO_BATCH, progress.at)
         progress.finish()
-        return found
+        return _fed(parts.suffix, given, stored)
 
-    train, held_out = kept("train", slices[0]), kept("held-out", slices[1])
+    train, held_out = map(kept, ("train", "held-out"), slices, at_cut)
     return Remainder(parts.suffix, train, held_out, read_by(parts.suffix, constants))
+
+
+def _fed(suffix: ir.Model, given: Joined, kept: Stored) -> Dataset:
+    """The feeds of the suffix; the samples are read only where it takes them."""
+    samples, targets = given.parts
+    if not read_by(suffix, first(samples)):
+        return Joined(kept, targets)
+    own = Mapped(samples, lambda batches, _: (read_by(suffix, feeds) for feeds in batches))
+    return Joined(own, targets, kept)
+
+
+def first(dataset: Dataset) -> Arrays:
+    """The arrays of one index."""
+    return next(dataset.batches(1, np.arange(1)))
 
 
 def _small(fixed: Mapping[str, np.ndarray]) -> Arrays:
@@ -112,12 +133,32 @@ def _small(fixed: Mapping[str, np.ndarray]) -> Arrays:
     return found
 
 
-def _refusal(prefix: Prefix, slices: Slices, folder: Path) -> str:
+def _refusal(at_cut: Sequence[Dataset], folder: Path) -> str:
     """Why the tensors at the cut can't be kept; '' where they can."""
-    name = prefix.unstackable(slices[0])
-    if name:
-        return f"'{name}' does not hold the same number of rows for each sample"
-    size = prefix.nbytes(slices[0]) * sum(part.positions for part in slices)
+    names = unstackable(at_cut[0])
+    if names:
+        return f"'{names[0]}' does not hold the same number of rows for each sample"
+    one = sum(array.nbytes for array in first(at_cut[0]).values())
+    size = one * sum(map(len, at_cut))
     if size > DISK_SHARE * shutil.disk_usage(folder).free:
         return f"their tensors take {size:,} bytes; set TMPDIR to a folder with more room"
     return ""
+
+
+def unstackable(tensors: Dataset) -> list[str]:
+    """The tensors of which the rows of two samples are not those of each, one after the other."""
+    if tensors.batch is not None or len(tensors) < 2:
+        return []
+    pair = np.arange(2)
+    alone, both = list(tensors.batches(1, pair)), next(tensors.batches(2, pair))
+    return [name for name in both if not _stacks([each[name] for each in alone], both[name])]
+
+
+def _stacks(alone: list[np.ndarray], both: np.ndarray) -> bool:
+    if not both.ndim or any(each.shape[1:] != both.shape[1:] for each in alone):
+        return False
+    stacked = np.concatenate(alone)
+    if stacked.shape != both.shape or alone[0].shape != alone[1].shape:
+        return False
+    largest = float(np.abs(stacked.astype(np.float64)).max(initial=0.0))
+    return bool(np.allclose(both, stacked, rtol=CLOSE, atol=CLOSE * largest, equal_nan=True))

@@ -13,11 +13,11 @@ from onnxq.learn.train import train_parameters
 from onnxq.plan import Plan
 from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.dataset import Joined
 from onnxq.train.augment import Changes
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
-from onnxq.train.teacher import TeacherOutputs
 
 ROUNDING = frozenset({"rounding"})
 WITH_THRESHOLDS = frozenset({"thresholds", "codebooks"})
@@ -83,7 +83,7 @@ NOTHING_WON = (rounding.NO_GAIN, train_stage.NO_GAIN)
 
 def learn(
     variant: Variant,
-    train: TeacherOutputs,
+    train: Joined,
     learns: Collection[str],
     budget: Budget | None = None,
     *,
@@ -98,7 +98,7 @@ def learn(
 
     Args:
         variant: the student, and the quantization parameters to start from.
-        train: the original's outputs on the training slice.
+        train: the training slice, joined with the original's outputs.
         learns: what to train, as in a recipe.
         budget: how long and how fast.
         progress: told how far it is.

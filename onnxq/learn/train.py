@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +12,9 @@ from onnxq.forms.forms import Variant
 from onnxq.learn.frozen import Remainder, freeze
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.progress import Progress
+from onnxq.runtime.dataset import Joined
 from onnxq.runtime.session import Arrays
+from onnxq.runtime.temporary import temporary_folder
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
 from onnxq.train.augment import Changes
@@ -25,7 +25,6 @@ from onnxq.train.held_out import HeldOut, Learned, Score
 from onnxq.train.loop import Loop
 from onnxq.train.loss import LOSS
 from onnxq.train.objective import Objective, choose_objective
-from onnxq.train.teacher import TeacherOutputs
 
 
 class Learning(Loop[Learned]):
@@ -100,7 +99,7 @@ MUCH = 1.1
 
 def train_parameters(
     variant: Variant,
-    train: TeacherOutputs,
+    train: Joined,
     wanted: frozenset[str],
     budget: Budget,
     progress: Progress,
@@ -117,8 +116,8 @@ def train_parameters(
     if not parts:
         return kept
     trained = Trained(parts, student.plan, start)
-    objective = choose_objective(train, distil=budget.distils())
-    loss_model = sized_for(objective.attach(student.model), train.samples)
+    objective = choose_objective(variant.objective, distil=budget.distils())
+    loss_model = sized_for(objective.attach(student.model), train.parts[0])
     refused = ungradable_nodes(loss_model, trained.names)
     if refused:
         node, op_type, reason = refused[0]
@@ -127,19 +126,19 @@ def train_parameters(
             f"({reason})"
         )
         return kept
-    with tempfile.TemporaryDirectory(prefix="learn-", dir=train.folder) as folder:
+    with temporary_folder() as folder:
         moving = student.moving_inputs(trained.names)
         feeds = student.feeds(start)
         fixed = {name: value for name, value in feeds.items() if name not in moving}
         slices = (train, variant.held_out_outputs)
         keep = changes is None
-        remainder = freeze(loss_model, fixed, moving, slices, Path(folder), progress, keep=keep)
+        remainder = freeze(loss_model, fixed, moving, slices, folder, progress, keep=keep)
         learning = Learning(
             student, remainder, objective, start, trained, budget, checkpoint, changes
         )
         learned = learning.run(progress, resume)
     learned.notes += [note for note in (remainder.note,) if note]
-    if budget.loss == "distillation" and train.decision is None:
+    if budget.loss == "distillation" and variant.objective.decision is None:
         learned.notes.append(NO_CLASSIFIER)
     if not learned.improved:
         learned.qparams = variant.qparams

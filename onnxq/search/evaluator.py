@@ -130,20 +130,19 @@ class ModelEvaluator:
 
 def whole_effect(variant: Variant) -> Effect:
     """The effect of a whole student on the held-out samples; its size is left at 0."""
-    outputs = variant.held_out_outputs
-    names = outputs.logits
+    samples, names = variant.held_out_outputs, list(variant.objective.weights)
     student = expose(bake(variant.student, variant.qparams), names)
     taken = {str(value.name) for value in student.graph.inputs}
-    mine, others = tee(outputs.batches(np.arange(outputs.positions), MICRO_BATCH))
+    mine, others = tee(samples.batches(MICRO_BATCH))
     found = SessionPool(student, names).map(
         {name: array for name, array in feeds.items() if name in taken} for feeds in mine
     )
-    judge, sums, left = None, [], len(outputs.samples)
+    judge, sums = None, []
     for feeds, student_outputs in zip(others, found, strict=True):
         teacher = {name: feeds[target_name(name)] for name in names}
-        count = outputs.samples.batch or min(MICRO_BATCH, left)
-        judge = judge or EffectMeter(names, teacher, count)
+        judge = judge or EffectMeter(
+            names, teacher, samples.batch or min(MICRO_BATCH, len(samples))
+        )
         sums.append(judge.sums(teacher, student_outputs))
-        left -= count
     assert judge is not None
-    return judge.effect(np.sum(sums, axis=0), len(outputs.samples), 0)
+    return judge.effect(np.sum(sums, axis=0), len(samples) * (samples.batch or 1), 0)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 import psutil
 
-from onnxq.data.samples import Samples
 from onnxq.errors import DataError, ModelError
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool, available_cores, expose
 from onnxq.search.candidates import Candidates
 from onnxq.search.suffix import EffectMeter, Floats, Suffix
@@ -107,10 +107,10 @@ def by_weight(plan: Plan) -> list[tuple[LayerSpec, ...]]:
 def _chosen(samples: Samples, limit: int) -> Samples:
     """At most so many samples, in whole batches where the model fixes the batch."""
     group = samples.batch or 1
-    count = min(limit, len(samples)) // group * group or min(group, len(samples))
+    count = min(limit, samples.count) // group * group or min(group, samples.count)
     if count < max(LEAST_SAMPLES, group):
         raise DataError(
-            f"{len(samples)} of the samples are held out, and settings need "
+            f"{samples.count} of the samples are held out, and settings need "
             f"{max(LEAST_SAMPLES, group)} to be tried on; give more samples"
         )
     return samples.take(count)
@@ -183,7 +183,7 @@ class Sweep:
         largest = max(trial.candidates.layers[0].parameters for trial in self._trials)
         workers = min(workers, max(1, self._budget // (DENSE_BYTES * largest)))
         executor = ThreadPoolExecutor(workers)
-        batches = -(-len(self._samples) // self._batch_size)
+        batches = -(-self._samples.count // self._batch_size)
         settings = sum(len(trial.candidates.settings) for trial in self._trials)
         progress.start("try each layer alone", settings * batches)
         try:
@@ -194,7 +194,7 @@ class Sweep:
         progress.finish()
         assert self._judge is not None
         rows = tuple(self._row(trial, self._judge) for trial in self._trials)
-        return SweepTable(rows, self._judge.measure, len(self._samples))
+        return SweepTable(rows, self._judge.measure, self._samples.count)
 
     def _try_all(self, executor: ThreadPoolExecutor, workers: int, progress: Progress) -> None:
         done = 0
@@ -258,7 +258,7 @@ class Sweep:
         self, executor: ThreadPoolExecutor, group: Sequence[LayerTrial], chunk: list[Arrays]
     ) -> list[tuple[LayerTrial, Setting, Future[list[Floats]]]]:
         if self._judge is None:
-            count = min(self._batch_size, len(self._samples))
+            count = min(self._batch_size, self._samples.count)
             self._judge = EffectMeter(self._compared, chunk[0], count)
         return [
             (trial, setting, executor.submit(trial.run, setting, chunk, self._judge))
@@ -268,7 +268,7 @@ class Sweep:
 
     def _row(self, trial: LayerTrial, judge: EffectMeter) -> Row:
         candidates = trial.candidates
-        count = len(self._samples)
+        count = self._samples.count
         effects = {
             setting: judge.effect(sum(trial.sums[setting][1:], trial.sums[setting][0]), count, size)
             for setting, size in candidates.settings.items()

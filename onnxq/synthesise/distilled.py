@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.progress import Progress
-from onnxq.runtime.rows import Rows
 from onnxq.runtime.session import Arrays
-from onnxq.synthesise.images import Synthesis, SyntheticImages
+from onnxq.runtime.stored import Stored
+from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.objective import Descent, Distilled
 from onnxq.synthesise.subject import TIMED_STEPS, TOGETHER, Subject, Task, batch_size
 from onnxq.train.checkpoint import Checkpoint
@@ -108,7 +108,7 @@ class DistilledSynthesis:
         resume: whether to resume from the checkpoint.
 
     Attributes:
-        source: the images.
+        images: the images, on disk.
         synthesis: how they were generated.
     """
 
@@ -127,13 +127,12 @@ class DistilledSynthesis:
         self._distilled = Distilled(subject.model, space, objective)
         self._size = space.batch or batch_size(subject.model)
         self._count = task.images(space.batch)
-        self._rows = Rows(folder, self._count, False, "the synthetic images")
+        self.images = Stored(folder, self._count, None, "the synthetic images")
         self._name, self._task, self._progress = space.name, task, progress
         self._checkpoint, self._resume = checkpoint, resume
         self._groups = -(-self._count // (TOGETHER * self._size))
         self._history = LossHistory()
         self._steps_done = 0
-        self.source = SyntheticImages(self._rows, space.batch)
         used = {kind: weights[kind] for kind in objective.kinds}
         self.synthesis = Synthesis("distilled", steps=STEPS, weights=used)
 
@@ -146,8 +145,8 @@ class DistilledSynthesis:
             images = self._kept(group) if self._resume else None
             if images is None:
                 images = self._make(group)
-            count = min(len(images), self._count - self._rows.stored)
-            self._rows.append({self._name: images[:count]}, count)
+            count = min(len(images), self._count - len(self.images))
+            self.images.append({self._name: images[:count]}, count)
             group += 1
         self._progress.finish()
         self.synthesis.losses = self._history.by_kind
@@ -172,7 +171,7 @@ class DistilledSynthesis:
         return images
 
     def _begin(self, group: int) -> Descent:
-        left = self._count - self._rows.stored
+        left = self._count - len(self.images)
         batches = min(TOGETHER, -(-left // self._size))
         seeds = [(self._task.seed, group * TOGETHER + i) for i in range(batches)]
         return self._distilled.begin(seeds, self._size, self.synthesis.steps)
@@ -191,7 +190,7 @@ class DistilledSynthesis:
         self._progress.start("images", self._groups * steps)
 
     def _say_what_the_clock_did(self) -> None:
-        stored, steps = self._rows.stored, self.synthesis.steps
+        stored, steps = len(self.images), self.synthesis.steps
         if steps < STEPS or stored < self._count:
             self.synthesis.notes.append(
                 f"--max-minutes allowed {steps} of {STEPS} steps for each of {stored} of "

@@ -10,11 +10,11 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.progress import Progress
-from onnxq.runtime.rows import Rows
+from onnxq.runtime.stored import Stored
 from onnxq.synthesise.distilled import LossHistory, history_of, loss_text
 from onnxq.synthesise.generated import GeneratorTraining, draw
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, size_generator, stand_alone
-from onnxq.synthesise.images import Synthesis, SyntheticImages
+from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.subject import TIMED_STEPS, TOGETHER, Subject, Task, batch_size
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.version import VERSION
@@ -47,7 +47,7 @@ class Generating:
         generator: a saved one, as a model; None trains one.
 
     Attributes:
-        source: the images.
+        images: the images, on disk.
         synthesis: how they were generated.
 
     Raises:
@@ -71,8 +71,7 @@ class Generating:
         part = None if checkpoint is None else checkpoint.part("generator")
         self._checkpoint, self._resume = part, resume
         self._size = space.batch or batch_size(subject.model)
-        self._rows = Rows(folder, task.count, False, "the synthetic images")
-        self.source = SyntheticImages(self._rows, space.batch)
+        self.images = Stored(folder, task.count, None, "the synthetic images")
         self.synthesis = Synthesis("generator", generator=generator)
 
     def run(self) -> None:
@@ -139,9 +138,9 @@ class Generating:
         count, seed = self._task.images(batch), (self._task.seed, DRAWS)
         self._progress.start("images", count)
         for images in draw(model, output, -(-count // size), size, seed):
-            kept = min(len(images), count - self._rows.stored)
-            self._rows.append({name: images[:kept]}, kept)
-            self._progress.at(self._rows.stored)
+            kept = min(len(images), count - len(self.images))
+            self.images.append({name: images[:kept]}, kept)
+            self._progress.at(len(self.images))
         self._progress.finish()
 
     def _save(self, training: GeneratorTraining, history: LossHistory) -> None:

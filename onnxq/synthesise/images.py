@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.runtime.rows import Rows
-from onnxq.runtime.session import Arrays
-
 FEW_CLASSES = 0.5
 """Share of the classes that could occur below which variety has collapsed."""
-
-
-class SyntheticImages:
-    """A source of images that lie on disk."""
-
-    def __init__(self, rows: Rows, batch: int | None) -> None:
-        self.skipped: list[str] = []
-        self.notes: list[str] = []
-        self.batch = batch
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return self._rows.stored
-
-    def batches(self, indices: Sequence[int], size: int) -> Iterator[Arrays]:
-        """Feeds of `size` images each, in the order of the indices."""
-        for start in range(0, len(indices), size):
-            yield self._rows.at(np.asarray(indices[start : start + size]))
 
 
 @dataclass

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.samples import Samples
 from onnxq.progress import Progress
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool, expose
 from onnxq.synthesise.adversarial import check_adversarial
 from onnxq.synthesise.distilled import DistilledSynthesis
@@ -58,8 +58,9 @@ def synthesise(
     if task.adversarial:
         check_adversarial(subject, generator)
     making.run()
-    samples, found = Samples(making.source), making.synthesis
-    found.count = len(samples)
+    images, found = making.images, making.synthesis
+    samples = Samples(images.read, np.arange(len(images)), subject.space.batch)
+    found.count = samples.count
     found.notes[:0] = subject.notes
     _look(subject, samples, found)
     if (note := collapse_note(found.classes)) is not None:
@@ -75,7 +76,7 @@ def _look(subject: Subject, samples: Samples, found: Synthesis) -> None:
         rows = _logits(subject, samples)
         decisions = rows.argmax(axis=1)
         found.classes = np.bincount(decisions, minlength=rows.shape[1]).tolist()
-        found.decisions = decisions[shown.indices].tolist()
+        found.decisions = decisions[shown.places].tolist()
     if space.axes is not None:
         images = np.concatenate([batch[space.name] for batch in shown.batches(BATCH)])
         found.pictures = space.pixels(images)

@@ -17,20 +17,20 @@ from onnxq.errors import RecipeError
 from onnxq.options.table import Augment
 from onnxq.runtime.session import Arrays
 from onnxq.student.qparams import QParams
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Teacher
 
 
 class Changes(Protocol):
     """Changes the feeds of an epoch; what has no state and nothing to say leaves out the rest."""
 
     def changed(
-        self, batches: Iterator[Arrays], positions: np.ndarray, epoch: int
+        self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The feeds of some positions with other samples and the teacher's targets for them.
+        """The batches with other samples, and the teacher's targets for them.
 
         Args:
-            batches: feeds of these positions, in this order.
-            positions: the positions, `(n,)`; less than all where an epoch goes on.
+            batches: of the training slice.
+            indices: of the samples in each; less than all where an epoch goes on.
             epoch: which pass over the samples it is.
         """
 
@@ -122,7 +122,7 @@ class Augmentation(Changes):
     """Changes training samples, and gives the teacher's outputs for what they became.
 
     Args:
-        outputs: the teacher's outputs on the samples as they are.
+        teacher: says what is to be matched on the changed samples.
         kinds: 'flip' mirrors left and right with probability 1/2; 'shift' moves an image by up to
             an eighth of each side, the pixels of its edges repeated.
         layout: where the image is.
@@ -130,30 +130,28 @@ class Augmentation(Changes):
     """
 
     def __init__(
-        self, outputs: TeacherOutputs, kinds: Collection[str], layout: ImageLayout, seed: int
+        self, teacher: Teacher, kinds: Collection[str], layout: ImageLayout, seed: int
     ) -> None:
-        self._outputs, self._kinds = outputs, frozenset(kinds)
+        self._teacher, self._kinds = teacher, frozenset(kinds)
         self._layout, self._seed = layout, seed
 
     def changed(
-        self, batches: Iterator[Arrays], positions: np.ndarray, epoch: int
+        self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The feeds with other images and the targets of those; arguments as of `Changes`.
+        """The batches with other images and the targets of those; arguments as of `Changes`.
 
-        What is drawn depends on the seed, the epoch and the position alone.
+        What is drawn depends on the seed, the epoch and the index of a sample alone.
         """
-        name, samples = self._layout.name, self._samples(positions)
+        name = self._layout.name
 
         def drawn() -> Iterator[Arrays]:
-            for feeds in batches:
-                rows = [self._image(image, next(samples), epoch) for image in feeds[name]]
-                yield {**feeds, name: np.stack(rows)}
+            for feeds, chosen in zip(batches, indices, strict=True):
+                group = len(feeds[name]) // len(chosen)
+                samples = (chosen[:, None] * group + np.arange(group)).reshape(-1)
+                pairs = zip(feeds[name], samples.tolist(), strict=True)
+                yield {**feeds, name: np.stack([self._image(*pair, epoch) for pair in pairs])}
 
-        yield from self._outputs.retargeted(drawn())
-
-    def _samples(self, positions: np.ndarray) -> Iterator[int]:
-        group = self._outputs.batch or 1
-        return (int(p) * group + i for p in positions for i in range(group))
+        return self._teacher.with_targets(drawn())
 
     def _image(self, image: np.ndarray, sample: int, epoch: int) -> np.ndarray:
         """One image, without its batch axis, as this epoch has it."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import psutil
 
-from onnxq.data.samples import Samples
 from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Feeds
 
 
@@ -33,7 +33,7 @@ def fix_sizes(model: ir.Model, feeds: Feeds) -> ir.Model:
     return InferShapes()(copy).model
 
 
-def sized_for(model: ir.Model, samples: Samples) -> ir.Model:
+def sized_for(model: ir.Model, samples: Dataset) -> ir.Model:
     """The graph with the sizes of the samples; samples that are stacked have one shape."""
     return model if samples.batch is not None else fix_sizes(model, next(samples.batches(1)))
 

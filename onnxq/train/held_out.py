@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import SessionPool
 from onnxq.student.qparams import QParams
 from onnxq.train.loss import AGREES, LOSS
 from onnxq.train.objective import Objective
-from onnxq.train.teacher import MICRO_BATCH, Targeted
+from onnxq.train.teacher import MICRO_BATCH
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class HeldOut:
 
     Args:
         student: the student with its loss attached.
-        outputs: the teacher's outputs on the held-out samples.
+        samples: the held-out samples with the teacher's values beside them.
         objective: whose loss it is.
     """
 
-    def __init__(self, student: ir.Model, outputs: Targeted, objective: Objective) -> None:
-        self._student, self._outputs, self._objective = student, outputs, objective
+    def __init__(self, student: ir.Model, samples: Dataset, objective: Objective) -> None:
+        self._student, self._samples, self._objective = student, samples, objective
         self._pool: SessionPool | None = None
 
     def release(self) -> None:
@@ -51,25 +52,24 @@ class HeldOut:
     def score(
         self,
         parameters: Mapping[str, np.ndarray],
-        positions: np.ndarray | None = None,
+        indices: np.ndarray | None = None,
         batch_size: int = MICRO_BATCH,
     ) -> float:
-        """The objective's score, on some positions or on all; lower is better."""
-        return self.judge(parameters, positions, batch_size).score
+        """The objective's score, on some indices or on all; lower is better."""
+        return self.judge(parameters, indices, batch_size).score
 
     def judge(
         self,
         parameters: Mapping[str, np.ndarray],
-        positions: np.ndarray | None = None,
+        indices: np.ndarray | None = None,
         batch_size: int = MICRO_BATCH,
     ) -> Score:
-        """The score and the agreement, on some positions or on all."""
-        if positions is None:
-            positions = np.arange(self._outputs.positions)
-        batches = self._outputs.batches(positions, batch_size)
+        """The score and the agreement, on some indices or on all."""
+        batches = self._samples.batches(batch_size, indices)
         if self._pool is None:
             self._pool = SessionPool(self._student)
-        loss, agrees, count = 0.0, 0.0, len(positions) * (self._outputs.batch or 1)
+        chosen = len(self._samples) if indices is None else len(indices)
+        loss, agrees, count = 0.0, 0.0, chosen * (self._samples.batch or 1)
         for found in self._pool.map({**parameters, **feeds} for feeds in batches):
             loss += float(found[LOSS])
             agrees += float(found.get(AGREES, 0.0))

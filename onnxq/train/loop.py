@@ -6,12 +6,14 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from onnxq.engine import Engine
 from onnxq.progress import Progress
+from onnxq.runtime.dataset import Dataset, Mapped
 from onnxq.runtime.session import Arrays, ScaleError
 from onnxq.train.augment import Changes
 from onnxq.train.budget import LONG, Budget, Values
@@ -19,7 +21,6 @@ from onnxq.train.checkpoint import Checkpoint, State
 from onnxq.train.held_out import Score, TrainingHistory
 from onnxq.train.objective import Objective
 from onnxq.train.optimizer import CosineRestarts, flattened, nested
-from onnxq.train.teacher import Targeted
 
 SHARDS = 2
 """Parts of a batch; fixed, so that sums are the same on any number of cores."""
@@ -59,7 +60,7 @@ class Loop(ABC, Generic[HistoryT]):
     def __init__(
         self,
         engine: Engine,
-        train: Targeted,
+        train: Dataset,
         objective: Objective,
         trained: Values,
         budget: Budget,
@@ -77,8 +78,8 @@ class Loop(ABC, Generic[HistoryT]):
         # A position of a model of fixed batch is a whole feed, which nothing is stacked with.
         shard = budget.shard_size if train.batch is None else 1
         self._size = SHARDS * shard
-        short = train.positions % shard if whole_shards and train.positions > shard else 0
-        self._used = train.positions - short
+        short = len(train) % shard if whole_shards and len(train) > shard else 0
+        self._used = len(train) - short
         self._steps = -(-self._used // self._size)
         groups = frozenset(trained.groups.values())
         self._state = State(budget.passes(groups, self._steps))
@@ -171,10 +172,11 @@ class Loop(ABC, Generic[HistoryT]):
         """The shards of each remaining batch of this epoch."""
         state = self._state
         rng = np.random.default_rng((self._budget.seed, state.epoch))
-        order = rng.permutation(self._train.positions)[: self._used][state.step * self._size :]
-        stream = self._train.batches(order, self._budget.shard_size)
+        order = rng.permutation(len(self._train))[: self._used][state.step * self._size :]
+        train = self._train
         if self._changes is not None:
-            stream = self._changes.changed(stream, order, state.epoch)
+            train = Mapped(train, partial(self._changes.changed, epoch=state.epoch))
+        stream = train.batches(self._budget.shard_size, order)
         while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
             yield shards
 

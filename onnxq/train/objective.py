@@ -15,7 +15,6 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from onnxq.train.loss import attach_loss, finished, free_shape, target_name
-from onnxq.train.teacher import TeacherOutputs
 
 
 class Objective(Protocol):
@@ -97,12 +96,11 @@ class Distillation:
         return 1.0 / max(samples, 1)
 
 
-def choose_objective(teacher: TeacherOutputs, *, distil: bool) -> Objective:
-    """`Distillation` where it is wanted and the model is a classifier, else `OutputMatching`."""
-    decision = teacher.decision
-    if distil and decision is not None:
-        return Distillation(decision)
-    return OutputMatching(teacher.weights(), decision)
+def choose_objective(matching: OutputMatching, *, distil: bool) -> Objective:
+    """`Distillation` where it is wanted and the model is a classifier, else `matching`."""
+    if distil and matching.decision is not None:
+        return Distillation(matching.decision)
+    return matching
 
 
 def _log_softmax(body: tape.Tape, logits: ir.Value) -> ir.Value:

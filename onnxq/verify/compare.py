@@ -11,7 +11,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess, find_preprocess
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.samples import open_samples
 from onnxq.errors import ModelError
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
@@ -20,6 +20,7 @@ from onnxq.options.recipe import Recipe
 from onnxq.options.table import COMPARED_SAMPLES
 from onnxq.plan import make_plan
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.dataset import Samples
 from onnxq.verify.kernels import INTEGER_KERNELS
 from onnxq.verify.layer_noise import LayerNoise, PairedLayer, pair_layers
 from onnxq.verify.metrics import METADATA_KEY, Metrics
@@ -138,7 +139,7 @@ def _compare(
     rows = [_row(layer, noise.sqnr_db(layer.tensor), metrics, bits) for layer in layers]
     found = {name: noise.sqnr_db(name) for name in outputs}
     return LayerComparison(
-        samples=len(samples),
+        samples=samples.count,
         layers=sorted(rows, key=lambda row: math.inf if row.sqnr_db is None else row.sqnr_db),
         outputs={name: db for name, db in found.items() if db is not None},
         equalized=equalized,

@@ -18,10 +18,11 @@ import numpy as np
 from onnxq.data.inputs import InputSpec
 from onnxq.data.labelled import LABELS_FILE, open_labelled
 from onnxq.data.preprocess import Preprocess, find_preprocess
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.samples import open_samples
 from onnxq.errors import DataError
 from onnxq.options.table import EVALUATION_BATCH
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.verify.opened import OpenedModel, common_inputs, open_model
 from onnxq.verify.outputs import (
@@ -177,7 +178,7 @@ class _Run:
             if both is not None:
                 both[0].add(expected)
                 both[1].add(found)
-            done = min(done + size, len(self._samples))
+            done = min(done + size, self._samples.count)
             self._tell(done)
         metrics = {} if both is None else dict(paired_metrics(*both))
         return _evaluation(comparer.comparison(done), metrics, self._samples.skipped)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.data.samples import Samples
 from onnxq.errors import ModelError
 from onnxq.graph.facts import constant
 from onnxq.graph.operators import activation_bounds
 from onnxq.numerics.distances import Noise
 from onnxq.plan.layers import Layer, find_layers
 from onnxq.progress import Progress
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.verify.channel_factors import ChannelFactors
 from onnxq.verify.exported import find_tensors, stored_array, with_outputs
@@ -165,13 +165,13 @@ class LayerNoise:
 
     def measure(self, samples: Samples, progress: Progress) -> None:
         """Compare all tensors on all samples; each sample is read once."""
-        progress.start("compare", len(samples))
+        progress.start("compare", samples.count)
         size = samples.batch or self._batch_size(next(samples.batches(1)))
         pairs = paired_outputs(self._teacher, self._student, samples, size)
         for done, (expected, found) in enumerate(pairs, start=1):
             for name in self._tensors:
                 self._add(name, expected[name], found[name])
-            progress.at(min(done * size, len(samples)))
+            progress.at(min(done * size, samples.count))
         progress.finish()
 
     def sqnr_db(self, tensor: str | None) -> float | None:

@@ -10,7 +10,6 @@ from itertools import tee
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.data.samples import Samples
 from onnxq.numerics.distances import (
     Noise,
     confidence_drop,
@@ -19,6 +18,7 @@ from onnxq.numerics.distances import (
     look_like_probabilities,
 )
 from onnxq.options.table import EVALUATION_BATCH
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool
 
 _KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
@@ -85,8 +85,8 @@ def compare_outputs(
     for done, (expected, found) in enumerate(pairs, start=1):
         comparer.add(expected, found)
         if on_batch is not None:
-            on_batch(min(done * size, len(samples)))
-    return comparer.comparison(len(samples))
+            on_batch(min(done * size, samples.count))
+    return comparer.comparison(samples.count)
 
 
 def paired_outputs(

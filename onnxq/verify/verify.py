@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxq.data.samples import Samples
 from onnxq.errors import reason_of
 from onnxq.load.float_types import has_other_floats
 from onnxq.load.model import runnable
@@ -16,6 +15,7 @@ from onnxq.load.read import read_graph
 from onnxq.numerics.qparams import IntArray, may_saturate
 from onnxq.plan import Plan
 from onnxq.progress import Progress
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import SessionPool
 from onnxq.train.logits import compared_tensors
 from onnxq.verify.benchmark import Latency, measure_latency
@@ -80,7 +80,7 @@ def verify(
         batch_size: samples in one run; fixed, so that sums don't depend on the machine.
         progress: told where the work stands.
     """
-    progress.start("verify", 2 * len(samples))
+    progress.start("verify", 2 * samples.count)
     outputs, student_agreement = _compare(exported, samples, batch_size, progress)
     saturating = _saturating_layers(exported)
     kernels = read_kernels(exported.model, exported.plan)
@@ -108,7 +108,7 @@ def _compare(
         )
 
     outputs = compared(exported.teacher, 0)
-    return outputs, compared(exported.student(), len(samples)).agreement
+    return outputs, compared(exported.student(), samples.count).agreement
 
 
 def _pool(model: ir.Model, tensors: Sequence[str]) -> SessionPool:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.samples import Samples, notes_on_sameness, open_samples
+from onnxq.data.samples import notes_on_sameness, open_samples
 from onnxq.errors import DataError
+from onnxq.runtime.dataset import Samples
 
 PLAIN = Preprocess((0.0,), (1.0,))
 GREY = [InputSpec("input", np.dtype(np.float32), (None, 1, 8, 8))]

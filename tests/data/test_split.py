@@ -1,26 +1,28 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.data.arrays import spread
-from onnxq.data.files import ArrayRows
-from onnxq.data.samples import Samples
+from onnxq.data.files import read_rows
+from onnxq.runtime.dataset import Samples, spread
 
 
 def numbered(count: int) -> Samples:
-    return Samples(ArrayRows({"x": np.arange(count, dtype=np.float32)[:, None]}, None))
+    rows = {"x": np.arange(count, dtype=np.float32)[:, None]}
+    return Samples(partial(read_rows, rows, ()), np.arange(count))
 
 
 @given(count=st.integers(2, 2000), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=60)
 def test_split_is_two_disjoint_parts_in_order(count, seed):
     train, held_out = numbered(count).split(seed=seed)
-    both = np.concatenate([train.indices, held_out.indices])
+    both = np.concatenate([train.places, held_out.places])
     np.testing.assert_array_equal(np.sort(both), np.arange(count))
-    assert (np.diff(train.indices) > 0).all() and (np.diff(held_out.indices) > 0).all()
+    assert (np.diff(train.places) > 0).all() and (np.diff(held_out.places) > 0).all()
     assert len(train) >= 1 and len(held_out) >= 1
 
 
@@ -37,7 +39,7 @@ def test_a_single_sample_is_in_both_parts():
 
 
 def test_split_depends_on_the_seed_alone():
-    first, again, other = (numbered(100).split(seed=s)[1].indices for s in (0, 0, 1))
+    first, again, other = (numbered(100).split(seed=s)[1].places for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -56,6 +58,6 @@ def test_views_compose():
     samples = numbered(50)
     taken = samples.take(10).subset([9, 0, 4])
     found = np.concatenate([b["x"][:, 0] for b in taken.batches(2)])
-    np.testing.assert_array_equal(found, taken.indices)
-    assert set(taken.indices) == set(samples.take(10).indices[[9, 0, 4]])
+    np.testing.assert_array_equal(found, taken.places)
+    assert set(taken.places) == set(samples.take(10).places[[9, 0, 4]])
     assert samples.take(50) is samples

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxq.data.files import read_rows
 from onnxq.distillation.network import PREFIX, BatchStatistics, FloatNetwork, rename
 from onnxq.distillation.parameters import BIAS, SCALE, WEIGHT, draw, find_parameters
 from onnxq.engine import Engine
 from onnxq.errors import ModelError
 from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, expose
 from onnxq.train.loss import LOSS, target_name
 from onnxq.train.objective import Distillation, OutputMatching
@@ -133,18 +137,9 @@ def test_gradients_are_those_of_finite_differences(network, kind):
         assert found == pytest.approx((up - down) / 6e-3, abs=0.02 * size + 2e-3), name
 
 
-class Feeds:
-    """Positions of an array."""
-
-    batch = None
-
-    def __init__(self, x: np.ndarray) -> None:
-        self._x, self.positions = x, len(x)
-
-    def batches(self, positions: np.ndarray, size: int):
-        for start in range(0, len(positions), size):
-            chosen = positions[start : start + size]
-            yield {"image": self._x[chosen], "more": chosen}
+def samples_of(x: np.ndarray) -> Samples:
+    rows = {"image": x, "more": np.arange(len(x))}
+    return Samples(partial(read_rows, rows, ()), np.arange(len(x)))
 
 
 @settings(max_examples=6)
@@ -152,7 +147,7 @@ class Feeds:
 def test_pooled_statistics_are_those_of_all_samples(network, seed, size):
     values = draw(network.parameters, seed)
     x = images(24) * np.linspace(0.5, 2, 24, dtype=np.float32)[:, None, None, None]
-    measure = BatchStatistics(network.training({}), network.moments, Feeds(x), size)
+    measure = BatchStatistics(network.training({}), network.moments, samples_of(x), size)
     found: Arrays = measure.measure(values)
     # What enters the first one does not depend on how samples were batched.
     used = x[: len(x) - len(x) % size]
@@ -182,7 +177,7 @@ def test_names_that_are_taken_make_room():
 def test_a_student_without_batch_normalization_has_no_statistics():
     network = FloatNetwork(plain())
     assert network.moments == [] and network.statistics() == {}
-    assert BatchStatistics(network.training({}), [], Feeds(images(4)), 2).measure({}) == {}
+    assert BatchStatistics(network.training({}), [], samples_of(images(4)), 2).measure({}) == {}
     found = run(network.training({}), {"x": images(3), **network.start()})["y"]
     np.testing.assert_array_equal(found, run(plain(), {"x": images(3)})["y"])
 

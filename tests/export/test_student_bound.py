@@ -11,11 +11,12 @@ import pytest
 from small_graphs import Quantized, differing_codes, quantize
 
 from onnxq.data.preprocess import Preprocess, find_preprocess
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.samples import open_samples
 from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.recipe import Recipe
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import SessionPool, open_session
 from onnxq.verify.kernels import INTEGER_KERNELS, read_kernels
 

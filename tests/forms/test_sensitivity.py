@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from small_graphs import targets_of, variants_on
 
 from onnxq.calibrate.calibrator import calibrate
-from onnxq.data.samples import Samples, open_samples
-from onnxq.forms.forms import Variants
 from onnxq.forms.sensitivity import (
     DECISION_LIMIT,
     ERROR_LIMIT,
@@ -18,15 +17,14 @@ from onnxq.forms.sensitivity import (
     error_limit,
     gate_tensors,
 )
-from onnxq.load.interface import input_specs
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
 from onnxq.plan import make_plan
+from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import open_session
 from onnxq.student.initial import initial_qparams
 from onnxq.student.qparams import QParams
-from onnxq.train.objective import choose_objective
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Targets
 
 
 def decibel_model() -> ir.Model:
@@ -59,27 +57,20 @@ g (float[N,8] x, float[8,6] w, float[6,6] v, float[6,4] u, float[1] tiny) => (fl
     return model
 
 
-def measured(folder: Path, model: ir.Model) -> tuple[Samples, TeacherOutputs, TeacherOutputs]:
+def measured(folder: Path, model: ir.Model) -> Targets:
     x = np.random.default_rng(1).normal(0, 1, (48, 8)).astype(np.float32)
-    np.savez(folder / "x.npz", x=x)
-    train, held_out = open_samples(folder / "x.npz", input_specs(model), None).split(least=16)
-    outputs = []
-    for name, part in (("train", train), ("held", held_out)):
-        (folder / name).mkdir()
-        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
-    return train, outputs[0], outputs[1]
+    return targets_of(folder, model, x, 16)
 
 
-def calibrated(model: ir.Model, train: Samples) -> QParams:
+def calibrated(model: ir.Model, train: Dataset) -> QParams:
     plan = make_plan(model, Recipe())
     return initial_qparams(model, plan, calibrate(model, list(plan.tensors), train, 16), "mse")
 
 
 def sensitivity(folder: Path, model: ir.Model) -> Sensitivity:
-    train, outputs, held_out = measured(folder, model)
-    plan = make_plan(model, Recipe())
-    objective = choose_objective(outputs, distil=False)
-    return Sensitivity(model, plan, calibrated(model, train), objective, held_out)
+    targets, plan = measured(folder, model), make_plan(model, Recipe())
+    qparams = calibrated(model, targets.train.parts[0])
+    return Sensitivity(model, plan, qparams, targets.objective, targets.held_out)
 
 
 def test_no_tensor_quantized_is_the_float_model(tmp_path):
@@ -126,8 +117,7 @@ def test_a_model_far_off_keeps_tensors_in_float_and_says_why(tmp_path):
     model = decibel_model()
     # Not (batch, classes): else it would pass for a classifier.
     model.graph.outputs[0].shape = ir.Shape([None, None])
-    train, outputs, held_out = measured(tmp_path, model)
-    maker = Variants(Recipe(equalize=False), train, outputs, held_out, 16)
+    maker = variants_on(measured(tmp_path, model), Recipe(equalize=False))
     plain = maker.make("none", model)
     chosen = maker.fallback(plain)
     assert plain.score > ERROR_LIMIT >= chosen.score

@@ -7,19 +7,26 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import HEAD, Feeds, image_graph, quantize, run, serialised, small_graph
+from small_graphs import (
+    HEAD,
+    Feeds,
+    image_graph,
+    quantize,
+    run,
+    serialised,
+    small_graph,
+    targets_of,
+    variants_on,
+)
 
-from onnxq.data.samples import open_samples
 from onnxq.export.compact import export
 from onnxq.forms.bias_correction import correct_biases
 from onnxq.forms.forms import PLAIN, REPLACE, SAFE, Variants
-from onnxq.load.interface import input_specs
 from onnxq.numerics.codebook import fit_codebook
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
 from onnxq.student import initial
 from onnxq.student.student import bake
-from onnxq.train.teacher import TeacherOutputs
 
 
 def uneven_model(activation: str) -> ir.Model:
@@ -34,13 +41,7 @@ def uneven_model(activation: str) -> ir.Model:
 
 def variants(folder: Path, model: ir.Model, recipe: Recipe) -> Variants:
     x = np.random.default_rng(0).normal(1, 1, (96, 3, 8, 8)).astype(np.float32)
-    np.savez(folder / "x.npz", x=x)
-    train, held_out = open_samples(folder / "x.npz", input_specs(model), None).split(least=32)
-    outputs = []
-    for name, part in (("train", train), ("held", held_out)):
-        (folder / name).mkdir()
-        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
-    return Variants(recipe, train, *outputs, 16)
+    return variants_on(targets_of(folder, model, x, 32), recipe)
 
 
 def test_the_equalized_form_is_chosen_where_channels_are_uneven(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from small_graphs import quantize, run, small_graph
 from onnxq.data.samples import open_samples
 from onnxq.learn.fresh import FreshImages
 from onnxq.load.interface import input_specs
+from onnxq.runtime.dataset import Joined, Mapped
 from onnxq.runtime.session import Arrays, Feeds
 from onnxq.student.qparams import QParams
 from onnxq.train.augment import Augmentation, ImageLayout
 from onnxq.train.loss import target_name
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Teacher, keep_targets
 
 COUNT = 24
 
@@ -49,7 +51,7 @@ class Counted:
         self.learned = int(state["learned"])
 
 
-def outputs_of(tmp_path: Path, batch: int | None = None) -> TeacherOutputs:
+def outputs_of(tmp_path: Path, batch: int | None = None) -> Joined:
     model = small_graph("residual")
     if batch is not None:
         model.graph.inputs[0].shape = ir.Shape([batch, 3, 8, 8])
@@ -57,12 +59,16 @@ def outputs_of(tmp_path: Path, batch: int | None = None) -> TeacherOutputs:
     np.savez(tmp_path / "x.npz", x=x)
     samples = open_samples(tmp_path / "x.npz", input_specs(model), None)
     (tmp_path / "teacher").mkdir()
-    return TeacherOutputs(model, ["y"], samples, tmp_path / "teacher")
+    return keep_targets(Teacher(model, ["y"]), samples, tmp_path / "teacher")[0]
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> TeacherOutputs:
+def outputs(tmp_path: Path) -> Joined:
     return outputs_of(tmp_path)
+
+
+def teacher() -> Teacher:
+    return Teacher(small_graph("residual"), ["y"])
 
 
 def numbers() -> QParams:
@@ -70,26 +76,27 @@ def numbers() -> QParams:
 
 
 @pytest.fixture
-def make(outputs: TeacherOutputs, tmp_path: Path) -> Callable[..., FreshImages]:
+def make(outputs: Joined, tmp_path: Path) -> Callable[..., FreshImages]:
     student = quantize(small_graph("residual")).student
 
     def made(source: Counted, **options) -> FreshImages:
         folder = tmp_path / f"fresh{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        return FreshImages(outputs, source, student, folder, 0, **options)
+        return FreshImages(outputs, teacher(), source, student, folder, 0, **options)
 
     return made
 
 
-def feeds_of(fresh: FreshImages, outputs: TeacherOutputs, order, epoch=0, size=7) -> Arrays:
-    found = list(fresh.changed(outputs.batches(order, size), order, epoch))
+def feeds_of(fresh: FreshImages, outputs: Joined, order, epoch=0, size=7) -> Arrays:
+    dataset = Mapped(outputs, partial(fresh.changed, epoch=epoch))
+    found = list(dataset.batches(size, order))
     return {name: np.concatenate([feeds[name] for feeds in found]) for name in found[0]}
 
 
 def test_a_share_of_the_samples_is_fresh_and_others_each_time(outputs, make):
     source = Counted()
     fresh, order = make(source, share=0.25), np.arange(COUNT)
-    plain = next(outputs.batches(order, COUNT))
+    plain = next(outputs.batches(COUNT, order))
     replaced = []
     for epoch in range(3):
         source.learned = epoch + 1
@@ -112,7 +119,7 @@ def test_an_epoch_that_goes_on_has_the_same_images(outputs, make):
 
 
 def test_images_are_changed_further_after_they_are_fresh(outputs, make):
-    further = Augmentation(outputs, ("flip",), ImageLayout("x", 2, 3), 0)
+    further = Augmentation(teacher(), ("flip",), ImageLayout("x", 2, 3), 0)
     order = np.arange(COUNT)
     found = feeds_of(make(Counted(), further=further), outputs, order)
     fresh = feeds_of(make(Counted()), outputs, order)
@@ -143,10 +150,10 @@ def test_a_position_of_fixed_batch_is_replaced_as_a_whole(tmp_path):
     outputs = outputs_of(tmp_path, 4)
     (tmp_path / "fresh").mkdir()
     student = quantize(small_graph("residual")).student
-    fresh = FreshImages(outputs, Counted(), student, tmp_path / "fresh", 0)
-    order = np.arange(6)
-    plain = [feeds["x"] for feeds in outputs.batches(order, 4)]
-    found = [feeds["x"] for feeds in fresh.changed(outputs.batches(order, 4), order, 0)]
+    fresh = FreshImages(outputs, teacher(), Counted(), student, tmp_path / "fresh", 0)
+    plain = [feeds["x"] for feeds in outputs.batches(4)]
+    dataset = Mapped(outputs, partial(fresh.changed, epoch=0))
+    found = [feeds["x"] for feeds in dataset.batches(4)]
     new = [b for a, b in zip(plain, found, strict=True) if not np.array_equal(a, b)]
     values = sorted(rows.mean(axis=(1, 2, 3)).tolist() for rows in new)
     assert values == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]

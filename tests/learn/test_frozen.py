@@ -7,27 +7,33 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import BODIES, CONV, image_graph, images, quantize, run, small_graph
+from small_graphs import (
+    BODIES,
+    CONV,
+    image_graph,
+    images,
+    quantize,
+    run,
+    small_graph,
+    targets_of,
+    variants_on,
+)
 
-from onnxq.data.samples import open_samples
-from onnxq.forms.forms import PLAIN, Variant, Variants
+from onnxq.forms.forms import PLAIN, Variant
 from onnxq.graph.cut import split
 from onnxq.learn import frozen
-from onnxq.learn.frozen import AGAIN, Remainder, freeze
+from onnxq.learn.frozen import AGAIN, Remainder, freeze, unstackable
 from onnxq.learn.learn import learn
 from onnxq.learn.train import Learning
 from onnxq.learn.trained import Trained, make_parts
-from onnxq.load.interface import input_specs
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 from onnxq.plan import planner
 from onnxq.progress import Silent
+from onnxq.runtime.dataset import Joined, Mapped, run_by
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
-from onnxq.train.kept_tensors import KeptTensors, Prefix
-from onnxq.train.objective import Objective, choose_objective
-from onnxq.train.teacher import TeacherOutputs
 
 QUICK = Budget(epochs=2, lr=0.02, shard_size=4)
 
@@ -40,22 +46,13 @@ def always(monkeypatch) -> None:
 
 def prepared(
     folder: Path, model: ir.Model, recipe: Recipe, shape: tuple[int, ...] = (3, 8, 8)
-) -> tuple[Variant, TeacherOutputs]:
+) -> tuple[Variant, Joined]:
     x = np.random.default_rng(0).normal(size=(64, *shape)).astype(np.float32)
-    np.savez(folder / "x.npz", x=x)
-    train, held_out = open_samples(folder / "x.npz", input_specs(model), None).split(least=24)
-    outputs = []
-    for name, part in (("train", train), ("held", held_out)):
-        (folder / name).mkdir()
-        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
-    return Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0]
+    targets = targets_of(folder, model, x, 24)
+    return variants_on(targets, recipe).make(PLAIN, model), targets.train
 
 
-def objective_of(train: TeacherOutputs) -> Objective:
-    return choose_objective(train, distil=False)
-
-
-def without_freezing(variant: Variant, train: TeacherOutputs, recipe: Recipe) -> Learned:
+def without_freezing(variant: Variant, train: Joined, recipe: Recipe) -> Learned:
     """The same run on the whole graph, with every parameter fed."""
     plan, start = variant.student.plan, variant.qparams
     trained = Trained(
@@ -64,7 +61,7 @@ def without_freezing(variant: Variant, train: TeacherOutputs, recipe: Recipe) ->
     moving = variant.student.moving_inputs(trained.names)
     feeds = variant.student.feeds(start)
     constants = {k: v for k, v in feeds.items() if k not in moving}
-    objective = objective_of(train)
+    objective = variant.objective
     model = objective.attach(variant.student.model)
     remainder = Remainder(model, train, variant.held_out_outputs, constants)
     learning = Learning(variant.student, remainder, objective, start, trained, QUICK)
@@ -110,7 +107,7 @@ def test_kept_tensors_give_the_numbers_of_the_whole_graph(tmp_path, case, name):
 
 
 def remainder_of(
-    variant: Variant, train: TeacherOutputs, learns: tuple[str, ...], folder: Path
+    variant: Variant, train: Joined, learns: tuple[str, ...], folder: Path
 ) -> Remainder:
     student, plan = variant.student, variant.student.plan
     parts = make_parts(set(learns), plan, variant.qparams, variant.full_ranges())
@@ -120,14 +117,14 @@ def remainder_of(
     fixed = {k: v for k, v in feeds.items() if k not in moving}
     folder.mkdir()
     slices = (train, variant.held_out_outputs)
-    model = objective_of(train).attach(variant.student.model)
+    model = variant.objective.attach(variant.student.model)
     return freeze(model, fixed, moving, slices, folder, Silent())
 
 
 def test_only_what_follows_the_trained_layer_is_run(tmp_path):
     variant, train = prepared(tmp_path, small_graph("residual"), CASES["integers"])
     remainder = remainder_of(variant, train, ("float-layers",), tmp_path / "kept")
-    assert isinstance(remainder.train, KeptTensors) and remainder.note == ""
+    assert remainder.train is not train and remainder.note == ""
     assert not any(node.op_type == "Conv" for node in remainder.model.graph)
     names = {str(value.name) for value in remainder.model.graph.inputs}
     assert names == {"f", "wh", "Gemm_y.bias", "y.target"}
@@ -176,14 +173,15 @@ def test_a_tensor_that_is_not_stacked_by_sample_is_not_kept(tmp_path):
     head = "y = Gemm <transB = 1> (u, wh, bh)"
     model = image_graph(f"{body} {rest} {head}", wm=np.eye(6, dtype=np.float32))
     _, train = prepared(tmp_path, model, Recipe())
-    for seed, wrong in (("Transpose_u", "s"), ("Gemm_y", "")):
+    for seed, wrong in (("Transpose_u", ["s"]), ("Gemm_y", [])):
         parts = split(model, [seed])
         assert parts.prefix is not None
-        assert Prefix(parts.prefix, parts.cut, {}).unstackable(train) == wrong
+        tensors = Mapped(train, run_by(parts.prefix, parts.cut))
+        assert unstackable(tensors) == wrong
 
 
 def test_without_rows_by_sample_the_whole_graph_is_run_and_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(Prefix, "unstackable", lambda *_: "f")
+    monkeypatch.setattr(frozen, "unstackable", lambda _: ["f"])
     recipe = CASES["integers"]
     variant, train = prepared(tmp_path, small_graph("residual"), recipe)
     found = learn(variant, train, recipe.learn, QUICK)
@@ -195,12 +193,12 @@ def test_a_model_of_fixed_batch_keeps_whole_feeds(tmp_path):
     model.graph.inputs[0].shape = ir.Shape([4, 3, 8, 8])
     recipe = CASES["integers"]
     variant, train = prepared(tmp_path, model, recipe)
-    assert train.samples.batch == 4
+    assert train.batch == 4
     remainder = remainder_of(variant, train, recipe.learn, tmp_path / "kept")
-    assert isinstance(remainder.train, KeptTensors)
-    assert remainder.train.positions == train.positions == 10
-    feeds = next(remainder.train.batches(np.array([7]), 16))
-    expected = next(train.batches(np.array([7]), 16))
+    assert remainder.train is not train
+    assert len(remainder.train) == len(train) == 10
+    feeds = next(remainder.train.batches(16, np.array([7])))
+    expected = next(train.batches(16, np.array([7])))
     np.testing.assert_array_equal(feeds["y.target"], expected["y.target"])
     found = learn(variant, train, recipe.learn, QUICK)
     assert found.improved
@@ -216,9 +214,9 @@ def test_samples_are_read_where_the_trained_part_takes_them(tmp_path):
     recipe = Recipe(learn=("float-layers",), exclude=("Conv_k",), activation_bits=None)
     variant, train = prepared(tmp_path, model, recipe)
     remainder = remainder_of(variant, train, recipe.learn, tmp_path / "kept")
-    feeds = next(remainder.train.batches(np.array([5, 2]), 2))
+    feeds = next(remainder.train.batches(2, np.array([5, 2])))
     assert set(feeds) == {"x", "f", "y.target"}
-    np.testing.assert_array_equal(feeds["x"], next(train.batches(np.array([5, 2]), 2))["x"])
+    np.testing.assert_array_equal(feeds["x"], next(train.batches(2, np.array([5, 2])))["x"])
     found, whole = (
         learn(variant, train, recipe.learn, QUICK),
         without_freezing(variant, train, recipe),
@@ -246,7 +244,7 @@ def test_every_part_goes_on_from_a_checkpoint(tmp_path, learns):
     checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
     budget = Budget(epochs=3, lr=0.02, shard_size=4)
     with pytest.raises(KeyboardInterrupt):
-        stop = Stop(2 * train.positions)
+        stop = Stop(2 * len(train))
         learn(variant, train, learns, budget, checkpoint=checkpoint, progress=stop)
     found = learn(variant, train, learns, budget, checkpoint=checkpoint, resume=True)
     assert (found.history, found.epoch) == (expected.history, expected.epoch)

@@ -8,21 +8,20 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import serialised, small_graph
+from small_graphs import serialised, small_graph, targets_of, variants_on
 
-from onnxq.data.samples import open_samples
 from onnxq.export.compact import export
-from onnxq.forms.forms import PLAIN, Variant, Variants
+from onnxq.forms.forms import PLAIN, Variant
 from onnxq.learn import frozen
 from onnxq.learn.frozen import Remainder
 from onnxq.learn.learn import learn
 from onnxq.learn.thresholds import SHIFT
 from onnxq.learn.train import Learning
 from onnxq.learn.trained import Trained, make_parts
-from onnxq.load.interface import input_specs
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 from onnxq.progress import Silent
+from onnxq.runtime.dataset import Joined
 from onnxq.student.qparams import QParams
 from onnxq.train import budget as budgets
 from onnxq.train import loop
@@ -30,9 +29,8 @@ from onnxq.train.augment import Augmentation, ImageLayout
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint, State
 from onnxq.train.held_out import Learned, Score
-from onnxq.train.objective import choose_objective
 from onnxq.train.optimizer import Adam
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Targets
 
 EPOCHS = 4
 LONG = ("steps", "weights")
@@ -43,7 +41,11 @@ class Ready:
     """A variant that was calibrated, and what it is trained on."""
 
     variant: Variant
-    train: TeacherOutputs
+    targets: Targets
+
+    @property
+    def train(self) -> Joined:
+        return self.targets.train
 
     @property
     def start(self) -> QParams:
@@ -60,12 +62,12 @@ class Ready:
         augment: tuple[str, ...] = (),
         **options,
     ) -> Learning:
-        changes = Augmentation(self.train, augment, ImageLayout("x", 2, 3), seed=0)
+        changes = Augmentation(self.targets.teacher, augment, ImageLayout("x", 2, 3), seed=0)
         variant = self.variant
         budget = Budget(**({"epochs": EPOCHS, "lr": 0.02, "shard_size": 4} | options))
         plan = variant.student.plan
         parts = make_parts(set(learns), plan, self.start, variant.full_ranges(), variant.elements())
-        objective = choose_objective(self.train, distil=False)
+        objective = variant.objective
         model = objective.attach(variant.student.model)
         return Learning(
             variant.student,
@@ -88,14 +90,8 @@ def images(count: int) -> np.ndarray:
 
 
 def make_ready(folder: Path, model: ir.Model, recipe: Recipe, count: int = 96) -> Ready:
-    np.savez(folder / "x.npz", x=images(count))
-    samples = open_samples(folder / "x.npz", input_specs(model), None)
-    train, held_out = samples.split(least=32)
-    outputs = []
-    for name, part in (("train", train), ("held", held_out)):
-        (folder / name).mkdir()
-        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
-    return Ready(Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0])
+    targets = targets_of(folder, model, images(count), 32)
+    return Ready(variants_on(targets, recipe).make(PLAIN, model), targets)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +111,7 @@ def test_learning_lowers_the_held_back_score(ready, learned):
     assert learned.score < 0.5 * learned.start_score
     assert learned.score == min(learned.history) == learned.history[learned.epoch - 1]
     assert len(learned.history) == EPOCHS
-    assert learned.images == EPOCHS * ready.train.positions
+    assert learned.images == EPOCHS * len(ready.train)
     seconds, scores, agreements = zip(*learned.curve, strict=True)
     assert list(scores) == learned.history and seconds[0] > 0
     assert list(seconds) == sorted(seconds) and seconds[-1] <= learned.seconds
@@ -195,7 +191,7 @@ class Stop(Silent):
 def test_a_resumed_run_gives_the_bytes_of_one_that_was_not_stopped(
     tmp_path, ready, learned, epochs_done
 ):
-    steps = -(-ready.train.positions // 8)
+    steps = -(-len(ready.train) // 8)
     checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
     with pytest.raises(KeyboardInterrupt):
         # One call of the listener comes before the first step.
@@ -255,7 +251,7 @@ def test_values_never_leave_their_bounds_at_any_rate(ready):
     learning = ready.learning(lr=0.5, epochs=2)
     watch = Watch(learning)
     learning.run(watch)
-    assert watch.steps == 1 + 2 * -(-ready.train.positions // 8)
+    assert watch.steps == 1 + 2 * -(-len(ready.train) // 8)
     assert (watch.lowest, watch.highest) == (0.5, 1.0)
 
 
@@ -275,7 +271,7 @@ def test_the_optimizer_forgets_and_the_rate_rises_at_every_restart(ready, monkey
 
     monkeypatch.setattr(budgets, "Adam", Noted)
     ready.learning(epochs=3).run(Silent())
-    steps = -(-ready.train.positions // 8)
+    steps = -(-len(ready.train) // 8)
     rates = [event for event in events if event != "reset"]
     assert len(rates) == 3 * steps
     assert rates[::steps] == [0.02] * 3
@@ -360,7 +356,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_bytes(
     arrays = checkpoint.load()
     assert arrays is not None
     # The step in which it stopped was not saved any more.
-    state, steps = state_of(arrays), -(-ready.train.positions // 8)
+    state, steps = state_of(arrays), -(-len(ready.train) // 8)
     assert (state.epoch, state.step) == divmod(steps_done, steps)
     assert state.step > 0
     found = ready.learning(checkpoint, **options).run(Silent(), resume=True)
@@ -443,7 +439,7 @@ def test_a_model_of_fixed_batch_takes_every_feed_once_in_an_epoch(tmp_path):
     model.graph.inputs[0].shape = ir.Shape([4, 3, 8, 8])
     recipe = Recipe(calibration="max", bias_correction=False, granularity="per-tensor")
     ready = make_ready(tmp_path, model, recipe)
-    assert ready.train.positions == 16
+    assert len(ready.train) == 16
     run = ready.learning(epochs=2)
     taken, step = list[int](), run._step
 
@@ -478,8 +474,8 @@ def test_an_augmented_run_keeps_no_tensors_of_samples(ready, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("nothing of a changed sample may be kept")
 
-    monkeypatch.setattr(frozen, "KeptTensors", refuse)
-    changes = Augmentation(ready.train, ("flip",), ImageLayout("x", 2, 3), 0)
+    monkeypatch.setattr(frozen, "Stored", refuse)
+    changes = Augmentation(ready.targets.teacher, ("flip",), ImageLayout("x", 2, 3), 0)
     budget = Budget(epochs=1, shard_size=4)
     # What is before the first bias is kept where samples stay as they are.
     with pytest.raises(AssertionError, match="may be kept"):

@@ -8,27 +8,34 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import CONV, HEAD, image_graph, run, serialised, small_graph
+from small_graphs import (
+    CONV,
+    HEAD,
+    image_graph,
+    run,
+    serialised,
+    small_graph,
+    targets_of,
+    variants_on,
+)
 
-from onnxq.data.samples import open_samples
 from onnxq.errors import OutputError
 from onnxq.export.compact import export
-from onnxq.forms.forms import PLAIN, Variant, Variants
+from onnxq.forms.forms import PLAIN, Variant
 from onnxq.learn.gptq import cuts
 from onnxq.learn.gptq import reconstruct as module
 from onnxq.learn.gptq.reconstruct import NO_GAIN, reconstruct
 from onnxq.learn.learn import learn
 from onnxq.learn.thresholds import WEIGHT, ThresholdScales
 from onnxq.learn.train import NO_GAIN as GAINED_NOTHING
-from onnxq.load.interface import input_specs
 from onnxq.numerics.qparams import fake_quant_weight
 from onnxq.options.recipe import Recipe
+from onnxq.runtime.dataset import Joined
 from onnxq.student.qparams import fake_weight
 from onnxq.student.student import bake
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
-from onnxq.train.teacher import TeacherOutputs
 
 RECIPE = Recipe(weight_bits=3, first_last_bits=3)
 
@@ -38,7 +45,7 @@ class Ready:
     """A variant that was calibrated, and the slice it is fitted on."""
 
     variant: Variant
-    train: TeacherOutputs
+    train: Joined
 
     def fitted(self, **more) -> Learned:
         return reconstruct(self.variant, self.train, **more)
@@ -51,14 +58,8 @@ def make_ready(folder: Path, model: ir.Model, recipe: Recipe = RECIPE, count: in
     # Neighbours in an image are alike: without that, rounding to nearest would do.
     x = np.random.default_rng(0).normal(size=(count, 3, 10, 10)).astype(np.float32)
     x = x[:, :, 2:, 2:] + x[:, :, 1:-1, 2:] + x[:, :, 2:, 1:-1] + x[:, :, :-2, :-2]
-    np.savez(folder / "x.npz", x=x + 0.5)
-    samples = open_samples(folder / "x.npz", input_specs(model), None)
-    train, held_out = samples.split(least=32)
-    outputs = []
-    for name, part in (("train", train), ("held", held_out)):
-        (folder / name).mkdir(parents=True)
-        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
-    return Ready(Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0])
+    targets = targets_of(folder, model, x + 0.5, 32)
+    return Ready(variants_on(targets, recipe).make(PLAIN, model), targets.train)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_weights_lie_on_their_grid_and_biases_are_as_written(ready, fitted):
 
 def test_the_export_computes_what_the_student_does(ready, fitted):
     student = bake(ready.variant.student, fitted.qparams)
-    x = next(ready.train.samples.batches(16))
+    x = next(ready.train.parts[0].batches(16))
     found = run(ready.exported(fitted), x)["y"]
     # The student's sums are float32, the kernels' int32.
     np.testing.assert_allclose(found, run(student, x)["y"], rtol=1e-4, atol=1e-4)
@@ -286,8 +287,8 @@ def test_a_run_that_was_killed_has_a_checkpoint_too(tmp_path, ready, monkeypatch
 def test_little_room_takes_fewer_samples(ready, monkeypatch):
     monkeypatch.setattr(cuts, "KEPT_BYTES", 2**18)
     learned = ready.fitted()
-    assert 0 < learned.images < ready.train.positions
-    assert f"{learned.images} of {ready.train.positions} samples" in learned.notes[0]
+    assert 0 < learned.images < len(ready.train)
+    assert f"{learned.images} of {len(ready.train)} samples" in learned.notes[0]
 
 
 def test_a_fixed_batch_and_several_blocks_in_one(tmp_path):

@@ -28,7 +28,7 @@ def test_rounding_beats_nearest_under_learned_thresholds(
     variant = run.prepare(tmp_path)
     budget = Budget(epochs=2)
     thresholds, rounding = (
-        learn(variant, run.train_outputs, (each,), budget) for each in ("thresholds", "rounding")
+        learn(variant, run.targets.train, (each,), budget) for each in ("thresholds", "rounding")
     )
     assert rounding.improved
     assert rounding.score < share * thresholds.score <= share * variant.score

@@ -8,25 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_graphs import quantize, serialised, small_graph
+from small_graphs import quantize, serialised, small_graph, targets_of, variants_on
 
-from onnxq.data.samples import open_samples
 from onnxq.export.compact import export
-from onnxq.forms.forms import PLAIN, Variant, Variants
+from onnxq.forms.forms import PLAIN, Variant
 from onnxq.learn import learn as module
 from onnxq.learn.gptq import reconstruct as rounding
 from onnxq.learn.learn import FIRST_SHARE, ROUNDING, in_order, learn, learns_weights, spelt_out
-from onnxq.load.interface import input_specs
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
 from onnxq.progress import Silent
+from onnxq.runtime.dataset import Joined
 from onnxq.student.qparams import QParams
 from onnxq.train import loop
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
-from onnxq.train.teacher import TeacherOutputs
 
 FEW = Recipe(weight_bits=4, first_last_bits=4, activation_bits=4)
 FOUR = {"weight_bits": 4, "first_last_bits": 4}
@@ -136,28 +134,22 @@ def test_scores_in_another_unit_are_let_go(first_epoch, epoch, expected):
     assert found.curve == [(3.0, 0.15, 90.0), (4.0, 0.1, 91.0)]
 
 
-def make_variant(folder: Path, recipe: Recipe) -> tuple[Variant, TeacherOutputs]:
+def make_variant(folder: Path, recipe: Recipe) -> tuple[Variant, Joined]:
     model = small_graph("residual")
     # Neighbours in an image are alike: without that, rounding to nearest would do.
     x = np.random.default_rng(0).normal(size=(96, 3, 10, 10)).astype(np.float32)
     x = x[:, :, 2:, 2:] + x[:, :, 1:-1, 2:] + x[:, :, 2:, 1:-1] + x[:, :, :-2, :-2]
-    np.savez(folder / "x.npz", x=x + 0.5)
-    samples = open_samples(folder / "x.npz", input_specs(model), None)
-    train, held_out = samples.split(least=32)
-    outputs = []
-    for name, part in (("train", train), ("held", held_out)):
-        (folder / name).mkdir()
-        outputs.append(TeacherOutputs(model, ["y"], part, folder / name))
-    return Variants(recipe, train, *outputs, 16).make(PLAIN, model), outputs[0]
+    targets = targets_of(folder, model, x + 0.5, 32)
+    return variants_on(targets, recipe).make(PLAIN, model), targets.train
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory) -> tuple[Variant, TeacherOutputs]:
+def few(tmp_path_factory) -> tuple[Variant, Joined]:
     return make_variant(tmp_path_factory.mktemp("few"), FEW)
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory) -> tuple[Variant, TeacherOutputs]:
+def wide(tmp_path_factory) -> tuple[Variant, Joined]:
     """Ranges half as wide as what was seen: there is something to learn."""
     recipe = Recipe(calibration="max", granularity="per-tensor")
     variant, train = make_variant(tmp_path_factory.mktemp("wide"), recipe)

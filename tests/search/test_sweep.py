@@ -12,11 +12,12 @@ import onnx_ir as ir
 import pytest
 from small_graphs import BODIES, HEAD, Quantized, image_graph, images, quantize, run, small_graph
 
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.samples import open_samples
 from onnxq.errors import DataError, ModelError
 from onnxq.load.interface import input_specs
 from onnxq.numerics.distances import kl_divergence, log_probabilities
 from onnxq.options.recipe import Recipe
+from onnxq.runtime.dataset import Samples
 from onnxq.search import sweep as module
 from onnxq.search.sweep import sweep
 from onnxq.search.table import FLOAT, Effect, Setting, SweepTable

@@ -46,7 +46,7 @@ def make(
     preprocess = more.pop("preprocess", GREY)
     wanted = Task(count, weights, seed, seconds)
     samples, found = synthesise(model, preprocess, wanted, folder, Silent(), **more)
-    assert found.count == len(samples)
+    assert found.count == samples.count
     name = str(model.graph.inputs[0].name)
     return np.concatenate([batch[name] for batch in samples.batches(7)]), found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import open_samples
 from onnxq.errors import RecipeError
 from onnxq.load.interface import input_specs
+from onnxq.runtime.dataset import Joined, Mapped
 from onnxq.train.augment import (
     Augmentation,
     ImageLayout,
@@ -26,7 +28,7 @@ from onnxq.train.augment import (
     shift,
 )
 from onnxq.train.loss import target_name
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Teacher, keep_targets
 
 IMAGES = arrays(
     np.float32, st.tuples(*[st.integers(1, 9)] * 3), elements=st.floats(-9, 9, width=32)
@@ -49,17 +51,18 @@ def test_a_shift_moves_by_the_number_and_repeats_the_edge(image, axis, pixels):
         np.testing.assert_array_equal(found.take(i, axis), image.take(source, axis))
 
 
-def outputs_of(folder: Path, count: int = 24) -> TeacherOutputs:
+def outputs_of(folder: Path, count: int = 24) -> Joined:
     model = small_graph("residual")
     x = np.random.default_rng(0).normal(size=(count, 3, 8, 8)).astype(np.float32)
     np.savez(folder / "x.npz", x=x)
     samples = open_samples(folder / "x.npz", input_specs(model), None)
-    return TeacherOutputs(model, ["y"], samples, folder)
+    return keep_targets(Teacher(model, ["y"]), samples, folder)[0]
 
 
-def changed(outputs: TeacherOutputs, kinds, order, epoch=0, size=8, seed=0):
-    augmentation = Augmentation(outputs, kinds, NCHW, seed)
-    found = list(augmentation.changed(outputs.batches(order, size), order, epoch))
+def changed(outputs: Joined, kinds, order, epoch=0, size=8, seed=0):
+    augmentation = Augmentation(Teacher(small_graph("residual"), ["y"]), kinds, NCHW, seed)
+    dataset = Mapped(outputs, partial(augmentation.changed, epoch=epoch))
+    found = list(dataset.batches(size, order))
     return {name: np.concatenate([feeds[name] for feeds in found]) for name in found[0]}
 
 
@@ -84,14 +87,14 @@ def test_targets_are_what_the_teacher_makes_of_the_changed_images(tmp_path):
     found = changed(outputs, ("flip", "shift"), np.arange(24))
     expected = run(small_graph("residual"), {"x": found["x"]})["y"]
     np.testing.assert_allclose(found[target_name("y")], expected, rtol=1e-4, atol=1e-5)
-    plain = next(outputs.batches(np.arange(24), 24))
+    plain = next(outputs.batches(24))
     assert not np.allclose(found[target_name("y")], plain[target_name("y")], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["flip", "shift"])
 def test_every_image_is_one_of_its_own_forms_and_all_forms_come(tmp_path, kind):
     outputs = outputs_of(tmp_path)
-    plain = next(outputs.batches(np.arange(24), 24))["x"]
+    plain = next(outputs.batches(24))["x"]
     forms = {
         "flip": [plain, plain[..., ::-1]],
         # An eighth of 8 pixels is one, either way, up and sideways.

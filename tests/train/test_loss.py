@@ -7,15 +7,15 @@ import onnx_ir as ir
 import pytest
 from small_graphs import build, quantize, run, serialised, small_graph
 
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.samples import open_samples
 from onnxq.load.interface import input_specs
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import expose
 from onnxq.train.batch_size import SHARD_SIZE, shard_size
 from onnxq.train.held_out import HeldOut
 from onnxq.train.logits import find_logits
 from onnxq.train.loss import LOSS, attach_loss, target_name
-from onnxq.train.objective import OutputMatching, choose_objective
-from onnxq.train.teacher import MICRO_BATCH, TeacherOutputs
+from onnxq.train.teacher import MICRO_BATCH, Teacher, keep_targets
 
 TWO_OUTPUTS = """net (float[N, 4] x) => (float[N, 3] y, float[N, 2, 2] z) {
     a = Gemm (x, w) s = Relu (a) y = Gemm (s, v) b = Gemm (s, u) z = Reshape (b, shape)
@@ -83,10 +83,10 @@ def test_the_loss_is_the_weighted_sum_of_squared_errors():
 def test_cached_outputs_are_the_teachers(tmp_path):
     model = two_outputs()
     samples = samples_of(model, tmp_path)
-    cached = TeacherOutputs(model, ["y", "z"], samples, tmp_path)
-    assert cached.positions == 37
+    cached, _ = keep_targets(Teacher(model, ["y", "z"]), samples, tmp_path)
+    assert len(cached) == 37
     order = np.random.default_rng(0).permutation(37)
-    batches = list(cached.batches(order, 8))
+    batches = list(cached.batches(8, order))
     assert [len(batch["x"]) for batch in batches] == [8, 8, 8, 8, 5]
     for batch in batches:
         outputs = run(model, {"x": batch["x"]})
@@ -99,20 +99,21 @@ def test_cached_outputs_are_the_teachers(tmp_path):
 
 def test_a_zero_student_has_a_relative_error_of_one(tmp_path):
     model = two_outputs()
-    cached = TeacherOutputs(model, ["y", "z"], samples_of(model, tmp_path), tmp_path)
-    weights = cached.weights()
+    samples = samples_of(model, tmp_path)
+    cached, matching = keep_targets(Teacher(model, ["y", "z"]), samples, tmp_path)
     loss = 0.0
-    for batch in cached.batches(np.arange(37), MICRO_BATCH):
-        loss += sum(weights[n] * np.square(batch[target_name(n)]).sum() for n in weights)
-    assert OutputMatching(weights).score(loss, 37) == pytest.approx(1.0, rel=1e-5)
+    for batch in cached.batches(MICRO_BATCH):
+        for name, weight in matching.weights.items():
+            loss += weight * np.square(batch[target_name(name)]).sum()
+    assert matching.score(loss, 37) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_a_model_of_fixed_batch_is_read_feed_by_feed(tmp_path):
     model = build("net (float[2, 4] x) => (float[2, 3] y) { y = Gemm (x, w) }", {"w": (4, 3)})
     samples = samples_of(model, tmp_path, 9)
-    cached = TeacherOutputs(model, ["y"], samples, tmp_path)
-    assert cached.positions == 4
-    batches = list(cached.batches(np.array([3, 0, 2]), 16))
+    cached, _ = keep_targets(Teacher(model, ["y"]), samples, tmp_path)
+    assert len(cached) == 4
+    batches = list(cached.batches(16, np.array([3, 0, 2])))
     assert [batch["x"].shape for batch in batches] == [(2, 4)] * 3
     everything = list(samples.batches(2))
     for position, batch in zip([3, 0, 2], batches, strict=True):
@@ -125,8 +126,7 @@ def test_a_model_of_fixed_batch_is_read_feed_by_feed(tmp_path):
 def test_the_judge_scores_the_relative_error_of_the_logits(tmp_path):
     made = quantize(small_graph("residual"))
     samples = samples_of(made.teacher, tmp_path)
-    cached = TeacherOutputs(made.teacher, ["y"], samples, tmp_path)
-    objective = choose_objective(cached, distil=False)
+    cached, objective = keep_targets(Teacher(made.teacher, ["y"]), samples, tmp_path)
     judge = HeldOut(objective.attach(made.student.model), cached, objective)
     found = judge.score(made.student.feeds(made.qparams))
     x = np.concatenate([batch["x"] for batch in samples.batches(8)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -13,11 +15,12 @@ from onnxq.data.samples import open_samples
 from onnxq.engine import Engine
 from onnxq.load.interface import input_specs
 from onnxq.numerics.distances import kl_divergence, log_probabilities
+from onnxq.runtime.dataset import Joined
 from onnxq.train.budget import Budget
 from onnxq.train.held_out import HeldOut
 from onnxq.train.loss import AGREES, LOSS, target_name
 from onnxq.train.objective import Distillation, OutputMatching, choose_objective
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Teacher, keep_targets
 
 PLAIN = "net (float[N, 4] x) => (float[N, 3] y) { y = Gemm (x, w) }"
 BEHIND = """net (float[N, 4] x) => (float[N, 3, 1, 1] y) {
@@ -41,12 +44,15 @@ def trainable(model: ir.Model) -> tuple[ir.Model, np.ndarray]:
     return model, weight
 
 
-def outputs_of(model: ir.Model, folder, name: str = "y", count: int = 37) -> TeacherOutputs:
+def outputs_of(
+    model: ir.Model, folder, name: str = "y", count: int = 37
+) -> tuple[Joined, OutputMatching]:
     rng = np.random.default_rng(1)
     specs = input_specs(model)
     x = rng.normal(size=(count, 4)).astype(np.float32)
     np.savez(folder / "x.npz", x=x)
-    return TeacherOutputs(model, [name], open_samples(folder / "x.npz", specs, None), folder)
+    samples = open_samples(folder / "x.npz", specs, None)
+    return keep_targets(Teacher(model, [name]), samples, folder)
 
 
 @pytest.mark.parametrize("body", [PLAIN, BEHIND])
@@ -112,13 +118,13 @@ def test_the_judge_says_how_often_decisions_agree(tmp_path):
     teacher, student = student_of(), student_of()
     weight = np.random.default_rng(5).normal(size=(4, 3)).astype(np.float32)
     student.graph.initializers["w"].const_value = ir.tensor(weight, name="w")
-    outputs = outputs_of(teacher, tmp_path)
-    x = np.concatenate([feeds["x"] for feeds in outputs.samples.batches(8)])
+    outputs, matching = outputs_of(teacher, tmp_path)
+    x = np.concatenate([feeds["x"] for feeds in outputs.batches(8)])
     one, other = (run(model, {"x": x})["y"] for model in (teacher, student))
     expected = 100 * float(np.mean(one.argmax(axis=1) == other.argmax(axis=1)))
     assert 0 < expected < 100
     logs = [log_probabilities(rows, False) for rows in (one, other)]
-    for objective in (Distillation("y"), OutputMatching(outputs.weights(), "y")):
+    for objective in (Distillation("y"), replace(matching, decision="y")):
         found = HeldOut(objective.attach(student), outputs, objective).judge({})
         assert found.agreement == pytest.approx(expected)
         if isinstance(objective, Distillation):
@@ -132,11 +138,11 @@ def test_a_feed_of_fixed_batch_counts_its_samples(tmp_path):
     for model in (free, fixed):
         folder = tmp_path / str(len(found))
         folder.mkdir()
-        outputs = outputs_of(model, folder, count=36)
+        outputs, matching = outputs_of(model, folder, count=36)
         student = model.clone()
         weight = student.graph.initializers["w"].const_value.numpy()
         student.graph.initializers["w"].const_value = ir.tensor(1.5 * weight, name="w")
-        for objective in (Distillation("y"), choose_objective(outputs, distil=False)):
+        for objective in (Distillation("y"), choose_objective(matching, distil=False)):
             found.append(HeldOut(objective.attach(student), outputs, objective).judge({}))
     for one, other in zip(found[:2], found[2:], strict=True):
         assert one.score == pytest.approx(other.score, rel=1e-4)
@@ -153,10 +159,10 @@ def test_a_feed_of_fixed_batch_counts_its_samples(tmp_path):
 )
 def test_only_a_classifiers_logits_are_distilled(tmp_path, text, decides):
     weights = {name: shape for name, shape in {"w": (4, 3), "v": (4, 1)}.items() if name in text}
-    outputs = outputs_of(build(text, weights), tmp_path)
-    found = choose_objective(outputs, distil=True)
+    _, matching = outputs_of(build(text, weights), tmp_path)
+    found = choose_objective(matching, distil=True)
     assert isinstance(found, Distillation if decides else OutputMatching)
-    plain = choose_objective(outputs, distil=False)
+    plain = choose_objective(matching, distil=False)
     assert isinstance(plain, OutputMatching)
     assert plain.decision == ("y" if decides else None)
 
@@ -168,8 +174,8 @@ def test_several_outputs_are_matched(tmp_path):
     )
     np.savez(tmp_path / "x.npz", x=np.ones((4, 4), np.float32))
     samples = open_samples(tmp_path / "x.npz", input_specs(model), None)
-    outputs = TeacherOutputs(model, ["y", "z"], samples, tmp_path)
-    assert isinstance(choose_objective(outputs, distil=True), OutputMatching)
+    _, matching = keep_targets(Teacher(model, ["y", "z"]), samples, tmp_path)
+    assert isinstance(choose_objective(matching, distil=True), OutputMatching)
 
 
 def test_the_loss_follows_the_recipe():

@@ -12,7 +12,7 @@ from onnxq.load.interface import input_specs
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.runtime.session import open_session
 from onnxq.train.loss import target_name
-from onnxq.train.teacher import TeacherOutputs
+from onnxq.train.teacher import Teacher, keep_targets
 
 
 @pytest.mark.parametrize("size", [1, 5, 16])
@@ -30,12 +30,12 @@ g (float[N,6] x) => (float[N,3,2] y) <int64[2] rows = {-1,2}, int64[3] whole = {
     x = np.random.default_rng(0).normal(size=(21, 6)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     samples = open_samples(tmp_path / "x.npz", input_specs(model), None)
-    outputs = TeacherOutputs(model, ["l"], samples, tmp_path)
-    assert outputs.positions == 21
+    outputs, _ = keep_targets(Teacher(model, ["l"]), samples, tmp_path)
+    assert len(outputs) == 21
     positions = np.array([0, 3, 4, 5, 9, 20])
     session = open_session(model)
     seen = []
-    for feeds in outputs.batches(positions, size):
+    for feeds in outputs.batches(size, positions):
         target = feeds[target_name("l")]
         assert len(target) == 3 * len(feeds["x"])
         np.testing.assert_array_equal(target, feeds["x"].reshape(-1, 2))
@@ -53,4 +53,4 @@ g (float[N,2] x) => (float[N,2] y) { y = Log(x) }"""
     np.savez(tmp_path / "x.npz", x=np.array([[1, 2], [3, -1]], np.float32))
     samples = open_samples(tmp_path / "x.npz", input_specs(model), None)
     with pytest.raises(DataError, match="tensor 'y' is NaN or infinite on these samples"):
-        TeacherOutputs(model, ["y"], samples, tmp_path)
+        keep_targets(Teacher(model, ["y"]), samples, tmp_path)

@@ -5,8 +5,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.data.inputs import InputSpec
-from onnxq.data.samples import Samples, open_samples
+from onnxq.data.samples import open_samples
 from onnxq.numerics.distances import MOST_DB
+from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import SessionPool
 from onnxq.verify.outputs import Comparer, compare_outputs, probability_outputs
 

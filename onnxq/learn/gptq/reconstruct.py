@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,10 +15,12 @@ from threadpoolctl import threadpool_limits
 from onnxq.forms.forms import Variant
 from onnxq.graph.cut import between
 from onnxq.graph.operators import TABLE
-from onnxq.learn.gptq.cuts import Tensors, find_cuts
+from onnxq.learn.gptq.cuts import Frontier, find_cuts
 from onnxq.learn.gptq.layer import Fitted, FittedLayer, Moments, fit_layer
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.dataset import Dataset
+from onnxq.runtime.temporary import temporary_folder
 from onnxq.student.blocks import Block
 from onnxq.student.qparams import QParams, needs_bias
 from onnxq.student.student import bake_between
@@ -27,7 +28,6 @@ from onnxq.student.weights import LINEAR, MATRIX_RANK, layer_geometry
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
-from onnxq.train.teacher import TeacherOutputs
 
 ROWS = 2**16
 """Rows of a layer's input that its moments are taken from, about."""
@@ -46,7 +46,7 @@ NO_GAIN = "learned rounding did not beat rounding to nearest on the held-out sam
 
 def reconstruct(
     variant: Variant,
-    train: TeacherOutputs,
+    train: Dataset,
     budget: Budget | None = None,
     *,
     progress: Progress | None = None,
@@ -59,7 +59,7 @@ def reconstruct(
 
     Args:
         variant: the student, and the quantization parameters to start from.
-        train: the original's outputs on the training slice.
+        train: the training slice.
         budget: gives the time limit; its epochs and learning rate have no meaning here.
         progress: told how far it is.
         checkpoint: None keeps none.
@@ -79,11 +79,11 @@ def reconstruct(
     fitted = Fitted.load(checkpoint) if resume and checkpoint is not None else Fitted()
     if not fitted.over:
         with (
-            tempfile.TemporaryDirectory(prefix="rounding-", dir=train.folder) as folder,
+            temporary_folder() as folder,
             # One thread, so that sums come out the same on any number of cores.
             threadpool_limits(1, "blas"),
         ):
-            work = Reconstruction(variant, layers, train, budget or Budget(), Path(folder), fitted)
+            work = Reconstruction(variant, layers, train, budget or Budget(), folder, fitted)
             work.run(progress or Silent(), checkpoint)
     qparams = fitted.put_into(variant.qparams, layers)
     learned.notes += fitted.notes
@@ -148,7 +148,7 @@ class Reconstruction:
         self,
         variant: Variant,
         layers: Sequence[LayerSpec],
-        train: TeacherOutputs,
+        train: Dataset,
         budget: Budget,
         folder: Path,
         fitted: Fitted,
@@ -162,12 +162,14 @@ class Reconstruction:
         self._fitted = fitted
         self._cuts = find_cuts(variant, list(self._layers), train, folder)
         fitted.notes = [note for note in (self._cuts.note,) if note]
-        fitted.samples = len(self._cuts.positions)
-        self._inputs: dict[str, Tensors] = {}
+        fitted.samples = len(self._cuts.indices)
+        self._inputs: dict[str, Frontier] = {}
         for name in ("original", "student"):
             (folder / name).mkdir()
             what = f"the {name}'s tensors between blocks"
-            self._inputs[name] = Tensors(train, self._cuts.positions, folder / name, what)
+            self._inputs[name] = Frontier(
+                self._teacher, train, self._cuts.indices, folder / name, what
+            )
 
     def run(self, progress: Progress, checkpoint: Checkpoint | None) -> None:
         """Fit all layers, or as many as the time allows."""
@@ -221,7 +223,7 @@ class Reconstruction:
     def _moments(self, spec: LayerSpec, block: Block) -> Moments:
         shape = self._start.weights[spec.weight].shape
         geometry = layer_geometry(self._nodes[spec.name], spec, shape)
-        chunks = len(self._inputs["student"].chunks())
+        chunks = self._inputs["student"].runs
         seed = [self._budget.seed, list(self._layers).index(spec.name)]
         moments = Moments(geometry, seed, max(LEAST_ROWS, ROWS // chunks))
         value = self._nodes[spec.name].inputs[0]

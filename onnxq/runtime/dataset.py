@@ -1,0 +1,210 @@
+"""Datasets: named arrays by index, streamed in batches as often as needed.
+
+A dataset gives the same arrays in the same order each time, and holds none of them in memory.
+There are four: `Samples` that someone gave, or that were generated; `Stored` arrays, which a run
+keeps on disk; `Mapped`, a dataset and a function of its batches; `Joined`, several with the same
+indices side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.runtime.session import Arrays, SessionPool
+
+Read = Callable[[Iterable[np.ndarray]], Iterator[Arrays]]
+"""From the places of the samples of each batch to their arrays; it may read a little ahead."""
+
+Change = Callable[[Iterator[Arrays], Iterator[np.ndarray]], Iterator[Arrays]]
+"""From batches, and the indices in each, to as many other batches in the same order."""
+
+
+class Dataset(Protocol):
+    """Named arrays by index.
+
+    An index is one sample, whose arrays are stacked with those of others along the first axis.
+    Where `batch` is set it is one whole feed of so many samples, which nothing is stacked with.
+    """
+
+    @property
+    def batch(self) -> int | None:
+        """Samples in a whole feed; None where an index is a sample."""
+
+    def __len__(self) -> int:
+        """The number of indices."""
+
+    def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[Arrays]:
+        """The arrays by name of these indices, or of all, in this order.
+
+        Args:
+            size: indices in a batch, the last one may be short; one where it is a whole feed.
+            indices: int64 `(n,)`; None means all.
+        """
+
+
+def chunks(dataset: Dataset, size: int, indices: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """The indices of each batch; arguments as of `Dataset.batches`."""
+    if indices is None:
+        indices = np.arange(len(dataset))
+    step = size if dataset.batch is None else 1
+    return (indices[start : start + step] for start in range(0, len(indices), step))
+
+
+def spread(total: int, n: int, seed: int) -> np.ndarray:
+    """Places in ascending order: one at random in each of n equal stretches of `total`."""
+    edges = np.arange(n + 1) * total // n
+    draws: np.ndarray = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+    return draws
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples in a fixed order; only their places in what holds them are in memory.
+
+    Attributes:
+        read: reads them, by place.
+        places: of each sample, int64.
+        batch: the only batch size that the model takes; None where it is free. Where a sample is
+            one whole feed, that is 1.
+        skipped: files that were left out because they are broken.
+        notes: sentences for the user on what was read.
+    """
+
+    read: Read
+    places: np.ndarray
+    batch: int | None = None
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """The number of samples, those that fill no last batch among them."""
+        return len(self.places)
+
+    def __len__(self) -> int:
+        """The number of samples, of whole feeds where the model fixes its batch."""
+        return self.count // (self.batch or 1)
+
+    def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[Arrays]:
+        """Feeds by input name; samples that don't fill a last batch of the model's are left out."""
+        group = self.batch or 1
+        places = self.places[: len(self) * group].reshape(len(self), group)
+        return self.read(places[chosen].reshape(-1) for chosen in chunks(self, size, indices))
+
+    def in_batches_of(self, size: int | None) -> Samples:
+        """The same samples for a model that takes this batch alone; whole feeds stay whole.
+
+        Args:
+            size: samples in a batch; None changes nothing.
+        """
+        return replace(self, batch=self.batch or size)
+
+    def subset(self, chosen: Sequence[int] | np.ndarray) -> Samples:
+        """Some of the samples, in this order."""
+        return replace(self, places=self.places[np.asarray(chosen, np.int64)])
+
+    def take(self, n: int, seed: int = 0) -> Samples:
+        """At most n samples, or a whole batch: one drawn from each of n equal stretches, in order.
+
+        Files are sorted by name, often one class after another: a draw from each stretch
+        takes as many from each.
+        """
+        n = max(n, self.batch or 1)
+        return self if n >= self.count else self.subset(spread(self.count, n, seed))
+
+    def split(
+        self, fraction: float = 0.2, least: int = 64, seed: int = 0, batch: int = 1
+    ) -> tuple[Samples, Samples]:
+        """Two disjoint random parts, each in the original order: to learn, and held out.
+
+        Args:
+            fraction: the share held out.
+            least: the smallest number held out, as far as that leaves half to learn from.
+            seed: of the choice.
+            batch: the samples that a batch of the original has: no part is smaller.
+
+        Returns:
+            (train, held out); those that don't fill two batches are in both.
+        """
+        if self.count < 2 * batch:
+            return self, self
+        count = max(round(fraction * self.count), min(least, self.count // 2), 1)
+        order = np.random.default_rng(seed).permutation(self.count)
+        count = min(-(-count // batch) * batch, self.count - batch)
+        return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
+
+
+class Mapped:
+    """A dataset and a function of its batches: nothing is computed before it is read.
+
+    Args:
+        dataset: the dataset, whose indices stay.
+        change: the function.
+    """
+
+    def __init__(self, dataset: Dataset, change: Change) -> None:
+        self._dataset, self._change = dataset, change
+
+    @property
+    def batch(self) -> int | None:
+        """That of the dataset."""
+        return self._dataset.batch
+
+    def __len__(self) -> int:
+        """That of the dataset."""
+        return len(self._dataset)
+
+    def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[Arrays]:
+        """What the function makes of the batches."""
+        given = self._dataset.batches(size, indices)
+        return self._change(given, chunks(self._dataset, size, indices))
+
+
+def run_by(
+    model: ir.Model, outputs: Sequence[str], constants: Mapping[str, np.ndarray] | None = None
+) -> Change:
+    """From batches to what a model gives for them; arrays that it doesn't take are left out.
+
+    Args:
+        model: the model, one session of which is opened.
+        outputs: names of the outputs wanted.
+        constants: further inputs, the same for every batch.
+    """
+    pool, fixed = SessionPool(model, outputs), read_by(model, constants or {})
+    return lambda batches, _: pool.map({**fixed, **read_by(model, each)} for each in batches)
+
+
+def read_by(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Those of the arrays that are inputs of the model."""
+    inputs = {value.name for value in model.graph.inputs}
+    return {name: value for name, value in arrays.items() if name in inputs}
+
+
+class Joined:
+    """Datasets of the same indices, side by side: a batch has the arrays of all.
+
+    Args:
+        parts: the datasets; where they have an array of one name, it is that of the last.
+    """
+
+    def __init__(self, *parts: Dataset) -> None:
+        self.parts = parts
+
+    @property
+    def batch(self) -> int | None:
+        """That of the first."""
+        return self.parts[0].batch
+
+    def __len__(self) -> int:
+        """That of the first."""
+        return len(self.parts[0])
+
+    def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[Arrays]:
+        """The batches of all parts, joined."""
+        for found in zip(*(part.batches(size, indices) for part in self.parts), strict=True):
+            yield {name: array for arrays in found for name, array in arrays.items()}
