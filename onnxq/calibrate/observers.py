@@ -153,10 +153,10 @@ class _Attach:
         self._graph.outputs.append(output)
         return str(output.name)
 
-    def _constant(self, *numbers: int) -> ir.Value:
-        name = "observed/" + "_".join(map(str, numbers))
+    def _constant(self, *integers: int) -> ir.Value:
+        name = "observed/" + "_".join(map(str, integers))
         if name not in self._constants:
-            array = np.array(numbers, np.int64)
+            array = np.array(integers, np.int64)
             self._constants[name] = add_initializer(self._graph, name, array)
         return self._constants[name]
 

@@ -51,13 +51,13 @@ class Definition:
         """The operator's input."""
         return f"I({self.positions[index]})"
 
-    def output(self, index: int = 0) -> str:
+    def output(self) -> str:
         """The operator's output."""
-        return f"O({index})"
+        return "O(0)"
 
-    def gradient(self, index: int = 0) -> str:
+    def gradient(self) -> str:
         """The gradient of the loss with respect to the operator's output."""
-        return f"GO({index})"
+        return "GO(0)"
 
     def op(
         self,

@@ -14,7 +14,7 @@ from string import ascii_lowercase
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxq.export.constants import CODES, spread_repeats, store_halves
+from onnxq.export.constants import INTEGERS, spread_repeats, store_halves
 from onnxq.export.interface import restore_interface
 from onnxq.export.lower import WIDE, Lowering
 from onnxq.export.save import model_bytes
@@ -92,7 +92,7 @@ def compact(model: ir.Model, student: ir.Graph) -> None:
 def _staying(graph: ir.Graph, known: set[str]) -> set[str]:
     """Names of the original's tensors: in float, or quantized where there is no float form."""
     written = {str(value.name) for node in graph for value in node.outputs}
-    codes = {name + CODES for name in known - written}
+    codes = {name + INTEGERS for name in known - written}
     return (written & (known | codes)) - _unquantized(graph, known)
 
 
@@ -102,7 +102,7 @@ def _unquantized(graph: ir.Graph, known: set[str]) -> set[str]:
     for node in graph:
         source = node.inputs[0] if node.op_type == "QuantizeLinear" else None
         if source is not None and len(source.uses()) == 1:
-            tensor = str(node.outputs[0].name).removesuffix(CODES).removesuffix(WIDE)
+            tensor = str(node.outputs[0].name).removesuffix(INTEGERS).removesuffix(WIDE)
             if tensor != source.name and tensor in known:
                 found.add(str(source.name))
     return found

@@ -9,7 +9,7 @@ from onnxq.graph.editor import add_initializer
 from onnxq.load.float_types import halved_constants
 from onnxq.numerics.packing import collapsed
 
-CODES = ".codes"
+INTEGERS = ".codes"
 """Suffix of the integer form of a tensor, weight or bias."""
 SCALE = ".scale"
 """Suffix of its scale."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import CODES
+from onnxq.export.constants import INTEGERS
 from onnxq.graph.editor import add_initializer
 from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.packing import Field, fields, pack
@@ -42,7 +42,7 @@ def add_lookup(graph: ir.Graph, name: str, codebook: Codebook) -> ir.Value:
     for more in digits[1:]:
         index = writer.add("Add", [index, more])
     result = writer.add("Gather", [table, index])
-    result.name = f"{name}{CODES}"
+    result.name = f"{name}{INTEGERS}"
     graph.insert_before(graph[0], writer.nodes)
     return result
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import CODES, SCALE
+from onnxq.export.constants import INTEGERS, SCALE
 from onnxq.export.weights import lower_weights
 from onnxq.graph.editor import add_initializer
 from onnxq.graph.facts import nested_nodes
@@ -95,7 +95,7 @@ class Lowering:
             "QuantizeLinear", [source, scale_value, zero_value], name=f"{spec.name}.q"
         )
         integers = quantize.outputs[0]
-        integers.name, integers.shape = spec.name + CODES, result.shape
+        integers.name, integers.shape = spec.name + INTEGERS, result.shape
         integers.type = ir.TensorType(ir.DataType.UINT8)
         self._graph.insert_before(node, quantize)
         # QuantizeLinear clips to 8 bits by itself.
@@ -111,7 +111,7 @@ class Lowering:
         inputs = [wide, *(self._shared_integer(each) for each in ends)]
         clip = ir.node("Clip", inputs, name=f"{spec.name}.clip")
         integers = clip.outputs[0]
-        wide.name, integers.name = spec.name + WIDE, spec.name + CODES
+        wide.name, integers.name = spec.name + WIDE, spec.name + INTEGERS
         integers.type, integers.shape = wide.type, wide.shape
         self._graph.insert_before(before, clip)
         return integers
@@ -134,7 +134,7 @@ class Lowering:
             self._pad_with_zero_point(node, quantized)
         for output in node.outputs:
             name = str(output.name)
-            output.name = name + CODES
+            output.name = name + INTEGERS
             output.type = ir.TensorType(ir.DataType.UINT8)
             scale, zero_point = quantized.scale, quantized.zero_point
             self._quantized[output] = Quantized(output, scale, zero_point, name)

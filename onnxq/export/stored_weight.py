@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import CODES, SCALE
+from onnxq.export.constants import INTEGERS, SCALE
 from onnxq.export.lookup import add_lookup
 from onnxq.graph.editor import add_initializer
 from onnxq.graph.operators import TABLE, weight_index
@@ -63,7 +63,9 @@ class StoredWeight:
         if spec.packed:
             codebook = uniform_codebook(integers, spec.num_bits, self.scale)
             return add_lookup(self._graph, name, codebook)
-        return add_initializer(self._graph, f"{name}{CODES}", integers.astype(self._type.numpy()))
+        return add_initializer(
+            self._graph, f"{name}{INTEGERS}", integers.astype(self._type.numpy())
+        )
 
     def connect(self, node: ir.Node, spec: LayerSpec) -> None:
         """Connect a layer that reads the weight in its own way; `replace` connects the others."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import CODES, SCALE
+from onnxq.export.constants import INTEGERS, SCALE
 from onnxq.export.lookup import add_lookup
 from onnxq.export.stored_weight import REAL, StoredWeight, dequantize, replace_input
 from onnxq.graph.editor import add_initializer, fix_inputs
@@ -65,7 +65,7 @@ def _lower_bias(
         return _real_bias(graph, name, bias)
     scale = student.bias_scale(spec, qparams, weight.scale)
     integers = quantize_bias(bias, scale)
-    stored = add_initializer(graph, f"{name}{CODES}", integers.reshape(-1))
+    stored = add_initializer(graph, f"{name}{INTEGERS}", integers.reshape(-1))
     of_bias = _bias_scale(graph, name, student.sources[spec.name], weight.scale_value(spec))
     return dequantize(graph, [stored, of_bias], 0 if scale.ndim else None, name)
 

@@ -10,9 +10,12 @@ from onnxq.runtime.dataset import Dataset, Mapped
 from onnxq.student.qparams import CORRECTED, QParams, needs_bias
 from onnxq.student.student import Student
 
+ROUNDS = 2
+"""Passes over the samples: correcting a layer moves the means that later layers read."""
+
 
 def correct_biases(
-    student: Student, qparams: QParams, samples: Dataset, batch_size: int, rounds: int = 2
+    student: Student, qparams: QParams, samples: Dataset, batch_size: int
 ) -> QParams:
     """The quantization parameters with biases corrected by b <- b - e E[x], e the weights' error.
 
@@ -24,9 +27,8 @@ def correct_biases(
         qparams: its quantization parameters; only the stored mean inputs change.
         samples: unlabelled samples.
         batch_size: samples in one run.
-        rounds: passes over the samples.
     """
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         qparams = qparams.with_means(_means(student, qparams, samples, batch_size))
     return qparams
 

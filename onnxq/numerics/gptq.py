@@ -89,7 +89,7 @@ def shrinkage(hessian: Floats, samples: float) -> Floats:
 
 
 def round_with_feedback(form: Quadratic, scale: Floats, largest: int) -> Floats:
-    """Codes (G, R, K) of small error under the form, within +-largest.
+    """Integers (G, R, K) of small error under the form, within +-largest.
 
     Columns are taken in the order of falling H_jj: more of them are left to make up for the
     errors that weigh most.
@@ -121,7 +121,7 @@ def round_with_feedback(form: Quadratic, scale: Floats, largest: int) -> Floats:
 
 
 def descend(form: Quadratic, integers: Floats, scale: Floats, largest: int) -> Floats:
-    """Codes of no larger error: each in turn takes its best value, the others fixed.
+    """Integers of no larger error: each in turn takes its best value, the others fixed.
 
     Args:
         form: the quadratic form.

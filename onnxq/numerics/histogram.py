@@ -5,7 +5,7 @@ width w is a power of two. When a value falls outside, w doubles and bins merge 
 Since x/w is exact in float and floor(floor(x/w)/2) = floor(x/2w), the counts depend only on
 which values were added, never on their order or on how they were split into batches.
 
-Values equal to zero are counted apart: zero is a code of every grid that we use, so a
+Values equal to zero are counted apart: every quantizer represents zero exactly, so a
 spike of zeros behind a Relu carries no quantization error and no shape of a distribution.
 """
 
@@ -54,7 +54,7 @@ class Histogram:
 
     @property
     def edges(self) -> NDArray[np.float64]:
-        """The limits of the bins, ``(2 * BINS_PER_SIDE + 1,)`` float64; the middle one is zero."""
+        """The edges of the bins, ``(2 * BINS_PER_SIDE + 1,)`` float64; the middle one is zero."""
         return np.arange(-BINS_PER_SIDE, BINS_PER_SIDE + 1, dtype=np.float64) * self.width
 
     @property

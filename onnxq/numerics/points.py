@@ -70,8 +70,8 @@ def collect_points(blocks: Callable[[], Iterable[Block]], size: int) -> Points:
 
 
 def _binned(blocks: Callable[[], Iterable[Block]], size: int) -> Points:
-    limits = [(float(v.min()), float(v.max())) for v, _ in blocks()]
-    low, high = min(a for a, _ in limits), max(b for _, b in limits)
+    ends = [(float(v.min()), float(v.max())) for v, _ in blocks()]
+    low, high = min(a for a, _ in ends), max(b for _, b in ends)
     factor = np.float32((MOST_POINTS - 1) / max(high - low, 1e-30))
     total, moment = np.zeros(MOST_POINTS), np.zeros(MOST_POINTS)
     zeros = 0

@@ -29,16 +29,16 @@ def time_text(median: float | None, spread: float | None) -> str:
     return f"{text} {unit}" if spread is None else f"{text} ± {factor * spread:.1g} {unit}"
 
 
-def number_text(value: float | None, digits: int = 3, unit: str = "") -> str:
+def number_text(value: float | None, digits: int = 3) -> str:
     """A number with so many significant digits."""
     if value is None:
         return NONE
-    return f"{value:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"
 
 
-def percent_text(share: float | None, digits: int = 2) -> str:
+def percent_text(share: float | None) -> str:
     """A share of 1 in percent: `99.41 %`."""
-    return NONE if share is None else f"{100 * share:.{digits}f} %"
+    return NONE if share is None else f"{100 * share:.2f} %"
 
 
 def points_text(value: float | None, error: float | None = None) -> str:

@@ -50,15 +50,12 @@ class Failure(Exception):
     """The function raised an exception; the text is that of the exception."""
 
 
-def isolated(
-    function: Function, *arguments: Any, memory: int = MEMORY, seconds: float = SECONDS
-) -> Any:
+def isolated(function: Function, *arguments: Any, seconds: float = SECONDS) -> Any:
     """The result of a function that runs in a child process.
 
     Args:
         function: one of a module, found by its name.
         arguments: its arguments; they are pickled where the child is not forked.
-        memory: bytes that it may use beside those of this process.
         seconds: time limit.
 
     Raises:
@@ -67,9 +64,9 @@ def isolated(
     """
     alone = threading.active_count() == 1
     if sys.platform == "linux" and alone:
-        answer = _forked(function, arguments, memory, seconds)
+        answer = _forked(function, arguments, MEMORY, seconds)
     else:
-        answer = _spawned(function, arguments, memory, seconds)
+        answer = _spawned(function, arguments, MEMORY, seconds)
     good, value = pickle.loads(answer)
     if not good:
         raise Failure(value)

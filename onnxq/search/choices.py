@@ -34,11 +34,11 @@ def choices(table: SweepTable, plan: Plan, recipe: Recipe, *, floats: bool) -> l
         specs = [plan.layers[name] for name in row.layers]
         if not is_free(specs, plan, recipe):
             continue
-        codes = any(_stated(spec, recipe).get("codebook") == OFF for spec in specs)
+        integers = any(_stated(spec, recipe).get("codebook") == OFF for spec in specs)
         effects = {
             setting: replace(effect, error=effect.error / _gain(setting, recipe))
             for setting, effect in {**row.effects, **_between(row, specs)}.items()
-            if (floats or setting != FLOAT) and not (codes and setting.codebook is not None)
+            if (floats or setting != FLOAT) and not (integers and setting.codebook is not None)
         }
         rows.append(replace(row, effects=effects))
     return rows
@@ -104,9 +104,9 @@ def _triples(row: Row) -> list[tuple[Setting, Setting, Setting, float]]:
         for k in counts
         if 2 * k in counts
     ]
-    codes = [
+    integers = [
         (Setting(None, n), Setting(None, n + 1), Setting(None, n + 2), 0.5)
         for n in widths
         if n + 2 in widths and n + 1 not in widths
     ]
-    return books + codes
+    return books + integers

@@ -131,12 +131,11 @@ class Frontier:
         return found[::-1]
 
 
-def find_frontier(layers: Options, points: int = POINTS) -> Frontier:
+def find_frontier(layers: Options) -> Frontier:
     """The frontier of some layers.
 
     Args:
         layers: for each layer, the effect of each of its candidate settings, at least one.
-        points: trade-offs kept after each layer.
     """
     sizes, errors = np.zeros(1, np.int64), np.zeros(1)
     options, parents, chosen = [], [], []
@@ -146,7 +145,7 @@ def find_frontier(layers: Options, points: int = POINTS) -> Frontier:
         worse = np.array([effects[s].error for s in settings])
         all_sizes = (sizes[:, None] + more).ravel()
         all_errors = (errors[:, None] + worse).ravel()
-        kept = _thinned(all_sizes, _undominated(all_sizes, all_errors), points)
+        kept = _thinned(all_sizes, _undominated(all_sizes, all_errors))
         parents.append(kept // len(settings))
         chosen.append(kept % len(settings))
         options.append(settings)
@@ -170,12 +169,12 @@ def _undominated(sizes: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArr
     return np.asarray(order[better])
 
 
-def _thinned(sizes: NDArray[np.int64], kept: NDArray[np.int64], points: int) -> NDArray[np.int64]:
+def _thinned(sizes: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
     """The trade-off of least error in each equal step of size, and the smallest of all."""
-    if kept.size <= points:
+    if kept.size <= POINTS:
         return kept
     found = sizes[kept]
-    steps = (found - found[0]) * (points - 1) // max(int(found[-1] - found[0]), 1)
+    steps = (found - found[0]) * (POINTS - 1) // max(int(found[-1] - found[0]), 1)
     last = np.append(steps[1:] != steps[:-1], True)
     last[0] = True
     return np.asarray(kept[last])

@@ -69,10 +69,10 @@ class Parts:
             return self.op("ReduceMean", value, self.integers(axes), keepdims=int(keep))
         return self.op("ReduceMean", value, axes=list(axes), keepdims=int(keep))
 
-    def sum(self, value: ir.Value, axes: Sequence[int] | None, *, keep: bool = False) -> ir.Value:
+    def sum(self, value: ir.Value, axes: Sequence[int] | None) -> ir.Value:
         """The sum over some axes, or over all."""
         given = [] if axes is None else [self.integers(axes)]
-        return self.op("ReduceSum", value, *given, keepdims=int(keep))
+        return self.op("ReduceSum", value, *given, keepdims=0)
 
     def square(self, value: ir.Value) -> ir.Value:
         """The square of each element, by Mul: Pow and its gradient are far slower."""

@@ -80,30 +80,29 @@ class Optimizer(Protocol):
         """Restore a saved state."""
 
 
+FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-8
+"""b1, b2 and eps of Adam, as its authors give them."""
+
+MOMENTUM = 0.9
+"""mu of gradient descent."""
+
+
 class Adam:
     """Adam (Kingma and Ba 2015, algorithm 1).
 
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
     p = p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
+    with b1 = 0.9, b2 = 0.999 and eps = 1e-8.
+
     Args:
         lr: step size.
-        betas: decay of the two moments, b1 and b2.
-        eps: keeps the division finite.
         rates: learning rates of single arrays, relative to `lr`; 1 where none is given.
     """
 
-    def __init__(
-        self,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        rates: Rates = ALL_EQUAL,
-    ) -> None:
+    def __init__(self, lr: float = 1e-3, rates: Rates = ALL_EQUAL) -> None:
         self.lr = lr
         self.rates = rates
-        self.betas = betas
-        self.eps = eps
         self.reset()
 
     def reset(self) -> None:
@@ -120,15 +119,14 @@ class Adam:
             gradients: arrays of the same shapes; parameters without one are left unchanged.
         """
         self._steps += 1
-        first_decay, second_decay = self.betas
-        first_bias = 1 - first_decay**self._steps
-        second_bias = 1 - second_decay**self._steps
+        first_bias = 1 - FIRST_DECAY**self._steps
+        second_bias = 1 - SECOND_DECAY**self._steps
         for name, gradient in gradients.items():
             first = self._first.setdefault(name, np.zeros_like(gradient))
             second = self._second.setdefault(name, np.zeros_like(gradient))
-            first += (1 - first_decay) * (gradient - first)
-            second += (1 - second_decay) * (gradient * gradient - second)
-            size = np.sqrt(second / second_bias) + self.eps
+            first += (1 - FIRST_DECAY) * (gradient - first)
+            second += (1 - SECOND_DECAY) * (gradient * gradient - second)
+            size = np.sqrt(second / second_bias) + EPSILON
             rate = self.lr * self.rates.get(name, 1.0)
             _subtract(parameters[name], rate / first_bias * first / size)
 
@@ -149,14 +147,12 @@ class SGD:
 
     Args:
         lr: step size.
-        momentum: mu, 0 for plain gradient descent.
         rates: learning rates of single arrays, relative to `lr`; 1 where none is given.
     """
 
-    def __init__(self, lr: float = 1e-2, momentum: float = 0.9, rates: Rates = ALL_EQUAL) -> None:
+    def __init__(self, lr: float = 1e-2, rates: Rates = ALL_EQUAL) -> None:
         self.lr = lr
         self.rates = rates
-        self.momentum = momentum
         self.reset()
 
     def reset(self) -> None:
@@ -167,7 +163,7 @@ class SGD:
         """Update the parameters that have a gradient, in place."""
         for name, gradient in gradients.items():
             velocity = self._velocity.setdefault(name, np.zeros_like(gradient))
-            velocity *= self.momentum
+            velocity *= MOMENTUM
             velocity += gradient
             rate = self.lr * self.rates.get(name, 1.0)
             _subtract(parameters[name], rate * velocity)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import CODES
+from onnxq.export.constants import INTEGERS
 from onnxq.graph.facts import computed_from_constants, producer
 from onnxq.runtime.session import PROTOBUF_LIMIT, open_session
 
@@ -17,8 +17,10 @@ from onnxq.runtime.session import PROTOBUF_LIMIT, open_session
 def find_tensors(graph: ir.Graph) -> dict[str, ir.Value]:
     """The values of a graph by the original's tensor name, in float or quantized."""
     values = {str(value.name): value for node in graph for value in node.outputs}
-    coded = {name.removesuffix(CODES): v for name, v in values.items() if name.endswith(CODES)}
-    return {**coded, **values}
+    quantized = {
+        name.removesuffix(INTEGERS): v for name, v in values.items() if name.endswith(INTEGERS)
+    }
+    return {**quantized, **values}
 
 
 def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
@@ -52,9 +54,9 @@ def _real(graph: ir.Graph, name: str, found: Mapping[str, ir.Value]) -> ir.Value
     return value
 
 
-def _quantizer(codes: ir.Value) -> ir.Node:
+def _quantizer(value: ir.Value) -> ir.Node:
     """The QuantizeLinear behind a quantized value, across data-movement operators."""
-    node = codes.producer()
+    node = value.producer()
     while node is not None and node.op_type != "QuantizeLinear":
         source = node.inputs[0]
         node = producer(source)

@@ -132,12 +132,12 @@ def _gives_float(node: ir.Node) -> bool:
 
 
 def _computes_in_float(node: ir.Node) -> bool:
-    if node.op_type == "Clip" and _is_code(node.inputs[1] if len(node.inputs) > 1 else None):
+    if node.op_type == "Clip" and _is_integer(node.inputs[1] if len(node.inputs) > 1 else None):
         return False
     return node.op_type not in _CONVERTS | _DATA_MOVEMENT | INTEGER_KERNELS
 
 
-def _is_code(bound: ir.Value | None) -> bool:
+def _is_integer(bound: ir.Value | None) -> bool:
     """Whether a constant is an integer, and so bounds an activation of less than 8 bits."""
     constant = None if bound is None else bound.const_value
     return constant is not None and constant.dtype == ir.DataType.UINT8

@@ -124,20 +124,19 @@ def _saturating_layers(exported: Exported) -> list[str]:
     for spec in exported.plan.integer_layers():
         if spec.int4:
             continue  # no integer kernel reads INT4
-        codes = _codes(nodes[spec.name])
-        if may_saturate(codes, spec.channel_axis):
+        if may_saturate(_integers(nodes[spec.name]), spec.channel_axis):
             names.append(spec.name)
     return names
 
 
-def _codes(layer: ir.Node) -> IntArray:
+def _integers(layer: ir.Node) -> IntArray:
     """The integer weights of a layer, which its DequantizeLinear reads."""
     assert layer.inputs[1] is not None
     dequantize = layer.inputs[1].producer()
     assert dequantize is not None
-    codes = stored_array(dequantize.inputs[0])
-    assert codes is not None
-    return codes
+    integers = stored_array(dequantize.inputs[0])
+    assert integers is not None
+    return integers
 
 
 def _time(exported: Exported, samples: Samples) -> tuple[tuple[Latency, Latency] | None, list[str]]:

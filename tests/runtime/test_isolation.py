@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from onnxq.runtime import isolation
 from onnxq.runtime.isolation import Crash, Failure, isolated
 
 
@@ -45,11 +46,12 @@ def test_a_crash(way, how, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_exception_and_too_much_memory(way):
+def test_an_exception_and_too_much_memory(way, monkeypatch):
     with pytest.raises(Failure, match="oh no"):
         isolated(end_badly, "oh no")
+    monkeypatch.setattr(isolation, "MEMORY", 2**29)
     with pytest.raises(Failure, match="too much memory"):
-        isolated(end_badly, "memory", memory=2**29)
+        isolated(end_badly, "memory")
 
 
 def test_one_that_takes_too_long():
