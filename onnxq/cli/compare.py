@@ -29,7 +29,7 @@ def compare_command(
     as_json: bool,
     quiet: bool,
     verbose: int,
-    **preprocess_flags: Any,
+    **flags: Any,
 ) -> None:
     """Compare each layer of QUANTIZED with its original FLOAT.
 
@@ -42,7 +42,7 @@ def compare_command(
     start_log(verbose)
     use_cores(ctx, threads)
     require_model(original)
-    preprocess = preprocess_from_flags(require_model(compressed), **preprocess_flags)
+    preprocess = preprocess_from_flags(require_model(compressed), flags)
     with make_progress(quiet, verbose) as progress:
         result = run_compare(
             original,

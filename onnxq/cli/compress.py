@@ -11,7 +11,7 @@ import click
 
 from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model, stopped_sentence
-from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
+from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.start import check_samples, start_log, use_cores
 from onnxq.errors import OutputError
@@ -57,7 +57,7 @@ def compress_command(
         page = flags["report_folder"] / PAGE
         check_new(page, flags["force"], "report", "--report")
         check_folder(flags["report_folder"])
-    preprocess = preprocess_from_flags(model, **preprocess_flags(flags))
+    preprocess = preprocess_from_flags(model, flags)
     with stopped_sentence(out), make_progress(quiet, verbose) as progress:
         result = run_compress(
             model,

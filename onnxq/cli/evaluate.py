@@ -29,7 +29,7 @@ def evaluate_command(
     as_json: bool,
     quiet: bool,
     verbose: int,
-    **preprocess_flags: Any,
+    **flags: Any,
 ) -> None:
     """Measure MODEL on labelled samples, and its difference to a reference."""
     from onnxq.report.tables import print_evaluation
@@ -38,7 +38,7 @@ def evaluate_command(
     start_log(verbose)
     use_cores(ctx, threads)
     require_model(model)
-    preprocess = preprocess_from_flags(model, **preprocess_flags)
+    preprocess = preprocess_from_flags(model, flags)
     with make_progress(quiet, verbose) as progress:
         result = run_evaluate(
             model,

@@ -13,23 +13,7 @@ if TYPE_CHECKING:
     from onnxq.data.preprocess import Preprocess
 
 
-def preprocess_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's flags that `preprocess_from_flags` takes."""
-    names = ("preprocess_file", "mean", "std", "resize", "crop", "layout", "bgr")
-    return {name: flags[name] for name in names}
-
-
-def preprocess_from_flags(
-    model: Path,
-    *,
-    preprocess_file: Path | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    resize: int | tuple[int, ...] | None,
-    crop: int | None,
-    layout: str | None,
-    bgr: bool,
-) -> Preprocess | None:
+def preprocess_from_flags(model: Path, flags: Mapping[str, Any]) -> Preprocess | None:
     """The settings that the flags give; None where there are none.
 
     A flag overrides what `--preprocess`, or else the model, has for the same setting.
@@ -40,11 +24,10 @@ def preprocess_from_flags(
     from onnxq.data.preprocess import Preprocess, find_preprocess, load_preprocess
     from onnxq.verify.opened import open_model
 
-    flags = {"mean": mean, "std": std, "resize": resize, "crop": crop, "layout": layout}
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-    if bgr:
-        given["bgr"] = True
-    base = None if preprocess_file is None else load_preprocess(preprocess_file)
+    names = ("mean", "std", "resize", "crop", "layout", "bgr")
+    given = {name: flags[name] for name in names if flags[name] not in (None, False)}
+    file = flags["preprocess_file"]
+    base = None if file is None else load_preprocess(file)
     if not given:
         return base
     if "mean" in given and "std" in given and base is None:

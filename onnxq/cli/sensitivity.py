@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model
-from onnxq.cli.preprocessing import preprocess_flags, preprocess_from_flags
+from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
 from onnxq.cli.start import check_samples, start_log, use_cores
 
@@ -60,7 +60,7 @@ def sensitivity_command(
         for name in (PAGE, JSON, CSV):
             check_new(report_folder / name, force, "report", "--report")
         check_folder(report_folder)
-    preprocess = preprocess_from_flags(model, **preprocess_flags(flags))
+    preprocess = preprocess_from_flags(model, flags)
     with make_progress(quiet, verbose) as progress:
         table = run_sensitivity(
             model,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxq.errors import RecipeError
-from onnxq.options.kinds import Kind, Switch, listed
+from onnxq.options.kinds import Kind, Switch, Whole, listed
 
 VERBS = ("compress", "inspect", "evaluate", "compare", "benchmark", "sensitivity", "distill")
 """The commands, in the order of the help text."""
@@ -75,6 +75,13 @@ class Option:
             raise RecipeError(
                 f"The option '{self.name}' {where}is {found}; expected {self.kind.expected}."
             )
+
+    def for_layers(self) -> Option:
+        """The same for a single layer, where None leaves the recipe's own value."""
+        if not isinstance(self.kind, Whole):
+            return self
+        words = {word: value for word, value in self.kind.words.items() if value is not None}
+        return replace(self, kind=replace(self.kind, words=words))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ __all__ = [
     "load_recipe",
     "matches",
     "nearest_name",
+    "recipe_fields",
     "recipe_from_fields",
     "recipe_toml",
     "save_recipe",
@@ -218,7 +219,7 @@ class Recipe:
         Args:
             spelt_out: every option is there; else only those that are not at their defaults.
         """
-        fields, defaults = _to_fields(self), _to_fields(Recipe())
+        fields, defaults = recipe_fields(self), recipe_fields(Recipe())
         if not spelt_out:
             fields = {key: value for key, value in fields.items() if value != defaults[key]}
         # Keys keep their older names, for those who read them from files.
@@ -251,6 +252,9 @@ def _taking_older_names(init: Callable[..., None]) -> Callable[..., None]:
     return taking
 
 
+Recipe.__doc__ = f"{Recipe.__doc__}\n    Attributes:\n" + "\n".join(
+    f"        {name}: {option.help}" for name, option in RECIPE.items()
+)
 Recipe.__init__ = _taking_older_names(Recipe.__init__)  # type: ignore[method-assign]
 
 
@@ -273,7 +277,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def recipe_toml(recipe: Recipe) -> str:
     """The recipe as TOML, every option spelt out; what is None is left to its default."""
-    return tomli_w.dumps({k: v for k, v in _to_fields(recipe).items() if v is not None})
+    return tomli_w.dumps({k: v for k, v in recipe_fields(recipe).items() if v is not None})
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -340,7 +344,8 @@ def _known(fields: Mapping[str, Any], known: Sequence[str], where: str) -> dict[
     return options
 
 
-def _to_fields(recipe: Recipe) -> dict[str, Any]:
+def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    """Every option of the recipe, as TOML and JSON take it."""
     fields = dataclasses.asdict(recipe)
     fields["layers"] = [
         {key: value for key, value in layer.items() if value is not None}

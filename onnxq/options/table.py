@@ -189,14 +189,14 @@ OPTIONS: tuple[Option, ...] = (
                "Start from the weights in the student's file, or from random ones (He et al. "
                "2015).", INITS[0], (DISTILL,)),
         RecipeOption("epochs", Whole(), "Passes over the samples.",
-                     verbs=TRAINED, unset="by what is learned",
+                     verbs=TRAINED, unset="by the method",
                      more='8 by default; for "steps" and "weights" 16, or 1,500 steps if that '
                      "is more."),
         RecipeOption("max_minutes", Positive("M"), "When training stops at the latest.",
                      10.0, TRAINED),
         RecipeOption("lr", Numbers("[KIND=]X", names=RATES, for_all=True),
                      "Learning rate, for all that is learned or for one kind, as in "
-                     "weights=0.001.", unset="by what is learned"),
+                     "weights=0.001.", unset="by the method"),
         Option("lr", Positive(), "Learning rate of Adam.", verbs=(DISTILL,),
                in_recipe=True),
         RecipeOption("optimizer", Choice(words=get_args(OptimizerName)),
@@ -290,7 +290,7 @@ FIRST = (
 RECIPE = {option.name: option for option in OPTIONS if isinstance(option, RecipeOption)}
 """The options of a recipe by name."""
 DEFAULTS: dict[str, Any] = {name: option.default for name, option in RECIPE.items()}
-SETTINGS = {option.name: option for option in OPTIONS if option.layers}
+SETTINGS = {option.name: option.for_layers() for option in OPTIONS if option.layers}
 """Those that a recipe may set for single layers."""
 RENAMED = {option.was: option.name for option in OPTIONS if option.was}
 """Older names, with those of today."""

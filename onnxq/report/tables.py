@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxq.distillation.result import DistillResult, options_of
+from onnxq.options.recipe import recipe_fields
 from onnxq.report.contents import ContentRow
 from onnxq.report.inspection import Inspection, LayerRow
 from onnxq.report.result import metric_rows
@@ -188,7 +189,7 @@ def print_inspection(found: Inspection, *, layers: bool = True) -> None:
     if found.version is not None:
         lines.append(f"written by onnxq {found.version}")
     if found.recipe is not None:
-        lines.append(f"recipe: {found.recipe.to_json()}")
+        lines.append(f"recipe: {json.dumps(recipe_fields(found.recipe), sort_keys=True)}")
     if found.preprocess is not None:
         lines.append(f"preprocessing: {json.dumps(found.preprocess, sort_keys=True)}")
     console.print("\n".join(map(_text, lines)), soft_wrap=True)

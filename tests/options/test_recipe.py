@@ -126,6 +126,10 @@ def test_a_sweep_keeps_nothing_of_how_to_learn():
         ({"spare": True, "fallback": False}, "'fallback' is given twice in 'r.toml'; give it once"),
         ({"weight-bits": 4, "weight_bits": 4}, "'weight_bits' is given twice"),
         ({"layers": [{"keep_float": True}]}, "no 'pattern'"),
+        (
+            {"layers": [{"pattern": "a", "activation_bits": "none"}]},
+            r"'activation_bits' of the layers 'a' is 'none'; expected a whole number from 2 to 8\.",
+        ),
         ({"layers": {"pattern": "a"}}, r"tables '\[\[layers\]\]'"),
         ({"layers": [{"pattern": "a"}]}, "layers 'a' sets nothing; give one of 'weight_bits'"),
         (
