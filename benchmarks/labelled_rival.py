@@ -45,7 +45,7 @@ from onnxq.student.student import bake
 from onnxq.train.budget import EPOCHS, Budget
 from onnxq.train.held_out import Learned
 from onnxq.train.loss import finished, target_name
-from onnxq.verify.ranks import Ranks, paired_metrics
+from onnxq.verify.evaluate import Ranks, paired_metrics
 
 BATCH_SIZE = 100
 SMALL = ("/conv1/*", "/layer1/*", "/linear/*")

@@ -12,7 +12,7 @@ from onnxq.distillation.parameters import Parameter, find_parameters, trained_in
 from onnxq.errors import ModelError
 from onnxq.graph.editor import add_initializer, free_initializer
 from onnxq.graph.facts import constant, is_op, values_by_name
-from onnxq.normalise.batch_norm import batch_norm_refusal
+from onnxq.normalise.affine import batch_norm_refusal
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays, SessionPool, expose
 from onnxq.synthesise.parts import Parts, training_norm

@@ -40,7 +40,7 @@ def blocked_convolution(form: Form) -> Rule | None:
     """The rule for a Conv that the blocked kernels support; None for any other.
 
     Where the data need no gradient, as in a first layer, ConvGrad alone is as good, and the builder
-    would drop its second output (see ``wrap.py``).
+    would drop its second output (see ``gradient_graph.py``).
     """
     block = block_size()
     if block is None or 0 not in form.wanted or not _fits(form, block):

@@ -20,7 +20,7 @@ from onnxq.graph.facts import (
 from onnxq.graph.scaled_weight import shares, weight_array
 from onnxq.normalise.linear import times_factor
 from onnxq.normalise.passes import NodePass
-from onnxq.normalise.pooling import is_pointwise
+from onnxq.normalise.spatial import is_pointwise
 
 
 class GemmToPlain(NodePass):

@@ -11,22 +11,26 @@ from onnxq.errors import ModelError, PassError, reason_of
 from onnxq.graph.facts import is_op
 from onnxq.load.float_types import float_types_notes
 from onnxq.load.opens import run_model
-from onnxq.normalise.activations import ClipToRelu, MinMaxToClip, PReluToLeakyRelu
-from onnxq.normalise.batch_norm import BatchNormToAffine, FoldBatchNorm
+from onnxq.normalise.affine import BatchNormToAffine, FoldAffine, FoldBatchNorm
 from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, pieces_of
 from onnxq.normalise.clean import NameEverything, OwnOutputs, RemoveIdentity, SweepDead
-from onnxq.normalise.fold_affine import FoldAffine
 from onnxq.normalise.fold_constants import FoldConstants, LiftConstants
 from onnxq.normalise.fold_shapes import FoldShapes
 from onnxq.normalise.free_batch import FreedBatch, free_and_verify_batch
 from onnxq.normalise.gemm import ConvToGemm, GemmToPlain
 from onnxq.normalise.infer_shapes import AskRuntime, InferShapes
-from onnxq.normalise.pads import FullPads, MakePadsExplicit
 from onnxq.normalise.passes import GraphPass, PassRunner
-from onnxq.normalise.plain_nodes import ChainSum, ExpandWhere, SplitToSlices
-from onnxq.normalise.pooling import MeanToPool, PoolBeforeConv
+from onnxq.normalise.plain_nodes import (
+    ChainSum,
+    ClipToRelu,
+    ExpandWhere,
+    MinMaxToClip,
+    PReluToLeakyRelu,
+    SplitToSlices,
+)
 from onnxq.normalise.products import EinsumToMatMul, LeftConstant, SqueezeWeight
 from onnxq.normalise.simplify import Simplify
+from onnxq.normalise.spatial import FullPads, MakePadsExplicit, MeanToPool, PoolBeforeConv
 from onnxq.normalise.transposes import MergeTransposes, TransposedToGemm
 from onnxq.numerics.distances import Outputs, find_difference, rounding_noise
 from onnxq.runtime.session import Feeds

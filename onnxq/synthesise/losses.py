@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.facts import constant, is_op, rank
-from onnxq.normalise.batch_norm import batch_norm_refusal
+from onnxq.normalise.affine import batch_norm_refusal
 from onnxq.synthesise.parts import Parts
 
 FOLDED = (

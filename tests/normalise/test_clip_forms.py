@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.activations import MinMaxToClip, PReluToLeakyRelu
+from onnxq.normalise.plain_nodes import MinMaxToClip, PReluToLeakyRelu
 
 
 def _ops(model) -> list[str]:

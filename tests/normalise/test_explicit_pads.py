@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from onnxq.load.interface import input_specs, random_feeds
 from onnxq.load.opens import run_model
-from onnxq.normalise.pads import MakePadsExplicit
+from onnxq.normalise.spatial import MakePadsExplicit
 
 MODES = ["SAME_UPPER", "SAME_LOWER", "VALID"]
 

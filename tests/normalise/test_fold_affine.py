@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.fold_affine import FoldAffine
+from onnxq.normalise.affine import FoldAffine
 
 
 def _random(*shape: int, seed: int = 0) -> np.ndarray:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.batch_norm import BatchNormToAffine, FoldBatchNorm
-from onnxq.normalise.fold_affine import FoldAffine
+from onnxq.normalise.affine import BatchNormToAffine, FoldAffine, FoldBatchNorm
 
 
 def _norm(channels: int, seed: int = 1) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.normalise.gemm import ConvToGemm
-from onnxq.normalise.pooling import PoolBeforeConv
+from onnxq.normalise.spatial import PoolBeforeConv
 
 
 def _ops(model) -> list[str]:

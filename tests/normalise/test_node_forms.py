@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.normalise.activations import ClipToRelu
 from onnxq.normalise.clean import RemoveIdentity
-from onnxq.normalise.pads import FullPads
-from onnxq.normalise.plain_nodes import ChainSum, ExpandWhere, SplitToSlices
-from onnxq.normalise.pooling import MeanToPool
+from onnxq.normalise.plain_nodes import ChainSum, ClipToRelu, ExpandWhere, SplitToSlices
+from onnxq.normalise.spatial import FullPads, MeanToPool
 
 
 def _ops(model) -> list[str]:

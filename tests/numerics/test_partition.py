@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.numerics import merging
-from onnxq.numerics.partition import partitions
+from onnxq.numerics import kmeans
+from onnxq.numerics.kmeans import partitions
 from onnxq.numerics.points import Points, make_points
 
 KINDS = {
@@ -98,13 +98,13 @@ def test_the_neighbours_that_cost_least_merge_first():
         best = min(merged, key=lambda each: error(points, np.array(each)))
         order += set(cuts) - set(best)
         cuts = best
-    assert merging.lasting_cuts(points).tolist() == order[::-1]
+    assert kmeans.lasting_cuts(points).tolist() == order[::-1]
 
 
 def test_merging_from_groups_ends_near_merging_from_points(monkeypatch):
     points = drawn("heavy tails", 1500, 1.0, 0)
     fine = partitions(points, [4, 32])
-    monkeypatch.setattr(merging, "GROUPS", 400)
+    monkeypatch.setattr(kmeans, "GROUPS", 400)
     coarse = partitions(points, [4, 32])
     for count in fine:
         assert error(points, coarse[count]) <= 1.01 * error(points, fine[count])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import DataError, ModelError
-from onnxq.verify.ranks import Ranks, paired_metrics
+from onnxq.verify.evaluate import Ranks, paired_metrics
 
 
 def ranks(labels: list[int], scores: list[list[float]], batch: int = 2) -> Ranks:
