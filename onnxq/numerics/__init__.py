@@ -1,1 +1,1 @@
-"""Pure array arithmetic: no graph, no session."""
+"""Arithmetic on arrays, without graphs or sessions."""

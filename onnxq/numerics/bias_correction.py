@@ -1,7 +1,7 @@
-"""The shift that quantized weights give a layer's mean output, from mean inputs.
+"""The mean error that quantized weights cause in a layer's output, from mean inputs.
 
-Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction",
-2019, §4.2: E[y~] = E[y] + E[e x] with e = W~ - W, so that b <- b - e E[x] removes it.
+Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", 2019, §4.2:
+E[y~] = E[y] + E[e x] with e = W~ - W, so b <- b - e E[x] removes it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ BLOCK = 2**22
 def weight_error_shift(
     weight: FloatArray, fake: FloatArray, mean_input: np.ndarray, op_type: str, axis: int
 ) -> FloatArray:
-    """E E[x], the mean error of each output channel.
+    """The mean error of each output channel, e E[x].
 
-    The borders of a padded convolution, where fewer weights meet an input, are left out
-    of account.
+    The borders of a padded convolution, where fewer weights meet an input, are ignored.
 
     Args:
         weight: the float weights; Conv (out, in/group, ...), Gemm and MatMul 2-D.
-        fake: the weights quantized and back, the same shape.
+        fake: the weights quantized and converted back, the same shape.
         mean_input: E[x] of each input channel, shape (in,).
         op_type: Conv, Gemm or MatMul.
         axis: the weight's axis of output channels.
@@ -49,7 +48,7 @@ def weight_error_shift(
 def _by_rows(
     weight: FloatArray, fake: FloatArray, shift: Callable[[np.ndarray, slice], np.ndarray]
 ) -> FloatArray:
-    """The shift of each row of output channels, in blocks: the error is taken in float64."""
+    """The error of each row of output channels, computed block by block in float64."""
     found = np.empty(len(weight), np.float32)
     step = max(1, BLOCK * len(weight) // max(1, weight.size))
     for start in range(0, len(weight), step):
@@ -67,8 +66,8 @@ def shift_weight_gradient(
 ) -> FloatArray:
     """The part of dL/dW~ that flows through a corrected bias, -dL/db (x) E[x].
 
-    With b = b_float - (W~ - W) E[x], a layer computes W~ (x - E[x]) + ...: its quantized
-    weights see inputs without their mean.
+    With b = b_float - (W~ - W) E[x], a layer computes W~ (x - E[x]) + ...: its quantized weights
+    see inputs without their mean.
 
     Args:
         bias_gradient: dL/db, (out,) elements.

@@ -22,7 +22,7 @@ BLOCK = 2**22
 
 @dataclass(frozen=True)
 class Codebook:
-    """The table of one weight, and where each element stands in it.
+    """The centroids of one weight, and the index of each element.
 
     Attributes:
         centroids: ascending, (K,), float32, or int8 for integer kernels.
@@ -41,23 +41,23 @@ class Codebook:
 
 
 def fit_codebook(weight: FloatArray, count: int, axis: int | None, largest: int | None) -> Codebook:
-    """The codebook of least squared error, near enough; see `fit_codebooks`."""
+    """The codebook of nearly least squared error; see `fit_codebooks`."""
     return fit_codebooks(weight, [count], axis, largest)[count]
 
 
 def fit_codebooks(
     weight: FloatArray, counts: Collection[int], axis: int | None, largest: int | None
 ) -> dict[int, Codebook]:
-    """The codebooks of least squared error, near enough, of several sizes at once.
+    """Codebooks of several sizes, each of nearly least squared error.
 
     Args:
         weight: float32.
-        counts: every K to fit, at most 256; fewer centroids come out where integers coincide.
+        counts: every K to fit, at most 256; there are fewer centroids where integers coincide.
         axis: the axis of the scales, or None for one scale.
-        largest: integer of the centroids, int8; None leaves them float.
+        largest: the largest integer of int8 centroids; None leaves them float.
 
     Returns:
-        By K; each takes one byte per weight, and is the same whatever other counts are asked for.
+        By K; each takes one byte per weight, and is the same whatever the other counts.
     """
     scale = _spread(weight, axis)
     importance = np.square(scale)
@@ -85,7 +85,7 @@ def _codebook(
 def _indices(
     weight: FloatArray, table: FloatArray, scale: FloatArray, axis: int | None
 ) -> NDArray[np.uint8]:
-    """Where the number of the table nearest to each weight over its scale stands."""
+    """The index of the centroid nearest to each weight divided by its scale."""
     indices = np.empty(weight.shape, np.uint8)
     for where, values in _normalised(weight, scale, axis):
         indices[where] = nearest(values, table)
@@ -106,7 +106,7 @@ def uniform_codebook(integers: IntArray, num_bits: int, scale: FloatArray) -> Co
 
 
 def uniform_bits(table: NDArray[np.generic]) -> int | None:
-    """The n of a table that holds all integers of a weight of n bits and no others; else None."""
+    """The n of a table that holds all integers of an n-bit weight and no others; else None."""
     num_bits = (table.size + 1).bit_length() - 1
     if table.dtype != np.int8 or not 2 <= num_bits <= 8:
         return None
@@ -115,13 +115,13 @@ def uniform_bits(table: NDArray[np.generic]) -> int | None:
 
 
 def look_up(codebook: Codebook, scale: FloatArray, axis: int | None) -> FloatArray:
-    """The weights that a codebook stands for, under a scale: what the exported nodes give."""
+    """The weights of a codebook under a scale, as the exported nodes compute them."""
     table = codebook.centroids.astype(np.float32)
     return table[codebook.indices] * per_channel(scale, codebook.indices.ndim, axis)
 
 
 def _spread(weight: FloatArray, axis: int | None) -> FloatArray:
-    """Root mean square of each channel; 1 for the whole where there is no axis."""
+    """Root mean square of each channel; 1 where there is no axis."""
     if axis is None:
         return np.asarray(1, np.float32)
     others = tuple(i for i in range(weight.ndim) if i != axis)
@@ -154,11 +154,11 @@ def _normalised(
 
 
 def share_biases(bias: FloatArray, count: int) -> FloatArray:
-    """Each bias replaced by the nearest of K centroids, those of least squared error.
+    """Each bias replaced by the nearest of K centroids of least squared error.
 
         b <- c[argmin_k |b - c_k|]
 
-    K = 1 gives the mean; a K of at least the number of different biases changes nothing.
+    K = 1 gives the mean. A K of at least the number of different biases changes nothing.
 
     Args:
         bias: float32, (channels,).

@@ -1,4 +1,4 @@
-"""How far outputs lie from others: KL divergence, signal to noise, equality up to rounding."""
+"""Distances between outputs: KL divergence, SQNR, equality up to rounding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def kl_divergence(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
 def confidence_drop(
     teacher: np.ndarray, decisions: np.ndarray, other_decisions: np.ndarray
 ) -> np.ndarray:
-    """p_T(c_T) - p_T(c_S) of each row: what the teacher thinks the other decision costs.
+    """p_T(c_T) - p_T(c_S) of each row: the teacher's probability that a changed decision loses.
 
     Its mean estimates the drop of the top-1 accuracy without labels.
 
@@ -63,7 +63,7 @@ def confidence_drop(
 
 
 def holds_decisions(shape: tuple[int, ...], count: int) -> bool:
-    """Whether a tensor of `count` samples is (count, classes >= 2), with sizes of 1 behind."""
+    """Whether a tensor of `count` samples is (count, classes >= 2), or has trailing 1s."""
     return shape[:1] == (count,) and len(shape) > 1 and 1 < shape[1] == math.prod(shape[1:])
 
 
@@ -97,11 +97,11 @@ def find_difference(
 ) -> str | None:
     """Where two lists of outputs differ, in words; None where they are equal.
 
-    Floats are equal if max|a − b| ≤ max(r·max|a|, 2ε) and they are infinite or NaN in the
-    same places; ε is the machine epsilon of their dtype and r = max(1e-4, 16ε), which is
-    1e-4 for float32. Of other elements at most 1 in 100 may differ (an index or a label
-    that hangs on a near tie); shapes and dtypes must be the same. `noise` holds, by name,
-    absolute differences that are allowed above that: see `rounding_noise`.
+    Floats are equal if max|a − b| ≤ max(r·max|a|, 2ε) and they are infinite or NaN in the same
+    places. ε is the machine epsilon of their dtype and r = max(1e-4, 16ε), which is 1e-4 for
+    float32. Of other elements at most 1 in 100 may differ (an index or a label that depends on a
+    near tie). Shapes and dtypes must be the same. `noise` holds, by name, absolute differences that
+    are allowed above that: see `rounding_noise`.
     """
     noise = noise or {}
     for left, right in zip(expected, found, strict=True):
@@ -115,7 +115,7 @@ def find_difference(
 def rounding_noise(
     names: Sequence[str], first: Sequence[Outputs], second: Sequence[Outputs]
 ) -> dict[str, float]:
-    """By name, NOISE_FACTOR·max|a − b| of two runs whose arithmetic is equal but for rounding."""
+    """NOISE_FACTOR·max|a − b| by name, of two runs whose arithmetic differs only in rounding."""
     noise = dict.fromkeys(names, 0.0)
     for left, right in zip(first, second, strict=True):
         for name, a, b in zip(names, left, right, strict=True):
@@ -166,7 +166,7 @@ MOST_DB = 200.0
 
 
 class Noise:
-    """Running sums of y^2 and (y - y')^2 in float64; elements where y is not finite don't count.
+    """Running sums of y^2 and (y - y')^2 in float64; elements where y is not finite are ignored.
 
     Attributes:
         signal: sum of y^2.
@@ -177,7 +177,7 @@ class Noise:
         self.signal = self.noise = 0.0
 
     def add(self, y: np.ndarray, y_hat: np.ndarray) -> None:
-        """Take two tensors of one shape into account."""
+        """Add two tensors of one shape."""
         valid = np.isfinite(y)
         if not valid.all():
             y, y_hat = y[valid], y_hat[valid]

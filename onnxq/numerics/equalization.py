@@ -1,14 +1,14 @@
-"""Scales that even out the weight ranges of channels across layers, the function unchanged.
+"""Scales that equalize the weight ranges of channels across layers without changing the function.
 
-Nagel, van Baalen, Blankevoort, Welling, "Data-free quantization through weight equalization
-and bias correction" (ICCV 2019). Where a layer feeds another through f with f(sx) = s·f(x),
-s > 0, channel i between them may be divided by any s_i and the next layer's weights for it
-multiplied by s_i. With r1_i, r2_i = max|w| of channel i in either layer,
+Nagel, van Baalen, Blankevoort, Welling, "Data-free quantization through weight equalization and
+bias correction" (ICCV 2019). Where a layer feeds another through f with f(sx) = s·f(x), s > 0,
+channel i between them may be divided by any s_i and the next layer's weights for it multiplied by
+s_i. With r1_i, r2_i = max|w| of channel i in either layer,
 
     s_i = sqrt(r1_i / r2_i)                                                       (eq. 11)
 
-makes both ranges sqrt(r1_i·r2_i). Chains of layers are gone through pair by pair until no
-scale moves any more.
+makes both ranges sqrt(r1_i·r2_i). Chains of layers are visited pair by pair until the scales
+converge.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ DEAD = 1e-6
 
 @dataclass(frozen=True)
 class Link:
-    """Channels that one layer gives and another takes.
+    """Channels between two layers.
 
     Attributes:
-        producer: name of the layer that gives them.
-        consumer: name of the layer that takes them.
+        producer: name of the layer that writes them.
+        consumer: name of the layer that reads them.
         floor: least scale of each channel, ``(channels,)``, at most 1; None means no limit.
         fixed: channels whose scale stays 1, ``(channels,)`` bool; None means none.
     """
@@ -53,18 +53,18 @@ class Link:
 def equalization_scales(magnitudes: Mapping[str, Floats], links: Sequence[Link]) -> list[Floats]:
     """The scale of each channel of each link, iterated to convergence.
 
-    A channel whose weights are nought on either side (dead) keeps the scale 1 where no floor
-    is known. With a floor it is scaled too: behind a dead channel, which gives a constant,
-    the next layer's weights are often the largest of all.
+    A dead channel, whose weights are zero in either layer, keeps the scale 1 where no floor is
+    known. With a floor it is scaled too: behind a dead channel, whose value is constant, the next
+    layer's weights are often the largest of all.
 
     Args:
-        magnitudes: max|w| over the kernel by layer, ``(groups, out, in)`` where out and in
-            are channels in one group.
+        magnitudes: max|w| over the kernel by layer, ``(groups, out, in)`` where out and in are
+            channels in one group.
         links: in the order of the data flow.
 
     Returns:
-        ``(channels,)`` for each link: divide the producer's output channels by it (bias
-        too) and multiply the consumer's input channels.
+        ``(channels,)`` for each link: divide the producer's output channels (and bias) by it and
+        multiply the consumer's input channels.
     """
     current = {name: values.astype(np.float64) for name, values in magnitudes.items()}
     scales = [np.ones(out_ranges(current[link.producer]).size) for link in links]
@@ -82,7 +82,7 @@ def equalization_scales(magnitudes: Mapping[str, Floats], links: Sequence[Link])
 
 
 def _step(current: Mapping[str, Floats], link: Link, scale: Floats) -> Floats:
-    """The factor from the scales so far to the next ones."""
+    """The factor from the current scales to the next ones."""
     first, second = out_ranges(current[link.producer]), in_ranges(current[link.consumer])
     least_first, least_second = DEAD * first.max(), DEAD * second.max()
     if least_first == 0.0 or least_second == 0.0:

@@ -1,4 +1,4 @@
-"""GPTQ: the weights of a layer rounded in turn, each error made good by those that follow."""
+"""GPTQ: a layer's weights are rounded in turn, and later ones compensate the error of each."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Quadratic:
         return np.asarray(((off @ self.hessian) * off).sum(axis=-1))
 
     def rows(self, where: slice, copies: int = 1) -> Quadratic:
-        """The form of some rows, which may be repeated: row by row in each copy."""
+        """The form of some rows, maybe repeated."""
         centre = np.tile(self.centre[:, where], (1, copies, 1))
         return Quadratic(self.hessian, self.inverse, centre)
 
 
 def quadratic(hessian: Floats, cross: Floats, weights: Floats, samples: float) -> Quadratic:
-    """The form, damped where samples are few: that pulls W* to the float weights.
+    """The quadratic form, damped where samples are few: that pulls W* to the float weights.
 
     H + d I and W* = (C + d W) (H + d I)^-1, with d of `shrinkage`, and 0.01 of the mean of H's
     diagonal at least.
@@ -54,7 +54,7 @@ def quadratic(hessian: Floats, cross: Floats, weights: Floats, samples: float) -
         hessian: E[x x^T], (G, K, K).
         cross: E[t x^T], (G, R, K).
         weights: W, (G, R, K).
-        samples: how many independent rows H is the mean of.
+        samples: the number of independent rows behind the means.
     """
     hessian = (hessian + hessian.transpose(0, 2, 1)) / 2
     size = hessian.shape[-1]
@@ -69,11 +69,11 @@ def quadratic(hessian: Floats, cross: Floats, weights: Floats, samples: float) -
 
 
 def shrinkage(hessian: Floats, samples: float) -> Floats:
-    """The damping that few samples call for, (G,): Chen et al., "Shrinkage algorithms", 2010 (OAS).
+    """The damping for few samples, (G,): Chen et al., "Shrinkage algorithms", 2010 (OAS).
 
-    The moments of n samples are mixed with a multiple of I, (1 - r) H + r m I, with m the mean
-    of the diagonal and r = ((1 - 2/K) tr H^2 + tr^2 H) / ((n + 1 - 2/K) (tr H^2 - tr^2 H / K)).
-    Up to a factor of the whole form that is a damping of m r / (1 - r).
+    The moments of n samples are mixed with a multiple of I, (1 - r) H + r m I, with m the mean of
+    the diagonal and r = ((1 - 2/K) tr H^2 + tr^2 H) / ((n + 1 - 2/K) (tr H^2 - tr^2 H / K)). Up to
+    a factor of the whole form that is a damping of m r / (1 - r).
 
     Args:
         hessian: (G, K, K).
@@ -91,8 +91,8 @@ def shrinkage(hessian: Floats, samples: float) -> Floats:
 def round_with_feedback(form: Quadratic, scale: Floats, largest: int) -> Floats:
     """Integers (G, R, K) of small error under the form, within +-largest.
 
-    Columns are taken in the order of falling H_jj: more of them are left to make up for the
-    errors that weigh most.
+    Columns are taken in the order of falling H_jj, so that more columns are left to compensate the
+    errors that matter most.
 
     Args:
         form: the quadratic form.
@@ -121,7 +121,7 @@ def round_with_feedback(form: Quadratic, scale: Floats, largest: int) -> Floats:
 
 
 def descend(form: Quadratic, integers: Floats, scale: Floats, largest: int) -> Floats:
-    """Integers of no larger error: each in turn takes its best value, the others fixed.
+    """Coordinate descent: each integer in turn takes its best value while the others stay.
 
     Args:
         form: the quadratic form.
@@ -154,13 +154,13 @@ ELEMENTS = 2**23
 
 @dataclass(frozen=True)
 class Rounded:
-    """What was found for a layer.
+    """The result for a layer.
 
     Attributes:
         integers: whole numbers as float64, (G, R, K).
         scale: (G, R).
         error: of the form, summed over all rows.
-        start_error: the same for the float weights rounded to nearest with the scale at the start.
+        start_error: the same for the float weights rounded to nearest with the initial scale.
     """
 
     integers: Floats
@@ -195,7 +195,7 @@ def round_layer(
 
 
 def _slices(form: Quadratic) -> list[slice]:
-    """Rows that are worked on at once."""
+    """Slices of rows that are computed at once."""
     groups, rows, columns = form.centre.shape
     step = max(1, ELEMENTS // (groups * columns * len(FACTORS)))
     return [slice(i, i + step) for i in range(0, rows, step)]

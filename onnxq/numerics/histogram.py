@@ -1,12 +1,12 @@
-"""A histogram that takes values of any size as they stream in, in a fixed amount of memory.
+"""A histogram of streamed values of any size, in a fixed amount of memory.
 
-Bin i counts the values in [i·w, (i+1)·w), −B ≤ i < B, where B = ``BINS_PER_SIDE`` and the
-width w is a power of two. When a value falls outside, w doubles and bins merge in pairs.
-Since x/w is exact in float and floor(floor(x/w)/2) = floor(x/2w), the counts depend only on
-which values were added, never on their order or on how they were split into batches.
+Bin i counts the values in [i·w, (i+1)·w), −B ≤ i < B, where B = ``BINS_PER_SIDE`` and the width w
+is a power of two. When a value falls outside, w doubles and bins merge in pairs. Since x/w is exact
+in float and floor(floor(x/w)/2) = floor(x/2w), the counts depend only on which values were added,
+never on their order or on how they were split into batches.
 
-Values equal to zero are counted apart: every quantizer represents zero exactly, so a
-spike of zeros behind a Relu carries no quantization error and no shape of a distribution.
+Zeros are counted apart. Every quantizer represents zero exactly, so a spike of zeros behind a Relu
+has no quantization error and says nothing about the distribution.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def _empty_counts() -> NDArray[np.int64]:
 
 @dataclass
 class Histogram:
-    """Counts of the values seen so far.
+    """Counts of the values so far.
 
     Attributes:
         counts: values other than zero by bin, lowest bin first, ``(2 * BINS_PER_SIDE,)`` int64.
-        zeros: how many values were exactly zero.
+        zeros: the number of values that were exactly zero.
         exponent: log2 of the width of a bin.
     """
 
@@ -49,7 +49,7 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values were added, zeros included."""
+        """The number of values, zeros included."""
         return int(self.counts.sum()) + self.zeros
 
     @property

@@ -1,15 +1,17 @@
 """One-dimensional k-means: the best intervals of the sorted numbers, then Lloyd's steps.
 
 The intervals are those of least squared error about their means. Since the sum of w x^2 is the same
-for all cuts, that is those with the largest
+for all cuts, they are those with the largest
 
     D_k(j) = max_i  D_(k-1)(i) + (sum of w x over points i ... j - 1)^2 / (sum of w)
 
-a dynamic programme over all cuts (Wang and Song, "Ckmeans.1d.dp", 2011). Here it runs over a few
-cuts at a time, in far less time and nearly always to the same error: first over the cuts that
-Ward's merging removes last (Ward, 1963: nested intervals of every number at once), then for each
-cut over a window about where it stands, which at first reaches to the neighbouring cuts and shrinks
-to single points.
+Dynamic programming over all cuts would solve that (Wang and Song, "Ckmeans.1d.dp", 2011). Here it
+runs over a few cuts at a time, in far less time and nearly always to the same error:
+
+- first over the cuts that Ward's merging removes last (Ward, 1963: nested intervals of every number
+  at once),
+- then for each cut over a window about its place, which at first reaches to the neighbouring cuts
+  and shrinks to single points.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ Ints = NDArray[np.int64]
 
 
 def lasting_cuts(points: Points) -> Ints:
-    """Where intervals begin, but for the first: the cut that merging removes last comes first."""
+    """Starts of intervals, except the first; the cut that merging removes last comes first."""
     groups = _group_starts(points)
     return groups[_merged(points, groups)]
 
 
 def _group_starts(points: Points) -> Ints:
-    """Where groups of neighbouring points begin.
+    """Starts of groups of neighbouring points.
 
-    Half of the limits are spread with density^(1/3), fine where centroids lie dense; half with the
-    points themselves, so that many groups remain whatever the points are.
+    Half of the groups are spread with density^(1/3), finely where centroids are dense. Half are
+    spread with the points themselves, so that many groups remain whatever the points are.
     """
     size = points.values.size
     if size <= GROUPS:
@@ -53,10 +55,10 @@ def _group_starts(points: Points) -> Ints:
 
 
 def _merged(points: Points, groups: Ints) -> Ints:
-    """The groups that begin an interval but the first, in the reverse order of their merging.
+    """Starts of groups, except the first, in the reverse order of their merging.
 
-    Two neighbours merge where that raises the error least, by
-    (difference of means)^2 t_i t_j / (t_i + t_j).
+    The two neighbours are merged that raise the error least, by (difference of means)^2 t_i t_j /
+    (t_i + t_j).
     """
     total = np.add.reduceat(points.weights, groups).tolist()
     mean = (np.add.reduceat(points.weights * points.values, groups) / total).tolist()
@@ -105,14 +107,14 @@ SMALLEST_GAIN = 1e-3
 
 
 def partitions(points: Points, counts: Collection[int]) -> dict[int, Ints]:
-    """Where the intervals begin, and the end, by the number of intervals.
+    """Starts of the intervals, and the end, by the number of intervals.
 
     Args:
         points: the points.
         counts: numbers of intervals, from 1 to 256, each fewer than points.
 
     Returns:
-        int64, (K + 1,), ascending from 0, by K; the same whatever other numbers are asked for.
+        int64, (K + 1,), ascending from 0, by K; each is the same whatever the other numbers.
     """
     lasting = lasting_cuts(points)
     few = [k for k in counts if k <= MOST_CHOSEN]
@@ -126,7 +128,7 @@ def _with_ends(points: Points, inner: Ints) -> Ints:
 
 
 def _chosen(points: Points, cuts: Ints, counts: Collection[int]) -> dict[int, Ints]:
-    """Of these cuts the best for each number of intervals."""
+    """The best of these cuts for each number of intervals."""
     values = _values(points, cuts[None, :], cuts[:, None])
     best, choices = values[:, 0], [np.zeros(cuts.size, np.int64)]
     for _ in range(1, max(counts, default=1)):
@@ -143,7 +145,7 @@ def _chosen(points: Points, cuts: Ints, counts: Collection[int]) -> dict[int, In
 
 
 def _best_cuts(points: Points, cuts: Ints) -> Ints:
-    """The best cuts within windows about these, and about what comes out, until none moves."""
+    """The best cuts within windows about these, repeated about the result until none moves."""
     places = np.arange(-WINDOW, WINDOW + 1)
     order = np.arange(1, cuts.size - 1)[:, None]
     reach, best = 1.0, -np.inf
@@ -162,7 +164,7 @@ def _best_cuts(points: Points, cuts: Ints) -> Ints:
 
 
 def _best_of(points: Points, near: Ints) -> tuple[Ints, float]:
-    """Of the places (cuts, places) of each inner cut the best together, and what is largest."""
+    """The best combination of the candidate places (cuts, places), and its objective."""
     count, width = near.shape[0] + 1, near.shape[1]
     ends = np.zeros((count + 1, width), np.int64)
     ends[1:-1], ends[-1] = near, points.values.size
@@ -181,7 +183,7 @@ def _best_of(points: Points, near: Ints) -> tuple[Ints, float]:
 
 
 def _values(points: Points, begins: Ints, ends: Ints) -> Floats:
-    """(sum w x)^2 / sum w of intervals; -inf where nothing lies between."""
+    """(sum w x)^2 / sum w of intervals; -inf for empty ones."""
     weights = points.total[ends] - points.total[begins]
     values = np.square(points.moment[ends] - points.moment[begins])
     np.divide(values, weights, out=values, where=weights > 0)
@@ -197,7 +199,7 @@ SPARSE_SHARE = 0.02
 
 
 def kmeans(points: Points, counts: Collection[int]) -> dict[int, Floats]:
-    """The centroids of least weighted squared error, ascending; fewer where points are fewer.
+    """The centroids of least weighted squared error, ascending.
 
     Where more than `SPARSE_SHARE` of the numbers are exactly 0, one centroid is exactly 0.
 
@@ -206,7 +208,7 @@ def kmeans(points: Points, counts: Collection[int]) -> dict[int, Floats]:
         counts: every K to find, each at least 1.
 
     Returns:
-        float64, (min(K, points),), by K; the same whatever other counts are asked for.
+        float64, (min(K, points),), by K; each is the same whatever the other counts.
     """
     cuts = partitions(points, {k for k in counts if k < points.values.size})
     sparse = points.zero_share > SPARSE_SHARE
@@ -252,6 +254,6 @@ def _means(points: Points, cuts: Ints) -> Floats:
 
 
 def _cuts(points: Points, centroids: Floats) -> Ints:
-    """Where the points of each centroid begin, and the end: (K + 1,)."""
+    """Starts of each centroid's points, and the end: (K + 1,)."""
     inner = np.searchsorted(points.values, (centroids[1:] + centroids[:-1]) / 2)
     return np.concatenate([[0], inner, [points.values.size]]).astype(np.int64)

@@ -1,7 +1,4 @@
-"""Arrays in few bytes.
-
-Integers of a few bits packed, and what repeats along an axis kept once.
-"""
+"""Arrays in few bytes: low-bit integers packed, values that repeat along an axis once."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ class Field:
     """One digit of every index.
 
     Attributes:
-        base: 2, 4, 16 or 256, or 3 for a trit.
-        place: what a digit of 1 is worth.
+        base: 2, 4, 16 or 256, or 3 for a ternary digit.
+        place: the value of a digit of 1.
     """
 
     base: int
@@ -71,7 +68,7 @@ def packed_bytes(size: int, count: int) -> int:
 
 
 def pack(indices: Bytes, field: Field) -> Bytes:
-    """One field of some indices, (bytes,): digit i stands in byte i // per_byte."""
+    """One field of some indices, (bytes,): digit i is in byte i // per_byte."""
     flat = indices.reshape(-1)
     digits = flat if field.base == MOST_INDICES else (flat // field.place) % field.base
     padded = np.zeros(-(-flat.size // field.per_byte) * field.per_byte, np.uint8)
@@ -84,9 +81,9 @@ def pack(indices: Bytes, field: Field) -> Bytes:
 
 
 def collapsed(array: np.ndarray) -> np.ndarray:
-    """The array with one element along each axis that all of its slices are equal along.
+    """The array with size 1 along each axis along which all slices are equal.
 
-    Spread over the shape of `array` it gives `array` again, bit by bit; a view of it.
+    It is a view. Broadcast to the shape of `array` it is `array` again, bit by bit.
     """
     found = array
     for axis in range(array.ndim):
@@ -97,7 +94,7 @@ def collapsed(array: np.ndarray) -> np.ndarray:
 
 
 def _same(array: np.ndarray, first: np.ndarray) -> bool:
-    """Whether the array is `first`, spread; NaN counts as equal, -0 and 0 do not."""
+    """Whether the array is `first`, broadcast; NaN counts as equal, -0 and 0 do not."""
     if array.dtype.kind == "f":
         bits = np.dtype(f"u{array.itemsize}")
         return bool((np.ascontiguousarray(array).view(bits) == first.view(bits)).all())

@@ -1,4 +1,4 @@
-"""What the weights of a layer are multiplied with: the rows of its input, and of its output.
+"""The rows of a layer's input that its weights multiply, and the rows of its output.
 
 Every output of Conv, Gemm and MatMul is a sum over a row of inputs, y[r] = sum_k W[r, k] x[k].
 Weights are seen as (G, R, K): G groups, R output channels of each, K inputs of each.

@@ -1,8 +1,8 @@
-"""Many numbers as few weighted points in order, which is all that one-dimensional k-means needs.
+"""Many numbers as few sorted, weighted points: the input of one-dimensional k-means.
 
-Up to `MOST_POINTS` numbers are kept as they are. More of them fall into as many bins of equal
-width, each of which stands at the mean of what fell into it; they are read in blocks, so that
-no second copy of a large layer is made.
+Up to `MOST_POINTS` numbers are kept. More are counted in as many bins of equal width, each
+represented by the mean of its numbers. They are read in blocks, so that no second copy of a large
+layer is made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_POINTS = 2**20
 
 @dataclass(frozen=True)
 class Points:
-    """Points in ascending order with sums over all before them.
+    """Points in ascending order, with running sums.
 
     Attributes:
         values: x, ascending, float64 (points,).
@@ -56,8 +56,8 @@ def collect_points(blocks: Callable[[], Iterable[Block]], size: int) -> Points:
     """The points of all numbers in some blocks.
 
     Args:
-        blocks: gives the blocks, as often as it is called.
-        size: how many numbers there are in them; at least 1.
+        blocks: returns the blocks; it is called more than once.
+        size: the number of numbers in them; at least 1.
     """
     if size > MOST_POINTS:
         return _binned(blocks, size)
