@@ -13,8 +13,8 @@ from onnxq.errors import ModelError
 from onnxq.graph.editor import add_initializer, free_initializer
 from onnxq.graph.facts import constant, is_op, values_by_name
 from onnxq.normalise.affine import batch_norm_refusal
-from onnxq.runtime.dataset import Dataset
-from onnxq.runtime.session import Arrays, SessionPool, expose
+from onnxq.runtime.dataset import Dataset, Mapped, run_by
+from onnxq.runtime.session import Arrays, expose
 from onnxq.synthesise.parts import Parts, training_norm
 
 PREFIX = "onnxq.student"
@@ -226,7 +226,6 @@ class BatchStatistics:
         copy = expose(training, names)
         for output in copy.graph.outputs:
             output.type = ir.TensorType(ir.DataType.FLOAT)
-        self._inputs = {str(value.name) for value in copy.graph.inputs}
         self._model = copy
 
     def measure(self, parameters: Mapping[str, np.ndarray]) -> Arrays:
@@ -234,13 +233,8 @@ class BatchStatistics:
         if not self._moments:
             return {}
         count = min(len(self._train), MOST_SAMPLES // (self._train.batch or 1) or 1)
-        batches = self._train.batches(self._size, np.arange(_whole(count, self._size)))
-        pool = SessionPool(self._model)
-        fed = ({**self._needed(feeds), **parameters} for feeds in batches)
-        return self._pooled(list(pool.map(fed)))
-
-    def _needed(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        return {name: array for name, array in feeds.items() if name in self._inputs}
+        found = Mapped(self._train, run_by(self._model, constants=parameters))
+        return self._pooled(list(found.batches(self._size, np.arange(_whole(count, self._size)))))
 
     def _pooled(self, found: Sequence[Arrays]) -> Arrays:
         statistics: Arrays = {}

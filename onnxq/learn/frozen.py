@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxq.graph.cut import split
 from onnxq.progress import Progress
-from onnxq.runtime.dataset import Dataset, Joined, Mapped, read_by, run_by
+from onnxq.runtime.dataset import Dataset, Joined, Mapped, fed_to, first, run_by
 from onnxq.runtime.session import Arrays
 from onnxq.runtime.stored import Stored
 from onnxq.student.student import with_constants
@@ -105,21 +105,16 @@ def freeze(
         return _fed(parts.suffix, given, stored)
 
     train, held_out = map(kept, ("train", "held-out"), slices, at_cut)
-    return Remainder(parts.suffix, train, held_out, read_by(parts.suffix, constants))
+    return Remainder(parts.suffix, train, held_out, fed_to(parts.suffix, constants))
 
 
 def _fed(suffix: ir.Model, given: Joined, kept: Stored) -> Dataset:
     """The feeds of the suffix; the samples are read only where it takes them."""
     samples, targets = given.parts
-    if not read_by(suffix, first(samples)):
+    if not fed_to(suffix, first(samples)):
         return Joined(kept, targets)
-    own = Mapped(samples, lambda batches, _: (read_by(suffix, feeds) for feeds in batches))
+    own = Mapped(samples, lambda batches, _: (fed_to(suffix, feeds) for feeds in batches))
     return Joined(own, targets, kept)
-
-
-def first(dataset: Dataset) -> Arrays:
-    """The arrays of one index."""
-    return next(dataset.batches(1, np.arange(1)))
 
 
 def _small(fixed: Mapping[str, np.ndarray]) -> Arrays:

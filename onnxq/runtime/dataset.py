@@ -55,6 +55,11 @@ def chunks(dataset: Dataset, size: int, indices: np.ndarray | None = None) -> It
     return (indices[start : start + step] for start in range(0, len(indices), step))
 
 
+def first(dataset: Dataset) -> Arrays:
+    """The arrays of the first index, and nothing read ahead of them."""
+    return next(dataset.batches(1, np.arange(1)))
+
+
 def spread(total: int, n: int, seed: int) -> np.ndarray:
     """Places in ascending order: one at random in each of n equal stretches of `total`."""
     edges = np.arange(n + 1) * total // n
@@ -166,20 +171,22 @@ class Mapped:
 
 
 def run_by(
-    model: ir.Model, outputs: Sequence[str], constants: Mapping[str, np.ndarray] | None = None
+    model: ir.Model,
+    outputs: Sequence[str] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
 ) -> Change:
     """From batches to what a model gives for them; arrays that it doesn't take are left out.
 
     Args:
         model: the model, one session of which is opened.
-        outputs: names of the outputs wanted.
+        outputs: names of the outputs wanted; None means all.
         constants: further inputs, the same for every batch.
     """
-    pool, fixed = SessionPool(model, outputs), read_by(model, constants or {})
-    return lambda batches, _: pool.map({**fixed, **read_by(model, each)} for each in batches)
+    pool, fixed = SessionPool(model, outputs), fed_to(model, constants or {})
+    return lambda batches, _: pool.map({**fixed, **fed_to(model, each)} for each in batches)
 
 
-def read_by(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Arrays:
+def fed_to(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """Those of the arrays that are inputs of the model."""
     inputs = {value.name for value in model.graph.inputs}
     return {name: value for name, value in arrays.items() if name in inputs}

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxq.forms.forms import Variant, Variants
 from onnxq.options.recipe import Recipe
+from onnxq.runtime.dataset import fed_to
 from onnxq.runtime.session import SessionPool, expose
 from onnxq.search.suffix import EffectMeter
 from onnxq.search.table import Effect, Row, Setting, SweepTable
@@ -132,11 +133,8 @@ def whole_effect(variant: Variant) -> Effect:
     """The effect of a whole student on the held-out samples; its size is left at 0."""
     samples, names = variant.held_out_outputs, list(variant.objective.weights)
     student = expose(bake(variant.student, variant.qparams), names)
-    taken = {str(value.name) for value in student.graph.inputs}
     mine, others = tee(samples.batches(MICRO_BATCH))
-    found = SessionPool(student, names).map(
-        {name: array for name, array in feeds.items() if name in taken} for feeds in mine
-    )
+    found = SessionPool(student, names).map(fed_to(student, feeds) for feeds in mine)
     judge, sums = None, []
     for feeds, student_outputs in zip(others, found, strict=True):
         teacher = {name: feeds[target_name(name)] for name in names}

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import psutil
 
 from onnxq.normalise.infer_shapes import InferShapes
-from onnxq.runtime.dataset import Dataset
+from onnxq.runtime.dataset import Dataset, first
 from onnxq.runtime.session import Feeds
 
 
@@ -35,7 +35,7 @@ def fix_sizes(model: ir.Model, feeds: Feeds) -> ir.Model:
 
 def sized_for(model: ir.Model, samples: Dataset) -> ir.Model:
     """The graph with the sizes of the samples; samples that are stacked have one shape."""
-    return model if samples.batch is not None else fix_sizes(model, next(samples.batches(1)))
+    return model if samples.batch is not None else fix_sizes(model, first(samples))
 
 
 def _is_sized(value: ir.Value) -> bool:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxq.errors import DataError
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
-from onnxq.runtime.dataset import Dataset, Joined, chunks, read_by
+from onnxq.runtime.dataset import Dataset, Joined, chunks, fed_to
 from onnxq.runtime.session import Arrays, SessionPool, expose
 from onnxq.runtime.stored import Stored
 from onnxq.train.loss import target_name
@@ -44,7 +44,7 @@ class Teacher:
         def inputs() -> Iterator[Arrays]:
             for feeds in batches:
                 waiting.append(feeds)
-                yield read_by(self._model, feeds)
+                yield fed_to(self._model, feeds)
 
         for outputs in SessionPool(self._model, self.logits).map(inputs()):
             targets = {

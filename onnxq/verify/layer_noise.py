@@ -14,7 +14,7 @@ from onnxq.graph.operators import activation_bounds
 from onnxq.numerics.distances import Noise
 from onnxq.plan.layers import Layer, find_layers
 from onnxq.progress import Progress
-from onnxq.runtime.dataset import Samples
+from onnxq.runtime.dataset import Samples, first
 from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.verify.channel_factors import ChannelFactors
 from onnxq.verify.exported import find_tensors, stored_array, with_outputs
@@ -166,7 +166,7 @@ class LayerNoise:
     def measure(self, samples: Samples, progress: Progress) -> None:
         """Compare all tensors on all samples; each sample is read once."""
         progress.start("compare", samples.count)
-        size = samples.batch or self._batch_size(next(samples.batches(1)))
+        size = samples.batch or self._batch_size(first(samples))
         pairs = paired_outputs(self._teacher, self._student, samples, size)
         for done, (expected, found) in enumerate(pairs, start=1):
             for name in self._tensors:

@@ -15,7 +15,7 @@ from onnxq.load.read import read_graph
 from onnxq.numerics.qparams import IntArray, may_saturate
 from onnxq.plan import Plan
 from onnxq.progress import Progress
-from onnxq.runtime.dataset import Samples
+from onnxq.runtime.dataset import Samples, first
 from onnxq.runtime.session import SessionPool
 from onnxq.train.logits import compared_tensors
 from onnxq.verify.benchmark import Latency, measure_latency
@@ -145,7 +145,7 @@ def _time(exported: Exported, samples: Samples) -> tuple[tuple[Latency, Latency]
     Where a model does not run, a note says so: the result is none the worse for it.
     """
     notes: list[str] = []
-    feeds = next(samples.batches(1))
+    feeds = first(samples)
     try:
         graph = read_graph(exported.original)
         in_other_floats = has_other_floats(graph)

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.forms.forms import Variant
-from onnxq.learn.frozen import DISK_SHARE, first, unstackable
-from onnxq.runtime.dataset import Dataset, Joined, Mapped, read_by, run_by
+from onnxq.learn.frozen import DISK_SHARE, unstackable
+from onnxq.runtime.dataset import Dataset, Joined, Mapped, fed_to, first, run_by
 from onnxq.runtime.session import Arrays
 from onnxq.runtime.stored import Stored
 from onnxq.student.blocks import Block, cut_blocks
@@ -112,7 +112,7 @@ class Frontier:
         self._count, self._batch, self._made = len(indices), samples.batch, 0
         self._kept: dict[str, Stored] = {}
         feeds = samples.batches(MICRO_BATCH, indices)
-        self._store(read_by(model, each) for each in feeds)
+        self._store(fed_to(model, each) for each in feeds)
 
     @property
     def runs(self) -> int:
