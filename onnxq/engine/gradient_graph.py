@@ -19,8 +19,13 @@ from onnx_ir import tape
 from onnxruntime.capi import _pybind_state
 
 from onnxq.engine.definition import Definition, Form, Rule, Step, make_form, register
-from onnxq.engine.gradients import find_rule
-from onnxq.engine.ungradable import carrying_nodes, carrying_values, infer_types, ungradable
+from onnxq.engine.gradients import (
+    carrying_nodes,
+    carrying_values,
+    find_rule,
+    infer_types,
+    ungradable,
+)
 from onnxq.errors import EngineError
 from onnxq.runtime.session import session_form
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
 from onnxq.export.save import model_bytes
-from onnxq.load.limits import COMPRESSED_KEY
+from onnxq.load.structure import COMPRESSED_KEY
 from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.options.recipe import Recipe
 from onnxq.version import VERSION

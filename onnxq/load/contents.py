@@ -12,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import Message
 
 from onnxq.load.external import external_place
-from onnxq.load.limits import node_label
+from onnxq.load.structure import node_label
 from onnxq.load.tensors import is_external
 
 SUBGRAPH, FUNCTION = "sub-graph", "function"

@@ -10,7 +10,7 @@ import onnx
 
 from onnxq.errors import ModelError
 from onnxq.graph.facts import DEFAULT_DOMAINS
-from onnxq.load.limits import nested_protos, node_label
+from onnxq.load.structure import nested_protos, node_label
 from onnxq.load.tensors import all_tensors, is_external, shape_problem, tensor_bytes
 
 LONGEST_NAME = 10_000

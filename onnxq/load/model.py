@@ -14,7 +14,6 @@ from onnxq.errors import ModelError
 from onnxq.graph.facts import DEFAULT_DOMAINS
 from onnxq.load.float_types import compute_in_float32, gives_bfloat16, has_other_floats
 from onnxq.load.interface import input_specs, note_interface, random_feeds
-from onnxq.load.limits import check_operators
 from onnxq.load.opens import check_opens, run_model
 from onnxq.load.read import (
     deserialize,
@@ -23,7 +22,13 @@ from onnxq.load.read import (
     read_proto,
     unrepresentable,
 )
-from onnxq.load.structure import check_types, drop_idle_functions, inline_functions, sort_nodes
+from onnxq.load.structure import (
+    check_operators,
+    check_types,
+    drop_idle_functions,
+    inline_functions,
+    sort_nodes,
+)
 from onnxq.load.tensors import put_in_weights, take_out_weights
 from onnxq.load.version import (
     MAX_IR_VERSION,

@@ -8,7 +8,7 @@ from onnx import version_converter
 
 from onnxq.errors import ModelError, reason_of
 from onnxq.graph.facts import DEFAULT_DOMAINS
-from onnxq.load.limits import all_nodes, first_versions, nested_protos
+from onnxq.load.structure import all_nodes, first_versions, nested_protos
 from onnxq.runtime.isolation import Crash, Failure, isolated
 
 MIN_READABLE_OPSET = 7

@@ -17,8 +17,8 @@ from onnxq.graph.facts import computed_from_constants
 from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.load.contents import read_contents
 from onnxq.load.float_types import stored_type
-from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.read import read_proto
+from onnxq.load.structure import COMPRESSED_KEY
 from onnxq.normalise.clean import NameEverything
 from onnxq.numerics.packing import bits_per_index
 from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY

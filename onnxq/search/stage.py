@@ -9,12 +9,11 @@ from onnxq.errors import RecipeError
 from onnxq.forms.forms import Variant, Variants
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import integer_bytes
-from onnxq.search.choices import choices, is_free
 from onnxq.search.evaluator import ModelEvaluator, TrialCache
 from onnxq.search.goal import find_frontier, goal_of
 from onnxq.search.search import Search, SearchResult
 from onnxq.search.sweep import by_weight
-from onnxq.search.table import Row, SweepTable
+from onnxq.search.table import Row, SweepTable, choices, is_free
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.forms.equalization_pairs import find_pairs
+from onnxq.forms.equalize import find_pairs
 from onnxq.graph.facts import constant
 from onnxq.numerics.equalization import scale_input, scale_output
 from onnxq.student.weights import (

@@ -12,10 +12,10 @@ import onnx_ir as ir
 from onnxq.data.inputs import InputSpec
 from onnxq.errors import DataError, ModelError
 from onnxq.load.interface import input_specs
-from onnxq.load.limits import COMPRESSED_KEY
 from onnxq.load.model import runnable
 from onnxq.load.opens import check_opens
 from onnxq.load.read import file_bytes, read_graph
+from onnxq.load.structure import COMPRESSED_KEY
 from onnxq.runtime.session import Arrays
 
 

@@ -12,8 +12,18 @@ from small_graphs import HEAD, image_graph
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.spec import weight_bytes
-from onnxq.search.choices import CODE_GAIN, CODEBOOK_GAIN, ROUNDING_GAIN, choices, is_free
-from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
+from onnxq.search.table import (
+    CODE_GAIN,
+    CODEBOOK_GAIN,
+    FLOAT,
+    ROUNDING_GAIN,
+    Effect,
+    Row,
+    Setting,
+    SweepTable,
+    choices,
+    is_free,
+)
 
 FIRST, MIDDLE, LAST = "Conv_a", "Conv_z", "Gemm_y"
 WIDTHS, COUNTS = (2, 3, 4, 5, 6, 8), (4, 8, 16)
