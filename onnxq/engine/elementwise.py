@@ -46,7 +46,7 @@ SELU_ALPHA, SELU_GAMMA = 1.6732632423543772, 1.0507009873554805
 
 
 def _straight_through(form: Form, d: Definition) -> None:
-    """Dx = G: the slope of the identity stands for the steps' (Bengio et al. 2013)."""
+    """Straight-through, dx = G, as if a step were the identity (Bengio et al. 2013)."""
     d.result(0, d.gradient())
 
 

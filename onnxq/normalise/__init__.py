@@ -1,1 +1,1 @@
-"""The stage that gives a model with equal outputs and fewer kinds of nodes."""
+"""Normalisation: rewrite a model to one with equal outputs and fewer kinds of nodes."""

@@ -1,4 +1,4 @@
-"""A factor and a term per channel, BatchNormalization among them, folded into the layer before."""
+"""Per-channel factors and terms, BatchNormalization among them, folded into the layer before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feeds to compare the outputs of models on."""
+"""Feeds for comparing the outputs of models."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def given_feeds(model: ir.Model, source: CheckFeeds, batch: int) -> list[Feeds]:
     """The feeds to check a model on.
 
     Args:
-        model: the model, for the inputs that random feeds need.
+        model: the model, for the inputs of random feeds.
         source: where the feeds come from.
-        batch: samples per feed asked of a function.
+        batch: batch size to ask a function for.
     """
     if source is None:
         return [random_feeds(input_specs(model), batch)]
@@ -37,7 +37,7 @@ def pieces_of(feeds: Sequence[Feeds], size: int) -> list[Feeds]:
 
 
 def split_batch(feeds: Feeds, size: int) -> list[Arrays] | None:
-    """Feeds of `size` samples each; None where the arrays don't share a batch of that kind."""
+    """Feeds of `size` samples each; None where the arrays can't be cut along one batch."""
     if not feeds or any(array.ndim == 0 for array in feeds.values()):
         return None
     lengths = {array.shape[0] for array in feeds.values()}
@@ -55,7 +55,7 @@ def join_batches(feeds: Sequence[Feeds]) -> Arrays:
 
 
 def vary(feeds: Feeds) -> Arrays:
-    """Another feed of the same dtypes: every array read backwards, floats a tenth as large."""
+    """Another feed of the same dtypes: every array reversed, floats a tenth as large."""
     return {name: _varied(array) for name, array in feeds.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a graph does not need or lacks: idle nodes, dead nodes, outputs and names of its own."""
+"""Clean-up of a graph: idle nodes, dead nodes, constants as outputs, missing names."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from onnxq.normalise.passes import NodePass, PassResult
 class RemoveIdentity(NodePass):
     """Removes Identity, inference Dropout, and operators whose parameters change nothing.
 
-    The latter are Cast to the same dtype, Concat, Sum, Max and Min of one input, Transpose
-    in the same order, and Pad by nothing.
+    The latter are Cast to the same dtype, Concat, Sum, Max and Min of one input, Transpose in the
+    same order, and Pad by nothing.
     """
 
     op_types: ClassVar[frozenset[str]] = frozenset(
@@ -95,7 +95,7 @@ def _cast_change(node: ir.Node) -> str | None:
 class OwnOutputs:
     """Gives nodes a copy of each constant that is also a graph output.
 
-    A weight is then quantized as any other, and what the graph returns stays as it was.
+    The nodes' copy can be quantized like any other weight, and the output stays unchanged.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -116,10 +116,9 @@ class OwnOutputs:
 class NameEverything:
     """Gives each node and value of the model a name that is unique in the whole model.
 
-    Existing names are kept; a second bearer of a name gets a number behind it. A node
-    without a name is called after its operator and its place among those (`Conv_3`), a
-    value after its node. Inputs and outputs of the main graph keep their names.
-    Visits the main graph and all sub-graphs.
+    Existing names are kept; a duplicate gets a number behind it. A node without a name is called
+    after its operator and its place among those (`Conv_3`), a value after its node. Inputs and
+    outputs of the main graph keep their names. Visits the main graph and all sub-graphs.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:

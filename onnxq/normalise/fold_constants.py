@@ -1,4 +1,4 @@
-"""Constants: lifted out of nodes, and computed ahead where the file does not grow."""
+"""Constant folding: constants lifted out of nodes, and computed where the file does not grow."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SMALL = 1024
 
 
 class FoldConstants:
-    """Runs the part of the main graph that no input reaches, once, and keeps its results.
+    """Computes the part of the main graph that no input reaches, and keeps results that pay.
 
-    Nodes with sub-graphs, random ones and those outside ONNX's own domain are left alone. Results
-    that take more bytes than the constants that go with them are left to be computed when a
-    session starts: tiled and transposed copies, tables that a formula gives, weights under the
-    factors of layers that share them. A weight of a layer counts a byte for each element: it is
-    stored in integers. What repeats along an axis is stored once.
+    Nodes with sub-graphs, random ones and those outside ONNX's own domain are not folded. Results
+    that take more bytes than the constants that they replace are left to be computed when a session
+    starts: tiled and transposed copies, tables given by a formula, weights under the factors of
+    layers that share them. A layer's weight counts one byte per element, since it is stored in
+    integers. What repeats along an axis is stored once.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -77,7 +77,7 @@ class FoldConstants:
 
 
 def _connected(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """The nodes in groups that no value connects with one another, each in graph order."""
+    """The nodes in groups that share no value, each in graph order."""
     group: dict[ir.Node, list[ir.Node]] = {}
     for node in nodes:
         merged = [node]
@@ -93,7 +93,7 @@ def _connected(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
 
 
 def _worth(part: Sequence[ir.Node], found: Mapping[ir.Value, np.ndarray]) -> list[ir.Value]:
-    """The results of a group to keep: small ones, and large ones where all of them pay."""
+    """The results of a group to keep: small ones, and large ones where all of them together pay."""
     inside = set(part)
     results = [v for node in part for v in node.outputs if v in found and _leaves(v, inside)]
     costs = {value: _cost(value, found[value]) for value in results}
@@ -104,7 +104,7 @@ def _worth(part: Sequence[ir.Node], found: Mapping[ir.Value, np.ndarray]) -> lis
 
 
 def _cost(value: ir.Value, array: np.ndarray) -> int:
-    """Bytes that a result takes in the file in the end."""
+    """Bytes that a result will take in the exported file."""
     weight = all(_is_weight_of(use.node, use.idx) for use in value.uses())
     stored = collapsed(array)
     return stored.size if weight and array.dtype == np.float32 else stored.nbytes
@@ -117,7 +117,7 @@ def _is_weight_of(node: ir.Node, index: int) -> bool:
 
 
 def _freed(part: Sequence[ir.Node]) -> int:
-    """Bytes of the constants that only the group reads."""
+    """Bytes of the constants that only this group reads."""
     inside = set(part)
     read = {v for node in part for v in node.inputs if v is not None and v.const_value is not None}
     alone = (v for v in read if all(use.node in inside for use in v.uses()))
@@ -150,7 +150,7 @@ def _leaves(value: ir.Value, nodes: set[ir.Node]) -> bool:
 
 
 def _shared_under_factor(node: ir.Node) -> bool:
-    """Whether the node gives a layer its share of a weight that others read too."""
+    """Whether the node multiplies a weight that other layers share by a layer's factor."""
     return scaled_weight(node.outputs[0]) is not None and shares(node.outputs[0])
 
 

@@ -1,4 +1,4 @@
-"""Shape arithmetic computed ahead, where it depends on known sizes alone."""
+"""Shape arithmetic folded to constants, where it depends on known sizes alone."""
 
 from __future__ import annotations
 
@@ -189,11 +189,11 @@ _RULES: dict[str, Callable[[ir.Node, Lookup], ShapeValue | None]] = {
 
 
 class FoldShapes:
-    """Replaces what follows from known shapes by constants, in the main graph.
+    """Replaces values that follow from known shapes by constants, in the main graph.
 
-    An integer tensor whose elements are all known becomes an initializer. The shape given
-    to a Reshape may have free elements: 0 stands for one that is the input's own dimension
-    at the same place, −1 for one other; a −1 that can only be a number becomes that number.
+    An integer tensor whose elements are all known becomes an initializer. The shape of a Reshape
+    may have free elements: 0 stands for the input's own dimension at the same place, −1 for one
+    other dimension. A −1 with only one possible value becomes that number.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -239,7 +239,7 @@ def _fold_reshape(editor: Editor, node: ir.Node, known: dict[ir.Value, ShapeValu
 
 
 def _as_constant(elements: tuple[Dim, ...], dims: tuple[Dim, ...]) -> list[int] | None:
-    """The shape as numbers, 0 and at most one −1; None where that can't be said."""
+    """The shape as numbers, 0 and at most one −1; None where that is not possible."""
     elements = _without_rest(elements, dims)
     numbers: list[int] = []
     for index, element in enumerate(elements):
@@ -253,7 +253,7 @@ def _as_constant(elements: tuple[Dim, ...], dims: tuple[Dim, ...]) -> list[int] 
 
 
 def _without_rest(elements: tuple[Dim, ...], dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Say what −1 stands for, where the numbers of elements on both sides tell."""
+    """Replace −1 by its size, where the numbers of elements on both sides determine it."""
     if elements.count(-1) != 1 or not dims:
         return elements
     place = elements.index(-1)

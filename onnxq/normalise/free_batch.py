@@ -1,4 +1,4 @@
-"""A batch that is fixed or declared: freed where the model computes each sample alone."""
+"""Fixed batches, freed where the model computes each sample by itself."""
 
 from __future__ import annotations
 
@@ -36,13 +36,12 @@ BATCH = "N"
 class FreeBatch:
     """Makes the fixed first dimension of all inputs and outputs a symbol.
 
-    Reshape to a constant shape that starts with the fixed batch takes it from its input
-    instead. Whether the result computes each sample by itself is for the caller to check:
-    shapes alone do not tell.
+    A Reshape to a constant shape that starts with the fixed batch takes it from its input instead.
+    The caller has to check that the result computes each sample by itself: shapes alone do not show
+    it.
 
     Args:
-        size: the batch that the graph was written for, where its inputs don't say so; by
-            default that of the inputs.
+        size: the batch that the graph was written for; None means that of the inputs.
     """
 
     def __init__(self, size: int | None = None) -> None:
@@ -135,12 +134,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FreedBatch:
-    """What came of freeing the batch.
+    """The result of freeing the batch.
 
     Attributes:
-        model: the model to go on with.
+        model: the model to use.
         batch_free: whether it takes a batch of any size.
-        original_size: the one batch that the original takes; None if that is any, or if its
+        original_size: the only batch size that the original takes; None if that is any, or if its
             inputs share no batch.
         notes: sentences for the user.
     """
@@ -154,14 +153,14 @@ class FreedBatch:
 def free_and_verify_batch(
     model: ir.Model, source: CheckFeeds, clean: Callable[[ir.Model], ir.Model]
 ) -> FreedBatch:
-    """Free the batch where it is fixed, and keep that only if two samples stay two samples.
+    """Free a fixed batch, and keep the result only if it computes each sample by itself.
 
-    A batch of two feeds must give what the feeds give one by one. Where that fails, it is
-    tried once more on a copy whose computed shapes are folded: those that were computed
-    from constants can be freed then.
+    A batch of two feeds must give the outputs of the two feeds. Where it does not, it is tried once
+    more on a copy whose computed shapes are folded: those that were computed from constants can be
+    freed then.
 
     Args:
-        model: runs on the feeds; it is not changed, but for the shapes of its values.
+        model: runs on the feeds; only the shapes of its values are changed.
         source: feeds, as for `normalise`.
         clean: a copy of a model with constants folded.
     """
@@ -235,7 +234,7 @@ def _batch_difference(model: ir.Model, freed: ir.Model, pieces: Sequence[Arrays]
 
 
 def _mixes_samples(model: ir.Model) -> ir.Node | None:
-    """A reduction of floats over the first axis, which a check on few samples may not feel."""
+    """A node that reduces floats over the first axis; a check on few samples may miss it."""
     for node in model.graph:
         if not node.op_type.startswith("Reduce") or node.domain not in DEFAULT_DOMAINS:
             continue

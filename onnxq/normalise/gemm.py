@@ -1,4 +1,4 @@
-"""Gemm: alpha, beta and transA folded, and a convolution over one position made one."""
+"""Gemm without alpha, beta and transA, and a 1×1 convolution on one position as a Gemm."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from onnxq.normalise.spatial import is_pointwise
 
 
 class GemmToPlain(NodePass):
-    """Brings `alpha·xᵀ·W + beta·b` into the form `x·W + b`.
+    """Rewrites `alpha·xᵀ·W + beta·b` as `x·W + b`.
 
-    Alpha goes into the weights, or before them where other layers read them too, beta into the
-    bias, and transA becomes a Transpose. A bias that is computed, or is no number per column,
+    Alpha goes into the weights (or, where other layers read them too, into the data), beta into the
+    bias, and transA becomes a Transpose. A bias that is computed, or is not one number per column,
     becomes an Add behind the product.
     """
 
     op_types: ClassVar[frozenset[str]] = frozenset({"Gemm"})
 
     def refusal(self, node: ir.Node) -> str | None:
-        """Why the Gemm stays; None where it has something to be rid of."""
+        """Why the Gemm stays; None where it is rewritten."""
         weight = input_at(node, 1)
         array = weight_array(weight)
         if weight is None or array is None:
@@ -97,7 +97,7 @@ def _columns(node: ir.Node, weight: np.ndarray) -> int:
 
 
 def _is_per_column(bias: np.ndarray | None, columns: int) -> bool:
-    """Whether it is (columns,), (1, columns), or one number that spreads over them."""
+    """Whether the bias is (columns,), (1, columns), or one number that broadcasts over them."""
     return bias is not None and bias.size in (1, columns) and bias.shape[-1:] in ((), (bias.size,))
 
 
@@ -112,9 +112,9 @@ def _times_alpha(node: ir.Node, editor: Editor) -> ir.Value | None:
 class ConvToGemm(NodePass):
     """Replaces Conv 1×1 on `(N, C, 1, 1)` at the head of a classifier by Flatten → Gemm.
 
-    Applies where the result is flattened to `(N, K)`, and where the graph returns it, in
-    which case Unsqueeze puts the two dimensions back. Gemm's integer kernel gives float
-    outputs, so that logits stay float.
+    It applies where the result is flattened to `(N, K)`, and where the graph returns it, in which
+    case Unsqueeze puts the two dimensions back. Gemm's integer kernel returns floats, so logits
+    stay float.
     """
 
     op_types: ClassVar[frozenset[str]] = frozenset({"Conv"})

@@ -29,14 +29,14 @@ _MAY_GIVE_SEQUENCES = frozenset(
 class InferShapes:
     """Runs ONNX's shape inference and writes the result onto the values.
 
-    Names of dimensions that are not those of graph inputs are forgotten first: inference
-    made them up where it knew less, and it would keep them where it could do better now.
-    Those of graph outputs go too: exporters give one name to several sizes, and ONNX Runtime
-    shares a buffer between tensors whose names agree. Behind operators that ONNX does not have,
-    a rank may only be known from what reads the value.
+    Names of dimensions that are not those of graph inputs are removed first: inference made them up
+    where it knew less, and would keep them where it knows more now. Names on graph outputs are
+    removed too: exporters give one name to several sizes, and ONNX Runtime shares a buffer between
+    tensors whose names agree. Behind operators that ONNX does not have, a rank may only be known
+    from the value's readers.
 
-    `modified` is always False: nothing that is computed changes, and a loop over passes
-    must not go on for the sake of a shape.
+    `modified` is always False: no computed value changes, and a loop over passes must not continue
+    because of a shape.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -57,7 +57,7 @@ class InferShapes:
 
 
 def _ranks_from_readers(model: ir.Model) -> bool:
-    """Ranks that only the readers tell: 2 before a Gemm, that of its weights before a Conv."""
+    """Ranks that the readers imply: 2 before a Gemm, that of its weights before a Conv."""
     found = False
     for node in model.graph:
         if not is_op(node, "Gemm", "Conv", "ConvTranspose"):
@@ -111,11 +111,11 @@ TENSOR = "tensor("
 
 
 class AskRuntime:
-    """Writes onto the outputs of operators that ONNX does not have what ONNX Runtime infers.
+    """Types that ONNX Runtime infers for operators that ONNX does not have.
 
-    ONNX's inference stops at them, and the training engine takes no value without a type.
+    ONNX's inference stops at them, and the training engine needs a type for every value.
 
-    `modified` is always False: nothing that is computed changes.
+    `modified` is always False: no computed value changes.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:

@@ -1,7 +1,7 @@
-"""Folding a factor and a term per output channel into the layer that makes the channels.
+"""Folding a factor and a term per output channel into the layer before them.
 
-For y = W∗x + b and z = s·y + t, channel by channel, z = (s·W)∗x + (s·b + t): a layer that
-already has a bias b adds s·b. Folded in float64, kept in the dtype of the weight.
+For y = W∗x + b and z = s·y + t, channel by channel, z = (s·W)∗x + (s·b + t): a layer that already
+has a bias b adds s·b. Computed in float64, stored in the dtype of the weight.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def layer_refusal(node: ir.Node | None) -> str | None:
 
 
 def out_channels(node: ir.Node) -> int:
-    """The number of output channels of a layer that `layer_refusal` lets through."""
+    """The number of output channels of a layer that `layer_refusal` accepts."""
     weight = weight_array(node.inputs[1])
     assert weight is not None
     if node.op_type == "ConvTranspose":
@@ -56,14 +56,14 @@ def takes_term(node: ir.Node) -> bool:
 
 
 def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.ndarray) -> ir.Node:
-    """Make the layer give `scale·y + term` per output channel.
+    """Make the layer compute `scale·y + term` per output channel.
 
-    A weight that others read too stays as it is, and the layer reads it under a factor; a small
-    one is copied. A bias becomes an initializer of the layer's own.
+    A weight that others read too is unchanged, and the layer reads it under a factor; a small one
+    is copied. A bias becomes an initializer of the layer's own.
 
     Args:
         editor: of the graph that the layer is in.
-        node: a layer that `layer_refusal` lets through.
+        node: a layer that `layer_refusal` accepts.
         scale: float64 `(out_channels,)`.
         term: float64 `(out_channels,)`.
 
@@ -94,11 +94,11 @@ def fold_into_layer(editor: Editor, node: ir.Node, scale: np.ndarray, term: np.n
 
 
 def times_factor(editor: Editor, node: ir.Node, scale: np.ndarray) -> ir.Value:
-    """The layer's weight times a factor: the shared one under a Mul, or one of its own.
+    """The layer's weight times a factor: a shared weight under a Mul, or a new constant.
 
     Args:
         editor: of the graph that the layer is in, which gets the Mul.
-        node: a layer that `layer_refusal` lets through; it stays as it is.
+        node: a layer that `layer_refusal` accepts; it isn't changed.
         scale: float64 `(out_channels,)`.
     """
     value, weight = node.inputs[1], weight_array(node.inputs[1])
@@ -126,7 +126,7 @@ def _channel_axis(node: ir.Node) -> int:
 
 
 def _along_channels(node: ir.Node, vector: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The vector in the shape `weight` is multiplied by."""
+    """The vector in a shape that broadcasts along the channels of `weight`."""
     if node.op_type == "ConvTranspose":
         # The weight is (in_channels, out_channels/group, ...); group g has its own inputs.
         groups = node.attributes.get_int("group", 1)

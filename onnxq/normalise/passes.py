@@ -1,4 +1,4 @@
-"""Passes over a model, and what runs them in order."""
+"""Passes over a model, and the runner that applies them in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass gives back.
+    """The result of a pass.
 
     Attributes:
         model: the model; the same object unless the pass says otherwise.
@@ -32,7 +32,7 @@ class PassResult:
 
 
 class GraphPass(Protocol):
-    """Changes a model in place, keeping its outputs and its inputs' and outputs' names."""
+    """Changes a model in place; outputs, and names of inputs and outputs, stay."""
 
     def __call__(self, model: ir.Model) -> PassResult:
         """The model and whether it was changed."""
@@ -40,10 +40,10 @@ class GraphPass(Protocol):
 
 
 class NodePass(ABC):
-    """A pass over the nodes of the main graph; sub-graphs are left as they are.
+    """A pass over the nodes of the main graph; sub-graphs are not changed.
 
-    The test and the edit are separate: `refusal` says why a node is left alone (logged at
-    debug with the node's name) and `rewrite` is called only where it says nothing.
+    Test and edit are separate: `refusal` says why a node is not rewritten (logged at debug with the
+    node's name), and `rewrite` is called only where it returns None.
     """
 
     op_types: ClassVar[frozenset[str]]
@@ -81,13 +81,13 @@ _MOST_ROUNDS = 200
 
 
 class PassRunner:
-    """Runs passes, gathers their notes, and shows each change to an observer.
+    """Runs passes, collects their notes, and shows each change to an observer.
 
     Args:
         observer: called after every pass that changed the model.
 
     Attributes:
-        notes: what the passes had to say, in the order in which they said it.
+        notes: of the passes, in order.
     """
 
     def __init__(self, observer: Observer | None = None) -> None:
@@ -107,7 +107,7 @@ class PassRunner:
         return model, modified
 
     def settle(self, model: ir.Model, passes: Sequence[GraphPass]) -> ir.Model:
-        """The model after as many rounds of the passes as it takes to change nothing."""
+        """The model after repeating the passes until none changes it."""
         for _ in range(_MOST_ROUNDS):
             model, modified = self.run(model, passes)
             if not modified:

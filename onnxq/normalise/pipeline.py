@@ -1,4 +1,4 @@
-"""The stage from top to bottom: an explicit list of passes, and a check of what they did."""
+"""The normalise stage: an explicit list of passes, and a check that outputs stay equal."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ FINISH: tuple[GraphPass, ...] = (SweepDead(), NameEverything(), InferShapes())
 
 @dataclass(frozen=True)
 class Normalised:
-    """A model ready to be planned.
+    """A normalised model.
 
     Attributes:
         model: equal outputs, fewer kinds of nodes, no BatchNormalization where it folds.
         unfolded: the same with BatchNormalization and its statistics kept.
         batch_free: whether the first dimension of all inputs is a batch of any size.
-        notes: what could not be done, in sentences for the user.
-        original_batch: the one batch that the original takes; None if that is any, or if its
+        notes: sentences for the user on what could not be done.
+        original_batch: the only batch size that the original takes; None if that is any, or if its
             inputs share no batch.
     """
 
@@ -109,13 +109,13 @@ class Normalised:
 
 
 def normalise(model: ir.Model, check_feeds: CheckFeeds = None) -> Normalised:
-    """Bring a model into the form that the later stages work on; the argument is not changed.
+    """Rewrite a model to the form that the later stages work on; the argument is not changed.
 
     Args:
-        model: as `load_model` gives it.
-        check_feeds: what the outputs are compared on, before and after: feeds, a function
-            from a batch size to a feed, or None for random values. Where the model does
-            not run on random values, nothing is compared and a note says so.
+        model: from `load_model`.
+        check_feeds: what the outputs are compared on, before and after: feeds, a function from a
+            batch size to a feed, or None for random values. Where the model does not run on random
+            values, nothing is compared and a note says so.
 
     Raises:
         ModelError: the model does not run on the feeds given.
@@ -151,7 +151,7 @@ def _name_the_culprit(model: ir.Model, reference: _Reference, reason: str) -> No
 
 
 def _left_over(model: ir.Model) -> list[str]:
-    """A note for each BatchNormalization that is still there."""
+    """A note for each BatchNormalization that was not folded."""
     return [
         f'The BatchNormalization "{node.name}" stays, since {BatchNormToAffine().refusal(node)}.'
         for node in model.graph
@@ -160,7 +160,7 @@ def _left_over(model: ir.Model) -> list[str]:
 
 
 def _clean(model: ir.Model) -> ir.Model:
-    """A copy with what follows from a fixed batch folded."""
+    """A copy with everything folded that follows from a fixed batch."""
     runner = PassRunner()
     return runner.settle(runner.run(model.clone(), START)[0], CLEAN)
 
@@ -185,12 +185,12 @@ def _feeds(model: ir.Model, source: CheckFeeds, batch: FreedBatch) -> list[Feeds
 
 
 class _Reference:
-    """The original's outputs, to compare those of other models with.
+    """The original's outputs, and their comparison with those of other models.
 
     Args:
         model: the original.
-        feeds: what it runs on.
-        may_fail: the feeds are a guess; where the model does not run on them, a note says
+        feeds: its feeds.
+        may_fail: whether the feeds are a guess; where the model does not run on them, a note says
             that nothing is compared.
     """
 

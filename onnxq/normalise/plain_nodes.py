@@ -1,6 +1,6 @@
 """Nodes in plainer forms, which have gradients and integer kernels.
 
-Sum, Split and Where are written with other operators; limits and activations become Clip, Relu and
+Sum, Split and Where are written with other operators. Bounds and activations become Clip, Relu and
 LeakyRelu.
 """
 
@@ -38,7 +38,7 @@ class ChainSum(NodePass):
         return None if len(node.inputs) > 1 else "it has one input"
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
-        """One Add less than there are inputs, in the order of the inputs."""
+        """A chain of Adds, in the order of the inputs."""
         total = node.inputs[0]
         chain: list[ir.Node] = []
         for value in node.inputs[1:]:
@@ -97,11 +97,11 @@ def split_sizes(node: ir.Node) -> list[int] | None:
 
 
 class ExpandWhere(NodePass):
-    """Makes the broadcast of a Where's computed branches an Expand of its own.
+    """Makes the broadcast of a Where's computed branches an explicit Expand.
 
-    `Where(c, x, y)` with x smaller than the result becomes
-    `Where(c, Expand(x, Shape(full)), y)`, `full` being an input of the Where that has the
-    result's shape. A constant branch needs no gradient and stays.
+    `Where(c, x, y)` with x smaller than the result becomes `Where(c, Expand(x, Shape(full)), y)`,
+    where `full` is an input of the Where that has the result's shape. A constant branch needs no
+    gradient and stays.
     """
 
     op_types: ClassVar[frozenset[str]] = frozenset({"Where"})
@@ -183,11 +183,11 @@ class ClipToRelu(NodePass):
 
 
 class MinMaxToClip(NodePass):
-    """Gathers Max, Min, Relu and Clip by constant scalars into one Clip.
+    """Joins Max, Min, Relu and Clip by constant scalars into one Clip.
 
-    `Max(x, a)` is `Clip(x, a)` and `Min(x, b)` is `Clip(x, , b)`. A Clip that is the only
-    reader of another Clip or of a Relu takes over its limits: with a ≤ b and c ≤ d,
-    clip(clip(x, a, b), c, d) = clip(x, clip(a, c, d), clip(b, c, d)).
+    `Max(x, a)` is `Clip(x, a)` and `Min(x, b)` is `Clip(x, , b)`. A Clip that is the only reader of
+    another Clip or of a Relu takes over its limits: with a ≤ b and c ≤ d, clip(clip(x, a, b), c, d)
+    = clip(x, clip(a, c, d), clip(b, c, d)).
     """
 
     op_types: ClassVar[frozenset[str]] = frozenset({"Min", "Max", "Clip"})
@@ -250,7 +250,7 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
 
 
 def _joined(node: ir.Node) -> tuple[ir.Value, tuple[float, float]] | None:
-    """What the node and the one before it clip together, and to which limits."""
+    """The input that the node and the one before it clip together, and the joint limits."""
     value, outer = _source(node), _limits(node)
     before = producer(value)
     if value is None or outer is None or before is None or only_reader(value) is not node:

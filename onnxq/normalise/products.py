@@ -1,6 +1,6 @@
-"""Products with a constant brought into the forms that are layers.
+"""Products with a constant, rewritten to the forms that are layers.
 
-Einsum, a constant on the left, one with leading ones.
+Einsum, a constant as the first operand, and weights with leading ones.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from onnxq.normalise.passes import NodePass
 def rearranged(
     editor: Editor, value: ir.Value, perm: Sequence[int], shape: Sequence[int]
 ) -> ir.Value:
-    """The constant, transposed and reshaped; the same one for every reader that asks for it.
+    """The constant, transposed and reshaped; all readers that ask for the same form share it.
 
     Args:
         editor: of the graph that the constant is in.
-        value: a constant; it stays as it is.
+        value: a constant; it isn't changed.
         perm: its axes in their new order.
         shape: the shape after that.
     """
@@ -54,9 +54,9 @@ def rearranged(
 class EinsumToMatMul(NodePass):
     """Replaces Einsum of an input and constant weights by Transpose → Reshape → MatMul → ….
 
-    The input is brought to (kept, summed) and the weights to (summed, made), several indices
-    as one; what comes out is brought to the order of the result. Indices of input, weights
-    and result are a batch of products, with a matrix each.
+    The input is rearranged to (kept, summed) and the weights to (summed, made), with several
+    indices as one, and the product to the order of the result. Indices of input, weights and result
+    are a batch of products, with one matrix each.
     """
 
     op_types: ClassVar[frozenset[str]] = frozenset({"Einsum"})
@@ -66,7 +66,7 @@ class EinsumToMatMul(NodePass):
         return einsum_refusal(node)
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
-        """The nodes that are needed, in the place of the Einsum; the MatMul keeps its name."""
+        """The needed nodes in place of the Einsum; the MatMul keeps its name."""
         product, index = einsum_product(node), constant_operand(node)
         weight, data = node.inputs[index], node.inputs[1 - index]
         array = weight_array(weight)
@@ -96,20 +96,20 @@ class _Chain:
         self._editor, self._name, self._last = editor, str(node.name), data
 
     def transpose(self, letters: str, wanted: str) -> None:
-        """Bring the letters into the wanted order."""
+        """Transpose to the wanted order of letters."""
         if letters != wanted:
             perm = [letters.index(c) for c in wanted]
             name = f"{self._name}_transpose"
             self._add(self._editor.node("Transpose", [self._last], {"perm": perm}, name=name))
 
     def reshape(self, shape: list[int]) -> None:
-        """Give the shape, in which 0 keeps a size."""
+        """Reshape; 0 keeps a size."""
         value = self._editor.initializer(f"{self._name}_shape", np.array(shape))
         name = f"{self._name}_reshape"
         self._add(self._editor.node("Reshape", [self._last, value], name=name))
 
     def multiply(self, matrix: ir.Value) -> None:
-        """The product itself, under the name of the Einsum."""
+        """Add the product, under the name of the Einsum."""
         inputs = [self._last, matrix]
         self._add(self._editor.node("MatMul", inputs, name=self._name, keep_name=True))
 
@@ -126,7 +126,7 @@ def _matrix(product: Product, editor: Editor, weight: ir.Value, sizes: dict[str,
 
 
 def _data_order(product: Product) -> str:
-    """The batch stands before the last two axes, where MatMul looks for it."""
+    """The order of the data's letters, with the batch before the last two axes for MatMul."""
     if not product.batch:
         return product.kept + product.summed
     return product.kept[:-1] + product.batch + product.kept[-1:] + product.summed
@@ -137,21 +137,21 @@ def _count(letters: str, sizes: dict[str, int]) -> int:
 
 
 class LeftConstant(NodePass):
-    """Turns `W·x` into `(xᵀ·Wᵀ)ᵀ`, on the last two axes, where W is constant.
+    """Rewrites `W·x` as `(xᵀ·Wᵀ)ᵀ`, on the last two axes, where W is constant.
 
-    Transposes only move elements, in integers too. A Gemm keeps its W and reads it the other
-    way round; of a vector x nothing is transposed but W. A weight of more than two
-    dimensions is one matrix for each entry of a batch, and stays so.
+    Transposes only move elements, in integers too. A Gemm keeps its W and reads it with the other
+    transB; for a vector x only W is transposed. A weight of more than two dimensions is one matrix
+    for each entry of a batch, and stays so.
     """
 
     op_types: ClassVar[frozenset[str]] = frozenset({"MatMul", "Gemm"})
 
     def refusal(self, node: ir.Node) -> str | None:
-        """Why the node stays; None where the operands change places."""
+        """Why the node stays; None where the operands are swapped."""
         return left_refusal(node)
 
     def rewrite(self, node: ir.Node, editor: Editor) -> None:
-        """The product the other way round between two Transposes; it keeps the node's name."""
+        """The swapped product between two Transposes; it keeps the node's name."""
         if node.op_type == "Gemm":
             _turn_gemm(node, editor)
         else:
@@ -208,7 +208,7 @@ def _turn_gemm(node: ir.Node, editor: Editor) -> None:
 
 
 def _as_row(bias: ir.Value | None) -> np.ndarray | None:
-    """A constant bias of one number per row of the result, as one per column; None for others."""
+    """A constant bias of one number per row, as one per column; None for other biases."""
     array = weight_array(bias)
     if array is None or (array.size > 1 and (array.ndim < 2 or array.shape[1] != 1)):
         return None

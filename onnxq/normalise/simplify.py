@@ -1,4 +1,4 @@
-"""onnxsim, kept from folding constants and BatchNormalization: those are passes of our own."""
+"""onnxsim, without its folding of constants and BatchNormalization, which have their own passes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class Simplify:
-    """Replaces the model by what onnxsim makes of it, BatchNormalization kept.
+    """Replaces the model by onnxsim's result, with BatchNormalization kept.
 
-    It folds constants whatever their size; `FoldConstants` weighs the bytes.
-    Of a large model it sees the large weights as inputs, so that it makes no copies of them. The
-    protobuf hand-off of this stage. A model that onnxsim can't take is given back as it
-    is, with a note. `modified` compares the serialised graphs.
+    onnxsim folds constants whatever their size, while `FoldConstants` weighs the bytes. Large
+    weights are inputs for onnxsim, so that it makes no copies of them. This is the protobuf
+    hand-off of the stage. A model that onnxsim rejects is returned unchanged, with a note.
+    `modified` compares the serialized graphs.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -52,7 +52,7 @@ Weights = dict[str, ir.TensorProtocol]
 
 
 def _without_large_weights(model: ir.Model) -> tuple[ir.Model, Weights]:
-    """A copy that takes its large weights as inputs, and these by name; a small model itself."""
+    """A copy whose large weights are inputs, and these by name; of a small model, itself."""
     if not is_large(model):
         return model, {}
     copy = model.clone(deep_copy=False)
@@ -66,7 +66,7 @@ def _without_large_weights(model: ir.Model) -> tuple[ir.Model, Weights]:
 
 
 def _with_weights(model: ir.Model, weights: Weights) -> ir.Model:
-    """The model with these inputs as constants again, in place."""
+    """Make these inputs constants again, in place."""
     for value in list(model.graph.inputs):
         if value.name in weights:
             model.graph.inputs.remove(value)

@@ -1,4 +1,4 @@
-"""Padding made explicit, means as pools, and pools before a last 1x1 convolution."""
+"""Explicit padding, means as pools, and pools before a last 1×1 convolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transposes merged, and those of weights left to Gemm."""
+"""Transposes merged, and transposed weights read by a Gemm with transB."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ MATRIX = 2
 
 
 class TransposedToGemm(NodePass):
-    """Replaces MatMul(x, Transpose(W)), W shared, by a Gemm with transB.
+    """Replaces MatMul(x, Transpose(W)), with a shared W, by a Gemm with transB.
 
-    A table of embeddings that the last layer multiplies with is read as it lies. Folding the
-    Transpose would store it twice. Gemm takes matrices, so that x of a higher rank is reshaped:
+    So a table of embeddings that is also the last layer's weight is stored once; folding the
+    Transpose would store it twice. Gemm takes matrices, so an x of a higher rank is reshaped:
 
         Reshape(x, (-1, K)) -> Gemm(W, transB=1) -> Reshape(…, (…, M))
     """
@@ -110,7 +110,7 @@ class TransposedToGemm(NodePass):
 
 
 def _transposed(node: ir.Node) -> ir.Value | None:
-    """The constant matrix whose transpose the MatMul reads second."""
+    """The constant matrix whose transpose is the MatMul's second operand."""
     value = input_at(node, 1)
     writer = producer(value)
     if writer is None or not is_op(writer, "Transpose"):
@@ -130,7 +130,7 @@ def _columns(weight: ir.Value) -> int:
 def _reshaped(
     editor: Editor, product: ir.Value, data: ir.Value, weight: ir.Value, name: str
 ) -> list[ir.Node]:
-    """The rows of the product in the leading dimensions of `data`."""
+    """The product's rows reshaped to the leading dimensions of `data`."""
     assert data.shape is not None
     leading = [static_dim(data, axis) for axis in range(len(data.shape) - 1)]
     width = static_dim(weight, 0)

@@ -46,7 +46,7 @@ def weight_threshold_max(weight: FloatArray, axis: int | None) -> FloatArray:
 
 
 def weight_scale(threshold: FloatArray, num_bits: int) -> FloatArray:
-    """Scale = T / (2^(n-1) - 1), float32, the shape of the threshold T."""
+    """The scale T / (2^(n-1) - 1), float32, in the shape of the threshold T."""
     return np.asarray(threshold / np.float32(WEIGHT.steps(num_bits)), dtype=np.float32)
 
 
