@@ -36,7 +36,7 @@ from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
 from onnxq.options.table import GeneratorMode, Granularity, Learn
 from onnxq.pipeline import Result, plan_model
-from onnxq.synthesise.space import image_space
+from onnxq.synthesise.images import image_space
 from onnxq.train.augment import chosen_kinds
 from onnxq.verify.evaluate import Evaluation
 

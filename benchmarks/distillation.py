@@ -25,7 +25,7 @@ from onnxq import Recipe, distill, evaluate
 from onnxq.distillation.result import DistillResult
 from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
-from onnxq.synthesise.space import image_space
+from onnxq.synthesise.images import image_space
 from onnxq.verify.evaluate import Evaluation
 from tools.architectures import RESNET_WIDTHS, resnet
 from tools.digits import PREPROCESS

@@ -30,8 +30,7 @@ from onnxq.progress import Progress
 from onnxq.runtime.dataset import Joined, Samples
 from onnxq.runtime.session import Feeds
 from onnxq.synthesise.adversarial import AdversarialGenerator
-from onnxq.synthesise.images import Synthesis
-from onnxq.synthesise.space import image_space
+from onnxq.synthesise.images import Synthesis, image_space
 from onnxq.synthesise.subject import Task, find_subject
 from onnxq.synthesise.synthesise import synthesise
 from onnxq.train.augment import Augmentation, check_images, chosen_kinds, image_layout

@@ -25,7 +25,7 @@ from onnxq.distillation.stage import FILE, Subject, check_gradients
 from onnxq.distillation.training import Distilled, make_budget
 from onnxq.distillation.verdict import find_fault, names_budget
 from onnxq.errors import WorseError
-from onnxq.export.constants import store_halves
+from onnxq.export.compact import store_halves
 from onnxq.export.interface import restore_interface, restore_types
 from onnxq.export.metadata import describe, preprocess_metadata
 from onnxq.export.save import check_file, check_output, locked, save_model

@@ -1,4 +1,6 @@
-"""Make an exported graph small: short names, equal constants once, no inner shapes.
+"""Make an exported graph small: short names, no inner shapes, constants stored once.
+
+A constant whose elements repeat is stored once, and 16-bit floats take 16 bits.
 
 A small model has as many nodes as a large one, and each name is stored where a value is written and
 wherever it is read. What a user may look for keeps its name: inputs, outputs, the original's nodes,
@@ -11,17 +13,80 @@ from collections.abc import Iterator
 from itertools import count, product
 from string import ascii_lowercase
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxq.export.constants import INTEGERS, spread_repeats, store_halves
 from onnxq.export.interface import restore_interface
+from onnxq.export.lookup import INTEGERS
 from onnxq.export.lower import WIDE, Lowering
 from onnxq.export.save import model_bytes
+from onnxq.graph.editor import add_initializer
+from onnxq.load.float_types import halved_constants
 from onnxq.load.interface import Interface
+from onnxq.numerics.packing import collapsed
 from onnxq.student.build import QUANTIZED, RAW
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
+
+WORTH = 80
+"""Bytes that must be saved: an Expand takes up to as many, with its constants."""
+
+RANKS = {ir.DataType.FLOAT: 1, ir.DataType.INT32: 1, ir.DataType.INT8: 2}
+"""Least rank by type: int8 of rank 1 are zero points, which are small and shared."""
+
+
+def spread_repeats(graph: ir.Graph) -> None:
+    """Replace constants that repeat along an axis by Expand nodes, in place.
+
+    ONNX Runtime folds the nodes when a session starts.
+    """
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_output() or value.is_graph_input():
+            continue
+        array = tensor.numpy()
+        if array.ndim < RANKS.get(tensor.dtype, array.ndim + 1):
+            continue
+        once = collapsed(array)
+        if array.nbytes - once.nbytes >= WORTH:
+            _spread(graph, value, array, once)
+
+
+def _spread(graph: ir.Graph, value: ir.Value, array: np.ndarray, once: np.ndarray) -> None:
+    name = str(value.name)
+    small = add_initializer(graph, f"{name}.once", once)
+    shape = add_initializer(graph, f"{name}.shape", np.array(array.shape, np.int64))
+    node = ir.node("Expand", [small, shape], name=f"{name}.spread")
+    result = node.outputs[0]
+    result.type, result.shape = value.type, value.shape
+    value.replace_all_uses_with(result)
+    del graph.initializers[name]
+    result.name = name
+    graph.insert_before(graph[0], node)
+
+
+def store_halves(model: ir.Model) -> None:
+    """Store float32 constants in 16 bits, in place, where they fit and the original did so.
+
+    Args:
+        model: a lowered model; its metadata says how the original stored its weights.
+    """
+    for name, half in halved_constants(model).items():
+        _store(model.graph, model.graph.initializers[name], half)
+
+
+def _store(graph: ir.Graph, value: ir.Value, half: np.ndarray) -> None:
+    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{value.name}.cast")
+    wide = cast.outputs[0]
+    wide.name = f"{value.name}.wide"
+    wide.type, wide.shape = value.type, value.shape
+    for node, index in [use for use in value.uses() if use[0] is not cast]:
+        node.replace_input_with(index, wide)
+    tensor = ir.tensor(half, name=value.name)
+    value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
+    graph.insert_before(graph[0], cast)
+
 
 SMALL = 1024
 """Elements of the constants that are compared: tables, scales, zero points, shapes."""

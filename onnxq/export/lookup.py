@@ -17,11 +17,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import INTEGERS
 from onnxq.graph.editor import add_initializer
 from onnxq.numerics.codebook import Codebook
 from onnxq.numerics.packing import Field, fields, pack
 
+INTEGERS = ".codes"
+"""Suffix of the integer form of a tensor, weight or bias."""
 CENTROIDS = ".centroids"
 """Suffix of the table's name."""
 

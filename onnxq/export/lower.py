@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import INTEGERS, SCALE
-from onnxq.export.lookup import add_lookup
-from onnxq.export.stored_weight import REAL, StoredWeight, dequantize, replace_input
+from onnxq.export.lookup import INTEGERS, add_lookup
+from onnxq.export.stored_weight import REAL, SCALE, StoredWeight, dequantize, replace_input
 from onnxq.graph.editor import add_initializer, fix_inputs
 from onnxq.graph.facts import nested_nodes
 from onnxq.graph.fake_quant import DOMAIN, parse_function_name

@@ -17,8 +17,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import INTEGERS, SCALE
-from onnxq.export.lookup import add_lookup
+from onnxq.export.lookup import INTEGERS, add_lookup
 from onnxq.graph.editor import add_initializer
 from onnxq.graph.operators import TABLE, weight_index
 from onnxq.numerics.codebook import uniform_codebook
@@ -26,6 +25,8 @@ from onnxq.numerics.qparams import FloatArray, per_channel, quantize_weight
 from onnxq.plan.spec import LayerSpec
 from onnxq.student.qparams import QParams, layer_scale
 
+SCALE = ".scale"
+"""Suffix of the scale of integers."""
 REAL = ".real"
 """Suffix of a weight or bias as the layer reads it."""
 

@@ -20,8 +20,8 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.runtime.session import Arrays
+from onnxq.synthesise.images import ImageSpace
 from onnxq.synthesise.parts import Parts
-from onnxq.synthesise.space import ImageSpace
 
 PREFIX = "onnxq.generator"
 """What the names of parameters and nodes begin with."""

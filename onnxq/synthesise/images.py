@@ -1,4 +1,4 @@
-"""Made images as samples like any others, and what is told of them."""
+"""Synthetic images: their shape and range, the samples they make, and what is told of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,130 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+from onnxq.data.inputs import InputSpec
+from onnxq.data.preprocess import Preprocess
+from onnxq.errors import ModelError
+
+CENTRE, SPREAD = 0.5, 0.25
+"""Mean and standard deviation of the pixels that noise starts with, scaled to 0-1."""
+
+
+@dataclass(frozen=True)
+class ImageSpace:
+    """Shape and range of one input of the model.
+
+    Attributes:
+        name: of the input.
+        shape: of one sample.
+        batch: the only batch size that the model takes; None where it is free.
+        centre: the initial mean, float32, broadcast to a sample.
+        spread: the initial standard deviation, as `centre`.
+        low: the least value, as `centre`; None where unknown.
+        high: the largest value, likewise.
+        axes: of height and width in a batch; None where samples are no images.
+        bgr: whether channels are blue, green, red.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    batch: int | None
+    centre: np.ndarray
+    spread: np.ndarray
+    low: np.ndarray | None
+    high: np.ndarray | None
+    axes: tuple[int, int] | None
+    bgr: bool = False
+
+    def noise(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Normally distributed samples within the range, float32 `(count, *shape)`."""
+        drawn = rng.standard_normal((count, *self.shape), np.float32)
+        return self.clip(drawn * self.spread + self.centre)
+
+    def clip(self, images: np.ndarray) -> np.ndarray:
+        """The images within the range, in place."""
+        if self.low is not None:
+            np.clip(images, self.low, self.high, out=images)
+        return images
+
+    def pixels(self, images: np.ndarray) -> np.ndarray:
+        """Images for display: uint8 `(samples, height, width, channels)`, RGB or grey.
+
+        Where the range is not known, each image is scaled by itself from black to white.
+        """
+        if self.low is not None and self.high is not None:
+            scaled = (images - self.low) / (self.high - self.low)
+        else:
+            flat = images.reshape(len(images), -1)
+            low, high = (
+                each.reshape(-1, *(1,) * len(self.shape)) for each in (flat.min(1), flat.max(1))
+            )
+            scaled = (images - low) / np.maximum(high - low, 1e-12)
+        found: np.ndarray = np.round(255 * scaled).astype(np.uint8)
+        found = found if self.axes == (1, 2) else np.moveaxis(found, 1, -1)
+        return found[..., ::-1] if self.bgr else found
+
+
+def image_space(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ImageSpace:
+    """The space of a model's only input.
+
+    Raises:
+        ModelError: the model has several inputs, or one that is no float array of known size.
+    """
+    listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
+    if len(inputs) != 1 or inputs[0].dtype != np.float32 or len(inputs[0].shape) < 2:
+        raise ModelError(
+            f"The model takes {listed}; --data-free generates samples for one float32 input: give "
+            "samples with --data."
+        )
+    spec = inputs[0]
+    shape = _sample_shape(spec, preprocess)
+    channel_axis = 1 if preprocess is None or preprocess.layout == "nchw" else 3
+    is_image = len(spec.shape) == 4 and shape[channel_axis - 1] in (1, 3)
+    axes = ((2, 3) if channel_axis == 1 else (1, 2)) if is_image else None
+    known = preprocess if is_image else None
+    centre, spread, low, high = _range(known, shape[channel_axis - 1] if is_image else 1)
+    bgr = known is not None and known.bgr
+    batch = spec.shape[0]
+    return ImageSpace(spec.name, shape, batch, centre, spread, low, high, axes, bgr)
+
+
+def _sample_shape(spec: InputSpec, preprocess: Preprocess | None) -> tuple[int, ...]:
+    """The shape of one sample; free height and width are those of the preprocessing."""
+    shape = list(spec.shape[1:])
+    if preprocess is not None and len(shape) == 3:
+        sides: Sequence[int | None] = (None, None)
+        if preprocess.crop is not None:
+            sides = (preprocess.crop, preprocess.crop)
+        elif isinstance(preprocess.resize, tuple):
+            sides = preprocess.resize
+        first = 1 if preprocess.layout == "nchw" else 0
+        shape[first : first + 2] = [
+            fixed or side for fixed, side in zip(shape[first : first + 2], sides, strict=True)
+        ]
+    if None in shape:
+        raise ModelError(
+            f"The model's input '{spec.name}' is {spec}, whose size is free; --data-free needs to "
+            "know it: give --crop, or --resize H,W."
+        )
+    return tuple(size for size in shape if size is not None)
+
+
+def _range(
+    preprocess: Preprocess | None, channels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Mean, standard deviation, least and largest value of each channel."""
+    if preprocess is None:
+        return np.zeros(1, np.float32), np.ones(1, np.float32), None, None
+    own = preprocess.for_channels(channels)
+    step = -1 if own.bgr else 1
+    mean, std = np.array(own.mean[::step]), np.array(own.std[::step])
+    shape = (channels, 1, 1) if own.layout == "nchw" else (channels,)
+    centre, low, high = (((x - mean) / std).astype(np.float32) for x in (CENTRE, 0.0, 1.0))
+    spread = (SPREAD / std).astype(np.float32)
+    found = [each.reshape(shape) for each in (centre, spread, low, high)]
+    return found[0], found[1], found[2], found[3]
+
 
 FEW_CLASSES = 0.5
 """Share of the classes that could occur below which variety has collapsed."""

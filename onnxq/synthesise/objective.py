@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxq.engine import Engine
 from onnxq.graph.facts import values_by_name
+from onnxq.synthesise.images import ImageSpace
 from onnxq.synthesise.losses import (
     BatchNorm,
     batch_norm_divergence,
@@ -19,7 +20,6 @@ from onnxq.synthesise.losses import (
     inception_score,
 )
 from onnxq.synthesise.parts import Parts
-from onnxq.synthesise.space import ImageSpace
 from onnxq.train.optimizer import Adam, CosineRestarts
 
 LOSS = "onnxq.synthesis"

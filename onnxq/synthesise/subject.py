@@ -15,9 +15,9 @@ from onnxq.load.interface import input_specs
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
 from onnxq.runtime.session import expose, open_session
 from onnxq.synthesise.float_student import find_float_student
+from onnxq.synthesise.images import ImageSpace, image_space
 from onnxq.synthesise.losses import FOLDED, BatchNorm, find_batch_norms
 from onnxq.synthesise.objective import LOSS, Student, SynthesisObjective
-from onnxq.synthesise.space import ImageSpace, image_space
 from onnxq.train.batch_size import fix_sizes, sample_bytes, shard_size
 from onnxq.train.logits import find_logits
 

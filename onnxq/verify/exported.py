@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.constants import INTEGERS
+from onnxq.export.lookup import INTEGERS
 from onnxq.graph.facts import computed_from_constants, producer
 from onnxq.runtime.session import PROTOBUF_LIMIT, open_session
 

@@ -13,8 +13,8 @@ from onnxq.errors import ModelError
 from onnxq.synthesise.float_student import PREFIX, StudentTraining, find_float_student
 from onnxq.synthesise.generated import GeneratorTraining
 from onnxq.synthesise.generator import NOISE, Generator, before_model, stand_alone
+from onnxq.synthesise.images import image_space
 from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
-from onnxq.synthesise.space import image_space
 from onnxq.train.loss import target_name
 from tests.small_graphs import build, run
 from tests.synthesise.residual_classifier import TEXT, WEIGHTS

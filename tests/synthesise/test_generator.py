@@ -26,9 +26,8 @@ from onnxq.synthesise.generator import (
     size_generator,
     stand_alone,
 )
-from onnxq.synthesise.images import Synthesis
+from onnxq.synthesise.images import ImageSpace, Synthesis, image_space
 from onnxq.synthesise.objective import LOSS
-from onnxq.synthesise.space import ImageSpace, image_space
 from onnxq.synthesise.subject import Task, find_subject
 from onnxq.synthesise.synthesise import synthesise
 from onnxq.train.checkpoint import Checkpoint

@@ -15,8 +15,7 @@ from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Silent
 from onnxq.synthesise import distilled, subject
-from onnxq.synthesise.images import Synthesis, collapse_note
-from onnxq.synthesise.space import image_space
+from onnxq.synthesise.images import Synthesis, collapse_note, image_space
 from onnxq.synthesise.subject import WEIGHTS, Task, find_subject
 from onnxq.synthesise.synthesise import synthesise
 from onnxq.train.checkpoint import Checkpoint
