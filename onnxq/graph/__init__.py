@@ -1,1 +1,1 @@
-"""What can be said about any graph of onnx-ir."""
+"""Facts about graphs and edits of them, on onnx-ir alone."""

@@ -1,4 +1,4 @@
-"""Parts of a graph: what a value reaches, and the graph in two at a cut."""
+"""Parts of a graph: what values depend on, and a graph cut in two."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def dependents(
     Args:
         graph: its nodes in order.
         values: of the main graph.
-        counts: whether what a node computes is one of them; None counts all.
+        counts: whether a node's outputs are included; None includes all.
     """
     found = set(values)
     for node in graph:
@@ -28,7 +28,7 @@ def dependents(
 
 
 def ancestors(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Value]:
-    """The values, and all that the main graph, its nodes in order, computes them from."""
+    """The values, and all values that the main graph computes them from; its nodes are in order."""
     found = set(values)
     for node in reversed(graph):
         if not found.isdisjoint(node.outputs):
@@ -37,9 +37,9 @@ def ancestors(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Value]:
 
 
 def moved_by_inputs(graph: ir.Graph) -> set[ir.Value]:
-    """The values that depend on what the inputs hold, the inputs themselves among them.
+    """The values that depend on the inputs' contents, the inputs themselves among them.
 
-    Those that depend on the inputs' sizes alone do not.
+    Values that depend on the inputs' sizes alone are left out.
     """
     fed = [value for value in graph.inputs if value.name not in graph.initializers]
     return dependents(graph, fed, lambda value: not is_op(value.producer(), "Shape", "Size"))
@@ -47,12 +47,12 @@ def moved_by_inputs(graph: ir.Graph) -> set[ir.Value]:
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts of a graph; run one after the other they give what the whole gives.
+    """The two parts of a graph; run one after the other they compute what the whole computes.
 
     Attributes:
         prefix: from the model's inputs to the cut; None where the suffix is the whole.
         suffix: from the cut, and the inputs that it still reads, to the model's outputs.
-        cut: names of the values that the prefix gives and the suffix takes, in graph order.
+        cut: names of the values that the prefix writes and the suffix reads, in graph order.
     """
 
     prefix: ir.Model | None
@@ -61,11 +61,11 @@ class Split:
 
 
 def split(model: ir.Model, seeds: Collection[str]) -> Split:
-    """The model cut before everything that the seeds reach.
+    """The model, cut before everything that depends on the seeds.
 
     Args:
         model: it isn't changed.
-        seeds: names of nodes, or of graph inputs whose readers are meant.
+        seeds: names of nodes, or of graph inputs, which stand for their readers.
     """
     graph = model.graph
     fed = dependents(graph, graph.inputs)
@@ -81,11 +81,11 @@ def split(model: ir.Model, seeds: Collection[str]) -> Split:
 
 
 def between(model: ir.Model, inputs: Iterable[str], outputs: Sequence[str]) -> ir.Model:
-    """The part of a graph from some of its tensors to some others.
+    """The part of a graph between some of its tensors.
 
     Args:
         model: it isn't changed.
-        inputs: names of tensors that become inputs, or are.
+        inputs: names of tensors that become inputs, or are inputs.
         outputs: names of the tensors wanted.
     """
     values = values_by_name(model.graph)
@@ -102,7 +102,7 @@ def between(model: ir.Model, inputs: Iterable[str], outputs: Sequence[str]) -> i
 
 
 def reach(graph: ir.Graph, seeds: Collection[str]) -> set[str]:
-    """Names of the seed nodes, of the readers of seed inputs, and of all that depends on them."""
+    """Names of the seed nodes, the readers of seed inputs, and all nodes that depend on them."""
     values = [value for value in graph.inputs if value.name in seeds]
     values += [value for node in graph if node.name in seeds for value in node.outputs]
     found = dependents(graph, values)

@@ -1,4 +1,4 @@
-"""Edits of a graph by value: nodes put in, values rewired, names that are not taken yet."""
+"""Edits of a graph: inserting nodes, rewiring values, unique names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from onnx_ir import tape
 
 
 class Names:
-    """Gives each name once.
+    """Unique names.
 
     Args:
-        taken: those that are given already.
+        taken: names that are in use.
     """
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = set(taken)
 
     def claim(self, wanted: str) -> str:
-        """`wanted`, or `wanted_1`, `wanted_2`, … where that is taken; taken from now on."""
+        """`wanted`, or `wanted_1`, `wanted_2`, … where that is taken; the result is then taken."""
         name, count = wanted, 0
         while name in self._taken:
             count += 1
@@ -33,7 +33,7 @@ class Editor:
     """Adds to one graph and rewires it; every new name is unique in it.
 
     Args:
-        graph: the graph to edit; names in its sub-graphs count as taken.
+        graph: the graph to edit; names in its sub-graphs are taken too.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -41,7 +41,7 @@ class Editor:
         self._names = Names(taken_names(graph))
 
     def fresh_name(self, base: str) -> str:
-        """`base`, or `base_1`, `base_2`, … where that is taken; taken from now on."""
+        """`base`, or `base_1`, `base_2`, … where that is taken; the result is then taken."""
         return self._names.claim(base)
 
     def initializer(self, base: str, array: np.ndarray) -> ir.Value:
@@ -63,8 +63,8 @@ class Editor:
             op_type: an operator of ONNX's own domain.
             inputs: its inputs; None for an absent one.
             attributes: its attributes, in Python types.
-            name: the node's name, or the base of one.
-            keep_name: the name is that of a node which this one replaces.
+            name: the node's name, or a base for one.
+            keep_name: whether `name` is used unchanged, as that of a node which is replaced.
         """
         node_name = name if keep_name else self.fresh_name(name)
         attrs = ir.convenience.convert_attributes(dict(attributes or {}))
@@ -72,7 +72,7 @@ class Editor:
         return ir.Node("", op_type, inputs, attrs, outputs=[output], name=node_name)
 
     def replace(self, old: ir.Node, new: Sequence[ir.Node]) -> None:
-        """Put `new` in the place of `old`; the last one's output takes over the first output."""
+        """Replace a node by `new` nodes; the last one's output replaces its first output."""
         self.graph.insert_before(old, new)
         self.take_over(old.outputs[0], new[-1].outputs[0])
         self.remove([old])
@@ -90,14 +90,14 @@ class Editor:
         new.name = name
 
     def remove(self, nodes: Iterable[ir.Node]) -> None:
-        """Take out the nodes that nobody reads any more, last one first."""
+        """Remove the nodes that nothing reads any more, last one first."""
         for node in reversed(list(nodes)):
             if not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 self.graph.remove(node, safe=True)
 
 
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new constant of a graph, under a name that is not taken."""
+    """Add a constant to a graph, under a name that is not taken."""
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
     return tape.Tape(graph).initializer(tensor)
 
@@ -122,7 +122,7 @@ def fix_inputs(graph: ir.Graph, values: Mapping[str, np.ndarray]) -> None:
 
 
 def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
-    """Put nodes behind the one that computes a value, at the head where none does."""
+    """Insert nodes after the one that computes a value, or at the head where no node does."""
     writer = value.producer()
     if writer is None:
         graph.insert_before(graph[0], nodes)

@@ -1,7 +1,4 @@
-"""What can be said of a node.
-
-A value or a constant of any graph, and of the sub-graphs that it holds.
-"""
+"""Facts about nodes, values, constants and sub-graphs."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 
 
 def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or a Constant node; None for what is computed or fed."""
+    """The tensor of an initializer or a Constant node; None for a computed value or an input."""
     if value is None or value.is_graph_input():
         return None
     return ir.convenience.get_const_tensor(value)
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer or a Constant node; None for what is computed or fed."""
+    """The array of an initializer or a Constant node; None for a computed value or an input."""
     tensor = tensor_of(value)
     return None if tensor is None else tensor.numpy()
 
@@ -38,12 +35,12 @@ def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
 
 
 def producer(value: ir.Value | None) -> ir.Node | None:
-    """The node that gives the value; None where no node does, or there is no value."""
+    """The node that computes the value; None where there is no such node or no value."""
     return None if value is None else value.producer()
 
 
 def computed_from_constants(value: ir.Value | None) -> bool:
-    """Whether nodes compute the value from constants alone, by ONNX's own operators."""
+    """Whether the value is computed from constants alone, by ONNX's own operators."""
     if producer(value) is None:
         return False
     waiting, seen = [value], {value}
@@ -79,9 +76,9 @@ def static_dim(value: ir.Value | None, axis: int) -> int | None:
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads the value once; None if others do or the graph returns it.
+    """The one node that reads the value once; None if others do or it is a graph output.
 
-    None too where a node inside a sub-graph reads it, which may run several times or never.
+    Also None where a node inside a sub-graph reads it, which may run several times or never.
     """
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
@@ -90,7 +87,7 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def is_used(value: ir.Value) -> bool:
-    """Whether a node reads the value or the graph returns it."""
+    """Whether a node reads the value or it is a graph output."""
     return bool(value.uses()) or value.is_graph_output()
 
 
@@ -114,11 +111,11 @@ def axes_of(node: ir.Node, input_rank: int) -> tuple[int, ...] | None:
 
 
 def scalar(value: ir.Value | None, absent: float | None = None) -> float | None:
-    """The number that a parameter holds, be its shape () or (1,): ONNX Runtime takes both.
+    """The number in a parameter of shape () or (1,): ONNX Runtime accepts both.
 
     Args:
-        value: a parameter of an operator, as the limits of a Clip are.
-        absent: what stands for a parameter that isn't there.
+        value: a parameter of an operator, such as a bound of a Clip.
+        absent: returned for a parameter that isn't there.
 
     Returns:
         The number; None where it is computed, or there are several.
@@ -141,25 +138,25 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def has_subgraph(node: ir.Node) -> bool:
-    """Whether the node runs other graphs."""
+    """Whether the node has sub-graphs."""
     return next(subgraphs(node), None) is not None
 
 
 def nested_nodes(node: ir.Node) -> Iterator[ir.Node]:
-    """All nodes inside a node, at any depth."""
+    """All nodes in a node's sub-graphs, at any depth."""
     for graph in subgraphs(node):
         yield from graph.all_nodes()
 
 
 def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs inside a node, at any depth."""
+    """The sub-graphs of a node, at any depth."""
     for graph in subgraphs(node):
         yield graph
         yield from graph.subgraphs()
 
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:
-    """The values that a node reads: its inputs, and what its sub-graphs take from outside it."""
+    """The values that a node reads: its inputs, and outer values that its sub-graphs read."""
     yield from (value for value in node.inputs if value is not None)
     inside = dict.fromkeys(nested_graphs(node))
     for graph in inside:

@@ -1,4 +1,4 @@
-"""What ONNX Runtime can do in integers, by operator."""
+"""Operators and their integer kernels in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ KEEPS_SIGN = frozenset(
 
 
 def weight_index(op_type: str) -> int:
-    """The input of a layer that holds its weight: the first of a Gather, else the second."""
+    """The index of a layer's weight among its inputs: 0 for a Gather, else 1."""
     return 0 if op_type == TABLE else 1
 
 
 def is_move(node: ir.Node) -> bool:
-    """Whether the node can move the codes of its first input without changing them."""
+    """Whether the node can move the integers of its first input without changing them."""
     if node.domain or node.op_type not in DATA_MOVEMENT:
         return False
     if node.op_type == "Pad":
@@ -105,7 +105,7 @@ def is_move(node: ir.Node) -> bool:
 
 
 def _picks_elements(node: ir.Node) -> bool:
-    """Nearest neighbours: ONNX Runtime truncates the codes that it interpolates."""
+    """Whether a Resize takes nearest neighbours; interpolated integers would be truncated."""
     crops = node.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
     return node.attributes.get_string("mode", "nearest") == "nearest" and not crops
 
@@ -120,7 +120,7 @@ def _pads_with_zero(node: ir.Node) -> bool:
 
 
 def activation_bounds(node: ir.Node) -> tuple[float, float] | None:
-    """(0, upper) of a Relu or of a Clip from 0, which a range can stand for; else None."""
+    """(0, upper) of a Relu or a Clip from 0, which a range can include; None for other nodes."""
     if node.domain:
         return None
     if node.op_type == "Relu":

@@ -17,7 +17,7 @@ _ELLIPSIS = "..."
 
 @dataclass(frozen=True)
 class Product:
-    """A product `x·W` of matrices, by the letters of the equation.
+    """A product `x·W` of matrices, by the letters of its Einsum equation.
 
     Attributes:
         data: letters of the data, in their order.
@@ -39,12 +39,12 @@ class Product:
 
 
 def as_product(equation: str, ranks: Sequence[int], weight: int) -> Product | str:
-    """The product that an equation of two operands is, or why it is none.
+    """The product of an equation with two operands, or why it is none.
 
     Args:
-        equation: as the node has it; an ellipsis and a result left out are understood.
+        equation: as the node has it; an ellipsis and a missing result are expanded.
         ranks: of the operands.
-        weight: which operand is the weights.
+        weight: index of the operand with the weights.
     """
     terms = _terms(equation.replace(" ", ""), ranks)
     if isinstance(terms, str):
@@ -105,7 +105,7 @@ SHARED = "other nodes, which are no layers, read its weights too"
 
 
 def may_copy(value: ir.Value | None) -> bool:
-    """Whether a new form of a constant makes no larger file: all that read it read integers."""
+    """Whether another form of a constant makes no larger file: all its readers read integers."""
     layers = (*WEIGHT_OPERATORS, TABLE, "Einsum")
     return (
         value is not None
@@ -143,12 +143,12 @@ def einsum_refusal(node: ir.Node) -> str | None:
 
 
 def constant_operand(node: ir.Node) -> int:
-    """Which operand of an Einsum of an input and a constant is the constant."""
+    """The index of the constant operand of an Einsum of an input and a constant."""
     return 1 if tensor_of(node.inputs[0]) is None else 0
 
 
 def einsum_product(node: ir.Node) -> Product | str:
-    """The product that an Einsum of an input and a constant is, or why it is none."""
+    """The product of an Einsum of an input and a constant, or why it is none."""
     equation = node.attributes.get_string("equation", "")
     if len(node.inputs) != 2:
         return f"{NO_PRODUCT}'{equation}' has {len(node.inputs)} operands"
@@ -164,7 +164,7 @@ def einsum_product(node: ir.Node) -> Product | str:
 
 
 def _spreads(product: Product, node: ir.Node) -> bool:
-    """Whether one operand is repeated along an index that both have, as Einsum allows."""
+    """Whether one operand is broadcast along an index that both have, as Einsum allows."""
     index = constant_operand(node)
     weight, data = tensor_of(node.inputs[index]), node.inputs[1 - index]
     assert weight is not None and data is not None and data.shape is not None

@@ -1,12 +1,12 @@
-"""Weights that several layers share, with a factor per channel of each layer's own.
+"""Shared weights with a per-channel factor of each layer's own.
 
-Where a factor is folded into a layer (BatchNormalization, Mul), and others read the layer's weight
-too, a copy of the weight would be stored for each of them. The layer reads
+Where a factor is folded into a layer (BatchNormalization, Mul), and other layers read the same
+weight, a copy of the weight would be stored for each of them. Instead the layer reads
 
     Mul(weight, factor)
 
-instead, which ONNX Runtime folds when a session starts. The file holds the weight once, and the
-export turns the factor into the layer's own scales.
+which ONNX Runtime folds when a session starts. The file holds the weight once, and the export turns
+the factor into the layer's own scales.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ScaledWeight:
     Attributes:
         node: the Mul.
         weight: the constant that others read too.
-        factor: a constant that spreads over it.
+        factor: a constant that broadcasts to it.
     """
 
     node: ir.Node
@@ -51,9 +51,9 @@ class ScaledWeight:
 
 
 def scaled_weight(value: ir.Value | None) -> ScaledWeight | None:
-    """What a value is made of, if it is the product of two float constants of the graph.
+    """The weight and factor of a value that is the product of two float constants of the graph.
 
-    The factor has the weight's rank, or is a scalar, and has one element along all axes but one.
+    The factor has the weight's rank or is a scalar, and has one element along all axes but one.
     """
     node = producer(value)
     if node is None or not is_op(node, "Mul"):
@@ -66,7 +66,7 @@ def scaled_weight(value: ir.Value | None) -> ScaledWeight | None:
 
 
 def weight_array(value: ir.Value | None) -> np.ndarray | None:
-    """The array of a constant, or of a shared weight under a factor; None for anything else."""
+    """The array of a constant, or of a shared weight under a factor; None for any other value."""
     array = constant(value)
     if array is not None:
         return array
@@ -83,7 +83,7 @@ def shares(value: ir.Value) -> bool:
 
 
 def usable_factor(factor: np.ndarray) -> bool:
-    """Whether a weight may be shared under the factor: all of it near enough to the largest."""
+    """Whether a weight may be shared under the factor, whose elements must not differ too much."""
     sizes = np.abs(factor)
     return bool(np.all(np.isfinite(sizes)) and sizes.min() * WIDEST >= sizes.max() > 0)
 

@@ -1,9 +1,9 @@
-"""Cut a graph into blocks, one after the other, at tensors that all later nodes depend on.
+"""Cut a graph into blocks, at tensors on which all later nodes depend.
 
-A cut between two nodes in topological order is crossed by the tensors that were made before it
-and are read after it. Where only one tensor crosses, everything behind depends on that one:
-residual blocks come out whole, chains give single layers. Where such a cut is far away, as in
-networks with long skips, the ones that the fewest tensors cross are taken.
+A cut between two nodes in topological order is crossed by the tensors that are written before it
+and read after it. Where only one tensor crosses, everything behind depends on it: residual blocks
+stay whole, and chains give single layers. Where such a cut is far away, as in networks with long
+skips, the cuts that the fewest tensors cross are taken.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from onnxq.graph.facts import reads
 
 @dataclass(frozen=True)
 class Block:
-    """Nodes that follow one another.
+    """Consecutive nodes.
 
     Attributes:
-        layers: names of the layers in it, in graph order.
-        inputs: names of the tensors that it reads from before.
-        outputs: names of the tensors that it makes and that are read behind it, or by no one:
-            the graph's outputs.
+        layers: names of its layers, in graph order.
+        inputs: names of the tensors that it reads from earlier nodes.
+        outputs: names of its tensors that later nodes read, or that are graph outputs.
     """
 
     layers: tuple[str, ...]
@@ -39,13 +38,13 @@ def cut_blocks(
     most: int = 8,
     refused: Collection[str] = (),
 ) -> list[Block]:
-    """All nodes of the graph in blocks that hold at least one layer each.
+    """All nodes of the graph in blocks of at least one layer each.
 
     Args:
         model: a sorted graph.
-        layers: names of the nodes that blocks are made for.
-        sources: names of the graph inputs that samples are fed to; the others are parameters.
-        most: layers in a block from which on a cut of several tensors will do.
+        layers: names of the layers.
+        sources: names of the graph inputs for samples; the others are parameters.
+        most: number of layers from which on a block may end at a cut of several tensors.
         refused: names of tensors that must not cross a cut.
     """
     nodes = list(model.graph)
@@ -60,7 +59,7 @@ def cut_blocks(
 def _crossing(
     graph: ir.Graph, nodes: list[ir.Node], sources: Collection[str]
 ) -> list[dict[str, ir.Value]]:
-    """For each place between two nodes, the tensors that cross it, by name."""
+    """For each place between two nodes, the names of the tensors that cross it."""
     last: dict[ir.Value, int] = {}
     for i, node in enumerate(nodes):
         last |= dict.fromkeys(reads(node), i)
@@ -82,7 +81,7 @@ def _ends(
     most: int,
     refused: set[str],
 ) -> list[int]:
-    """The places of the cuts: each as late as it can be before the next layer."""
+    """The places of the cuts, each as late as possible before the next layer."""
     places = [i for i, node in enumerate(nodes) if node.name in layers][1:]
     allowed = [i for i in range(len(nodes)) if refused.isdisjoint(crossing[i])]
     ends: list[int] = []
@@ -103,7 +102,7 @@ def _ends(
 
 
 def _holds(between: list[ir.Node], layers: set[str]) -> bool:
-    """Whether nodes hold no layer."""
+    """Whether the nodes hold no layer."""
     return all(node.name not in layers for node in between)
 
 

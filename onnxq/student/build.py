@@ -1,6 +1,6 @@
-"""Build the student: the teacher rewritten, with fake-quantized tensors.
+"""Build the student: a copy of the teacher with fake-quantized tensors.
 
-A tensor keeps its name in both graphs.
+A tensor has the same name in both graphs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ QUANTIZED = ".quantized"
 
 
 def build_student(teacher: ir.Model, plan: Plan) -> Student:
-    """Rewrite a copy of the teacher: one fake-quant node per tensor, parameters as inputs.
+    """A copy of the teacher with one fake-quant node per tensor, and its parameters as inputs.
 
     Args:
         teacher: the normalised float model; it isn't changed.
-        plan: which layers and tensors, from `make_plan`.
+        plan: of its layers and tensors, from `make_plan`.
     """
     model = teacher.clone(deep_copy=False)
     graph = model.graph
@@ -73,7 +73,7 @@ def _insert_fake_quant(graph: ir.Graph, value: ir.Value, spec: TensorSpec, plan:
 def _move_readers(
     value: ir.Value, quantized: ir.Value, node: ir.Node, spec: TensorSpec, plan: Plan
 ) -> None:
-    """Let integer readers, or all where integers wrote the tensor, read its quantized form."""
+    """Connect integer readers, or all where an integer node wrote it, to the quantized form."""
     for reader, index in list(value.uses()):
         if reader is not node and (spec.integer or _reads_quantized(reader, index, plan)):
             reader.replace_input_with(index, quantized)

@@ -1,4 +1,4 @@
-"""The quantization parameters that a student starts with, from the calibration."""
+"""The quantization parameters that a student starts with, from calibration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onnxq.student.qparams import QParams, needs_bias
 def initial_qparams(
     model: ir.Model, plan: Plan, statistics: Mapping[str, TensorStatistics], method: str
 ) -> QParams:
-    """Ranges by each tensor's calibration method, thresholds by the recipe's, weights unchanged.
+    """Ranges by each tensor's calibration method, thresholds by the recipe's, float weights.
 
     Args:
         model: the teacher.
@@ -48,7 +48,7 @@ def initial_qparams(
 
 
 def full_ranges(plan: Plan, statistics: Mapping[str, TensorStatistics]) -> dict[str, Range]:
-    """The range of all values that the calibration saw, by tensor of the plan."""
+    """The range of all values that calibration saw, by tensor of the plan."""
     return {
         name: calibrated_range(statistics[name], "max", spec.num_bits, spec.kind)
         for name, spec in plan.tensors.items()
@@ -63,7 +63,7 @@ def with_shared_biases(qparams: QParams, plan: Plan, count: int) -> QParams:
 
 
 def fit_codebooks(plan: Plan, weights: Mapping[str, FloatArray]) -> dict[str, Codebook]:
-    """The codebook of every weight that the plan has one for; int8 for integer kernels."""
+    """The codebook of every weight that has one in the plan; int8 for integer kernels."""
     integer = {spec.weight for spec in plan.integer_layers()}
     found: dict[str, Codebook] = {}
     for spec in plan.layers.values():
@@ -77,7 +77,7 @@ def fit_codebooks(plan: Plan, weights: Mapping[str, FloatArray]) -> dict[str, Co
 def model_weights(
     model: ir.Model, plan: Plan
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """The float weights by weight name and biases by layer name, as the model holds them."""
+    """The model's float weights by weight name, and its biases by layer name."""
     values = model.graph.initializers
     layers = [*plan.layers.values(), *plan.float_layers.values()]
     weights = {s.weight: _array(values[s.weight]) for s in layers}
@@ -90,7 +90,7 @@ def model_weights(
 
 
 def model_factors(model: ir.Model, plan: Plan) -> dict[str, FloatArray]:
-    """What each layer multiplies a shared weight by, float32 (channels,), by layer name."""
+    """The factor of each layer for a shared weight, float32 (channels,), by layer name."""
     values = model.graph.initializers
     return {
         spec.name: _spread(_array(values[spec.factor]), spec.channels)

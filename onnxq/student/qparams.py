@@ -1,7 +1,7 @@
-"""The quantization parameters of a student, by name, and what a single layer reads of them.
+"""The quantization parameters of a student, by name.
 
-They live outside the graph: `Student.feeds` computes the student's inputs from them, and the export
-writes them as integers and scales, so that both compute the same thing.
+They are outside the graph. `Student.feeds` computes the student's inputs from them, and the export
+writes them as integers and scales, so that both compute the same.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ class QParams:
 
     Attributes:
         ranges: of activations, by tensor name.
-        thresholds: T by weight name, (channels,) or (): weights are clipped to [-T, T]. Those in a
-            codebook have none.
-        weights: by weight name, before they are quantized; those of retrained float layers too.
+        thresholds: T by weight name, (channels,) or (): weights are clipped to [-T, T]. Weights
+            with a codebook have none.
+        weights: float weights by weight name; those of retrained float layers too.
         biases: by layer name, (channels,), where they are parameters of the student.
-        means: by layer name, the mean of each input channel, float64 (channels,), for layers whose
-            bias is corrected for the mean error that their quantized weights make.
-        codebooks: by weight name, for layers whose plan has one.
-        factors: by layer name, (channels,), what the weight is multiplied by for that layer alone,
-            where layers share it; either sign.
+        means: by layer name, the mean of each input channel, float64 (channels,), for layers with
+            bias correction.
+        codebooks: by weight name, for layers with one in the plan.
+        factors: by layer name, (channels,), the layer's own factor of a shared weight; either sign.
     """
 
     ranges: dict[str, Range]
@@ -69,17 +68,17 @@ class QParams:
         return replace(self, biases={**self.biases, **biases})
 
     def with_means(self, means: Mapping[str, np.ndarray]) -> QParams:
-        """A copy whose biases are corrected with these mean inputs, and no others."""
+        """A copy whose biases are corrected with these mean inputs, and with no others."""
         return replace(self, means=dict(means))
 
 
 def range_inputs(spec: TensorSpec) -> tuple[str, ...]:
-    """The names of the student's inputs that hold the range of an activation."""
+    """The names of the student's inputs for the range of an activation."""
     return tuple(f"{spec.name}.{parameter}" for parameter in spec.quantizer.parameters)
 
 
 def range_feeds(tensors: Iterable[TensorSpec], qparams: QParams) -> dict[str, np.ndarray]:
-    """What these inputs take, float32 scalars by name."""
+    """The arrays for the inputs of `range_inputs`, float32 scalars by name."""
     return {
         name: np.asarray(value)
         for spec in tensors
@@ -90,7 +89,7 @@ def range_feeds(tensors: Iterable[TensorSpec], qparams: QParams) -> dict[str, np
 
 
 def quantized_inputs(tensors: Iterable[TensorSpec], layers: Iterable[LayerSpec]) -> list[str]:
-    """The names of the student's inputs that hold ranges, and of those that hold weights."""
+    """The names of the student's inputs for ranges, and of those for weights."""
     ranges = [name for spec in tensors for name in range_inputs(spec)]
     return ranges + [spec.weight for spec in layers]
 
@@ -104,12 +103,12 @@ def needs_bias(spec: LayerSpec) -> bool:
 
 
 def bias_name(spec: LayerSpec) -> str:
-    """The student's input for a layer's bias; a layer's own, since its scale is its own."""
+    """The student's input for a layer's bias: one per layer, since each has its own scale."""
     return f"{spec.name}.bias"
 
 
 def start_scale(spec: LayerSpec, qparams: QParams) -> FloatArray:
-    """The scale of a layer's weight before a bias raises it, (channels,) or ()."""
+    """The scale of a layer's weight before a large bias raises it, (channels,) or ()."""
     if spec.codebook is not None:
         return qparams.codebooks[spec.weight].scale
     return weight_scale(qparams.thresholds[spec.weight], spec.num_bits)
@@ -118,24 +117,24 @@ def start_scale(spec: LayerSpec, qparams: QParams) -> FloatArray:
 def layer_scale(spec: LayerSpec, qparams: QParams, scale: FloatArray) -> FloatArray:
     """The scale under which a layer reads the integers of its weight, (channels,) or ().
 
-    It is that of the weight. Where layers share the weight it is multiplied by the layer's own
-    factor, and may be negative.
+    It is that of the weight. For a shared weight it is multiplied by the layer's own factor, and
+    may be negative.
     """
     factor = qparams.factors.get(spec.name)
     return scale if factor is None else np.asarray(scale * factor, np.float32)
 
 
 def fake_weight(spec: LayerSpec, qparams: QParams, scale: FloatArray) -> FloatArray:
-    """The weight as the layer reads it: quantized and back, or looked up."""
+    """The weight as the layer reads it: quantized and converted back, or from the codebook."""
     if spec.codebook is not None:
         return look_up(qparams.codebooks[spec.weight], scale, spec.axis)
     return fake_quant_weight(qparams.weights[spec.weight], scale, spec.num_bits, spec.axis)
 
 
 def is_on_grid(spec: LayerSpec, qparams: QParams) -> bool:
-    """Whether a weight equals its quantized value in every element, as GPTQ leaves it.
+    """Whether a weight equals its quantized value in every element, as after GPTQ.
 
-    Its threshold has no straight-through gradient then, and moving it alone would undo the
+    Its threshold has no straight-through gradient then, and changing it alone would undo the
     rounding.
     """
     fake = fake_weight(spec, qparams, start_scale(spec, qparams))
@@ -143,7 +142,7 @@ def is_on_grid(spec: LayerSpec, qparams: QParams) -> bool:
 
 
 def corrected_bias(spec: LayerSpec, qparams: QParams, fake: FloatArray) -> FloatArray:
-    """The bias to write, (channels,): b - e E[x], e = fake - weight, where E[x] is known."""
+    """The bias to write, (channels,): b - e E[x] with e = fake - weight, where E[x] is known."""
     bias = qparams.biases[spec.name]
     mean = qparams.means.get(spec.name)
     if mean is None:

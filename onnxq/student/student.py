@@ -1,7 +1,6 @@
-"""The student: the teacher with fake-quantized tensors, and what its parameter inputs take.
+"""The student: the teacher with fake-quantized tensors, and its parameters as graph inputs.
 
-Weights, biases and ranges enter as graph inputs, so that a candidate changes the feed and not the
-graph.
+A candidate changes the feed, not the graph.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ class Student:
     sources: dict[str, str]
 
     def feeds(self, qparams: QParams, wanted: Collection[str] | None = None) -> Arrays:
-        """What the parameter inputs take, float32 by name.
+        """The arrays for the parameter inputs, float32 by name.
 
-        They are the ranges of activations, the weights quantized and back, and the biases; on
-        integer kernels these are rounded to int32 and back.
+        They are the ranges of activations, and the weights and biases after quantization and
+        conversion back to float. Biases on integer kernels are rounded to int32.
 
         Args:
             qparams: the quantization parameters.
@@ -77,7 +76,7 @@ class Student:
         return feeds if wanted is None else {k: v for k, v in feeds.items() if k in wanted}
 
     def float_feeds(self, qparams: QParams) -> Arrays:
-        """Those of them that hold weights and biases of the retrained float layers."""
+        """The arrays for the weights and biases of retrained float layers."""
         specs = self.plan.float_layers.values()
         weights = {spec.weight: qparams.weights[spec.weight] for spec in specs}
         return weights | {bias_name(s): qparams.biases[s.name] for s in specs if needs_bias(s)}
@@ -89,9 +88,9 @@ class Student:
         return tensor.quantizer.scale_and_zero_point(values, tensor.num_bits)[0]
 
     def weight_scales(self, qparams: QParams) -> dict[str, FloatArray]:
-        """By weight, its scale, (channels,) or (): raised where a bias would leave int32.
+        """The scale of each weight, (channels,) or (), raised where a bias would overflow int32.
 
-        That is max(s_w, |b| / (s_in |f| 2^30)) over the layers that share it, f their factors.
+        That is max(s_w, |b| / (s_in |f| 2^30)) over the layers that share it, with f their factors.
         """
         scales: dict[str, FloatArray] = {}
         for spec in self.plan.layers.values():
@@ -111,7 +110,7 @@ class Student:
         return bias_scale(self.input_scale(spec, qparams), layer_scale(spec, qparams, scale))
 
     def with_corrections_kept(self, qparams: QParams) -> QParams:
-        """A copy whose biases hold their correction: weights may now move without it."""
+        """A copy with the corrections added to the biases, which later changes of weights keep."""
         scales = self.weight_scales(qparams)
         biases = {
             spec.name: corrected_bias(
@@ -123,7 +122,7 @@ class Student:
         return qparams.with_biases(biases).with_means({})
 
     def with_weights_on_grid(self, qparams: QParams) -> QParams:
-        """A copy whose weights are quantized and back: the same integers, and no error."""
+        """A copy with weights quantized and converted back: the same integers, without error."""
         scales = self.weight_scales(qparams)
         specs = [spec for spec in self.plan.layers.values() if spec.codebook is None]
         return qparams.with_weights(
@@ -131,10 +130,10 @@ class Student:
         )
 
     def moving_inputs(self, trained: Collection[str]) -> frozenset[str]:
-        """The parameter inputs that change when the trained ones do, themselves among them.
+        """The parameter inputs that change when the trained ones do, the trained ones included.
 
-        On integer kernels a bias is rounded on the grid of the scales of input and weight, and
-        the weight's scale rises where the bias needs it.
+        On integer kernels a bias is rounded to a scale that depends on those of input and weight,
+        and the weight's scale rises where the bias needs it.
         """
         moving = set(trained)
         integer = {
@@ -147,21 +146,21 @@ class Student:
 
 
 def bake(student: Student, qparams: QParams) -> ir.Model:
-    """A copy of the student with its parameters as constants: the teacher's inputs and no more."""
+    """A copy of the student with its parameters as constants; its inputs are the teacher's."""
     return with_constants(student.model, student.feeds(qparams))
 
 
 def bake_between(
     student: Student, qparams: QParams, inputs: Collection[str], outputs: Sequence[str]
 ) -> ir.Model:
-    """The part of a baked student from some of its tensors to some others.
+    """The part of a baked student between some of its tensors.
 
     Only the parameters that this part reads are computed.
 
     Args:
         student: the student.
         qparams: its quantization parameters.
-        inputs: names of tensors that become inputs, or are.
+        inputs: names of tensors that become inputs, or are inputs.
         outputs: names of the tensors wanted; none of them among the inputs.
     """
     part = between(student.model, inputs, outputs)

@@ -1,7 +1,4 @@
-"""The weights of a layer as a matrix.
-
-Which axis is the output's, which patches its inputs are.
-"""
+"""The weights of a layer as a matrix: output axis, inputs and their patches."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ LAYER_TYPES = ("Conv", "Gemm")
 
 
 def weight_refusal(node: ir.Node) -> str | None:
-    """Why the weight and bias of a Conv or Gemm can't be rewritten, or None if they can."""
+    """Why the weight and bias of a Conv or Gemm can't be rewritten; None where they can."""
     if node.op_type == "Gemm" and node.attributes.get_int("transA"):
         return f"'{node.name}' transposes its input"
     for value in node.inputs[1:]:
@@ -35,14 +32,14 @@ def weight_refusal(node: ir.Node) -> str | None:
 
 
 def out_channels(node: ir.Node) -> int:
-    """How many channels a Conv or Gemm gives."""
+    """The number of output channels of a Conv or Gemm."""
     rows, columns = _array(node, 1).shape[:2]
     transposed = node.op_type == "Conv" or node.attributes.get_int("transB")
     return int(rows if transposed else columns)
 
 
 def in_features(node: ir.Node) -> int:
-    """How many channels a Conv takes, or the length of the rows that a Gemm takes."""
+    """The number of input channels of a Conv, or the row length of a Gemm."""
     rows, columns = _array(node, 1).shape[:2]
     if node.op_type == "Conv":
         return int(columns) * node.attributes.get_int("group", 1)
@@ -54,14 +51,14 @@ def read_weight(node: ir.Node, in_channels: int) -> Floats:
 
     Args:
         node: a Conv or a Gemm.
-        in_channels: channels behind the input; a Gemm that reads flattened channels has
-            several features, next to each other, for each.
+        in_channels: channels of the input; a Gemm that reads flattened channels has several
+            neighbouring features for each.
     """
     return split_weight(node, _array(node, 1), in_channels)
 
 
 def split_weight(node: ir.Node, array: NDArray[np.floating], in_channels: int) -> Floats:
-    """An array in the place of the node's weight, in the shape that `read_weight` gives."""
+    """An array of the weight's shape, in the shape that `read_weight` returns."""
     weight = array.astype(np.float64)
     if node.op_type == "Conv":
         groups = node.attributes.get_int("group", 1)
@@ -72,7 +69,7 @@ def split_weight(node: ir.Node, array: NDArray[np.floating], in_channels: int) -
 
 
 def write_weight(node: ir.Node, weight: Floats) -> None:
-    """Puts ``(groups, out, in, kernel)`` weights in the place of the node's own."""
+    """Replace the node's weight by ``(groups, out, in, kernel)`` weights."""
     _replace(node.inputs[1], join_weight(node, weight))
 
 
@@ -85,7 +82,7 @@ def join_weight(node: ir.Node, weight: Floats) -> Floats:
 
 
 def scale_bias(node: ir.Node, factor: Floats) -> None:
-    """Multiplies the bias, where there is one, by a factor per output channel."""
+    """Multiply the bias, where there is one, by a factor per output channel."""
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         # A Gemm's bias may be (out,), (1, out) or a scalar for all channels.
         _replace(node.inputs[2], _array(node, 2).astype(np.float64) * factor)
@@ -98,7 +95,7 @@ def _array(node: ir.Node, index: int) -> NDArray[np.float32]:
 
 
 def _replace(value: ir.Value | None, array: Floats) -> None:
-    """Gives an initializer a new tensor; the old one, which other models may hold, stays."""
+    """Give an initializer a new tensor; the old one, which other models may hold, stays."""
     assert value is not None
     data = np.ascontiguousarray(array, dtype=np.float32)
     value.const_value = ir.tensor(data, name=value.name)
