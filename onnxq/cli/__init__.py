@@ -14,9 +14,9 @@ __all__ = ["main"]
 
 
 class LazyGroup(SentenceGroup):
-    """Commands that are imported when they are asked for.
+    """Commands that are imported when they are called.
 
-    Each is declared in the module of its name, which imports what it runs when it runs.
+    Each command is declared in the module of its name, which imports the rest when it runs.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:

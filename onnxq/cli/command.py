@@ -1,4 +1,4 @@
-"""A command whose options are those of the table: flags, help text in groups, recipe."""
+"""Commands with options from the table: flags, help text in groups, recipe."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SHORT_HELP = 20
 
 
 class TableCommand(click.Command):
-    """A command that lists its options in groups and takes their older names."""
+    """A command that shows its options in groups and accepts their older names."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, with a line on stderr for each older name."""
+        """Click's own parsing, with a line on stderr for each older name."""
         end = args.index("--") if "--" in args else len(args)
         return super().parse_args(ctx, [*map(_renamed, args[:end]), *args[end:]])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The groups, and before them what most people need."""
+        """Write the groups of options; before them, those that most people need."""
         options = options_of(self.name or "")
         rows = {param.name: param.get_help_record(ctx) for param in self.params}
         names = {option.name for option in options}
@@ -49,13 +49,13 @@ class TableCommand(click.Command):
 
 
 class KindType(click.ParamType[Any]):
-    """A value as its option's kind reads it; the range of a recipe's is checked with the recipe."""
+    """An option's kind as click's type; ranges of recipe options are checked with the recipe."""
 
     def __init__(self, option: Option) -> None:
         self._option, self.name = option, option.kind.metavar
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value of a text; a default is a value already."""
+        """The value of a text; a default is returned unchanged."""
         if not isinstance(value, str):
             return value
         kind = self._option.kind
@@ -69,7 +69,7 @@ class KindType(click.ParamType[Any]):
 
 
 def table_command(verb: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A decorator: the command of that name, with its options; arguments are declared below it."""
+    """A decorator for the command of that name, with its options; declare arguments below it."""
     return click.command(verb, cls=TableCommand, params=[*map(_parameter, options_of(verb))])
 
 
@@ -121,7 +121,7 @@ def _help_text(option: Option) -> str:
 
 
 def _combining(kind: Kind) -> Callable[[click.Context, click.Parameter, tuple[Any, ...]], Any]:
-    """A callback: one value of those that were given, or a usage error where there is none."""
+    """A callback that combines the given values to one; a usage error where that fails."""
 
     def combine(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
         try:
@@ -133,7 +133,7 @@ def _combining(kind: Kind) -> Callable[[click.Context, click.Parameter, tuple[An
 
 
 def _renamed(argument: str) -> str:
-    """An argument with the name of today where its flag has an older one."""
+    """An argument with the current flag in place of an older one."""
     flag, found, value = argument.partition("=")
     for old, new in RENAMED.items():
         for prefix in ("--", "--no-"):

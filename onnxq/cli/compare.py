@@ -1,4 +1,4 @@
-"""`onnxq compare`: how far each layer of a compressed file is from the original's."""
+"""`onnxq compare`: the noise of each layer of a compressed file against the original's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxq compress`: the main job."""
+"""`onnxq compress`: quantize a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxq distill`: another architecture learns the teacher's outputs."""
+"""`onnxq distill`: train another architecture to give a teacher's outputs."""
 
 from __future__ import annotations
 

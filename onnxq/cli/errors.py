@@ -1,4 +1,4 @@
-"""How a command ends: a user's error is one sentence, Ctrl-C is another."""
+"""The end of a command: a user error is one sentence, Ctrl-C is another."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SentenceGroup(click.Group):
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C led to this error: a module that it stops while loading may raise another."""
+    """Whether Ctrl-C caused this error: modules may raise another one while they load."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -72,7 +72,7 @@ def _stop() -> NoReturn:
 
 
 def _check_working_folder() -> None:
-    """Raises OutputError where the folder that relative paths start from is gone."""
+    """Raises OutputError where the working folder was deleted."""
     try:
         Path.cwd()
     except OSError as error:
@@ -83,7 +83,7 @@ def _check_working_folder() -> None:
 
 
 def _let_go_of_stdout() -> None:
-    """Where stdout takes nothing, keep Python from trying again when it ends."""
+    """Keep Python from writing to a closed stdout again when it ends."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -91,7 +91,7 @@ def _let_go_of_stdout() -> None:
 
 
 def _described(error: Exception) -> str:
-    """What an error means for a user; what nobody foresaw is said to be a defect."""
+    """An error as a sentence for the user; an unexpected one is called a defect of onnxq."""
     if isinstance(error, OnnxqError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -112,7 +112,7 @@ def _described(error: Exception) -> str:
 
 @contextmanager
 def stopped_sentence(out: Path) -> Iterator[None]:
-    """Turn Ctrl-C into a sentence that says how to go on, and exit code 130."""
+    """Turn Ctrl-C into a sentence that says how to resume, and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:

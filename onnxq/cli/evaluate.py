@@ -1,4 +1,4 @@
-"""`onnxq evaluate`: how good a model is on labels, or how far from a reference."""
+"""`onnxq evaluate`: accuracy on labelled samples, or the difference to a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onnxq inspect`: what a model is made of."""
+"""`onnxq inspect`: the layers and contents of a model."""
 
 from __future__ import annotations
 

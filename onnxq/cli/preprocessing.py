@@ -1,4 +1,4 @@
-"""From flags to `Preprocess`."""
+"""`Preprocess` from flags."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def preprocess_from_flags(model: Path, flags: Mapping[str, Any]) -> Preprocess | None:
-    """The settings that the flags give; None where there are none.
+    """The preprocessing of the flags; None where there are none.
 
-    A flag overrides what `--preprocess`, or else the model, has for the same setting.
+    A flag overrides the same setting of `--preprocess`, or else of the model.
 
     Raises:
-        DataError: a setting is out of range, or there is no mean and std to go with a flag.
+        DataError: a setting is out of range, or a flag is given without mean and std.
     """
     from onnxq.data.preprocess import Preprocess, find_preprocess, load_preprocess
     from onnxq.verify.opened import open_model

@@ -23,7 +23,7 @@ SECONDS = 2.0
 
 @contextmanager
 def make_progress(quiet: bool, verbose: int) -> Iterator[Listener]:
-    """What suits stderr: a bar in a terminal, lines elsewhere if asked for, else nothing."""
+    """The listener for stderr: a bar in a terminal, lines elsewhere if asked for, else silent."""
     if quiet or not (sys.stderr.isatty() or verbose):
         yield Silent()
     elif not sys.stderr.isatty():
@@ -38,7 +38,7 @@ def make_progress(quiet: bool, verbose: int) -> Iterator[Listener]:
 
 
 class Bar:
-    """One bar per stage, with what is done and the time left."""
+    """One bar per stage, with finished steps and the time left."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -63,19 +63,19 @@ class Bar:
         self._progress.start()
 
     def at(self, done: int, text: str = "") -> None:
-        """`done` steps of the stage are over."""
+        """`done` steps of the stage are finished."""
         if self._progress is not None:
             self._progress.update(self._task, completed=done, text=text)
 
     def finish(self) -> None:
-        """The stage is over."""
+        """The stage has ended."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 class Lines:
-    """A line when a stage begins, and one every few seconds where steps have something to say."""
+    """A line when a stage begins, and one every few seconds where steps have details."""
 
     def __init__(self) -> None:
         self._stage, self._total, self._said = "", 0, 0.0
@@ -86,11 +86,11 @@ class Lines:
         click.echo(printable(stage), err=True)
 
     def at(self, done: int, text: str = "") -> None:
-        """`done` steps of the stage are over."""
+        """`done` steps of the stage are finished."""
         now = time.monotonic()
         if text and now - self._said >= SECONDS:
             self._said = now
             click.echo(printable(f"{self._stage}: {done}/{self._total} {text}"), err=True)
 
     def finish(self) -> None:
-        """The stage is over."""
+        """The stage has ended."""

@@ -1,4 +1,4 @@
-"""`onnxq sensitivity`: what each setting of each layer alone does to the outputs."""
+"""`onnxq sensitivity`: the effect of each setting of each layer alone on the outputs."""
 
 from __future__ import annotations
 

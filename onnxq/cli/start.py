@@ -1,4 +1,4 @@
-"""What commands do before they run: samples, cores, log."""
+"""Steps before a command runs: check of samples, number of cores, log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 
 def check_samples(ctx: click.Context, data: Path | None, data_free: bool, others: str) -> None:
-    """A UsageError where there are no samples, and none are made; `others` go without."""
+    """A UsageError where samples are neither given nor generated; `others` need none."""
     if data is None and not data_free:
         raise click.UsageError(f"Missing option '--data'; only {others} without samples.", ctx)
 
@@ -27,7 +27,7 @@ def use_cores(ctx: click.Context, count: int | None) -> None:
 
 
 def start_log(verbose: int) -> None:
-    """Log to stderr where `-vv` asks for it, and else keep libraries from doing so."""
+    """Log to stderr with `-vv`; otherwise keep libraries from logging."""
     logging.getLogger("onnx_ir").setLevel(logging.NOTSET if verbose >= 2 else logging.ERROR)
     if verbose >= 2:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")

@@ -80,7 +80,7 @@ class FeedFiles:
             yield out
 
     def read_feeds(self, places: Iterable[np.ndarray]) -> Iterator[Arrays]:
-        """Files just as they are, one after the other."""
+        """Files that are fed unchanged, one after the other."""
         for (index,) in places:
             feed = as_taken(self.feed(index), self.inputs)
             yield {name: np.asarray(array) for name, array in feed.items()}

@@ -1,4 +1,4 @@
-"""The samples that a path names, of whichever kind, and what is odd about them."""
+"""The samples in a folder or file, and notes on samples that are all the same."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def open_samples(
     """The samples in a folder or a file.
 
     Args:
-        path: a folder of images, a folder of `.npy`, `.npz` or `.pb` files, or one `.npz`
-            or `.npy`.
-        inputs: what the model takes.
-        preprocess: how an image becomes the model's input; arrays are fed as they are.
-        limit: how many samples are used at most, or a whole batch; None means all.
+        path: a folder of images, a folder of `.npy`, `.npz` or `.pb` files, or one `.npz` or
+            `.npy`.
+        inputs: of the model.
+        preprocess: how an image becomes the model's input; arrays are fed unchanged.
+        limit: most samples to use, at least one batch; None means all.
         seed: of the choice among more than `limit`.
 
     Raises:
-        DataError: there are no samples there, or they don't fit the model.
+        DataError: there are no samples, or they don't fit the model.
     """
     path = Path(path)
     if limit is not None:
@@ -135,7 +135,7 @@ def open_arrays(
 
 
 def _are_images(arrays: Arrays, inputs: Sequence[InputSpec]) -> bool:
-    """Whether this is a lone array of pixels: named 'images', or a `.npy` of uint8."""
+    """Whether a lone array holds images: one named 'images', or a `.npy` of uint8."""
     (name, array), *others = arrays.items() or [("", np.empty(0))]
     if others or any(spec.dtype == np.uint8 for spec in inputs):
         return False
@@ -148,7 +148,7 @@ MOST = 64
 
 
 def notes_on_sameness(samples: Samples) -> list[str]:
-    """Sentences for the user where samples can't tell ranges; nothing where two differ."""
+    """Notes for the user where all samples are equal, and so give no ranges; empty otherwise."""
     first: Arrays | None = None
     count, alike, flat = 0, True, True
     for sample in _one_by_one(samples.take(MOST)):
@@ -166,7 +166,7 @@ def notes_on_sameness(samples: Samples) -> list[str]:
 
 
 def _one_by_one(samples: Samples) -> Iterator[Arrays]:
-    """The samples, where the model takes several at once too."""
+    """The samples, also where the model takes several at once."""
     for feeds in samples.batches(1):
         sizes = {len(array) if array.ndim else 0 for array in feeds.values()}
         if samples.batch is None or len(sizes) > 1 or sizes <= {0, 1}:
@@ -181,7 +181,7 @@ def _equal(one: Arrays, other: Arrays) -> bool:
 
 
 def _is_flat(array: np.ndarray) -> bool:
-    """Whether floats are all the same, of images in each channel, whichever axis that is."""
+    """Whether all floats are equal, or those in each channel of images, whichever axis that is."""
     if array.dtype.kind != "f" or array.size < 2:
         return False
     if array.ndim != 4:

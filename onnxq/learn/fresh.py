@@ -1,8 +1,8 @@
-"""Fresh images in every epoch, from a source that learns what the student does not know yet.
+"""Fresh images in every epoch, from a generator that is trained against the student.
 
-A part of each epoch's samples is fresh, another part each time; the rest are those that were made
-first, so that nothing learned on them is forgotten. Fresh images of one epoch lie on disk until
-the next begins: neither memory nor disk grows with epochs.
+A part of each epoch's samples is fresh, another part each time. The rest are the first images, so
+that nothing learned on them is forgotten. Fresh images of one epoch are on disk until the next
+begins: neither memory nor disk grows with epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARE = 0.5
 
 
 class ImageSource(Protocol):
-    """Makes images, and learns to make others.
+    """Generates images, and is trained to generate others.
 
     Attributes:
         name: of the model's input that takes them.
@@ -36,33 +36,33 @@ class ImageSource(Protocol):
     name: str
 
     def learn(self, numbers: Feeds, count: int, late: Callable[[], bool]) -> None:
-        """Learn against a student with these numbers, on `count` images, unless it gets late."""
+        """Train on `count` images against a student with these parameters, unless time runs out."""
 
     def draw(self, count: int) -> Iterator[np.ndarray]:
-        """So many images in batches: the same ones until it learns again."""
+        """So many images in batches; the same ones until `learn` is called again."""
 
     def text(self) -> str:
-        """How it goes, for progress."""
+        """Details for progress."""
 
     def state(self) -> Arrays:
-        """All that later images depend on."""
+        """The state that later images depend on."""
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
 
 
 class FreshImages(Changes):
-    """Puts fresh images in the place of some samples of each epoch.
+    """Replaces some samples of each epoch by fresh images.
 
     Args:
-        samples: those that were made first.
-        teacher: says what is to be matched on the others.
-        source: makes the others.
-        student: whose numbers it learns against.
+        samples: the first images.
+        teacher: computes the targets of the fresh ones.
+        source: generates the fresh ones.
+        student: the student that the source is trained against.
         folder: an existing folder for one epoch's images.
-        seed: of which samples are replaced.
-        further: what becomes of all samples then; None leaves them.
-        share: of the samples that are replaced, 0 to 1; one sample at least.
+        seed: of the choice of replaced samples.
+        further: how all samples change after that; None leaves them unchanged.
+        share: share of replaced samples, 0 to 1; at least one is replaced.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class FreshImages(Changes):
         self._images: Stored | None = None
 
     def begin(self, qparams: QParams, late: Callable[[], bool]) -> None:
-        """The source learns against these numbers."""
+        """Train the source against these quantization parameters."""
         numbers = self._student.feeds(qparams)
         self._source.learn(numbers, self._replaced * self._group, late)
 
     def changed(
         self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The batches with fresh images in the epoch's places; arguments as of `Changes`."""
+        """The batches with fresh images in this epoch's places; arguments as of `Changes`."""
         indices, again = tee(indices)
         mixed = self._mixed(batches, indices, epoch)
         if self._further is not None:
@@ -98,15 +98,15 @@ class FreshImages(Changes):
         return self._teacher.with_targets(mixed)
 
     def text(self) -> str:
-        """How the source goes."""
+        """Details of the source, for progress."""
         return self._source.text()
 
     def state(self) -> Arrays:
-        """That of the source."""
+        """The source's state."""
         return self._source.state()
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self._source.load_state(state)
 
     def _mixed(

@@ -1,8 +1,8 @@
-"""Trained ranges and thresholds: each is a share alpha of all that the calibration saw.
+"""Trained ranges and thresholds: each is a share alpha of the calibrated range.
 
 Goncharenko et al., "FAT: Fast Adjustable Threshold for Uniform Neural Network Quantization", 2019,
-with the errata for signed values and for integer zero points; below 8 bits 0.05 takes the place
-of 0.5, since where integers are few far more is clipped:
+corrected for signed values and for integer zero points. Below 8 bits the bound 0.5 is 0.05, since
+with few levels the best threshold clips far more.
 
 | quantizer | trained | meaning | kept in |
 |---|---|---|---|
@@ -12,9 +12,9 @@ of 0.5, since where integers are few far more is clipped:
 | asymmetric | alpha_T | lowest = T_l + alpha_T R | [-0.2, 0.4], lowest <= 0 |
 | | alpha_R | width = alpha_R R | [0.5, 1], lowest + width >= 0 |
 
-with T_l the lowest value that the calibration saw and R the width of all. All are of the same
-order, so one learning rate serves all layers. Values are projected back after every step: a clip
-inside the graph would have no gradient outside, and a value that left would stay there.
+T_l is the lowest value that calibration saw and R the width of all values. All alpha are of the
+same order, so one learning rate serves all layers. Values are projected back after every step: a
+clip inside the graph would have no gradient outside, and a value beyond it would stay there.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class ThresholdScales:
 
     Args:
         plan: the plan.
-        start: the parameters to start from; only ranges and thresholds are learned.
-        full: the range of all that the calibration saw, by tensor name.
+        start: the quantization parameters to start from; only ranges and thresholds are trained.
+        full: the range of all values that calibration saw, by tensor name.
 
     Attributes:
         values: alpha by key, float32, () or, for weights, (channels,).
-        units: the width or threshold that alpha = 1 stands for, by key.
+        units: the width or threshold for alpha = 1, by key.
     """
 
     group = "thresholds"
@@ -81,7 +81,7 @@ class ThresholdScales:
         self.project()
 
     def project(self) -> None:
-        """Put every value back to where the table at the head of this module keeps it, in place."""
+        """Clip every value to its interval in the table at the head of this module, in place."""
         for name, spec in self._tensors.items():
             width = self.values[WIDTH + name]
             np.clip(width, smallest_share(spec.num_bits), 1.0, out=width)
@@ -98,7 +98,7 @@ class ThresholdScales:
         np.maximum(shift, -seen.lowest / seen.width - width, out=shift)
 
     def qparams(self, base: QParams) -> QParams:
-        """A copy with the ranges and thresholds that the values stand for."""
+        """A copy with the trained ranges and thresholds."""
         ranges = {name: self._range(spec) for name, spec in self._tensors.items()}
         return base.with_ranges(ranges).with_thresholds(self._thresholds())
 
@@ -115,7 +115,7 @@ class ThresholdScales:
         return spec.quantizer.range(seen.lowest + float(shift) * seen.width, width)
 
     def parameter_names(self) -> list[str]:
-        """The student's inputs whose gradients are wanted."""
+        """The student's inputs whose gradients are needed."""
         return quantized_inputs(self._tensors.values(), self._layers.values())
 
     def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
@@ -123,7 +123,7 @@ class ThresholdScales:
 
         Args:
             found: dL/d range parameter and dL/d weight by the student's input name.
-            now: the parameters that they were taken at.
+            now: the quantization parameters at which they were computed.
         """
         result: dict[str, np.ndarray] = {}
         for name, spec in self._tensors.items():

@@ -1,1 +1,1 @@
-"""Every option of a run, stated once, and the recipe that holds their values."""
+"""The options of a run, each stated once, and the recipe that holds their values."""

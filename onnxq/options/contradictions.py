@@ -1,4 +1,4 @@
-"""Options that can't go together."""
+"""Checks for options that contradict each other."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ GIVEN = object()
 
 @dataclass(frozen=True)
 class Is:
-    """That an option has a value, one of a type, or any but its default."""
+    """The condition that an option has a value, one of a type, or any value but its default."""
 
     name: str
     value: Any = GIVEN
 
     def holds(self, recipe: Recipe) -> bool:
-        """Whether it is so; of several values, one will do."""
+        """Whether the condition is true; of several values, one is enough."""
         value = getattr(recipe, self.name)
         if self.value is GIVEN:
             return bool(value != DEFAULTS[self.name])
@@ -34,7 +34,7 @@ class Is:
         return self.value in value if isinstance(value, tuple) else bool(value == self.value)
 
     def told(self, recipe: Recipe) -> str:
-        """The option and its value, for a sentence."""
+        """The option and its value, for an error message."""
         stated = self.value is not GIVEN and not isinstance(self.value, type)
         value = self.value if stated else getattr(recipe, self.name)
         if value is True or isinstance(value, dict):
@@ -75,7 +75,7 @@ NEEDS: tuple[tuple[Is, Is], ...] = (
 
 
 def check_contradictions(recipe: Recipe) -> None:
-    """Raises RecipeError where two options can't go together."""
+    """Raises RecipeError where two options contradict each other."""
     for option in RECIPE.values():
         if isinstance(option.kind, Choice) and option.kind.several:
             _check_alone(option.name, getattr(recipe, option.name))
@@ -106,7 +106,7 @@ def _check_alone(name: str, values: tuple[str, ...]) -> None:
 
 
 def _check_adversarial(recipe: Recipe) -> None:
-    """Raises RecipeError where no generator, or no student, could learn against the other."""
+    """Raises RecipeError where an adversarial generator has no generator or no student to train."""
     weight = (recipe.synthesis_losses or {}).get("adversarial")
     if weight and recipe.synthesis != "generator":
         raise RecipeError(
@@ -129,7 +129,7 @@ def _check_adversarial(recipe: Recipe) -> None:
 
 
 def _check_layers(recipe: Recipe) -> None:
-    """Raises RecipeError where single layers have what the recipe rules out, or lack it."""
+    """Raises RecipeError where settings of single layers contradict or lack the recipe's."""
     stated = [each.pattern for each in recipe.layers if each.activation_bits is not None]
     if recipe.activation_bits is None and stated:
         raise RecipeError(
@@ -148,7 +148,7 @@ def _check_layers(recipe: Recipe) -> None:
 
 
 def _check_rates(recipe: Recipe) -> None:
-    """Raises RecipeError where there is a learning rate for what is not learned."""
+    """Raises RecipeError where there is a learning rate for something that is not trained."""
     learns = recipe.learn
     if isinstance(recipe.lr, dict) and AUTO not in learns:
         learned = {*learns, "biases"} if "weights" in learns else {*learns}
@@ -161,7 +161,7 @@ def _check_rates(recipe: Recipe) -> None:
 
 
 def check_data(recipe: Recipe, data: object) -> None:
-    """Raises RecipeError where samples are both named and to be generated, or neither."""
+    """Raises RecipeError where samples are both given and to be generated, or neither."""
     if data is None and not recipe.data_free:
         raise RecipeError("There are no samples; name a folder or a file, or set 'data_free'.")
     if data is not None and recipe.data_free:
@@ -172,7 +172,7 @@ def check_data(recipe: Recipe, data: object) -> None:
 
 
 def check_distillation(recipe: Recipe, init: str) -> None:
-    """Raises RecipeError where an option has no part in distillation, or means something else."""
+    """Raises RecipeError where an option has no meaning, or another meaning, in distillation."""
     for given in map(Is, RECIPE):
         if given.name not in OF_DISTILLATION and given.holds(recipe):
             raise RecipeError(
@@ -189,7 +189,7 @@ def check_distillation(recipe: Recipe, init: str) -> None:
 
 
 def check_generator_files(recipe: Recipe, load: object, save: object) -> None:
-    """Raises RecipeError where a generator is read or written that there is none of."""
+    """Raises RecipeError where a generator's file is given for a recipe without generator."""
     option = "--generator" if load is not None else "--save-generator"
     if load is not None and save is not None:
         raise RecipeError(f"The generator of '{load}' is not changed; leave out --save-generator.")

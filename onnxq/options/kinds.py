@@ -1,4 +1,4 @@
-"""The kinds of values that options take: how each is typed, checked and described."""
+"""The kinds of option values: how each is parsed, checked and described."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def listed(values: Iterable[Any]) -> str:
 
 
 def nearest_name(pattern: str, names: Iterable[str]) -> str | None:
-    """The name most like a pattern that matches nothing; None where there are no names."""
+    """The name most similar to a pattern that matches nothing; None where there are no names."""
     folded = {name.lower(): name for name in reversed(list(names))}
     close = get_close_matches(pattern.lower().strip("*?"), folded, n=1, cutoff=0.0)
     return folded[close[0]] if close else None
 
 
 def matches(pattern: str, node_name: str, op_type: str) -> bool:
-    """Whether a glob covers a node's name or its op type; capitals count."""
+    """Whether a glob matches a node's name or its op type; case counts."""
     return fnmatchcase(node_name, pattern) or fnmatchcase(op_type, pattern)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What values an option takes.
+    """The values of an option.
 
     Attributes:
-        metavar: what stands for a value in the help text.
+        metavar: the placeholder for a value in the help text.
         several: whether the option may be given more than once.
     """
 
@@ -47,33 +47,33 @@ class Kind:
 
     @property
     def expected(self) -> str:
-        """What a value has to be, for errors."""
+        """The expected values, for error messages about a recipe."""
         return ""
 
     @property
     def typed(self) -> str:
-        """What a text has to be, for errors."""
+        """The expected text, for error messages about the command line."""
         return self.expected
 
     @property
     def described(self) -> str:
-        """The values, for a table in Markdown."""
+        """The values, for a Markdown table."""
         return self.expected
 
     def fits(self, value: Any) -> bool:
-        """Whether a value is in range, and of the right type."""
+        """Whether a value is in range and of the right type."""
         return True
 
     def parse(self, text: str) -> Any:
-        """What was typed, as a value; a ValueError says that it is none."""
+        """The value of a text; raises ValueError where it is none."""
         return text
 
     def combine(self, values: tuple[Any, ...]) -> Any:
-        """One value of several that were typed; a ValueError says why there is none."""
+        """One value from several; raises ValueError where they contradict each other."""
         return values
 
     def from_toml(self, value: Any) -> Any:
-        """A recipe's value for one of TOML or JSON; what does not fit is left unchanged."""
+        """A recipe's value from one of TOML or JSON; a wrong value is returned unchanged."""
         return value
 
     def to_toml(self, value: Any) -> Any:
@@ -81,13 +81,13 @@ class Kind:
         return value
 
     def shown(self, value: Any) -> str:
-        """A default as the command line takes it."""
+        """A default as the command line shows it."""
         return spelt(value)
 
 
 @dataclass(frozen=True)
 class Switch(Kind):
-    """On or off; `off` is the flag that switches off, empty where the other one is left out."""
+    """On or off; `off` is the flag that switches off, '' where there is none."""
 
     off: str = ""
     expected = "'false' or 'true'"
@@ -100,10 +100,10 @@ class Switch(Kind):
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """How often a flag is given."""
+    """The number of times that a flag is given."""
 
     def shown(self, value: Any) -> str:
-        """Nothing: not at all goes without saying."""
+        """'': the default, never, is not shown."""
         return ""
 
 
@@ -116,7 +116,7 @@ class File(Kind):
 
 @dataclass(frozen=True)
 class Choice(Kind):
-    """One of some words; where there may be several, 'none' and 'auto' stand alone."""
+    """One of some words; where there may be several, 'none' and 'auto' have to be alone."""
 
     words: tuple[str, ...] = ()
 
@@ -133,11 +133,11 @@ class Choice(Kind):
         return isinstance(value, tuple) and bool(value) and all(e in self.words for e in value)
 
     def from_toml(self, value: Any) -> Any:
-        """Several are a tuple; one of them may stand without its list."""
+        """Several words as a tuple; a single word may stand without a list."""
         return _as_tuple(value) if self.several else value
 
     def to_toml(self, value: Any) -> Any:
-        """Several are a list."""
+        """Several words as a list."""
         return list(value) if self.several else value
 
     def shown(self, value: Any) -> str:
@@ -153,7 +153,7 @@ class Choice(Kind):
 
 @dataclass(frozen=True)
 class Whole(Kind):
-    """A whole number from `low` to `high`, or one of some words, by what each stands for."""
+    """A whole number from `low` to `high`, or one of some words that stand for a value."""
 
     metavar: str = "N"
     low: int = 1
@@ -174,16 +174,16 @@ class Whole(Kind):
         return self.low <= value and (self.high is None or value <= self.high)
 
     def parse(self, text: str) -> int | str | None:
-        """The number, or what the word stands for."""
+        """The number, or the value of the word."""
         word = text.lower()
         return self.words[word] if word in self.words else int(text)
 
     def from_toml(self, value: Any) -> Any:
-        """What a word stands for; a number stays."""
+        """The value of a word; a number unchanged."""
         return self.words[value] if isinstance(value, str) and value in self.words else value
 
     def to_toml(self, value: Any) -> Any:
-        """The word 'none', where one stands for None."""
+        """The word 'none' for None."""
         return "none" if value is None and "none" in self.words else value
 
     @property
@@ -210,7 +210,7 @@ class Positive(Kind):
         return float(text)
 
     def from_toml(self, value: Any) -> Any:
-        """Floats alone, so that equal recipes are written alike."""
+        """A float, so that equal recipes are written alike."""
         return float(value) if type(value) is int else value
 
 
@@ -238,9 +238,9 @@ class Numbers(Kind):
     """A number for each of some names, as in `weights=0.001`, or one for all.
 
     Attributes:
-        names: of what there may be a number.
+        names: the names.
         zero: whether a number may be 0.
-        for_all: whether one number alone will do.
+        for_all: whether a single number for all is allowed.
     """
 
     metavar: str = "KIND=X"
@@ -273,7 +273,7 @@ class Numbers(Kind):
         return f"a number, or {one}" if self.for_all else one
 
     def parse(self, text: str) -> tuple[str, float]:
-        """A name and its number; the name is empty where the number is for all."""
+        """A name and its number; the name is '' where the number is for all."""
         name, found, number = text.rpartition("=")
         if bool(name) != bool(found) or not (name or self.for_all):
             raise ValueError(text)
@@ -312,11 +312,11 @@ class Patterns(Kind):
     described = "a list of patterns"
 
     def fits(self, value: Any) -> bool:
-        """A tuple of texts that are not empty."""
+        """A tuple of non-empty texts."""
         return isinstance(value, tuple) and all(isinstance(e, str) and e for e in value)
 
     def from_toml(self, value: Any) -> Any:
-        """A tuple; one pattern may stand without its list."""
+        """A tuple; a single pattern may stand without a list."""
         return _as_tuple(value)
 
     def to_toml(self, value: Any) -> Any:
@@ -326,7 +326,7 @@ class Patterns(Kind):
 
 @dataclass(frozen=True)
 class Layers(Kind):
-    """Settings of single layers; not for the command line."""
+    """Settings of single layers; not on the command line."""
 
     expected = "a list"
 

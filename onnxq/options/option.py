@@ -1,4 +1,4 @@
-"""What is said of an option: its kind, range, default, help, group, and who takes it."""
+"""An option: its kind, range, default, help, group, and the commands that take it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Option:
     """One option of some commands.
 
     Attributes:
-        name: the argument's, and the field's of a recipe.
-        kind: what values it takes.
-        help: what it says or does, in a sentence or two.
+        name: of the argument, and of the recipe's field.
+        kind: of its values.
+        help: what it does, in a sentence or two.
         default: its value where it is not given.
         verbs: the commands that take it.
-        unset: what it means that there is no value, in a few words.
-        flag: its flag without dashes, where that is not the name.
+        unset: the meaning of having no value, in a few words.
+        flag: its flag without dashes, where it differs from the name.
         short: another flag of one letter.
-        required: whether a command can't go without.
-        more: what `docs/recipes.md` says besides.
-        layers: what it means where a recipe has it for single layers; empty: it hasn't.
-        was: its name in older versions, which is still taken.
-        in_recipe: whether it is a recipe's.
+        required: whether a command needs it.
+        more: further text for `docs/recipes.md`.
+        layers: its meaning for single layers of a recipe; '' where it has none.
+        was: its name in older versions, which is still accepted.
+        in_recipe: whether it is a field of recipes.
         group: its heading in the help text.
     """
 
@@ -51,12 +51,12 @@ class Option:
 
     @property
     def flag_name(self) -> str:
-        """The flag without dashes before it."""
+        """The flag without its dashes."""
         return self.flag or self.name.replace("_", "-")
 
     @property
     def shown_default(self) -> str:
-        """The default as the command line takes it, or what happens without a value."""
+        """The default as the command line shows it, or the meaning of having no value."""
         if self.default is None or self.default == ():
             return self.unset
         if isinstance(self.kind, Switch):
@@ -64,11 +64,11 @@ class Option:
         return self.kind.shown(self.default)
 
     def check(self, value: Any, where: str = "") -> None:
-        """Raises RecipeError where a value is of the wrong kind or range.
+        """Raises RecipeError where a value has the wrong type or range.
 
         Args:
-            value: what the option was set to.
-            where: whose option it is, as `of the layers 'conv*' `.
+            value: the option's value.
+            where: its owner for the message, such as `of the layers 'conv*' `.
         """
         if not self.kind.fits(value):
             found = (listed(value) or "empty") if isinstance(value, tuple) else f"'{value}'"
@@ -77,7 +77,7 @@ class Option:
             )
 
     def for_layers(self) -> Option:
-        """The same for a single layer, where None leaves the recipe's own value."""
+        """The option of a single layer, where None means the recipe's own value."""
         if not isinstance(self.kind, Whole):
             return self
         words = {word: value for word, value in self.kind.words.items() if value is not None}
@@ -86,7 +86,7 @@ class Option:
 
 @dataclass(frozen=True)
 class RecipeOption(Option):
-    """An option of recipes, as they check it; other rows of the name differ in their help alone."""
+    """A recipe's option; rows of the same name for other commands differ in their help alone."""
 
     in_recipe: bool = True
 

@@ -1,4 +1,4 @@
-"""The options of a run, as one value that can be kept, compared and repeated."""
+"""The recipe: the options of a run as one immutable value."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ METADATA_KEY = "onnxq.recipe"
 
 @dataclass(frozen=True)
 class LayerOverride:
-    """Settings of the layers that a pattern matches; None leaves the recipe's own.
+    """Settings of the layers that a pattern matches; None means the recipe's own.
 
-    `keep_float` says whether the layer is not quantized at all; the others are as in `Recipe`,
-    `symmetric`, `calibration` and `activation_bits` for the layer's output.
+    `keep_float` keeps the layer in float. The other fields are as in `Recipe`; `symmetric`,
+    `calibration` and `activation_bits` are those of the layer's output.
 
     Attributes:
         pattern: a glob on the node's name or its op type.
@@ -104,7 +104,7 @@ class LayerOverride:
             )
 
     def matches(self, node_name: str, op_type: str) -> bool:
-        """Whether the pattern covers this node."""
+        """Whether the pattern matches this node."""
         return matches(self.pattern, node_name, op_type)
 
 
@@ -164,11 +164,11 @@ class Recipe:
 
     @property
     def searches(self) -> bool:
-        """Whether the settings of each layer are searched for."""
+        """Whether the settings of each layer are searched."""
         return self.codebook == AUTO or self.max_drop is not None or self.max_size is not None
 
     def for_sweep(self) -> Recipe:
-        """The same with counts and widths left to a search, which learns nothing.
+        """The recipe for a sweep: nothing is trained, and codebooks and bits are left open.
 
         How samples are generated stays.
         """
@@ -182,11 +182,11 @@ class Recipe:
         )  # fmt: skip
 
     def override_for(self, node_name: str, op_type: str) -> LayerOverride:
-        """The settings of one layer, merged: of `layers` the later ones, `exclude` over all.
+        """The settings of one layer, merged: later `layers` take precedence, `exclude` over all.
 
-        What no pattern sets is the recipe's own value. A layer to keep in float has
-        `keep_float` True and nothing else; for any other one every field has a value, but
-        for `codebook` where there is none ('off' and 'auto' among them).
+        What no pattern sets is the recipe's own value. A layer to keep in float has `keep_float`
+        True and nothing else. For any other layer every field has a value, except `codebook` where
+        there is none ('off' and 'auto' among them).
         """
         merged: dict[str, Any] = {
             "weight_bits": self.weight_bits,
@@ -205,7 +205,7 @@ class Recipe:
         return LayerOverride(**{**merged, "pattern": node_name or op_type, "keep_float": False})
 
     def stated_for(self, node_name: str, op_type: str) -> dict[str, Any]:
-        """What `layers` say of one layer, by field: of several the later ones."""
+        """The settings in `layers` for one layer, by field; later ones take precedence."""
         stated: dict[str, Any] = {}
         for layer in self.layers:
             if layer.matches(node_name, op_type):
@@ -217,7 +217,7 @@ class Recipe:
         """The recipe as one line of JSON, keys sorted.
 
         Args:
-            spelt_out: every option is there; else only those that are not at their defaults.
+            spelt_out: whether options at their defaults are included.
         """
         fields, defaults = recipe_fields(self), recipe_fields(Recipe())
         if not spelt_out:
@@ -259,11 +259,11 @@ Recipe.__init__ = _taking_older_names(Recipe.__init__)  # type: ignore[method-as
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file; options that it does not name have their defaults.
+    """The recipe in a TOML file; missing options have their defaults.
 
     Raises:
-        RecipeError: the file can't be read, or an option is unknown, out of range, or
-            contradicts another.
+        RecipeError: the file can't be read, or an option is unknown, out of range, or contradicts
+            another.
     """
     try:
         fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -276,12 +276,12 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def recipe_toml(recipe: Recipe) -> str:
-    """The recipe as TOML, every option spelt out; what is None is left to its default."""
+    """The recipe as TOML with every option; None is left out."""
     return tomli_w.dumps({k: v for k, v in recipe_fields(recipe).items() if v is not None})
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Writes the recipe as TOML, every option spelt out.
+    """Write the recipe as TOML with every option.
 
     Raises:
         OutputError: the file can't be written.
@@ -301,7 +301,7 @@ def recipe_from_fields(fields: Mapping[str, Any], where: str) -> Recipe:
 
     Args:
         fields: values by option.
-        where: how an error names their place.
+        where: their source, for error messages.
 
     Raises:
         RecipeError: an option is unknown, out of range, or contradicts another.
@@ -345,7 +345,7 @@ def _known(fields: Mapping[str, Any], known: Sequence[str], where: str) -> dict[
 
 
 def recipe_fields(recipe: Recipe) -> dict[str, Any]:
-    """Every option of the recipe, as TOML and JSON take it."""
+    """Every option of the recipe, as TOML and JSON fields."""
     fields = dataclasses.asdict(recipe)
     fields["layers"] = [
         {key: value for key, value in layer.items() if value is not None}

@@ -1,9 +1,12 @@
 """Datasets: named arrays by index, streamed in batches as often as needed.
 
-A dataset gives the same arrays in the same order each time, and holds none of them in memory.
-There are four: `Samples` that someone gave, or that were generated; `Stored` arrays, which a run
-keeps on disk; `Mapped`, a dataset and a function of its batches; `Joined`, several with the same
-indices side by side.
+A dataset returns the same arrays in the same order each time, and holds none of them in memory.
+There are four:
+
+- `Samples`, which the user gave or which were generated,
+- `Stored` arrays, which a run keeps on disk,
+- `Mapped`, a dataset and a function of its batches,
+- `Joined`, several datasets with the same indices, side by side.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ class Dataset(Protocol):
     """Named arrays by index.
 
     An index is one sample, whose arrays are stacked with those of others along the first axis.
-    Where `batch` is set it is one whole feed of so many samples, which nothing is stacked with.
+    Where `batch` is set, an index is one whole feed of so many samples, which is never stacked.
     """
 
     @property
@@ -56,12 +59,12 @@ def chunks(dataset: Dataset, size: int, indices: np.ndarray | None = None) -> It
 
 
 def first(dataset: Dataset) -> Arrays:
-    """The arrays of the first index, and nothing read ahead of them."""
+    """The arrays of the first index; nothing is read ahead."""
     return next(dataset.batches(1, np.arange(1)))
 
 
 def spread(total: int, n: int, seed: int) -> np.ndarray:
-    """Places in ascending order: one at random in each of n equal stretches of `total`."""
+    """Places in ascending order: a random one in each of n equal stretches of `total`."""
     edges = np.arange(n + 1) * total // n
     draws: np.ndarray = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
     return draws
@@ -69,13 +72,13 @@ def spread(total: int, n: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples in a fixed order; only their places in what holds them are in memory.
+    """Samples in a fixed order; only their places are in memory.
 
     Attributes:
-        read: reads them, by place.
+        read: reads samples by place.
         places: of each sample, int64.
         batch: the only batch size that the model takes; None where it is free. Where a sample is
-            one whole feed, that is 1.
+            one whole feed, it is 1.
         skipped: files that were left out because they are broken.
         notes: sentences for the user on what was read.
     """
@@ -88,21 +91,21 @@ class Samples:
 
     @property
     def count(self) -> int:
-        """The number of samples, those that fill no last batch among them."""
+        """The number of samples, including those that fill no last batch."""
         return len(self.places)
 
     def __len__(self) -> int:
-        """The number of samples, of whole feeds where the model fixes its batch."""
+        """The number of indices: samples, or whole feeds where the model fixes its batch."""
         return self.count // (self.batch or 1)
 
     def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[Arrays]:
-        """Feeds by input name; samples that don't fill a last batch of the model's are left out."""
+        """Feeds by input name; samples that don't fill a fixed batch are left out."""
         group = self.batch or 1
         places = self.places[: len(self) * group].reshape(len(self), group)
         return self.read(places[chosen].reshape(-1) for chosen in chunks(self, size, indices))
 
     def in_batches_of(self, size: int | None) -> Samples:
-        """The same samples for a model that takes this batch alone; whole feeds stay whole.
+        """The same samples for a model with this fixed batch; whole feeds stay whole.
 
         Args:
             size: samples in a batch; None changes nothing.
@@ -114,10 +117,10 @@ class Samples:
         return replace(self, places=self.places[np.asarray(chosen, np.int64)])
 
     def take(self, n: int, seed: int = 0) -> Samples:
-        """At most n samples, or a whole batch: one drawn from each of n equal stretches, in order.
+        """At most n samples, at least one batch: a random one from each of n equal stretches.
 
-        Files are sorted by name, often one class after another: a draw from each stretch
-        takes as many from each.
+        Files are sorted by name, often one class after another. One draw from each stretch takes as
+        many of each class.
         """
         n = max(n, self.batch or 1)
         return self if n >= self.count else self.subset(spread(self.count, n, seed))
@@ -125,16 +128,16 @@ class Samples:
     def split(
         self, fraction: float = 0.2, least: int = 64, seed: int = 0, batch: int = 1
     ) -> tuple[Samples, Samples]:
-        """Two disjoint random parts, each in the original order: to learn, and held out.
+        """Two disjoint random parts in the original order: training slice and held-out samples.
 
         Args:
-            fraction: the share held out.
-            least: the smallest number held out, as far as that leaves half to learn from.
+            fraction: share of the held-out samples.
+            least: least number of held-out samples, as far as half of all remain for training.
             seed: of the choice.
-            batch: the samples that a batch of the original has: no part is smaller.
+            batch: batch size of the original: no part is smaller.
 
         Returns:
-            (train, held out); those that don't fill two batches are in both.
+            (train, held out); samples that don't fill two batches are in both.
         """
         if self.count < 2 * batch:
             return self, self
@@ -165,7 +168,7 @@ class Mapped:
         return len(self._dataset)
 
     def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[Arrays]:
-        """What the function makes of the batches."""
+        """The function's results for the batches."""
         given = self._dataset.batches(size, indices)
         return self._change(given, chunks(self._dataset, size, indices))
 
@@ -175,7 +178,7 @@ def run_by(
     outputs: Sequence[str] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
 ) -> Change:
-    """From batches to what a model gives for them; arrays that it doesn't take are left out.
+    """A function from batches to a model's outputs; arrays that the model doesn't take are ignored.
 
     Args:
         model: the model, one session of which is opened.
@@ -193,10 +196,10 @@ def fed_to(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Arrays:
 
 
 class Joined:
-    """Datasets of the same indices, side by side: a batch has the arrays of all.
+    """Datasets with the same indices, side by side: a batch has the arrays of all.
 
     Args:
-        parts: the datasets; where they have an array of one name, it is that of the last.
+        parts: the datasets; of arrays with the same name, the last one counts.
     """
 
     def __init__(self, *parts: Dataset) -> None:

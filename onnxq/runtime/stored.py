@@ -18,9 +18,9 @@ class Stored:
 
     Args:
         folder: an existing folder for the files.
-        count: number of indices at most.
+        count: most indices.
         batch: as of any dataset; whole feeds may be of any shape.
-        what: what the arrays are, for an error.
+        what: the content, for error messages.
     """
 
     def __init__(self, folder: Path, count: int, batch: int | None, what: str) -> None:
@@ -31,11 +31,11 @@ class Stored:
         self.batch = batch
 
     def __len__(self) -> int:
-        """The number of indices that were stored so far."""
+        """The number of indices stored so far."""
         return self._stored
 
     def batches(self, size: int, indices: np.ndarray | None = None) -> Iterator[Arrays]:
-        """The arrays of these indices, in the shape that they were given in."""
+        """The arrays of these indices, in their original shape."""
         return self.read(chunks(self, size, indices))
 
     def read(self, places: Iterable[np.ndarray]) -> Iterator[Arrays]:
@@ -46,12 +46,12 @@ class Stored:
         """Store the arrays of the next indices.
 
         Args:
-            arrays: by name, the same ones each time; where indices are samples, the first axis
-                holds as many rows for each of them.
-            count: how many indices they are.
+            arrays: by name, the same names each time; where indices are samples, the first axis has
+                as many rows for each of them.
+            count: the number of indices.
 
         Raises:
-            OutputError: there is no room in the folder.
+            OutputError: the disk is full.
         """
         self._names = self._names or list(arrays)
         for name, array in arrays.items():
@@ -64,7 +64,7 @@ class Stored:
         self._stored += count
 
     def extend(self, dataset: Dataset, size: int, at: Callable[[int], None] | None = None) -> None:
-        """Store a dataset of as many indices, `size` at a time.
+        """Store all indices of a dataset, `size` at a time.
 
         Args:
             dataset: the dataset, each index of which is read once.
@@ -72,7 +72,7 @@ class Stored:
             at: called with the number of indices stored.
 
         Raises:
-            OutputError: there is no room in the folder.
+            OutputError: the disk is full.
         """
         for chosen, arrays in zip(chunks(dataset, size), dataset.batches(size), strict=True):
             self.append(arrays, len(chosen))
@@ -106,7 +106,7 @@ class Stored:
         return self._folder / f"{self._names.index(name)}.{number}.npy"
 
     def _reserve(self, path: Path, size: int) -> None:
-        """Take the disk space of a file at once: a mapped file would end the process later."""
+        """Take a file's disk space at once: on a full disk a mapped file would crash later."""
         try:
             with path.open("wb") as file:
                 if hasattr(os, "posix_fallocate"):

@@ -1,4 +1,4 @@
-"""Synthetic images: their shape and range, the samples they make, and what is told of them."""
+"""Synthetic images: their shape and range, and the metrics of their generation."""
 
 from __future__ import annotations
 
@@ -139,21 +139,21 @@ FEW_CLASSES = 0.5
 
 @dataclass
 class Synthesis:
-    """How images were made, and what they are.
+    """How synthetic images were generated, and what they are.
 
     Attributes:
-        method: how.
-        count: how many.
+        method: 'distilled' or 'generator'.
+        count: number of images.
         steps: of gradient descent, for each image.
         weights: of the losses, by kind.
-        losses: the terms before each step, unweighted, means over all images, by kind.
-        minutes: how long all images had taken when each of these steps began.
-        tuning: the same of a generator that went on learning with the student.
-        classes: how many images the float model gives to each class; empty where it gives none.
+        losses: unweighted losses before each step, means over all images, by kind.
+        minutes: minutes that all images had taken when each of these steps began.
+        tuning: losses and minutes of a generator that was trained on with the student.
+        classes: number of images in each class of the float model; empty for other models.
         pictures: some of the images, uint8 `(pictures, height, width, channels)`.
         decisions: the class of each of them; empty where there are none.
         notes: sentences for the user.
-        generator: the model that made them, noise in and images out; None where there is none.
+        generator: the model that generated them, noise in and images out; None where there is none.
     """
 
     method: str
@@ -170,7 +170,7 @@ class Synthesis:
     generator: ir.Model | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """All but the pictures and the notes, as JSON takes it."""
+        """All but the pictures and the notes, as JSON fields."""
         return {
             "method": self.method,
             "count": self.count,
@@ -184,10 +184,10 @@ class Synthesis:
 
 
 def collapse_note(classes: Sequence[int]) -> str | None:
-    """A sentence where the classes of synthetic images are few; None where they are not.
+    """A note where the classes of synthetic images are few; None where they are not.
 
-    exp(-sum_c f_c log f_c), the number of classes that f would be spread over evenly, is held
-    against the number that could occur.
+    exp(-sum_c f_c log f_c), the number of classes over which f would be spread evenly, is compared
+    with the number of classes that could occur.
     """
     counts = np.asarray(classes, np.float64)
     possible = min(len(counts), int(counts.sum()))

@@ -1,7 +1,4 @@
-"""What changes the training samples from one epoch to the next.
-
-Images mirrored and shifted, the teacher's too.
-"""
+"""Changes of the training samples from epoch to epoch: images mirrored and shifted."""
 
 from __future__ import annotations
 
@@ -21,45 +18,45 @@ from onnxq.train.teacher import Teacher
 
 
 class Changes(Protocol):
-    """Changes the feeds of an epoch; what has no state and nothing to say leaves out the rest."""
+    """The interface for changes of an epoch's samples; methods for state and text are optional."""
 
     def changed(
         self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The batches with other samples, and the teacher's targets for them.
+        """The batches with changed samples, and the teacher's targets for them.
 
         Args:
             batches: of the training slice.
-            indices: of the samples in each; less than all where an epoch goes on.
-            epoch: which pass over the samples it is.
+            indices: of the samples in the batches; a resumed epoch has only its remaining ones.
+            epoch: the epoch's number.
         """
 
     def begin(self, qparams: QParams, late: Callable[[], bool]) -> None:
-        """An epoch begins.
+        """Called when an epoch begins.
 
         Args:
-            qparams: the student's numbers now.
+            qparams: the student's current quantization parameters.
             late: whether the time is up.
         """
         return None
 
     def text(self) -> str:
-        """How it goes, for progress."""
+        """Details for progress."""
         return ""
 
     def state(self) -> Arrays:
-        """All that a later epoch depends on, for a checkpoint."""
+        """The state that later epochs depend on, for a checkpoint."""
         return {}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         return None
 
 
 AUTO_KINDS: tuple[Augment, ...] = ("shift",)
-"""What becomes of images that were made: a student learns their noise by heart otherwise."""
+"""Changes of synthetic images by default: a student would memorize their noise otherwise."""
 LARGEST_SHIFT = 8
-"""An image moves by at most this part of its side."""
+"""An image is shifted by at most 1 / LARGEST_SHIFT of its side."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +75,11 @@ class ImageLayout:
 
 
 def chosen_kinds(augment: Collection[Augment], by_heart: bool) -> tuple[Augment, ...]:
-    """How images are changed.
+    """The kinds of augmentation.
 
     Args:
         augment: as in a recipe.
-        by_heart: whether the images were made, and may be learned by heart.
+        by_heart: whether the images are synthetic and could be memorized.
     """
     if "auto" in augment:
         return AUTO_KINDS if by_heart else ()
@@ -90,9 +87,9 @@ def chosen_kinds(augment: Collection[Augment], by_heart: bool) -> tuple[Augment,
 
 
 def image_layout(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ImageLayout | None:
-    """The layout of the model's only input; None where that takes no image.
+    """The layout of the model's only input; None where it takes no image.
 
-    The preprocessing says which axis holds the channels; without one, it is that of size 1 or 3.
+    The channel axis is that of the preprocessing; without one, the axis of size 1 or 3.
     """
     spec = inputs[0]
     if len(inputs) > 1 or len(spec.shape) != 4:
@@ -119,14 +116,14 @@ def _layout(spec: InputSpec, channel_axis: int) -> ImageLayout:
 
 
 class Augmentation(Changes):
-    """Changes training samples, and gives the teacher's outputs for what they became.
+    """Changes training images, and computes the teacher's outputs for them.
 
     Args:
-        teacher: says what is to be matched on the changed samples.
-        kinds: 'flip' mirrors left and right with probability 1/2; 'shift' moves an image by up to
-            an eighth of each side, the pixels of its edges repeated.
-        layout: where the image is.
-        seed: of what is drawn.
+        teacher: computes the targets of the changed samples.
+        kinds: 'flip' mirrors left and right with probability 1/2; 'shift' shifts an image by up to
+            an eighth of each side and repeats the pixels of its edges.
+        layout: of the image in a feed.
+        seed: of the random choices.
     """
 
     def __init__(
@@ -138,9 +135,9 @@ class Augmentation(Changes):
     def changed(
         self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The batches with other images and the targets of those; arguments as of `Changes`.
+        """The batches with changed images and their targets; arguments as of `Changes`.
 
-        What is drawn depends on the seed, the epoch and the index of a sample alone.
+        Random choices depend on the seed, the epoch and the index of a sample alone.
         """
         name = self._layout.name
 
@@ -154,7 +151,7 @@ class Augmentation(Changes):
         return self._teacher.with_targets(drawn())
 
     def _image(self, image: np.ndarray, sample: int, epoch: int) -> np.ndarray:
-        """One image, without its batch axis, as this epoch has it."""
+        """One image, without its batch axis, as it is in this epoch."""
         rng = np.random.default_rng((self._seed, epoch, sample))
         height, width = self._layout.height - 1, self._layout.width - 1
         # Drawn in any case: what one kind does, does not depend on the other.
@@ -169,11 +166,11 @@ class Augmentation(Changes):
 
 
 def flip(image: np.ndarray, axis: int) -> np.ndarray:
-    """The image in reverse along an axis: y_i = x_(n-1-i)."""
+    """The image reversed along an axis: y_i = x_(n-1-i)."""
     return np.flip(image, axis)
 
 
 def shift(image: np.ndarray, pixels: int, axis: int) -> np.ndarray:
-    """The image moved along an axis, its edge repeated: y_i = x_clip(i - pixels, 0, n-1)."""
+    """The image shifted along an axis, its edge repeated: y_i = x_clip(i - pixels, 0, n-1)."""
     size = image.shape[axis]
     return np.take(image, np.clip(np.arange(size) - pixels, 0, size - 1), axis)

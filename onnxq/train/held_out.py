@@ -1,7 +1,4 @@
-"""The loss on held-out samples.
-
-By which training is judged without labels, and the best values by it.
-"""
+"""The score on held-out samples, which decides without labels what training keeps."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from onnxq.train.teacher import MICRO_BATCH
 
 @dataclass(frozen=True)
 class Score:
-    """How near some numbers are to the teacher.
+    """How close a student is to its teacher.
 
     Attributes:
         score: in the objective's unit; lower is better.
@@ -33,12 +30,12 @@ class Score:
 
 
 class HeldOut:
-    """Scores the numbers of a student against the teacher on samples nothing is learned on.
+    """Evaluates a student's parameters against the teacher on held-out samples.
 
     Args:
         student: the student with its loss attached.
-        samples: the held-out samples with the teacher's values beside them.
-        objective: whose loss it is.
+        samples: the held-out samples with their target values.
+        objective: the loss.
     """
 
     def __init__(self, student: ir.Model, samples: Dataset, objective: Objective) -> None:
@@ -46,7 +43,7 @@ class HeldOut:
         self._pool: SessionPool | None = None
 
     def release(self) -> None:
-        """Give back the memory of the session, which the next score opens again."""
+        """Release the memory of the session; the next score opens it again."""
         self._pool = None
 
     def score(
@@ -84,18 +81,18 @@ Point = tuple[float, float, float]
 
 @dataclass
 class TrainingHistory:
-    """How a run of training went.
+    """The history of a training run.
 
     Attributes:
-        start_score: the objective's held-out score before.
-        score: the held-out score of what was kept.
-        epoch: the epoch that gave it; 0 means that the start was kept.
+        start_score: the held-out score before training.
+        score: the held-out score of the result.
+        epoch: the epoch that was kept; 0 means the start.
         history: the held-out score after each epoch.
-        unit: what the scores are.
+        unit: of the scores.
         seconds: time spent in epochs.
         images: samples seen in training steps.
         notes: sentences for the user.
-        curve: where learning stood at the end of each epoch, by the clock.
+        curve: seconds, held-out score and agreement after each epoch.
     """
 
     start_score: float
@@ -110,24 +107,24 @@ class TrainingHistory:
 
     @property
     def improved(self) -> bool:
-        """Whether training beat its starting point."""
+        """Whether training improved on its start."""
         return self.epoch > 0
 
 
 @dataclass
 class Learned(TrainingHistory):
-    """What came out of learning.
+    """The result of training.
 
     Attributes:
-        qparams: the best numbers found, by the held-out score.
+        qparams: the best quantization parameters, by the held-out score.
     """
 
     qparams: QParams = field(kw_only=True)
 
     def after(self, first: Learned) -> Learned:
-        """What came out of two methods, one after the other; epochs are counted through.
+        """The joint result of two stages, one after the other; epochs are counted through.
 
-        Where the two have different scores, those of the first are let go.
+        Where the two have different units, the scores of the first are dropped.
         """
         same = self.unit == first.unit
         before = len(first.history) if same else 0

@@ -1,4 +1,4 @@
-"""What a student is to match: the teacher's outputs, kept on disk or computed anew."""
+"""The targets of training: the teacher's outputs, stored on disk or computed again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MICRO_BATCH = 16
 
 
 class Teacher:
-    """The float model whose outputs are matched.
+    """The float model whose outputs a student is trained to match.
 
     Args:
         model: the float model; it isn't changed.
@@ -35,9 +35,9 @@ class Teacher:
         self._model = expose(model, self.logits)
 
     def with_targets(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
-        """The batches with the values to match beside them, float32, computed a few ahead.
+        """The batches with their target values, float32, computed a few batches ahead.
 
-        They are named as a loss graph reads them, and take the place of others of that name.
+        The values have the names of the loss graph's inputs, and replace arrays of those names.
         """
         waiting = deque[Arrays]()
 
@@ -56,13 +56,13 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Targets:
-    """The samples of a run with the values to match beside them.
+    """The samples of a run with their target values.
 
     Attributes:
-        teacher: gives those of other samples.
-        train: the samples to learn on, and their targets.
-        held_out: the others, likewise.
-        objective: how outputs are matched, relative to those on the training slice.
+        teacher: computes the targets of other samples.
+        train: the training slice, with targets.
+        held_out: the held-out samples, with targets.
+        objective: the loss, relative to the outputs on the training slice.
     """
 
     teacher: Teacher
@@ -77,7 +77,7 @@ def keep_targets(
     folder: Path,
     at: Callable[[int], None] | None = None,
 ) -> tuple[Joined, OutputMatching]:
-    """The samples and, joined to them, the teacher's outputs on them, which are kept on disk.
+    """The samples joined with the teacher's outputs on them, which are stored on disk.
 
     Args:
         teacher: the teacher.
@@ -86,11 +86,11 @@ def keep_targets(
         at: called with the number of indices done.
 
     Returns:
-        The dataset, and how a student's outputs are matched, relative to these.
+        The dataset, and the loss relative to these outputs.
 
     Raises:
         DataError: an output is NaN or infinite, so that nothing can be compared with it.
-        OutputError: there is no room in the folder.
+        OutputError: the disk is full.
     """
     stored = Stored(folder, len(samples), samples.batch, "the original's outputs")
     squares = dict.fromkeys(teacher.logits, 0.0)
@@ -130,7 +130,7 @@ def _check_finite(squares: Mapping[str, float]) -> None:
 
 
 def _decision(outputs: Arrays, samples: int) -> str | None:
-    """The only tensor, where it holds logits of classes; a model's own probabilities are none."""
+    """The only tensor, where it holds class logits; a model's own probabilities don't count."""
     (name, rows), *others = outputs.items()
     if others or not holds_decisions(rows.shape, samples):
         return None
