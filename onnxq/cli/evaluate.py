@@ -31,7 +31,7 @@ def evaluate_command(
     verbose: int,
     **flags: Any,
 ) -> None:
-    """Measure MODEL on labelled samples, and its difference to a reference."""
+    """Measure MODEL on labelled samples, or against a reference."""
     from onnxq.report.tables import print_evaluation
     from onnxq.verify.evaluate import evaluate as run_evaluate
 
