@@ -135,7 +135,7 @@ class Intake:
         if self._quantizes:
             smaller = not self.allow_worse
             self._check_plan(make_plan(self.normalised.model, self.recipe, smaller=smaller))
-        if chosen_kinds(self.recipe.augment, by_heart=False):
+        if chosen_kinds(self.recipe.augment, synthetic=False):
             check_images(input_specs(self.normalised.model), self.preprocess)
         self._least = self.normalised.original_batch or 1
         stacked = samples is None or samples.batch is None
@@ -238,7 +238,7 @@ class Intake:
         """How the recipe changes training samples in each epoch; None where it leaves them.
 
         Args:
-            teacher: says what is to be matched on the changed ones.
+            teacher: computes the outputs on the augmented ones.
             weights: whether weights are learned on them.
         """
         recipe = self.recipe

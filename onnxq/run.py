@@ -26,7 +26,7 @@ from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep
 from onnxq.search.table import SweepTable
 from onnxq.student.student import bake
-from onnxq.train.augment import Augmentation, Changes
+from onnxq.train.augment import Augmentation, Transform
 from onnxq.train.batch_size import shard_size
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
@@ -129,8 +129,14 @@ class Run:
         budget = replace(budget, epochs=epochs, max_seconds=self._trial_seconds())
         train, learns = self.targets.train, self.recipe.learn
         # A trial learns on the images that are there.
-        changes = self._augmentation(variant)
-        learned = learn(variant, train, learns, budget, progress=self._progress, changes=changes)
+        learned = learn(
+            variant,
+            train,
+            learns,
+            budget,
+            progress=self._progress,
+            transform=self._augmentation(variant),
+        )
         self._spent += time.monotonic() - began
         return self.finish(variant, learned)
 
@@ -157,14 +163,14 @@ class Run:
             progress=self._progress,
             checkpoint=checkpoint,
             resume=resume,
-            changes=self._changes(variant),
+            transform=self._transform(variant),
         )
         made = self._intake.synthesis
         if self.recipe.generator_mode != FIXED and made is not None and not made.tuning:
             learned.notes.append(GENERATOR_STAYED)
         return learned
 
-    def _changes(self, variant: Variant) -> Changes | None:
+    def _transform(self, variant: Variant) -> Transform | None:
         """What becomes of the training samples: a generator that goes on, then augmentation."""
         augmentation = self._augmentation(variant)
         if self.recipe.generator_mode == FIXED:

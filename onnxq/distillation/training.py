@@ -14,7 +14,7 @@ from onnxq.engine import Engine
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays
-from onnxq.train.augment import Changes
+from onnxq.train.augment import Transform
 from onnxq.train.batch_size import shard_size
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ class FloatTraining(Loop[Distilled]):
         known: their statistics; None measures them.
         budget: how long and how fast.
         checkpoint: None keeps none.
-        changes: how the training samples change in each epoch; None leaves them unchanged.
+        transform: how the training samples change in each epoch; None leaves them unchanged.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class FloatTraining(Loop[Distilled]):
         known: Mapping[str, np.ndarray] | None,
         budget: Budget,
         checkpoint: Checkpoint | None = None,
-        changes: Changes | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self._held_out, self._statistics = held_out, statistics
         trained = FloatValues(start)
@@ -110,7 +110,7 @@ class FloatTraining(Loop[Distilled]):
             start_agreement=scored.agreement,
         )
         super().__init__(
-            engine, train, objective, trained, budget, scored, history, checkpoint, changes,
+            engine, train, objective, trained, budget, scored, history, checkpoint, transform,
             whole_shards=True,
         )  # fmt: skip
 

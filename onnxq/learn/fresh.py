@@ -1,8 +1,8 @@
-"""Fresh images in every epoch, from a generator that is trained against the student.
+"""New synthetic images in every epoch, from a generator that is trained against the student.
 
-A part of each epoch's samples is fresh, another part each time. The rest are the first images, so
-that nothing learned on them is forgotten. Fresh images of one epoch are on disk until the next
-begins: neither memory nor disk grows with epochs.
+In each epoch a share of the samples, chosen at random, is replaced by new images. The others stay
+as they were generated first, so that nothing learned on them is forgotten. The new images are on
+disk for one epoch: neither memory nor disk use grows with the number of epochs.
 """
 
 from __future__ import annotations
@@ -19,50 +19,56 @@ from onnxq.runtime.session import Arrays, Feeds
 from onnxq.runtime.stored import Stored
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
-from onnxq.train.augment import Changes
+from onnxq.train.augment import Transform
 from onnxq.train.teacher import Teacher
 
 SHARE = 0.5
-"""Of an epoch's samples that are fresh."""
+"""The share of an epoch's samples that is replaced."""
 
 
 class ImageSource(Protocol):
-    """Generates images, and is trained to generate others.
+    """A generator of images that goes on training.
 
     Attributes:
-        name: of the model's input that takes them.
+        name: the model's input that takes the images.
     """
 
     name: str
 
-    def learn(self, numbers: Feeds, count: int, late: Callable[[], bool]) -> None:
-        """Train on `count` images against a student with these parameters, unless time runs out."""
+    def learn(self, feeds: Feeds, count: int, late: Callable[[], bool]) -> None:
+        """Train against the student on `count` images, or until the time limit.
+
+        Args:
+            feeds: the student's parameter inputs.
+            count: how many images.
+            late: returns whether the time limit is reached.
+        """
 
     def draw(self, count: int) -> Iterator[np.ndarray]:
-        """So many images in batches; the same ones until `learn` is called again."""
+        """Generate `count` images, in batches; the same ones until it trains again."""
 
     def text(self) -> str:
-        """Details for progress."""
+        """The state in words, for progress."""
 
     def state(self) -> Arrays:
-        """The state that later images depend on."""
+        """Arrays that later images depend on, for a checkpoint."""
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restore a saved state."""
+        """Resume from the arrays of a checkpoint."""
 
 
-class FreshImages(Changes):
-    """Replaces some samples of each epoch by fresh images.
+class FreshImages(Transform):
+    """Replaces a share of each epoch's samples by newly generated images.
 
     Args:
-        samples: the first images.
-        teacher: computes the targets of the fresh ones.
-        source: generates the fresh ones.
-        student: the student that the source is trained against.
+        samples: the training slice.
+        teacher: computes the outputs on the new images.
+        source: generates them.
+        student: the student that the generator is trained against.
         folder: an existing folder for one epoch's images.
-        seed: of the choice of replaced samples.
-        further: how all samples change after that; None leaves them unchanged.
-        share: share of replaced samples, 0 to 1; at least one is replaced.
+        seed: of the choice of the samples that are replaced.
+        further: applied to all samples afterwards; None applies nothing.
+        share: the share of samples that is replaced, from 0 to 1; at least one sample is.
     """
 
     def __init__(
@@ -73,7 +79,7 @@ class FreshImages(Changes):
         student: Student,
         folder: Path,
         seed: int,
-        further: Changes | None = None,
+        further: Transform | None = None,
         share: float = SHARE,
     ) -> None:
         self._teacher, self._source, self._student = teacher, source, student
@@ -83,18 +89,18 @@ class FreshImages(Changes):
         self._images: Stored | None = None
 
     def begin(self, qparams: QParams, late: Callable[[], bool]) -> None:
-        """Train the source against these quantization parameters."""
-        numbers = self._student.feeds(qparams)
-        self._source.learn(numbers, self._replaced * self._group, late)
+        """Train the generator against the student with these quantization parameters."""
+        feeds = self._student.feeds(qparams)
+        self._source.learn(feeds, self._replaced * self._group, late)
 
-    def changed(
+    def apply(
         self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The batches with fresh images in this epoch's places; arguments as of `Changes`."""
+        """The batches with new images in some places; arguments as of `Transform.apply`."""
         indices, again = tee(indices)
         mixed = self._mixed(batches, indices, epoch)
         if self._further is not None:
-            return self._further.changed(mixed, again, epoch)
+            return self._further.apply(mixed, again, epoch)
         return self._teacher.with_targets(mixed)
 
     def text(self) -> str:
@@ -126,7 +132,7 @@ class FreshImages(Changes):
             yield {**feeds, name: images}
 
     def _drawn(self) -> Stored:
-        """The source's images of this epoch, on disk."""
+        """The new images of this epoch, on disk."""
         if self._images is not None:
             self._images.remove()
         count = self._replaced * self._group

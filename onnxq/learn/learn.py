@@ -14,7 +14,7 @@ from onnxq.plan import Plan
 from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.dataset import Joined
-from onnxq.train.augment import Changes
+from onnxq.train.augment import Transform
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
@@ -90,7 +90,7 @@ def learn(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
-    changes: Changes | None = None,
+    transform: Transform | None = None,
 ) -> Learned:
     """A variant's parameters, trained to match the original's outputs.
 
@@ -104,7 +104,7 @@ def learn(
         progress: told how far it is.
         checkpoint: None keeps none.
         resume: whether to resume from the checkpoint.
-        changes: how the training samples change in each epoch; None leaves them unchanged.
+        transform: how the training samples change in each epoch; None leaves them unchanged.
 
     Returns:
         The best quantization parameters; the variant's own where nothing is trained or nothing
@@ -127,7 +127,7 @@ def learn(
         if stage == ROUNDING:
             done = reconstruct(now, train, left, progress=progress, checkpoint=kept, resume=resume)
         else:
-            done = train_parameters(now, train, stage, left, progress, kept, resume, changes)
+            done = train_parameters(now, train, stage, left, progress, kept, resume, transform)
         found = done if stage is stages[0] else done.after(found)
     if "auto" in learns and found.improved:
         # With `auto` nobody asked for a single method: that one gained nothing is no news.

@@ -17,7 +17,7 @@ from onnxq.runtime.session import Arrays
 from onnxq.runtime.temporary import temporary_folder
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
-from onnxq.train.augment import Changes
+from onnxq.train.augment import Transform
 from onnxq.train.batch_size import sized_for
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ class Learning(Loop[Learned]):
         trained: the trained values, at their start.
         budget: how long and how fast.
         checkpoint: None keeps none.
-        changes: how the training samples change in each epoch; None leaves them unchanged.
+        transform: how the training samples change in each epoch; None leaves them unchanged.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Learning(Loop[Learned]):
         trained: Trained,
         budget: Budget,
         checkpoint: Checkpoint | None = None,
-        changes: Changes | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self._student, self._numbers, self._now = student, trained, start
         self._constants = remainder.constants
@@ -61,15 +61,15 @@ class Learning(Loop[Learned]):
         history = Learned(scored.score, scored.score, unit=objective.unit, qparams=start)
         super().__init__(
             engine, remainder.train, objective, trained, budget, scored, history, checkpoint,
-            changes,
+            transform,
         )  # fmt: skip
 
     def _feeds(self) -> Arrays:
         return {**self._constants, **self._student.feeds(self._now, self._moving)}
 
     def _begin(self) -> None:
-        if self._changes is not None:
-            self._changes.begin(self._numbers.qparams(), self._late)
+        if self._transform is not None:
+            self._transform.begin(self._numbers.qparams(), self._late)
 
     def _parameters(self) -> Arrays:
         self._take()
@@ -105,7 +105,7 @@ def train_parameters(
     progress: Progress,
     checkpoint: Checkpoint | None,
     resume: bool,
-    changes: Changes | None,
+    transform: Transform | None,
 ) -> Learned:
     """A variant's quantization parameters, some trained together; arguments as of `learn`."""
     student, start = variant.student, variant.qparams
@@ -131,10 +131,10 @@ def train_parameters(
         feeds = student.feeds(start)
         fixed = {name: value for name, value in feeds.items() if name not in moving}
         slices = (train, variant.held_out_outputs)
-        keep = changes is None
+        keep = transform is None
         remainder = freeze(loss_model, fixed, moving, slices, folder, progress, keep=keep)
         learning = Learning(
-            student, remainder, objective, start, trained, budget, checkpoint, changes
+            student, remainder, objective, start, trained, budget, checkpoint, transform
         )
         learned = learning.run(progress, resume)
     learned.notes += [note for note in (remainder.note,) if note]

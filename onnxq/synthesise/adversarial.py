@@ -150,9 +150,9 @@ class AdversarialGenerator:
         self._history = LossHistory()
         self._synthesis = synthesis
 
-    def learn(self, numbers: Feeds, count: int, late: Callable[[], bool]) -> None:
+    def learn(self, feeds: Feeds, count: int, late: Callable[[], bool]) -> None:
         """Train on `count` images against a student with these parameters, unless time runs out."""
-        fixed = self._student.feeds(numbers)
+        fixed = self._student.feeds(feeds)
         for _ in range(-(-count // (TOGETHER * self._size))):
             if late():
                 return

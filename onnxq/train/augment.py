@@ -1,4 +1,7 @@
-"""Changes of the training samples from epoch to epoch: images mirrored and shifted."""
+"""Augmentation: training images that are flipped and shifted anew in each epoch.
+
+The teacher's outputs are computed anew for the images of each epoch.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ from onnxq.student.qparams import QParams
 from onnxq.train.teacher import Teacher
 
 
-class Changes(Protocol):
-    """The interface for changes of an epoch's samples; methods for state and text are optional."""
+class Transform(Protocol):
+    """Replaces the training samples of an epoch. Only `apply` has to be written."""
 
-    def changed(
+    def apply(
         self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The batches with changed samples, and the teacher's targets for them.
+        """The batches with their samples replaced, and with the teacher's outputs on the new ones.
 
         Args:
             batches: of the training slice.
-            indices: of the samples in the batches; a resumed epoch has only its remaining ones.
-            epoch: the epoch's number.
+            indices: of the samples in each; not all of them where an epoch is resumed.
+            epoch: the number of the epoch, from 0.
         """
 
     def begin(self, qparams: QParams, late: Callable[[], bool]) -> None:
@@ -54,14 +57,14 @@ class Changes(Protocol):
 
 
 AUTO_KINDS: tuple[Augment, ...] = ("shift",)
-"""Changes of synthetic images by default: a student would memorize their noise otherwise."""
+"""The augmentation of synthetic images: a student would memorize their noise otherwise."""
 LARGEST_SHIFT = 8
 """An image is shifted by at most 1 / LARGEST_SHIFT of its side."""
 
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """Where an image is in a feed.
+    """The input and the axes of an image.
 
     Attributes:
         name: the model's input.
@@ -74,15 +77,15 @@ class ImageLayout:
     width: int
 
 
-def chosen_kinds(augment: Collection[Augment], by_heart: bool) -> tuple[Augment, ...]:
-    """The kinds of augmentation.
+def chosen_kinds(augment: Collection[Augment], synthetic: bool) -> tuple[Augment, ...]:
+    """The kinds of augmentation that a recipe's option stands for.
 
     Args:
         augment: as in a recipe.
-        by_heart: whether the images are synthetic and could be memorized.
+        synthetic: whether weights are trained on synthetic images.
     """
     if "auto" in augment:
-        return AUTO_KINDS if by_heart else ()
+        return AUTO_KINDS if synthetic else ()
     return tuple(kind for kind in augment if kind != "none")
 
 
@@ -101,7 +104,7 @@ def image_layout(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> 
 
 
 def check_images(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> None:
-    """Raises RecipeError where the model does not take one image."""
+    """Raise RecipeError where the model does not take one image."""
     if image_layout(inputs, preprocess) is None:
         listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
         raise RecipeError(
@@ -115,15 +118,15 @@ def _layout(spec: InputSpec, channel_axis: int) -> ImageLayout:
     return ImageLayout(spec.name, height, width)
 
 
-class Augmentation(Changes):
-    """Changes training images, and computes the teacher's outputs for them.
+class Augmentation(Transform):
+    """Flips and shifts images at random, anew in each epoch.
 
     Args:
-        teacher: computes the targets of the changed samples.
+        teacher: computes the outputs on the augmented images.
         kinds: 'flip' mirrors left and right with probability 1/2; 'shift' shifts an image by up to
-            an eighth of each side and repeats the pixels of its edges.
-        layout: of the image in a feed.
-        seed: of the random choices.
+            an eighth of each side, with the pixels of its edges repeated.
+        layout: the input and the axes of an image.
+        seed: of the random numbers.
     """
 
     def __init__(
@@ -132,12 +135,12 @@ class Augmentation(Changes):
         self._teacher, self._kinds = teacher, frozenset(kinds)
         self._layout, self._seed = layout, seed
 
-    def changed(
+    def apply(
         self, batches: Iterator[Arrays], indices: Iterator[np.ndarray], epoch: int
     ) -> Iterator[Arrays]:
-        """The batches with changed images and their targets; arguments as of `Changes`.
+        """The augmented batches; arguments as of `Transform.apply`.
 
-        Random choices depend on the seed, the epoch and the index of a sample alone.
+        The random numbers depend on the seed, the epoch and the index of a sample alone.
         """
         name = self._layout.name
 
@@ -151,7 +154,7 @@ class Augmentation(Changes):
         return self._teacher.with_targets(drawn())
 
     def _image(self, image: np.ndarray, sample: int, epoch: int) -> np.ndarray:
-        """One image, without its batch axis, as it is in this epoch."""
+        """The augmented image of one epoch, without the batch axis."""
         rng = np.random.default_rng((self._seed, epoch, sample))
         height, width = self._layout.height - 1, self._layout.width - 1
         # Drawn in any case: what one kind does, does not depend on the other.

@@ -15,7 +15,7 @@ from onnxq.engine import Engine
 from onnxq.progress import Progress
 from onnxq.runtime.dataset import Dataset, Mapped
 from onnxq.runtime.session import Arrays, ScaleError
-from onnxq.train.augment import Changes
+from onnxq.train.augment import Transform
 from onnxq.train.budget import LONG, Budget, Values
 from onnxq.train.checkpoint import Checkpoint, State
 from onnxq.train.held_out import Score, TrainingHistory
@@ -53,7 +53,7 @@ class Loop(ABC, Generic[HistoryT]):
         scored: the held-out score of the start.
         history: filled with the course of the run.
         checkpoint: None keeps none.
-        changes: how the training samples change in each epoch; None leaves them unchanged.
+        transform: how the training samples change in each epoch; None leaves them unchanged.
         whole_shards: whether the rest of an epoch that fills no shard is left out.
     """
 
@@ -67,11 +67,11 @@ class Loop(ABC, Generic[HistoryT]):
         scored: Score,
         history: HistoryT,
         checkpoint: Checkpoint | None = None,
-        changes: Changes | None = None,
+        transform: Transform | None = None,
         *,
         whole_shards: bool = False,
     ) -> None:
-        self._engine, self._train, self._changes = engine, train, changes
+        self._engine, self._train, self._transform = engine, train, transform
         self._objective, self._budget, self._checkpoint = objective, budget, checkpoint
         self._trained, self._judged, self._result = trained, scored, history
         self._optimizer = budget.make_optimizer(trained)
@@ -174,8 +174,8 @@ class Loop(ABC, Generic[HistoryT]):
         rng = np.random.default_rng((self._budget.seed, state.epoch))
         order = rng.permutation(len(self._train))[: self._used][state.step * self._size :]
         train = self._train
-        if self._changes is not None:
-            train = Mapped(train, partial(self._changes.changed, epoch=state.epoch))
+        if self._transform is not None:
+            train = Mapped(train, partial(self._transform.apply, epoch=state.epoch))
         stream = train.batches(self._budget.shard_size, order)
         while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
             yield shards
@@ -253,12 +253,12 @@ class Loop(ABC, Generic[HistoryT]):
         result, scored, state = self._result, self._judged, self._state
         seconds = max(time.monotonic() - self._began, 1e-3)
         agreement = "" if scored.agreement is None else f", agreement {scored.agreement:.1f} %"
-        changes = "" if self._changes is None else self._changes.text()
+        told = "" if self._transform is None else self._transform.text()
         error = "" if math.isnan(state.loss) else f"{state.loss:.4f}, "
         return (
             f"{result.unit} {error}held out {result.score:.4f} (start "
             f"{result.start_score:.4f}){agreement}, {result.images / seconds:.0f} samples/s"
-            + (changes and f"; {changes}")
+            + (told and f"; {told}")
         )
 
     def _save(self) -> None:
@@ -271,7 +271,7 @@ class Loop(ABC, Generic[HistoryT]):
             "best": self._best,
             "optimizer": self._optimizer.state(),
             "state": self._state.arrays(),
-            "changes": {} if self._changes is None else self._changes.state(),
+            "changes": {} if self._transform is None else self._transform.state(),
             "result": {"score": np.array(result.score), "epoch": np.array(result.epoch)},
         }
         self._checkpoint.save(flattened(groups))
@@ -292,8 +292,8 @@ class Loop(ABC, Generic[HistoryT]):
             self._keep()
         self._trained.load(parts["value"])
         self._optimizer.load_state(parts.get("optimizer", {}))
-        if "changes" in parts and self._changes is not None:
-            self._changes.load_state(parts["changes"])
+        if "changes" in parts and self._transform is not None:
+            self._transform.load_state(parts["changes"])
 
 
 def _finite(arrays: Mapping[str, np.ndarray]) -> bool:

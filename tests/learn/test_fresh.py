@@ -88,7 +88,7 @@ def make(outputs: Joined, tmp_path: Path) -> Callable[..., FreshImages]:
 
 
 def feeds_of(fresh: FreshImages, outputs: Joined, order, epoch=0, size=7) -> Arrays:
-    dataset = Mapped(outputs, partial(fresh.changed, epoch=epoch))
+    dataset = Mapped(outputs, partial(fresh.apply, epoch=epoch))
     found = list(dataset.batches(size, order))
     return {name: np.concatenate([feeds[name] for feeds in found]) for name in found[0]}
 
@@ -152,7 +152,7 @@ def test_a_position_of_fixed_batch_is_replaced_as_a_whole(tmp_path):
     student = quantize(small_graph("residual")).student
     fresh = FreshImages(outputs, teacher(), Counted(), student, tmp_path / "fresh", 0)
     plain = [feeds["x"] for feeds in outputs.batches(4)]
-    dataset = Mapped(outputs, partial(fresh.changed, epoch=0))
+    dataset = Mapped(outputs, partial(fresh.apply, epoch=0))
     found = [feeds["x"] for feeds in dataset.batches(4)]
     new = [b for a, b in zip(plain, found, strict=True) if not np.array_equal(a, b)]
     values = sorted(rows.mean(axis=(1, 2, 3)).tolist() for rows in new)

@@ -62,7 +62,7 @@ class Ready:
         augment: tuple[str, ...] = (),
         **options,
     ) -> Learning:
-        changes = Augmentation(self.targets.teacher, augment, ImageLayout("x", 2, 3), seed=0)
+        transform = Augmentation(self.targets.teacher, augment, ImageLayout("x", 2, 3), seed=0)
         variant = self.variant
         budget = Budget(**({"epochs": EPOCHS, "lr": 0.02, "shard_size": 4} | options))
         plan = variant.student.plan
@@ -77,7 +77,7 @@ class Ready:
             Trained(parts, plan, self.start),
             budget,
             checkpoint,
-            changes if augment else None,
+            transform if augment else None,
         )
 
     def exported(self, learned: Learned) -> bytes:
@@ -475,10 +475,10 @@ def test_an_augmented_run_keeps_no_tensors_of_samples(ready, monkeypatch):
         raise AssertionError("nothing of a changed sample may be kept")
 
     monkeypatch.setattr(frozen, "Stored", refuse)
-    changes = Augmentation(ready.targets.teacher, ("flip",), ImageLayout("x", 2, 3), 0)
+    transform = Augmentation(ready.targets.teacher, ("flip",), ImageLayout("x", 2, 3), 0)
     budget = Budget(epochs=1, shard_size=4)
     # What is before the first bias is kept where samples stay as they are.
     with pytest.raises(AssertionError, match="may be kept"):
         learn(ready.variant, ready.train, {"biases"}, budget)
-    found = learn(ready.variant, ready.train, {"biases"}, budget, changes=changes)
+    found = learn(ready.variant, ready.train, {"biases"}, budget, transform=transform)
     assert len(found.history) == 1

@@ -61,7 +61,7 @@ def outputs_of(folder: Path, count: int = 24) -> Joined:
 
 def changed(outputs: Joined, kinds, order, epoch=0, size=8, seed=0):
     augmentation = Augmentation(Teacher(small_graph("residual"), ["y"]), kinds, NCHW, seed)
-    dataset = Mapped(outputs, partial(augmentation.changed, epoch=epoch))
+    dataset = Mapped(outputs, partial(augmentation.apply, epoch=epoch))
     found = list(dataset.batches(size, order))
     return {name: np.concatenate([feeds[name] for feeds in found]) for name in found[0]}
 
@@ -141,8 +141,8 @@ def test_a_model_without_images_is_refused_in_one_sentence(inputs):
     ],
 )
 def test_made_images_are_moved_unless_something_else_is_said(augment, real, made):
-    assert chosen_kinds(augment, by_heart=False) == real
-    assert chosen_kinds(augment, by_heart=True) == made
+    assert chosen_kinds(augment, synthetic=False) == real
+    assert chosen_kinds(augment, synthetic=True) == made
 
 
 @pytest.mark.parametrize("cores", [1, 3])
