@@ -23,8 +23,7 @@ from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays, open_session
-from onnxq.student.build import build_student
-from onnxq.student.initial import initial_qparams
+from onnxq.student.build import build_student, initial_qparams
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student, bake
 from onnxq.train.teacher import Targets, Teacher, keep_targets

@@ -13,8 +13,8 @@ from onnxruntime.capi import _pybind_state
 
 from onnxq.engine.gradient_graph import build_gradient_graph
 from onnxq.errors import EngineError
-from onnxq.runtime.large_weights import is_large
 from onnxq.runtime.session import Arrays, Feeds, available_cores, open_session
+from onnxq.runtime.temporary import is_large
 
 TRAINING_BUILD = "onnxruntime-training-cpu"
 VERSION = "1.19.2"

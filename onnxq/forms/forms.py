@@ -20,8 +20,7 @@ from onnxq.options.table import OFF
 from onnxq.plan import Plan, make_plan
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.dataset import Joined, Samples
-from onnxq.student.build import build_student
-from onnxq.student.initial import full_ranges, initial_qparams, with_shared_biases
+from onnxq.student.build import build_student, full_ranges, initial_qparams, with_shared_biases
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
 from onnxq.train.held_out import HeldOut

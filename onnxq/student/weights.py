@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxq.numerics.patches import Geometry
+from onnxq.numerics.gptq import Geometry
 from onnxq.plan.spec import LayerSpec
 
 Floats = NDArray[np.float64]

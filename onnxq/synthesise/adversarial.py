@@ -16,8 +16,7 @@ from onnxq.runtime.session import Arrays, Feeds
 from onnxq.synthesise.distilled import LossHistory, history_of, loss_text
 from onnxq.synthesise.float_student import PREFIX, between
 from onnxq.synthesise.generated import GeneratorDescent, draw
-from onnxq.synthesise.generating import METADATA_KEY
-from onnxq.synthesise.generator import read_back, stand_alone
+from onnxq.synthesise.generator import METADATA_KEY, read_back, stand_alone
 from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.parts import Parts
 from onnxq.synthesise.subject import TOGETHER, Subject, Task

@@ -27,6 +27,8 @@ PREFIX = "onnxq.generator"
 """What the names of parameters and nodes begin with."""
 NOISE = "onnxq.noise"
 """The input that takes standard normal noise, (samples, LATENT)."""
+METADATA_KEY = "onnxq.generator"
+"""The key of a generator's metadata: its training, and the batch that shares statistics."""
 LATENT = 100
 """Random numbers that the generator turns into one image."""
 

@@ -22,7 +22,7 @@ from onnxq.options.recipe import Recipe
 from onnxq.plan import make_plan
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import open_session
-from onnxq.student.initial import initial_qparams
+from onnxq.student.build import initial_qparams
 from onnxq.student.qparams import QParams
 from onnxq.train.teacher import Targets
 

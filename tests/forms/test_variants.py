@@ -25,7 +25,7 @@ from onnxq.forms.forms import PLAIN, REPLACE, SAFE, Variants
 from onnxq.numerics.codebook import fit_codebook
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
-from onnxq.student import initial
+from onnxq.student import build
 from onnxq.student.student import bake
 
 
@@ -140,7 +140,7 @@ def test_codebooks_are_fitted_for_the_chosen_form_alone(tmp_path, monkeypatch):
         fitted.append(weight)
         return fit_codebook(weight, *args)
 
-    monkeypatch.setattr(initial, "fit_codebook", counted)
+    monkeypatch.setattr(build, "fit_codebook", counted)
     model = uneven_model("Relu (a)")
     maker = variants(tmp_path, model, Recipe(granularity="per-tensor", codebook=16))
     chosen = maker.choose(model)

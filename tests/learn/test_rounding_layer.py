@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.learn.gptq.layer import FittedLayer, Moments, fit_layer
-from onnxq.numerics.patches import Geometry
+from onnxq.numerics.gptq import Geometry
 from onnxq.plan.spec import LayerSpec
 
 SPEC = LayerSpec("c", "Gemm", "w", "b", "x", "y", 0, 0, 3, "integer", "", 20)

@@ -16,8 +16,8 @@ from onnxq.synthesise import adversarial, generating
 from onnxq.synthesise import subject as subject_module
 from onnxq.synthesise.adversarial import AdversarialGenerator, QuantizedStudent, check_adversarial
 from onnxq.synthesise.generated import GeneratorDescent
-from onnxq.synthesise.generating import METADATA_KEY
 from onnxq.synthesise.generator import (
+    METADATA_KEY,
     NOISE,
     Generator,
     before_model,

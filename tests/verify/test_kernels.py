@@ -18,8 +18,7 @@ from onnxq.load.interface import input_specs
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
-from onnxq.student.build import build_student
-from onnxq.student.initial import initial_qparams
+from onnxq.student.build import build_student, initial_qparams
 from onnxq.verify import kernels
 from onnxq.verify.kernels import INTEGER_KERNELS, UNKNOWN, read_kernels
 

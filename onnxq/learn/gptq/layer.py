@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxq.numerics.gptq import Floats, quadratic, round_layer
-from onnxq.numerics.patches import Geometry
+from onnxq.numerics.gptq import Floats, Geometry, quadratic, round_layer
 from onnxq.numerics.qparams import FloatArray, per_channel, weight_scale
 from onnxq.numerics.quantizers import WEIGHT
 from onnxq.plan.spec import LayerSpec
