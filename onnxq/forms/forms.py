@@ -36,7 +36,7 @@ WORTHLESS_GAIN = 1.2
 """The fallback with the fewest float tensors is taken whose score is within this ratio of the
 best."""
 
-PLAIN, SAFE, REPLACE = "as it is", "equalized", "equalized, ReLU6 replaced by ReLU"
+PLAIN, SAFE, REPLACE = "plain", "equalized", "equalized, ReLU6 replaced by ReLU"
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class Variants:
         if not math.isfinite(best.score):
             raise DataError(
                 "the samples are too large for the model: the difference to its outputs is not a "
-                "finite number; give samples of the range that the model was made for"
+                "finite number; give samples of the range that the model was trained on"
             )
         return self.fallback(best)
 

@@ -80,6 +80,6 @@ def _interface(proto: onnx.ModelProto) -> list[list[str]]:
 
 
 def _left_alone(model: ir.Model, reason: str) -> PassResult:
-    note = f"onnxsim left the model as it is ({reason}); onnxq's own passes go on without it."
+    note = f"onnxsim did not simplify the model ({reason}); onnxq's own passes run all the same."
     logger.debug(note)
     return PassResult(model, modified=False, notes=(note,))

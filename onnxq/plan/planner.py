@@ -137,7 +137,7 @@ def check_target(recipe: Recipe, layers: list[Layer], ends: frozenset[ir.Node]) 
     ]
     if min(widths) > INT4_BITS:
         raise RecipeError(
-            f"the target 'int4' stores codes of {INT4_BITS} bits or fewer as INT4 tensors, and "
+            f"the target 'int4' stores weights of {INT4_BITS} bits or fewer as INT4 tensors, and "
             f"those of every layer have {min(widths)} or more; give --weight-bits {INT4_BITS} (and "
             "--first-last-bits for a model of two layers), or another --target"
         )

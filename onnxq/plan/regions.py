@@ -89,7 +89,7 @@ class Regions:
         for layer in layers:
             node, rank = layer.node, len(constant_shape(layer.weight))
             if node.op_type == TABLE:
-                reasons[node] = "rows are looked up in integers and then made float"
+                reasons[node] = "rows are looked up as integers and then converted to float"
             elif node.op_type == "ConvTranspose":
                 reasons[node] = "ConvTranspose has no integer kernel"
             elif node.op_type == "MatMul" and rank != 2:

@@ -25,7 +25,7 @@ NO_WEIGHTS = "they are no weights"
 
 _REASONS = {
     "BatchNormalization": "folded into the layer before it where there is one",
-    "Gather": "a table that is looked up and not multiplied",
+    "Gather": "a table that is looked up, not multiplied",
     SUBGRAPH: "they are inside a sub-graph (If, Loop or Scan)",
     FUNCTION: "they are inside a function, which compress writes out where it is called",
 }

@@ -125,7 +125,7 @@ def _check_finite(squares: Mapping[str, float]) -> None:
         if not np.isfinite(sum_):
             raise DataError(
                 f"the model's tensor '{name}' is NaN or infinite on these samples; check the "
-                "model's weights, and that samples, --mean and --std are what it was made for"
+                "model's weights, and that samples, --mean and --std fit its training"
             )
 
 
