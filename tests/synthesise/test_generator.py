@@ -16,7 +16,8 @@ from onnxq.export.save import save_model
 from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.progress import Silent
-from onnxq.synthesise import generating, subject
+from onnxq.synthesise import subject
+from onnxq.synthesise import synthesise as stage
 from onnxq.synthesise.generated import GeneratorTraining
 from onnxq.synthesise.generator import (
     LATENT,
@@ -43,7 +44,7 @@ def unfolded(sample_models: Path) -> ir.Model:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generating, "STEPS", 12)
+    monkeypatch.setattr(stage, "STEPS", 12)
     monkeypatch.setattr(subject, "BATCH", 16)
 
 
@@ -168,7 +169,7 @@ def test_a_saved_generator_makes_the_same_images(unfolded, tmp_path):
 def test_a_stopped_training_goes_on_to_the_same_images(unfolded, tmp_path, monkeypatch):
     whole, expected = make(unfolded, tmp_path / "a")
     checkpoint = Checkpoint(tmp_path / "checkpoint", {"model": "m"})
-    monkeypatch.setattr(generating, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(stage, "SAVE_SECONDS", 0.0)
     step, steps = GeneratorTraining.step, []
 
     def stop(self: GeneratorTraining, size: int, shards: int) -> dict[str, float]:
@@ -186,9 +187,9 @@ def test_a_stopped_training_goes_on_to_the_same_images(unfolded, tmp_path, monke
 
 
 def test_the_clock_bounds_the_steps(unfolded, tmp_path, monkeypatch):
-    monkeypatch.setattr(generating, "LEAST_STEPS", 2)
+    monkeypatch.setattr(stage, "LEAST_STEPS", 2)
     now = iter(range(10_000))
-    monkeypatch.setattr(generating.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(stage.time, "monotonic", lambda: float(next(now)))
     folder = tmp_path / "a"
     folder.mkdir()
     # One step is said to take a second.

@@ -12,7 +12,7 @@ from onnxq.errors import ModelError, OutputError, RecipeError
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import compress
-from onnxq.synthesise import adversarial, generating
+from onnxq.synthesise import adversarial, synthesise
 from onnxq.synthesise import subject as subject_module
 from onnxq.synthesise.adversarial import AdversarialGenerator, QuantizedStudent, check_adversarial
 from onnxq.synthesise.generated import GeneratorDescent
@@ -222,7 +222,7 @@ def test_what_can_not_go_together_is_one_sentence(options, sentence):
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generating, "STEPS", 6)
+    monkeypatch.setattr(synthesise, "STEPS", 6)
     monkeypatch.setattr(subject_module, "BATCH", 8)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
 
