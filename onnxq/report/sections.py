@@ -113,8 +113,8 @@ TITLES = {
     "adversarial": "adversarial loss, minus the student's cross-entropy",
 }
 """What each loss is called."""
-LATER = ", while the student learned"
-"""Of a generator that went on learning."""
+LATER = ", in training with the student"
+"""Added to the title for a generator that was trained on with the student."""
 
 
 def contact_sheet(synthesis: Synthesis) -> bytes | None:

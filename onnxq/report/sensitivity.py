@@ -117,7 +117,7 @@ MOST_POINTS = 200
 """Points of the frontier in its picture."""
 
 UNIFORM = {
-    "codebooks": ("one count of centroids for all layers", "#c2571a"),
+    "codebooks": ("one codebook size for all layers", "#c2571a"),
     "codes": ("one bit width for all layers", "#2d7a46"),
 }
 """What one setting for all layers is called in the picture of the frontier, and its colour."""

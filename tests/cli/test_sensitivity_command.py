@@ -58,7 +58,7 @@ def test_settings_are_tried_on_made_images(onnxq_process, onnxq, mlp, tmp_path):
     fields = json.loads((folder / "sensitivity.json").read_text())
     assert fields["made"] and "its exporter folded it" in fields["notes"][0]
     page = (folder / "sensitivity.html").read_text()
-    assert "on 32 samples made from the original alone." in page and "folded it" in page
+    assert "on 32 samples generated from the original alone." in page and "folded it" in page
     settings = {each["setting"]: each for each in fields["layers"][0]["settings"]}
     assert 0 < settings["8 bits"]["error"] < settings["4 bits"]["error"] < settings["K=2"]["error"]
     # The recipe alone makes the images, and with them the table.

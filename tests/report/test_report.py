@@ -131,8 +131,8 @@ def test_html_is_well_formed_and_escaped(tmp_path: Path) -> None:
     # A bar for the start and each epoch, and one for the layer, each of two parts.
     assert tags.seen.count("rect") == 2 * (4 + 1)
     assert "a &lt;note&gt;" in text
-    assert "Held-out error, by minutes of learning:" in text
-    assert "Held-out agreement, percent, by minutes of learning:" in text
+    assert "Held-out error, by minutes of training:" in text
+    assert "Held-out agreement, percent, by minutes of training:" in text
     assert tags.seen.count("polyline") == 2
     assert json.loads((folder / "report.json").read_text())["ratio"] == 0.3
 

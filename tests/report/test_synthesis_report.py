@@ -39,7 +39,7 @@ def test_a_curve_goes_down_where_its_loss_does():
     assert [title for title, _ in curves] == [
         "inception score loss",
         "BatchNorm statistics, KL divergence in nats",
-        "adversarial loss, minus the student's cross-entropy, while the student learned",
+        "adversarial loss, minus the student's cross-entropy, in training with the student",
     ]
     chart = curves[0][1]
     points = [tuple(map(float, p.split(","))) for p in chart.lines[0].path.split()]
