@@ -150,7 +150,7 @@ class Run:
         """What the recipe wants trained, where the graph allows it.
 
         Args:
-            variant: the student and the numbers to start from.
+            variant: the student and the quantization parameters to start from.
             checkpoint: where to keep the state; None keeps none.
             resume: whether to go on from that state.
         """

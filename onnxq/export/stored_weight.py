@@ -49,8 +49,7 @@ class StoredWeight:
         self._type = ir.DataType.INT4 if spec.int4 else ir.DataType.INT8
         # Cast doesn't take INT4.
         self._integer = spec.compute == "integer" or spec.int4
-        # Float centroids without channels are the weights themselves.
-        self._scaled = self._integer or spec.codebook is None or spec.axis is not None
+        self._scaled = spec.has_scale(integer=self._integer)
         self._scales: dict[str, ir.Value] = {}
         self._shared: dict[str, ir.Value] = {}
         self._stored = self._store()

@@ -192,11 +192,11 @@ class Variants:
         if not variant.recipe.bias_correction or variant.recipe.bias_centroids is not None:
             return variant
         samples = self._train.take(CORRECTION_SAMPLES, variant.recipe.seed)
-        numbers = correct_biases(variant.student, variant.qparams, samples, self._batch_size)
-        score = variant.score_of(numbers)
+        qparams = correct_biases(variant.student, variant.qparams, samples, self._batch_size)
+        score = variant.score_of(qparams)
         if score >= variant.score:
             return variant
-        return replace(variant, qparams=numbers, score=score, corrected=True)
+        return replace(variant, qparams=qparams, score=score, corrected=True)
 
     def _rewrite(
         self,

@@ -45,7 +45,11 @@ class CodebookTables:
         self._layers = {s.weight: s for s in plan.multiplied() if s.codebook is not None}
         self._start = {weight: start.codebooks[weight] for weight in self._layers}
         self._units = {w: _unit(self._start[w], s) for w, s in self._layers.items()}
-        self._scaled = [w for w, s in self._layers.items() if _has_scale(self._start[w], s)]
+        self._scaled = [
+            weight
+            for weight, spec in self._layers.items()
+            if spec.has_scale(integer=self._start[weight].quantizer.integer is not None)
+        ]
         self.values = {
             TABLE + weight: (book.centroids / self._units[weight]).astype(np.float32)
             for weight, book in self._start.items()
@@ -108,8 +112,3 @@ def _unit(book: Codebook, spec: LayerSpec) -> np.float32:
     if book.quantizer.integer:
         return np.float32(spec.centroid_max)
     return np.float32(max(float(np.abs(book.centroids).max()), 1e-30))
-
-
-def _has_scale(book: Codebook, spec: LayerSpec) -> bool:
-    """Whether the file stores a scale: float centroids without channels need none."""
-    return spec.axis is not None or book.quantizer.integer is not None

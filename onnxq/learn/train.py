@@ -52,7 +52,7 @@ class Learning(Loop[Learned]):
         checkpoint: Checkpoint | None = None,
         transform: Transform | None = None,
     ) -> None:
-        self._student, self._numbers, self._now = student, trained, start
+        self._student, self._parts, self._now = student, trained, start
         self._constants = remainder.constants
         self._held_out = HeldOut(remainder.model, remainder.held_out, objective)
         self._moving = student.moving_inputs(trained.names)
@@ -69,17 +69,17 @@ class Learning(Loop[Learned]):
 
     def _begin(self) -> None:
         if self._transform is not None:
-            self._transform.begin(self._numbers.qparams(), self._late)
+            self._transform.begin(self._parts.qparams(), self._late)
 
     def _parameters(self) -> Arrays:
         self._take()
         return self._feeds()
 
     def _chained(self, found: Mapping[str, np.ndarray]) -> Arrays:
-        return self._numbers.gradients(found, self._now)
+        return self._parts.gradients(found, self._now)
 
     def _take(self) -> None:
-        self._now = self._numbers.qparams()
+        self._now = self._parts.qparams()
 
     def _judge_taken(self) -> Score:
         return self._held_out.judge(self._feeds())

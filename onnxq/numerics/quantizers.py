@@ -72,6 +72,11 @@ class Quantizer:
         """Whether the integers are."""
         return self.integer is not np.uint8
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a value in the file, before integers of less than 8 bits are packed."""
+        return np.dtype(self.integer or np.float32).itemsize
+
     def largest(self, num_bits: int) -> int:
         """The largest integer of n bits."""
         return int(2 ** (num_bits - self.signed) - 1)

@@ -10,6 +10,7 @@ from onnxq.numerics.packing import fields, packed_bytes
 from onnxq.numerics.quantizers import (
     ACTIVATIONS,
     CODEBOOK,
+    FLOAT_CODEBOOK,
     WEIGHT,
     Kind,
     Quantizer,
@@ -83,6 +84,16 @@ class LayerSpec:
     def centroid_max(self) -> int:
         """The largest int8 centroid: it has 7 bits at least, however small the codebook."""
         return CODEBOOK.largest(max(self.num_bits, SATURATION_BITS))
+
+    def quantizer(self, *, integer: bool) -> Quantizer:
+        """What the weight is quantized by; `integer` where an integer kernel reads it."""
+        if self.codebook is None:
+            return WEIGHT
+        return CODEBOOK if integer else FLOAT_CODEBOOK
+
+    def has_scale(self, *, integer: bool) -> bool:
+        """Whether the file holds a scale: float centroids without channels are the weights."""
+        return self.axis is not None or self.quantizer(integer=integer).integer is not None
 
 
 @dataclass(frozen=True)
@@ -167,7 +178,7 @@ WORTH = 0.01
 
 def codebook_bytes(parameters: int, count: int, *, integer: bool) -> int:
     """Bytes of a weight as a codebook: indices, table and the nodes that look it up."""
-    table = count * (1 if integer else 4)
+    table = count * (CODEBOOK if integer else FLOAT_CODEBOOK).nbytes
     nodes = LOOKUP_BYTES + FIELD_BYTES * len(fields(count))
     return packed_bytes(parameters, count) + table + nodes
 
@@ -199,12 +210,12 @@ def weight_bytes(spec: LayerSpec, *, integer: bool) -> int:
         spec: the layer; whether its integers are packed follows from their count.
         integer: whether an integer kernel reads the weights, which gives scales zero points.
     """
-    scales = 1 if spec.axis is None else spec.channels
     if spec.codebook is None:
-        return integer_bytes(spec.parameters, spec.num_bits) + scales * (SCALE_BYTES + integer)
-    size = codebook_bytes(spec.parameters, spec.codebook, integer=integer)
-    # Float centroids without channels are the weights themselves.
-    return size + (scales * (SCALE_BYTES + integer) if integer or spec.axis is not None else 0)
+        size = integer_bytes(spec.parameters, spec.num_bits)
+    else:
+        size = codebook_bytes(spec.parameters, spec.codebook, integer=integer)
+    scales = 1 if spec.axis is None else spec.channels
+    return size + spec.has_scale(integer=integer) * scales * (SCALE_BYTES + integer)
 
 
 def codebook_refusal(parameters: int, count: int, *, integer: bool) -> str:

@@ -39,9 +39,9 @@ class QuantizedStudent:
     images: str
     logits: str
 
-    def feeds(self, numbers: Feeds) -> Arrays:
+    def feeds(self, parameters: Feeds) -> Arrays:
         """The student's quantization parameters, by the names of `inputs`."""
-        return {f"{PREFIX}.{name}": array for name, array in numbers.items()}
+        return {f"{PREFIX}.{name}": array for name, array in parameters.items()}
 
     def inputs(self) -> dict[str, ir.Value]:
         """The graph inputs of its quantization parameters."""
