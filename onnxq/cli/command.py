@@ -16,7 +16,7 @@ from onnxq.options.recipe import Recipe, load_recipe
 from onnxq.options.table import FIRST, RECIPE, RENAMED, options_of
 
 PATH = click.Path(path_type=Path)
-"""A path; what is wrong with it is said in a sentence of our own, with exit code 1."""
+"""A path, which click doesn't check: a wrong one is a user error with exit code 1."""
 
 SHORT_HELP = 20
 """Options that a help text lists under one heading at most."""

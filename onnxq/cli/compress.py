@@ -80,7 +80,7 @@ def compress_command(
         if result.unsaved is not None:
             raise result.unsaved
     finally:
-        # The model is written, whatever becomes of what is told of it.
+        # The model is written, even if the report can't be.
         _print_result(result, model, out, flags["as_json"], quiet, verbose)
 
 

@@ -37,7 +37,7 @@ class SentenceGroup(click.Group):
         try:
             _check_working_folder()
             with warnings.catch_warnings():
-                # numpy's, about weights and samples: what comes of them is measured and told.
+                # numpy's warnings about weights and samples: their effect is measured and reported.
                 warnings.simplefilter("ignore", RuntimeWarning)
                 # Pillow's of damaged metadata in a picture.
                 warnings.simplefilter("ignore", UserWarning)

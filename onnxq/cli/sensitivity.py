@@ -76,7 +76,7 @@ def sensitivity_command(
         if report_folder is not None:
             write_pictures(report_folder, model, table)
     finally:
-        # What took so long is told, whatever becomes of the files.
+        # Print the result of the long work, even if the files can't be written.
         if as_json:
             click.echo(json.dumps(table.to_fields(), sort_keys=True))
         elif not quiet:

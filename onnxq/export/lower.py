@@ -102,7 +102,7 @@ WIDE = ".wide"
 
 @dataclass
 class Quantized:
-    """An activation as integers, its scale and zero point, and its float form once it is made."""
+    """An activation as integers, its scale and zero point, and its float value where one exists."""
 
     value: ir.Value
     scale: ir.Value

@@ -11,7 +11,7 @@ from onnxq.student.qparams import CORRECTED, QParams, needs_bias
 from onnxq.student.student import Student
 
 ROUNDS = 2
-"""Passes over the samples: correcting a layer moves the means that later layers read."""
+"""Passes over the samples: correcting a layer changes the inputs of later layers."""
 
 
 def correct_biases(

@@ -38,7 +38,7 @@ DATA_MOVEMENT = frozenset(
         "Resize",
     )
 )
-"""Operators that move codes: their integer form keeps the scale of what they read."""
+"""Data-movement operators: their integer form keeps the scale of their input."""
 
 COMPUTES = frozenset(
     (

@@ -230,7 +230,7 @@ def _reader(node: onnx.NodeProto, index: int | None, place: int, nested: str) ->
 
 
 def _spread(nodes: list[onnx.NodeProto], origins: dict[str, list[StoredTensor]]) -> None:
-    """Add the values that are made of constants alone; nodes may be in any order."""
+    """Add the values that are computed from constants alone; nodes may be in any order."""
     waiting, left = list(nodes), len(nodes) + 1
     while len(waiting) < left:
         left = len(waiting)

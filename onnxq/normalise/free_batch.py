@@ -30,7 +30,7 @@ from onnxq.numerics.distances import Outputs, find_difference
 from onnxq.runtime.session import Arrays
 
 BATCH = "N"
-"""The name of the dimension that is made free."""
+"""The name of the freed dimension."""
 
 
 class FreeBatch:

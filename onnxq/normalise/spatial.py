@@ -181,7 +181,7 @@ class PoolBeforeConv(NodePass):
     op_types: ClassVar[frozenset[str]] = frozenset({"GlobalAveragePool"})
 
     def refusal(self, node: ir.Node) -> str | None:
-        """Why the pool stays where it is; None where it moves."""
+        """Why the pool stays in its place; None where it is moved."""
         source = node.inputs[0]
         assert source is not None
         conv = source.producer()

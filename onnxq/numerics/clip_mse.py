@@ -83,7 +83,7 @@ def mse_ends(histogram: Histogram, largest: Ends, num_bits: int, kind: Kind) -> 
 
 
 def _steps(histogram: Histogram, largest: Ends) -> _Steps | None:
-    """The occupied part of the histogram between the bins of both ends, as counts per value."""
+    """The occupied part of the histogram between the bins of both limits, as counts per value."""
     occupied = np.flatnonzero(histogram.counts)
     edges, (lowest, highest) = histogram.edges, largest
     if lowest == 0.0:
@@ -127,7 +127,7 @@ def _best_factor(errors: Callable[[Floats], Floats]) -> float:
 
 
 def _both_ends(steps: _Steps, largest: Ends, num_bits: int) -> Ends:
-    """Both ends: first scaled together, then each in turn while the other is held."""
+    """Both limits: first scaled together, then each in turn while the other is fixed."""
     ends = np.array(largest)
     together = _best_factor(lambda f: _errors(steps, f * ends[0], f * ends[1], num_bits))
     best = together * ends

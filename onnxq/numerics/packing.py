@@ -12,7 +12,7 @@ Bytes = NDArray[np.uint8]
 
 MOST_INDICES = 256
 TRITS = 5
-"""Trits in a byte: 3^5 = 243."""
+"""Ternary digits in a byte: 3^5 = 243."""
 
 _WIDTHS = (8, 4, 2, 1)
 _MOST_TRITS = 5

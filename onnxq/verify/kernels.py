@@ -246,7 +246,7 @@ def _by_weight(
     """The node that reads the layer's weight; of several, the one with the layer's name."""
     stored = [form + end for form in known.weight for end in ("", _UNSIGNED)]
     direct = [by_input.get(form, []) for form in stored]
-    # Codes under a DequantizeLinear that did not fuse: the layer is whoever reads that.
+    # A DequantizeLinear that was not fused: the layer is the node that reads its output.
     behind = [r for found in direct for n in found for out in n.outputs for r in out.consumers()]
     for found in (*direct, behind):
         readers = [node for node in found if _may_run(node, layer)]

@@ -46,7 +46,7 @@ class Moments:
         wanted = self.geometry.outputs(t, chosen).transpose(1, 2, 0)
         if not self._sums:
             self._x, self._t = (each.mean(axis=2, keepdims=True) for each in (inputs, wanted))
-        # What is not finite is told by `finite`.
+        # `finite` reports values that are not finite.
         with np.errstate(invalid="ignore", over="ignore"):
             inputs, wanted = inputs - self._x, wanted - self._t
             rows = inputs.transpose(0, 2, 1)
