@@ -20,14 +20,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from models import ASSETS, Subject, subjects
+from prepared import prepare
 
 from onnxq import Recipe, compress, evaluate
-from onnxq.intake import Intake
 from onnxq.learn.learn import learn
 from onnxq.options.recipe import LayerOverride
 from onnxq.pipeline import plan_model
-from onnxq.progress import Silent
-from onnxq.run import Run
 from onnxq.train.budget import Budget
 
 ROUNDS = 3
@@ -91,11 +89,10 @@ def cost_row(name: str, case: Case, options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as folder:
         ready = {}
         for kind, wanted in (("all", every_layer(subject, recipe)), ("float", recipe)):
-            intake = Intake(subject.model, wanted, Silent())
-            intake.load(subject.unlabelled, subject.preprocess)
-            run = Run(intake)
-            (Path(folder) / kind).mkdir()
-            ready[kind] = (run.prepare(Path(folder) / kind), run.targets.train)
+            place = Path(folder) / kind
+            place.mkdir()
+            found = prepare(subject.model, subject.unlabelled, wanted, place, subject.preprocess)
+            ready[kind] = (found.variant, found.quantize.targets.train)
         for _ in range(ROUNDS):
             for kind, (variant, train) in ready.items():
                 began = time.perf_counter()

@@ -24,12 +24,12 @@ import numpy as np
 import onnx_ir as ir
 from models import ASSETS, Subject, subjects
 from onnx_ir import tape
+from prepared import prepare
 
 from onnxq import Recipe
 from onnxq.data.files import read_rows
 from onnxq.data.samples import open_samples
-from onnxq.forms.forms import Variant
-from onnxq.intake import Intake
+from onnxq.forms.variant import Variant
 from onnxq.learn.frozen import freeze
 from onnxq.learn.train import Learning
 from onnxq.learn.trained import Trained, make_parts
@@ -37,7 +37,6 @@ from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
 from onnxq.options.recipe import LayerOverride
 from onnxq.progress import Silent
-from onnxq.run import Run
 from onnxq.runtime.dataset import Joined, Samples
 from onnxq.runtime.session import SessionPool
 from onnxq.student.qparams import QParams
@@ -158,15 +157,14 @@ def outcome(
         specs = input_specs(original)
         samples = open_samples(folder / "rest.npz", specs, subject.preprocess, None)
         measure = Measure(samples, labels[rest])
-        intake = Intake(subject.model, recipe, Silent())
-        intake.load(folder / "train.npz", subject.preprocess)
-        run = Run(intake)
-        variant = run.prepare(folder)
+        data = folder / "train.npz"
+        ready = prepare(subject.model, data, recipe, folder, subject.preprocess)
+        variant = ready.variant
 
         def ranks(numbers: QParams) -> Ranks:
             return measure.ranks(bake(variant.student, numbers))
 
-        free = run.learn(variant)
+        free = ready.learn(recipe)
         report(f"label-free, seed {seed}", free)
         labelled = {}
         budget = Budget(
@@ -178,7 +176,7 @@ def outcome(
         for rate in rates:
             found = learn_labelled(
                 variant,
-                run.targets.train,
+                ready.quantize.targets.train,
                 set(recipe.learn),
                 labels[train],
                 replace(budget, lr=rate),

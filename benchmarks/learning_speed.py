@@ -20,13 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from models import ASSETS, subjects
+from prepared import prepare
 
 from onnxq import Recipe
 from onnxq.engine import Engine
-from onnxq.intake import Intake
 from onnxq.learn.trained import Trained, make_parts
-from onnxq.progress import Silent
-from onnxq.run import Run
 from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.train.budget import Budget
 from onnxq.train.loss import LOSS
@@ -53,17 +51,15 @@ def main() -> None:
         activation_bits=options.bits,
         learn=learns,
     )
-    intake = Intake(subject.model, recipe, Silent())
-    intake.load(subject.unlabelled, subject.preprocess)
-    run = Run(intake)
     with tempfile.TemporaryDirectory() as folder:
-        variant = run.prepare(Path(folder))
+        ready = prepare(subject.model, subject.unlabelled, recipe, Path(folder), subject.preprocess)
+        variant, targets = ready.variant, ready.quantize.targets
         student, start = variant.student, variant.qparams
         ranges, elements = variant.full_ranges(), variant.elements()
         parts = make_parts(set(learns), student.plan, start, ranges, elements)
         trained = Trained(parts, student.plan, start)
         optimizer = Budget().make_optimizer(trained)
-        objective = run.targets.objective
+        objective = targets.objective
         engine = Engine(objective.attach(student.model), trained.names, LOSS)
 
         def step(shards: list[Arrays]) -> None:
@@ -76,7 +72,7 @@ def main() -> None:
 
         size = options.batch // SHARDS
         positions = np.arange(options.batch)
-        shards = list(run.targets.train.batches(size, positions))
+        shards = list(targets.train.batches(size, positions))
         forward = SessionPool(variant.model)
         names = {v.name for v in variant.model.graph.inputs}
         plain = [{k: v for k, v in shard.items() if k in names} for shard in shards]
@@ -93,7 +89,7 @@ def main() -> None:
             f"{subject.title}: step of {options.batch} images {1000 * whole:.0f} ms, forward "
             f"{1000 * plain_pass:.0f} ms, ratio {whole / plain_pass:.2f}"
         )
-        learned = run.learn(variant, None, False)
+        learned = ready.learn(recipe)
     print(
         f"{subject.title}: {options.epochs} epochs, {learned.images} images in "
         f"{learned.seconds:.1f} s ({learned.images / learned.seconds:.0f} images/s), held-out "

@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import Subject
 
 from onnxq import Recipe
-from onnxq.intake import Intake
+from onnxq.pipeline import make_samples, read
 from onnxq.progress import Silent
+from onnxq.train.budget import Clock as TimeLimit
+from onnxq.train.job import Job
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,16 @@ def make_images(
         )
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
-            intake = Intake(subject.model, made, Silent())
-            intake.load(None, subject.preprocess)
-            intake.synthesise(Path(folder), None, False)
-            batches = list(intake.samples.batches(64))
+            notes: list[str] = []
+            job = Job(subject.model, None, made, Silent(), subject.preprocess)
+            original, _ = read(job, notes)
+            limit = TimeLimit(made.max_minutes)
+            samples, synthesis = make_samples(job, original, None, Path(folder), None, limit)
+            batches = list(samples.batches(64))
         np.savez(
             images, **{name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
         )
-        for note in intake.notes:
+        for note in [*notes, *synthesis.notes]:
             print(f"{stem}: {note}", file=sys.stderr, flush=True)
         cost.write_text(json.dumps(asdict(clock.cost())))
     return images, Cost(**json.loads(cost.read_text()))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxq import Preprocess, Recipe, compress, evaluate
-from onnxq.pipeline import Result
 from onnxq.verify.evaluate import Evaluation
+from onnxq.verify.result import Result
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 

@@ -19,14 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from models import ASSETS, Subject, subjects
+from prepared import prepare
 
 from onnxq import Recipe, evaluate
 from onnxq.export.save import save_model
-from onnxq.intake import Intake
 from onnxq.options.recipe import LayerOverride
 from onnxq.pipeline import plan_model
-from onnxq.progress import Silent
-from onnxq.run import Run
 from onnxq.train.held_out import Learned
 
 OTHER_CLASSES = "s*.jpg"
@@ -65,18 +63,14 @@ def rows(
     """Lines of the table, before retraining and after it."""
     recipe, share = recipe_of(subject, count, bias, options)
     with tempfile.TemporaryDirectory() as folder:
-        intake = Intake(subject.model, recipe, Silent())
-        intake.load(data, subject.preprocess)
-        run = Run(intake)
-        variant = run.prepare(Path(folder))
+        ready = prepare(subject.model, data, recipe, Path(folder), subject.preprocess)
+        variant = ready.variant
         start = Learned(variant.score, variant.score, qparams=variant.qparams)
         title = f"{count} largest | {100 * share:.0f} % | {'own' if bias == NONE else bias}"
         for rate in (None, *options.rates):
-            run.recipe = replace(recipe, lr=rate)
-            learned = start if rate is None else run.learn(variant)
-            final = run.finish(variant, learned)
-            model = run.export(final)
-            metrics = run.verify(final, learned, model)
+            learned = start if rate is None else ready.learn(replace(recipe, lr=rate))
+            final = ready.final(learned)
+            model, metrics = ready.export(final)
             out = Path(folder) / "out.onnx"
             save_model(model, out)
             found = evaluate(out, subject.labelled, subject.model, preprocess=subject.preprocess)

@@ -20,13 +20,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from models import ASSETS, subjects
+from prepared import prepare
 
 from onnxq import Recipe
-from onnxq.intake import Intake
 from onnxq.progress import Silent
-from onnxq.run import Run
 from onnxq.runtime.session import SessionPool, available_cores
 from onnxq.search.candidates import COUNTS, WIDTHS
+from onnxq.search.sweep import sweep_variant
 from onnxq.train.teacher import MICRO_BATCH
 
 
@@ -42,19 +42,19 @@ def main() -> None:
     subject = subjects(options.assets)[options.name]
     bits = options.activation_bits
     recipe = Recipe(samples=2 * options.images, activation_bits=bits, equalize=False)
-    intake = Intake(subject.model, recipe.for_sweep(), Silent())
-    intake.load(subject.unlabelled, subject.preprocess)
-    run = Run(intake)
+    recipe = recipe.for_sweep()
     with tempfile.TemporaryDirectory() as folder:
-        variant = run.prepare(Path(folder))
+        ready = prepare(subject.model, subject.unlabelled, recipe, Path(folder), subject.preprocess)
+    variant, samples = ready.variant, ready.held_out
+    size = ready.quantize.batch_size
     pool = SessionPool(variant.model)
-    feeds = list(intake.held_out.batches(MICRO_BATCH))
+    feeds = list(samples.batches(MICRO_BATCH))
     passes, sweeps, ratios = [], [], []
     settings = len(COUNTS) + len(WIDTHS)
     for _ in range(options.rounds):
         before = forward(pool, feeds)
         start = time.perf_counter()
-        table = run.sweep(variant)
+        table = sweep_variant(variant, samples, size, Silent(), made=False)
         sweeps.append(time.perf_counter() - start)
         passes.append((before + forward(pool, feeds)) / 2)
         ratios.append(sweeps[-1] / (len(table.rows) * settings * passes[-1] / 2))

@@ -15,12 +15,13 @@ from onnxq.errors import (
     WorseError,
 )
 from onnxq.options.recipe import LayerOverride, Recipe
-from onnxq.pipeline import Result, compress, sensitivity
+from onnxq.pipeline import compress, sensitivity
 from onnxq.report.inspection import inspect
 from onnxq.search.table import SweepTable
 from onnxq.verify.benchmark import benchmark
 from onnxq.verify.compare import compare
 from onnxq.verify.evaluate import evaluate
+from onnxq.verify.result import Result
 from onnxq.version import VERSION as __version__
 
 __all__ = [

@@ -1,68 +1,70 @@
 """The main job, stage by stage.
 
-load -> normalise -> plan -> calibrate -> rewrite -> learn -> export -> verify -> report
+load -> normalise -> plan -> calibrate -> student -> forms -> search -> learn -> export -> verify
 
-Where there are no data, samples are made between normalise and plan.
+`compress` runs the line. `read` has its first two stages, with the samples; `Quantization` has
+those that forms and searches repeat. Where there are no data, samples are made after normalise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 
+from onnxq.calibrate.calibrator import TensorStatistics, calibrate, infinite_tensors
 from onnxq.data.preprocess import Preprocess
-from onnxq.errors import OutputError
-from onnxq.export.save import check_file, check_output, locked, save_model
-from onnxq.intake import Intake
-from onnxq.load.model import load_model
+from onnxq.data.samples import notes_on_samples, open_samples, split_samples
+from onnxq.export.compact import export
+from onnxq.export.estimate import check_plan, leaves_layers_float, variant_bytes
+from onnxq.export.interface import restore_types
+from onnxq.export.save import check_files, locked, save_model, try_to_save
+from onnxq.forms.bias_correction import corrected
+from onnxq.forms.choose import choose_form
+from onnxq.forms.fallback import fall_back, fallback_notes
+from onnxq.forms.variant import Variant, requantize, score_variant
+from onnxq.learn.changes import augmentation, notes_on_generator, training_transform
+from onnxq.learn.learn import Trial, learn
+from onnxq.load.model import load_model, load_original
+from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
+from onnxq.normalise.original import Original, normalise_original
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.contradictions import check_data, check_generator_files
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.float_layers import check_float_layers
 from onnxq.progress import Progress, Silent
-from onnxq.run import Run
+from onnxq.runtime.dataset import Samples
+from onnxq.search.evaluator import TrialCache
+from onnxq.search.stage import SearchStage
+from onnxq.search.sweep import sweep_variant
 from onnxq.search.table import SweepTable
-from onnxq.synthesise.images import Synthesis
-from onnxq.train.checkpoint import run_folder
-from onnxq.verify.metrics import Metrics
+from onnxq.student.build import build_student, initial_qparams
+from onnxq.student.student import bake
+from onnxq.synthesise.images import Synthesis, check_feeds
+from onnxq.synthesise.subject import recipe_task
+from onnxq.synthesise.synthesise import synthesise
+from onnxq.train.augment import check_augmentation
+from onnxq.train.batch_size import shard_size
+from onnxq.train.budget import Clock, recipe_budget
+from onnxq.train.checkpoint import Checkpoint, run_folder
+from onnxq.train.job import Job, path_of
+from onnxq.train.logits import find_logits, require_logits
+from onnxq.train.teacher import Targets, find_targets
+from onnxq.verify.metadata import check_smaller, write_metadata
+from onnxq.verify.result import PlanReport, Result, collect_metrics
+from onnxq.verify.verdict import check_verdict, judge
+from onnxq.verify.verify import Exported, Measurements, verify
 
+SYNTHESIS_SHARE = 0.5
+"""Share of the time that samples may be made in."""
 
-@dataclass
-class Result:
-    """What `compress` made.
-
-    Attributes:
-        model: the deployable model.
-        path: the file, or None where none was asked for.
-        metrics: the differences to the original, sizes and latencies.
-        recipe: the options that were used.
-        plan: what was done to each layer and tensor.
-        notes: sentences for the user.
-        synthesis: how samples were made, where there were none.
-        unsaved: why the generator was not written that was to be kept; None where it was.
-    """
-
-    model: ir.Model
-    path: Path | None
-    metrics: Metrics
-    recipe: Recipe
-    plan: Plan
-    notes: list[str] = field(default_factory=list)
-    synthesis: Synthesis | None = None
-    unsaved: OutputError | None = None
-
-
-@dataclass
-class PlanReport:
-    """What `compress` would do: the normalised model, its plan and notes."""
-
-    model: ir.Model
-    plan: Plan
-    notes: list[str]
+NOTHING_KNOWN: Mapping[str, TensorStatistics] = MappingProxyType({})
 
 
 def plan_model(
@@ -111,30 +113,222 @@ def compress(
             is broken; a broken one is written where the recipe names the method.
         OnnxqError: something else that the user can mend, in one sentence.
     """
-    model_path, recipe = Path(model), recipe or Recipe()
+    recipe = recipe or Recipe()
     check_data(recipe, data)
-    data_path, out_path = (None if path is None else Path(path) for path in (data, out))
-    _check_files(recipe, model_path, out_path, generator, save_generator, force)
-    intake = Intake(model_path, recipe, progress or Silent(), allow_worse=allow_worse)
-    intake.load(data_path, preprocess, generator)
-    checkpoint = intake.checkpoint(out_path, data_path)
-    with locked(out_path), run_folder(checkpoint, resume) as folder:
-        if data_path is None:
-            intake.synthesise(folder, checkpoint, resume, save_generator)
-        run = Run(intake)
-        variant = run.prepare(folder)
-        run.check_size(variant)
-        variant = run.search(variant, checkpoint, resume)
-        learned = run.learn(variant, checkpoint, resume)
-        final = run.finish(variant, learned)
-        exported = run.export(final)
-        metrics = run.verify(final, learned, exported)
-        if out_path is not None:
-            save_model(exported, out_path)
-    plan = final.student.plan
-    return Result(
-        exported, out_path, metrics, run.recipe, plan, run.notes, intake.synthesis, intake.unsaved
-    )
+    files = (path_of(generator), path_of(save_generator), path_of(out))
+    job = Job(Path(model), path_of(data), recipe, progress or Silent(), preprocess, *files)
+    check_generator_files(recipe, generator, save_generator)
+    check_files(job.model, force, output=job.out, generator=job.save_generator)
+    return _compress(replace(job, resume=resume, allow_worse=allow_worse))
+
+
+def _compress(job: Job) -> Result:
+    """The line, from the original's file to the one that is written."""
+    recipe, progress, notes = job.recipe, job.progress, list[str]()
+    generator = None if job.generator is None else load_model(job.generator)
+    original, samples = read(job, notes)
+    plan = make_plan(original.model, recipe, smaller=not job.allow_worse)
+    close = check_plan(plan, original.model, job.model, recipe, allow_worse=job.allow_worse)
+    checkpoint, clock = job.checkpoint(samples, plan.layers), Clock(recipe.max_minutes)
+    with locked(job.out), run_folder(checkpoint, job.resume) as folder:
+        synthesis, unsaved = None, None
+        if samples is None:
+            samples, synthesis = make_samples(job, original, generator, folder, checkpoint, clock)
+            unsaved = try_to_save(synthesis.generator, job.save_generator)
+            notes += synthesis.notes
+        made, size = synthesis is not None, recipe.batch_size or shard_size(original.model)
+        train, held_out = split(original, samples, recipe)
+        targets = run_original(job, original, (train, held_out), folder)
+        quantize = Quantization(train, targets, size, not job.allow_worse, progress)
+        variant = choose_form(original.model, recipe, quantize)
+        variant = fall_back(variant, quantize, progress)
+        if close and not recipe.searches:
+            _export(job, original, variant)
+        found = None
+        if recipe.searches:
+            augment = partial(augmentation, teacher=targets.teacher, original=original, made=made)
+            trial = Trial(train, targets.train, size, augment, clock, progress)
+            sweep = partial(sweep_variant, variant, held_out, size, progress, made=made)
+            cache = TrialCache(checkpoint, resume=job.resume)
+            found = SearchStage(
+                recipe, variant, quantize, sweep, trial, file_bytes(job.model), variant_bytes, cache
+            ).run()
+            variant = requantize(variant, found.recipe, quantize)
+            notes += found.notes()
+        budget = recipe_budget(recipe, size, clock.left())
+        transform = training_transform(variant, targets, original, synthesis, folder)
+        learned = learn(
+            variant, targets.train, recipe.learn, budget,
+            progress=progress, checkpoint=checkpoint, resume=job.resume, transform=transform,
+        )  # fmt: skip
+        notes += [*learned.notes, *notes_on_generator(recipe, synthesis)]
+        variant = quantize.corrected(variant.with_learned(learned))
+        model = _export(job, original, variant)
+        measured = _verify(job, original, variant, model, held_out, size)
+        verdict = judge(measured.outputs, variant.recipe)
+        if verdict is not None and not job.allow_worse:
+            resumable = _is_resumable(checkpoint, plan, original, recipe)
+            check_verdict(verdict, variant.recipe, resumable=resumable)
+        said = "" if verdict is None else str(verdict)
+        notes += [*measured.notes, *filter(None, [said]), *fallback_notes(variant)]
+        metrics = collect_metrics(
+            job.model, measured, variant, learned, found, synthesis, samples.count,
+            notes=notes, verdict=said,
+        )  # fmt: skip
+        metrics = write_metadata(model, metrics, variant.recipe, original.preprocess)
+        if job.out is not None:
+            save_model(model, job.out)
+    plan, told = variant.student.plan, list(metrics.notes)
+    return Result(model, job.out, metrics, variant.recipe, plan, told, synthesis, unsaved)
+
+
+def read(job: Job, notes: list[str]) -> tuple[Original, Samples | None]:
+    """The model, loaded and normalised, and its samples; None where they are to be made."""
+    recipe, data = job.recipe, job.data
+    loaded = load_original(job.model, least_opset(recipe.target), job.preprocess)
+    samples = None
+    if data is not None:
+        source = (data, loaded.inputs, loaded.preprocess)
+        samples = open_samples(*source, recipe.samples, recipe.seed)
+    feeds = check_feeds(samples, loaded.inputs, loaded.preprocess, recipe.seed)
+    whole = samples is not None and samples.batch is not None
+    original = normalise_original(loaded, feeds, whole_feeds=whole)
+    notes += original.normalised.notes
+    require_logits(original.model, job.model)
+    check_augmentation(recipe.augment, original.inputs, original.preprocess)
+    if data is None or samples is None:
+        return original, None
+    if original.normalised.batch_free:
+        count = max(recipe.samples, original.least)
+        samples = open_samples(data, original.inputs, original.preprocess, count, recipe.seed)
+    notes += notes_on_samples(samples)
+    return original, samples
+
+
+def make_samples(
+    job: Job,
+    original: Original,
+    generator: ir.Model | None,
+    folder: Path,
+    checkpoint: Checkpoint | None,
+    clock: Clock,
+    share: float = SYNTHESIS_SHARE,
+) -> tuple[Samples, Synthesis]:
+    """Samples from the float network alone, in a share of the time at most."""
+    task = recipe_task(job.recipe, original.least, clock.left(share))
+    place = folder / "made"
+    place.mkdir()
+    model, preprocess = original.normalised.unfolded, original.preprocess
+    with clock.running():
+        return synthesise(
+            model, preprocess, task, place, job.progress, checkpoint, job.resume, generator
+        )
+
+
+def split(original: Original, samples: Samples, recipe: Recipe) -> tuple[Samples, Samples]:
+    """The samples to learn on, and those held out, in batches that the original takes."""
+    samples = samples.in_batches_of(original.batch)
+    return split_samples(samples, original.least, recipe.seed, searched=recipe.searches)
+
+
+def run_original(
+    job: Job,
+    original: Original,
+    slices: tuple[Samples, Samples],
+    folder: Path,
+    whose: str = "original's",
+) -> Targets:
+    """The original's outputs on the samples to learn on, and on those held out."""
+    logits = find_logits(original.model)
+    return find_targets(original.model, logits, slices, folder, whose, job.progress)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """plan -> calibrate -> student, for any form of a model under any recipe.
+
+    Attributes:
+        train: the samples to learn on, which are calibrated on.
+        targets: all samples, with the original's outputs.
+        batch_size: samples in one run.
+        smaller: whether layers that are no smaller as integers stay float.
+        progress: told how far each calibration is.
+    """
+
+    train: Samples
+    targets: Targets
+    batch_size: int
+    smaller: bool = False
+    progress: Progress = field(default_factory=Silent)
+
+    def __call__(
+        self,
+        name: str,
+        model: ir.Model,
+        recipe: Recipe,
+        known: Mapping[str, TensorStatistics] = NOTHING_KNOWN,
+        fallback: frozenset[str] = frozenset(),
+    ) -> Variant:
+        """The student of a form; arguments as of `Quantize`."""
+        infinite = infinite_tensors(known)
+        plan = make_plan(model, recipe, infinite, fallback, smaller=self.smaller)
+        missing = [tensor for tensor in plan.tensors if tensor not in known]
+        measured = self.calibrate(f"calibrate, {name}", model, missing) if missing else {}
+        statistics = {**known, **measured}
+        if infinite_tensors(statistics) != infinite:
+            # What has no range stays float, and so may what is around it.
+            return self(name, model, recipe, statistics, fallback)
+        student = build_student(model, plan)
+        qparams = initial_qparams(model, plan, statistics, recipe.calibration)
+        scored = score_variant(
+            name, model, recipe, student, statistics, qparams, self.targets, fallback
+        )
+        return self.corrected(scored)
+
+    def calibrate(
+        self, title: str, model: ir.Model, tensors: Sequence[str], channels: Sequence[str] = ()
+    ) -> dict[str, TensorStatistics]:
+        """Statistics of tensors, and of the channels of some; arguments as of `Quantize`."""
+        samples = self.train
+        self.progress.start(title, len(samples))
+        at = self.progress.at
+        found = calibrate(model, tensors, samples, self.batch_size, channels, on_batch=at)
+        self.progress.finish()
+        return found
+
+    def corrected(self, variant: Variant) -> Variant:
+        """The variant with corrected biases, where allowed and better on held-out samples."""
+        return corrected(variant, self.train, self.batch_size)
+
+
+def _export(job: Job, original: Original, variant: Variant) -> ir.Model:
+    """The deployable model, which is smaller than the original unless that is not asked for."""
+    model = export(variant.student, variant.qparams, original.interface)
+    if not job.allow_worse:
+        check_smaller(model, job.model, variant.recipe, original.preprocess)
+    return model
+
+
+def _verify(
+    job: Job, original: Original, variant: Variant, model: ir.Model, samples: Samples, size: int
+) -> Measurements:
+    """What is measured on the deployable model, which then takes the original's float types."""
+    variant.held_out.release()
+    student = partial(bake, variant.student, variant.qparams)
+    exported = Exported(job.model, original.model, student, model, variant.student.plan)
+    samples = samples.in_batches_of(original.normalised.original_batch)
+    measured = verify(exported, samples, size, job.progress)
+    restore_types(model, original.interface)
+    return measured
+
+
+def _is_resumable(
+    checkpoint: Checkpoint | None, plan: Plan, original: Original, recipe: Recipe
+) -> bool:
+    """Whether a run that allows a worse result can go on from this one's checkpoint."""
+    kept = checkpoint is not None and checkpoint.folder.is_dir()
+    # With other layers in integers it is another run.
+    return kept and not leaves_layers_float(plan, original.model, recipe)
 
 
 def sensitivity(
@@ -163,28 +357,26 @@ def sensitivity(
     recipe = (recipe or Recipe()).for_sweep()
     check_data(recipe, data)
     check_generator_files(recipe, generator, None)
+    files = (path_of(data), path_of(generator))
+    job = Job(Path(model), files[0], recipe, progress or Silent(), preprocess, files[1])
     # What a setting does to the outputs has nothing to do with the size.
-    intake = Intake(Path(model), recipe, progress or Silent(), allow_worse=True)
-    intake.load(None if data is None else Path(data), preprocess, generator)
+    job, notes = replace(job, allow_worse=True), list[str]()
+    saved = None if job.generator is None else load_model(job.generator)
+    original, samples = read(job, notes)
+    plan = make_plan(original.model, recipe)
+    check_plan(plan, original.model, job.model, recipe, allow_worse=True)
     with run_folder(None, False) as folder:
-        if data is None:
-            intake.synthesise(folder, None, False, share=1.0)
-        run = Run(intake)
-        table = run.sweep(run.prepare(folder))
-    return replace(table, notes=tuple(run.notes))
-
-
-def _check_files(
-    recipe: Recipe,
-    model: Path,
-    out: Path | None,
-    generator: str | Path | None,
-    save_generator: str | Path | None,
-    force: bool,
-) -> None:
-    """Find out before the long work whether the files can be written."""
-    if out is not None:
-        check_output(out, model, force)
-    check_generator_files(recipe, generator, save_generator)
-    if save_generator is not None:
-        check_file(Path(save_generator), model, force, "generator", "--save-generator")
+        synthesis = None
+        if samples is None:
+            clock = Clock(recipe.max_minutes)
+            samples, synthesis = make_samples(job, original, saved, folder, None, clock, share=1.0)
+            notes += synthesis.notes
+        size = recipe.batch_size or shard_size(original.model)
+        train, held_out = split(original, samples, recipe)
+        targets = run_original(job, original, (train, held_out), folder)
+        quantize = Quantization(train, targets, size, progress=job.progress)
+        variant = choose_form(original.model, recipe, quantize)
+        variant = fall_back(variant, quantize, job.progress)
+        made = synthesis is not None
+        table = sweep_variant(variant, held_out, size, job.progress, made=made)
+    return replace(table, notes=tuple(notes))

@@ -16,10 +16,10 @@ from onnxq.calibrate.calibrator import calibrate
 from onnxq.data.samples import open_samples
 from onnxq.export.compact import export
 from onnxq.export.lower import Lowering
-from onnxq.forms.forms import Variants
 from onnxq.load.interface import input_specs
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
+from onnxq.pipeline import Quantization
 from onnxq.plan import Plan, make_plan
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays, open_session
@@ -145,9 +145,9 @@ def targets_of(folder: Path, model: ir.Model, x: np.ndarray, least: int) -> Targ
     return Targets(teacher, train, held_out, objective)
 
 
-def variants_on(targets: Targets, recipe: Recipe) -> Variants:
-    """Forms of the model on these samples."""
-    return Variants(recipe, targets.train.parts[0], targets.held_out, targets.objective, 16)
+def quantization_on(targets: Targets) -> Quantization:
+    """Quantizes forms of the model on these samples."""
+    return Quantization(targets.train.parts[0], targets, 16)
 
 
 def build(

@@ -50,7 +50,7 @@ def test_a_model_without_anything_to_gain_is_refused_before_calibration(
 ):
     ir.save(image_graph(f"{BODIES['no_bias'].replace('wx', 'w3')} {HEAD}"), tmp_path / "tiny.onnx")
     with monkeypatch.context() as patch:
-        patch.setattr("onnxq.run.Run.prepare", lambda *_: pytest.fail("calibrated"))
+        patch.setattr("onnxq.pipeline.choose_form", lambda *_: pytest.fail("calibrated"))
         with pytest.raises(ModelError, match=r"would not get smaller.*'Conv_a'.*--allow-worse"):
             compress(tmp_path / "tiny.onnx", data, QUICK, out=tmp_path / "out.onnx")
     assert files(tmp_path) == ["tiny.onnx", "x.npz"]
@@ -77,8 +77,8 @@ def test_a_file_that_turns_out_no_smaller_is_refused_before_learning(tmp_path, d
     tiny = build(ONE_LAYER, {"w": (8, 3, 3, 3)})
     ir.save(tiny, tmp_path / "tiny.onnx")
     monkeypatch.setattr("onnxq.verify.metadata.file_bytes", lambda _: 500)
-    monkeypatch.setattr("onnxq.intake.CLOSE_IN_SIZE", 0.0)
-    monkeypatch.setattr("onnxq.run.Run.learn", lambda *_: pytest.fail("learned"))
+    monkeypatch.setattr("onnxq.export.estimate.CLOSE_IN_SIZE", 0.0)
+    monkeypatch.setattr("onnxq.pipeline.learn", lambda *_, **__: pytest.fail("learned"))
     with pytest.raises(WorseError, match=r"would have [\d,]+ bytes, and '.*tiny.onnx' has 500: "):
         compress(tmp_path / "tiny.onnx", data, QUICK, out=tmp_path / "out.onnx")
     assert files(tmp_path) == ["tiny.onnx", "x.npz"]

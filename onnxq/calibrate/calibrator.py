@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -154,3 +154,8 @@ def _take_in(statistics: TensorStatistics, observer: Observer, arrays: Arrays) -
         statistics.update_channels(
             low.astype(np.float32), high.astype(np.float32), mean.astype(np.float64), int(size)
         )
+
+
+def infinite_tensors(statistics: Mapping[str, TensorStatistics]) -> frozenset[str]:
+    """Names of the tensors that hold NaN or infinities, and have no range."""
+    return frozenset(name for name, found in statistics.items() if not found.finite)

@@ -19,7 +19,7 @@ from onnxq.options.recipe import Recipe, save_recipe
 from onnxq.report.text import printable, size_text
 
 if TYPE_CHECKING:
-    from onnxq.pipeline import Result
+    from onnxq.verify.result import Result
 
 
 @table_command("compress")

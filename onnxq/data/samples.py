@@ -143,6 +143,36 @@ def _are_images(arrays: Arrays, inputs: Sequence[InputSpec]) -> bool:
     return named or (name == "" and array.dtype == np.uint8 and array.ndim in (3, 4))
 
 
+HELD_OUT_OF_SEARCH = 512
+"""Samples held out at least where a search looks at the drop, as far as that leaves half."""
+
+
+def split_samples(
+    samples: Samples, batch: int, seed: int, *, searched: bool
+) -> tuple[Samples, Samples]:
+    """The samples to learn on, and those held out.
+
+    Args:
+        samples: all of them.
+        batch: samples in a batch of the original, where theirs is free.
+        seed: of the choice.
+        searched: whether a search looks at those held out.
+    """
+    more = {"least": HELD_OUT_OF_SEARCH} if searched else {}
+    return samples.split(seed=seed, batch=samples.batch or batch, **more)
+
+
+def notes_on_samples(samples: Samples) -> list[str]:
+    """Sentences for the user on what was read."""
+    notes = []
+    if samples.skipped:
+        notes.append(
+            f"{len(samples.skipped)} unreadable files were left out, "
+            f"the first is '{samples.skipped[0]}'"
+        )
+    return [*notes, *samples.notes, *notes_on_sameness(samples)]
+
+
 MOST = 64
 """Samples looked at, at most: nearly always the second one differs from the first."""
 

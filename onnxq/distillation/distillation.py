@@ -7,41 +7,37 @@ Where there are no data, samples are made from the teacher alone.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxq.data.inputs import fixed_batch
 from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.network import FloatNetwork
 from onnxq.distillation.pairing import Pairing, of_batch, pair_inputs, pair_models
-from onnxq.distillation.result import (
-    METADATA_KEY,
-    DistillMetrics,
-    DistillResult,
-    make_metrics,
-    metadata_text,
-)
+from onnxq.distillation.result import DistillMetrics, DistillResult, make_metrics, write_metadata
 from onnxq.distillation.stage import FILE, Subject, check_gradients
-from onnxq.distillation.training import Distilled, make_budget
+from onnxq.distillation.training import make_budget
 from onnxq.distillation.verdict import find_fault, names_budget
 from onnxq.errors import WorseError
 from onnxq.export.compact import store_halves
 from onnxq.export.interface import restore_interface, restore_types
-from onnxq.export.metadata import describe, preprocess_metadata
-from onnxq.export.save import check_file, check_output, locked, save_model
-from onnxq.intake import Intake, file_digest
+from onnxq.export.save import check_files, locked, save_model, try_to_save
 from onnxq.learn.train import NO_CLASSIFIER
-from onnxq.load.interface import input_specs, interface_of
-from onnxq.load.model import load_model
+from onnxq.load.interface import Interface
+from onnxq.load.model import load_model, load_original
 from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
 from onnxq.normalise.free_batch import fix_batch
+from onnxq.normalise.original import Original
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.contradictions import check_data, check_distillation, check_generator_files
 from onnxq.options.recipe import Recipe
+from onnxq.pipeline import make_samples, read, run_original, split
 from onnxq.progress import Progress, Silent
-from onnxq.train.checkpoint import Checkpoint, run_folder
-from onnxq.train.logits import find_logits
+from onnxq.train.augment import recipe_augmentation
+from onnxq.train.budget import Clock
+from onnxq.train.checkpoint import run_folder
+from onnxq.train.job import Job, file_digest, path_of
 from onnxq.train.objective import choose_objective
 
 NO_GAIN = "training did not beat the student as it was on the held-out samples, which is kept"
@@ -85,132 +81,112 @@ def distill(
             recipe says how it is trained.
         OnnxqError: something else that the user can mend, in one sentence.
     """
-    paths, recipe = (Path(teacher), Path(student)), recipe or Recipe()
+    recipe = recipe or Recipe()
     check_data(recipe, data)
     check_distillation(recipe, init)
-    data_path, out_path = (None if path is None else Path(path) for path in (data, out))
     check_generator_files(recipe, generator, save_generator)
-    for path in paths:
-        if out_path is not None:
-            check_output(out_path, path, force)
-        if save_generator is not None:
-            check_file(Path(save_generator), path, force, "generator", "--save-generator")
-    run = DistillRun(*paths, recipe, init, progress or Silent(), allow_worse=allow_worse)
-    run.load(data_path, preprocess, generator)
-    more = {"student": file_digest(run.student), "init": init}
-    checkpoint = run.intake.checkpoint(out_path, data_path, **more)
-    with locked(out_path), run_folder(checkpoint, resume) as folder:
-        if data_path is None:
-            run.intake.synthesise(folder, checkpoint, resume, save_generator)
-        result = run.finish(run.train(folder, checkpoint, resume))
-        if out_path is not None:
-            save_model(result.model, out_path)
-            result.path = out_path
-    return result
+    files = (path_of(generator), path_of(save_generator), path_of(out))
+    job = Job(Path(teacher), path_of(data), recipe, progress or Silent(), preprocess, *files)
+    for path in (job.model, Path(student)):
+        check_files(path, force, output=job.out, generator=job.save_generator)
+    return _distill(replace(job, resume=resume, allow_worse=allow_worse), Path(student), init)
 
 
-class DistillRun:
-    """The state of one run between its stages.
-
-    Args:
-        teacher: its file.
-        student: its file.
-        recipe: the options.
-        init: where the student's first weights come from.
-        progress: told where the work stands.
-        allow_worse: whether a student is wanted that is broken.
-    """
-
-    def __init__(
-        self,
-        teacher: Path,
-        student: Path,
-        recipe: Recipe,
-        init: str,
-        progress: Progress,
-        *,
-        allow_worse: bool = False,
-    ) -> None:
-        self.student, self._recipe, self._init = student, recipe, init
-        self._progress = progress
-        self.intake = Intake(teacher, recipe, progress, quantizes=False, allow_worse=allow_worse)
-
-    def load(
-        self, data: Path | None, preprocess: Preprocess | None, generator: str | Path | None
-    ) -> None:
-        """Read teacher, samples or a saved generator, and student; see that they go together."""
-        self.intake.load(data, preprocess, generator)
-        teacher, feeds = self.intake.normalised.model, self.intake.check_feeds
-        original = load_model(self.student, least_opset(self._recipe.target))
-        self._interface = interface_of(original)
-        specs = input_specs(original)
-        inputs = pair_inputs(input_specs(teacher), specs, batch=False)
-        own_feeds = of_batch(Pairing(inputs, {}).student_feeds(feeds), fixed_batch(specs))
-        normalised = normalise(original, [own_feeds])
-        unfolded = normalised.unfolded
-        if not normalised.batch_free:
-            size = normalised.original_batch or 1
-            self.intake.insist_on_batch(size)
-            fix_batch(unfolded, size)
-        feeds = of_batch(feeds, fixed_batch(input_specs(teacher)))
-        self._pairing = pair_models(teacher, unfolded, feeds)
-        self._network = FloatNetwork(unfolded)
-        check_gradients(self._network, self._pairing, feeds)
-
-    def train(self, folder: Path, checkpoint: Checkpoint | None, resume: bool) -> Distilled:
-        """The teacher's outputs, then the student trained on them."""
-        intake, recipe = self.intake, self._recipe
-        logits = find_logits(intake.normalised.model)
-        targets = intake.targets(folder, logits, "teacher's")
-        budget = make_budget(recipe, self._network.model, targets.train, intake.seconds)
+def _distill(job: Job, path: Path, init: str) -> DistillResult:
+    """The line, from the files of teacher and student to the one that is written."""
+    recipe, progress, notes = job.recipe, job.progress, list[str]()
+    generator = None if job.generator is None else load_model(job.generator)
+    teacher, samples = read(job, notes)
+    student, teacher = read_student(path, recipe, teacher)
+    checkpoint = job.checkpoint(samples, student=file_digest(path), init=init)
+    clock = Clock(recipe.max_minutes)
+    with locked(job.out), run_folder(checkpoint, job.resume) as folder:
+        synthesis, unsaved = None, None
+        if samples is None:
+            samples, synthesis = make_samples(job, teacher, generator, folder, checkpoint, clock)
+            unsaved = try_to_save(synthesis.generator, job.save_generator)
+            notes += synthesis.notes
+        slices = split(teacher, samples, recipe)
+        targets = run_original(job, teacher, slices, folder, "teacher's")
+        budget = make_budget(recipe, student.network.model, targets.train, clock.left())
         objective = choose_objective(targets.objective, distil=budget.distils())
-        network, pairing = self._network, self._pairing
-        self._subject = Subject(network, pairing, targets, objective)
         if recipe.loss == "distillation" and targets.objective.decision is None:
-            intake.notes.append(NO_CLASSIFIER)
-        changes = intake.augmentation(targets.teacher, weights=True)
-        found = self._subject.distil(
-            self._init, budget, self._progress, checkpoint, resume, changes
-        )
+            notes.append(NO_CLASSIFIER)
+        images, made = (teacher.inputs, teacher.preprocess), synthesis is not None
+        changes = recipe_augmentation(recipe, *images, targets.teacher, synthetic=made)
+        subject = Subject(student.network, student.pairing, targets, objective)
+        found = subject.distil(init, budget, progress, checkpoint, job.resume, changes)
         if not found.improved:
-            intake.notes.append(NO_GAIN)
-        return found
-
-    def finish(self, found: Distilled) -> DistillResult:
-        """The student as it is written, and its metrics."""
-        intake, network = self.intake, self._network
-        model = network.with_values(found.values)
-        scored = self._subject.judge(model)
-        restore_interface(model, self._interface)
+            notes.append(NO_GAIN)
+        model = student.network.with_values(found.values)
+        scored = subject.judge(model)
+        restore_interface(model, student.interface)
         store_halves(model)
-        restore_types(model, self._interface)
+        restore_types(model, student.interface)
         metrics = make_metrics(
             found,
             scored,
-            (file_bytes(intake.path), 0),
-            sum(found.values[name].size for name in network.parameters),
-            (intake.samples.count, intake.held_out.count),
+            (file_bytes(job.model), 0),
+            sum(found.values[name].size for name in student.network.parameters),
+            (samples.count, slices[1].count),
         )
-        self._judge(metrics)
-        entries = preprocess_metadata(intake.preprocess)
+        notes += _faults(job, metrics)
+        metrics = write_metadata(model, metrics, recipe, init, teacher.preprocess)
+        if job.out is not None:
+            save_model(model, job.out)
+    return DistillResult(model, job.out, metrics, recipe, init, notes, synthesis, unsaved)
 
-        def of_size(size: int) -> dict[str, str]:
-            sized = replace(metrics, student_bytes=size)
-            return {**entries, METADATA_KEY: metadata_text(sized, self._recipe, self._init)}
 
-        metrics = replace(metrics, student_bytes=describe(model, of_size))
-        return DistillResult(
-            model, None, metrics, self._recipe, self._init, intake.notes, intake.synthesis,
-            intake.unsaved,
-        )  # fmt: skip
+@dataclass(frozen=True)
+class FloatStudent:
+    """A student, and how its inputs and outputs are those of the teacher.
 
-    def _judge(self, metrics: DistillMetrics) -> None:
-        """Note that the student is broken, or refuse it."""
-        if (fault := find_fault(metrics)) is None:
-            return
-        if not self.intake.allow_worse and not names_budget(self._recipe):
-            raise WorseError(
-                f"the student is broken: {fault}; nothing was written: more --epochs or samples "
-                "help, and --allow-worse --resume writes it all the same"
-            )
-        self.intake.notes.append(f"the student is broken: {fault}")
+    Attributes:
+        interface: what its file takes and gives.
+        network: its graph.
+        pairing: its names and the teacher's.
+    """
+
+    interface: Interface
+    network: FloatNetwork
+    pairing: Pairing
+
+
+def read_student(path: Path, recipe: Recipe, teacher: Original) -> tuple[FloatStudent, Original]:
+    """The student, loaded and normalised, and the teacher in batches that both take.
+
+    Args:
+        path: its file.
+        recipe: the options.
+        teacher: what it is to learn from.
+
+    Raises:
+        ModelError: the two do not go together, or the student can't be trained.
+    """
+    loaded = load_original(path, least_opset(recipe.target), None)
+    specs, feeds = loaded.inputs, teacher.feeds
+    inputs = pair_inputs(teacher.inputs, specs, batch=False)
+    own_feeds = of_batch(Pairing(inputs, {}).student_feeds(feeds), fixed_batch(specs))
+    normalised = normalise(loaded.model, [own_feeds])
+    unfolded = normalised.unfolded
+    if not normalised.batch_free:
+        size = normalised.original_batch or 1
+        teacher = teacher.in_batches_of(size)
+        fix_batch(unfolded, size)
+    feeds = of_batch(feeds, fixed_batch(teacher.inputs))
+    pairing = pair_models(teacher.model, unfolded, feeds)
+    network = FloatNetwork(unfolded)
+    check_gradients(network, pairing, feeds)
+    return FloatStudent(loaded.interface, network, pairing), teacher
+
+
+def _faults(job: Job, metrics: DistillMetrics) -> list[str]:
+    """A sentence that says why the student is broken, or the refusal of it."""
+    if (fault := find_fault(metrics)) is None:
+        return []
+    if not job.allow_worse and not names_budget(job.recipe):
+        raise WorseError(
+            f"the student is broken: {fault}; nothing was written: more --epochs or samples "
+            "help, and --allow-worse --resume writes it all the same"
+        )
+    return [f"the student is broken: {fault}"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.training import Distilled
 from onnxq.errors import OutputError
+from onnxq.export.metadata import describe, preprocess_metadata
 from onnxq.options.contradictions import OF_DISTILLATION
 from onnxq.options.recipe import Recipe
 from onnxq.synthesise.images import Synthesis
@@ -81,13 +83,12 @@ class DistillResult:
     init: str
     notes: list[str] = field(default_factory=list)
     synthesis: Synthesis | None = None
+    unsaved: OutputError | None = None
 
     @property
     def figures(self) -> DistillMetrics:
         """The former name of `metrics`."""
         return self.metrics
-
-    unsaved: OutputError | None = None
 
 
 def make_metrics(
@@ -124,6 +125,27 @@ def options_of(recipe: Recipe, init: str) -> dict[str, Any]:
     """The options that distillation uses, as JSON fields."""
     fields = json.loads(recipe.to_json())
     return {"init": init, **{name: fields[name] for name in OF_DISTILLATION}}
+
+
+def write_metadata(
+    model: ir.Model,
+    metrics: DistillMetrics,
+    recipe: Recipe,
+    init: str,
+    preprocess: Preprocess | None,
+) -> DistillMetrics:
+    """Put options, metrics and preprocessing into a student, in place.
+
+    Returns:
+        The metrics with the size of the file.
+    """
+    entries = preprocess_metadata(preprocess)
+
+    def of_size(size: int) -> dict[str, str]:
+        sized = replace(metrics, student_bytes=size)
+        return {**entries, METADATA_KEY: metadata_text(sized, recipe, init)}
+
+    return replace(metrics, student_bytes=describe(model, of_size))
 
 
 def metadata_text(metrics: DistillMetrics, recipe: Recipe, init: str) -> str:

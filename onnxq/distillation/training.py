@@ -146,14 +146,14 @@ SHARD_SIZE = 32
 shards are a batch."""
 
 
-def make_budget(recipe: Recipe, student: ir.Model, train: Dataset, spent: float) -> Budget:
+def make_budget(recipe: Recipe, student: ir.Model, train: Dataset, max_seconds: float) -> Budget:
     """The budget of a recipe, with the method's own values where the recipe has none.
 
     Args:
         recipe: the options.
         student: gives the memory of a shard.
         train: the training slice.
-        spent: seconds already used.
+        max_seconds: the clock's limit.
     """
     shard = recipe.batch_size or shard_size(student, SHARD_SIZE)
     size = SHARDS * (shard if train.batch is None else 1)
@@ -163,6 +163,6 @@ def make_budget(recipe: Recipe, student: ir.Model, train: Dataset, spent: float)
         lr=RATE if recipe.lr is None else recipe.lr,
         loss=recipe.loss,
         shard_size=shard,
-        max_seconds=max(0.0, 60 * recipe.max_minutes - spent),
+        max_seconds=max_seconds,
         seed=recipe.seed,
     )

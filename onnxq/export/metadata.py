@@ -14,17 +14,9 @@ from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.options.recipe import Recipe
 from onnxq.version import VERSION
 
-METADATA_BYTES = 1024
-"""Metrics, notes and preprocessing in a file, about."""
-
 MOST_DESCRIPTIONS = 6
 """Until metadata that states the size of its file is right: a digit or a note more is bytes more.
 """
-
-
-def expected_bytes(model: ir.Model, recipe: Recipe) -> int:
-    """The size of an exported model's file, about, before anything is known of its metrics."""
-    return model_bytes(model) + METADATA_BYTES + len(recipe.to_json())
 
 
 def own_metadata(

@@ -100,6 +100,26 @@ LONGEST_NAME = 200
 """Bytes of a file's name: most systems take 255, and a checkpoint's name is a little longer."""
 
 
+def check_files(
+    model_path: Path, force: bool, *, output: Path | None, generator: Path | None
+) -> None:
+    """Find out before the long work whether the files of a run can be written.
+
+    Args:
+        model_path: the model, which is never overwritten.
+        force: whether another file may be overwritten.
+        output: the file of the result; None where none is written.
+        generator: that of the generator; None where none is written.
+
+    Raises:
+        OutputError: as `check_output`.
+    """
+    if output is not None:
+        check_output(output, model_path, force)
+    if generator is not None:
+        check_file(generator, model_path, force, "generator", "--save-generator")
+
+
 def check_output(path: Path, model_path: Path, force: bool) -> None:
     """Check before the long work whether the output can be written.
 
@@ -194,6 +214,17 @@ def save_model(model: ir.Model, path: Path) -> int:
             return size
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def try_to_save(model: ir.Model | None, path: Path | None) -> OutputError | None:
+    """Write a model where both are there; why that was not possible, for the work to go on."""
+    if model is None or path is None:
+        return None
+    try:
+        save_model(model, path)
+    except OutputError as error:
+        return error
+    return None
 
 
 def _write(model: ir.Model, folder: Path, name: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnxq.calibrate.calibrator import calibrate
+from onnxq.forms.variant import Variant
 from onnxq.plan.spec import LayerSpec
-from onnxq.runtime.dataset import Dataset, Mapped
+from onnxq.runtime.dataset import Dataset, Mapped, Samples
 from onnxq.student.qparams import CORRECTED, QParams, needs_bias
 from onnxq.student.student import Student
 
@@ -50,3 +53,26 @@ def _input_name(student: Student, spec: LayerSpec) -> str:
     value = student.model.graph.node(spec.name).inputs[0]
     assert value is not None
     return str(value.name)
+
+
+CORRECTION_SAMPLES = 128
+"""Samples whose mean inputs correct the biases: means settle early."""
+
+
+def corrected(variant: Variant, samples: Samples, batch_size: int) -> Variant:
+    """The variant with corrected biases, where allowed and better on held-out samples.
+
+    Args:
+        variant: the student and its quantization parameters.
+        samples: unlabelled samples.
+        batch_size: samples in one run.
+    """
+    recipe = variant.recipe
+    if not recipe.bias_correction or recipe.bias_centroids is not None:
+        return variant
+    taken = samples.take(CORRECTION_SAMPLES, recipe.seed)
+    qparams = correct_biases(variant.student, variant.qparams, taken, batch_size)
+    score = variant.score_of(qparams)
+    if score >= variant.score:
+        return variant
+    return replace(variant, qparams=qparams, score=score, corrected=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
-from onnxq.forms.forms import Variant
+from onnxq.forms.bias_correction import corrected
+from onnxq.forms.variant import Variant
 from onnxq.learn import train as train_stage
 from onnxq.learn.gptq import reconstruct as rounding
 from onnxq.learn.gptq.reconstruct import reconstruct
@@ -13,9 +14,9 @@ from onnxq.learn.train import train_parameters
 from onnxq.plan import Plan
 from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
-from onnxq.runtime.dataset import Joined
+from onnxq.runtime.dataset import Joined, Samples
 from onnxq.train.augment import Transform
-from onnxq.train.budget import Budget
+from onnxq.train.budget import Budget, Clock, recipe_budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
 
@@ -133,3 +134,48 @@ def learn(
         # With `auto` nobody asked for a single method: that one gained nothing is no news.
         found.notes = [note for note in found.notes if not note.endswith(NOTHING_WON)]
     return found
+
+
+TRIAL_EPOCHS = 2
+"""Passes over the samples in which a search learns what it tries."""
+
+TRIALS_SHARE = 0.5
+"""Share of the time that a search may learn in: the other half is for the model found."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A little learning of any variant.
+
+    Attributes:
+        samples: those to learn on.
+        train: the same, joined with the original's outputs.
+        batch_size: samples in one run.
+        transform: of the samples; a trial learns on the images that are there.
+        clock: of the run.
+        progress: told how far it is.
+    """
+
+    samples: Samples
+    train: Joined
+    batch_size: int
+    transform: Callable[[Variant], Transform | None]
+    clock: Clock
+    progress: Progress
+
+    def __call__(self, variant: Variant) -> Variant:
+        """The variant after a little learning."""
+        recipe = variant.recipe
+        budget = recipe_budget(recipe, self.batch_size, self.clock.left(TRIALS_SHARE))
+        budget = replace(budget, epochs=min(TRIAL_EPOCHS, budget.epochs or TRIAL_EPOCHS))
+        with self.clock.running():
+            transform = self.transform(variant)
+            learned = learn(
+                variant, self.train, recipe.learn, budget,
+                progress=self.progress, transform=transform,
+            )  # fmt: skip
+        return corrected(variant.with_learned(learned), self.samples, self.batch_size)
+
+    def has_time(self) -> bool:
+        """Whether the clock leaves time for a further trial."""
+        return self.clock.left(TRIALS_SHARE) > 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.engine import Engine
 from onnxq.engine.gradients import ungradable_nodes
-from onnxq.forms.forms import Variant
+from onnxq.forms.variant import Variant
 from onnxq.learn.frozen import Remainder, freeze
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.progress import Progress

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxq.data.inputs import InputSpec
+from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.errors import ModelError
 from onnxq.graph.facts import DEFAULT_DOMAINS
 from onnxq.load.float_types import compute_in_float32, gives_bfloat16, has_other_floats
-from onnxq.load.interface import input_specs, note_interface, random_feeds
+from onnxq.load.interface import Interface, input_specs, interface_of, note_interface, random_feeds
 from onnxq.load.opens import check_opens, run_model
 from onnxq.load.read import (
     deserialize,
@@ -192,3 +195,38 @@ def _check_conversion(
             f'The model "{name}" uses opset {default_opset(proto)} and converting it changes '
             f"what it computes ({reason}); export it again with opset {MIN_OPSET} or newer."
         )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded model.
+
+    Attributes:
+        path: its file.
+        model: in float32 throughout.
+        interface: what the file takes and gives.
+        preprocess: how an image becomes an input; None where nobody said it.
+    """
+
+    path: Path
+    model: ir.Model
+    interface: Interface
+    preprocess: Preprocess | None
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What the model takes."""
+        return input_specs(self.model)
+
+
+def load_original(path: Path, least_opset: int, preprocess: Preprocess | None) -> Loaded:
+    """A model and how an image becomes its input.
+
+    Args:
+        path: the ONNX file.
+        least_opset: the opset that the model has afterwards at least.
+        preprocess: how an image becomes an input; None looks beside and inside the model.
+    """
+    model = load_model(path, least_opset)
+    preprocess = preprocess or find_preprocess(path, model.metadata_props)
+    return Loaded(path, model, interface_of(model), preprocess)

@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, Template
 
 from onnxq.errors import OutputError
 from onnxq.options.recipe import recipe_toml
-from onnxq.pipeline import Result
 from onnxq.report.chart import MOST_BARS, Bar
 from onnxq.report.inspection import LayerRow, plan_rows
 from onnxq.report.result import metric_rows, result_fields, result_notes, score_history
@@ -25,6 +24,7 @@ from onnxq.report.sections import (
 )
 from onnxq.report.text import size_text
 from onnxq.runtime.temporary import write_whole
+from onnxq.verify.result import Result
 from onnxq.version import VERSION
 
 PAGE = "report.html"

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onnxq.pipeline import Result
 from onnxq.report.sections import search_rows
 from onnxq.report.text import (
     decibels_text,
@@ -18,6 +17,7 @@ from onnxq.report.text import (
 )
 from onnxq.verify.kernels import INTEGER_KERNELS
 from onnxq.verify.metrics import Metrics
+from onnxq.verify.result import Result
 
 Row = tuple[str, str, str, str]
 """Name of a metric, before, after, and what they make together."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.forms.forms import Variant, Variants
+from onnxq.forms.variant import Quantize, Variant, requantize
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import fed_to
 from onnxq.runtime.session import SessionPool, expose
@@ -71,7 +71,7 @@ class ModelEvaluator:
     Args:
         recipe: the options; settings of an allocation override those of its layers.
         rows: of the layers that are allocated.
-        variants: makes students.
+        quantize: plans, calibrates and rewrites a form of the model.
         base: the calibrated form of the model.
         learn: trains a variant within the budget of a trial.
         file_bytes: the file size of a variant under a recipe.
@@ -83,7 +83,7 @@ class ModelEvaluator:
         self,
         recipe: Recipe,
         rows: Sequence[Row],
-        variants: Variants,
+        quantize: Quantize,
         base: Variant,
         learn: Callable[[Variant], Variant],
         file_bytes: Callable[[Variant, Recipe], int],
@@ -91,7 +91,7 @@ class ModelEvaluator:
         has_time: Callable[[], bool],
     ) -> None:
         self._recipe, self._rows, self._file_bytes = recipe, rows, file_bytes
-        self._variants, self._base = variants, base
+        self._quantize, self._base = quantize, base
         self._learn, self._cache, self._has_time = learn, cache, has_time
 
     def recipe(self, settings: Sequence[Setting]) -> Recipe:
@@ -106,7 +106,7 @@ class ModelEvaluator:
 
     def build(self, settings: Sequence[Setting]) -> Variant:
         """The student with these settings; nothing is trained."""
-        return self._variants.remake(self._base, self.recipe(settings))
+        return requantize(self._base, self.recipe(settings), self._quantize)
 
     def trial(self, settings: Sequence[Setting]) -> Effect:
         """The effect of these settings after brief training; its size is that of the file."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from onnxq.errors import RecipeError
-from onnxq.forms.forms import Variant, Variants
+from onnxq.forms.variant import Quantize, Variant
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import integer_bytes
 from onnxq.search.evaluator import ModelEvaluator, TrialCache
@@ -16,6 +17,16 @@ from onnxq.search.sweep import by_weight
 from onnxq.search.table import Row, SweepTable, choices, is_free
 
 
+class Trial(Protocol):
+    """A little learning of any variant."""
+
+    def __call__(self, variant: Variant) -> Variant:
+        """The variant with what was learned, in the budget of a trial."""
+
+    def has_time(self) -> bool:
+        """Whether the clock leaves time for a further trial."""
+
+
 @dataclass(frozen=True)
 class SearchStage:
     """One search for layer settings.
@@ -23,24 +34,22 @@ class SearchStage:
     Attributes:
         recipe: the options.
         base: the form of the model, with integer weights.
-        variants: makes students.
+        quantize: plans, calibrates and rewrites a form of the model.
         sweep: measures each setting of each layer of `base` alone.
-        learn: trains a variant within the budget of a trial.
+        trial: trains a variant within the budget of a trial.
         original_bytes: size of the original file.
         file_bytes: the file size of a variant under a recipe.
         cache: results of earlier trials of the same run.
-        has_time: whether there is time for another trial.
     """
 
     recipe: Recipe
     base: Variant
-    variants: Variants
+    quantize: Quantize
     sweep: Callable[[], SweepTable]
-    learn: Callable[[Variant], Variant]
+    trial: Trial
     original_bytes: int
     file_bytes: Callable[[Variant, Recipe], int]
     cache: TrialCache
-    has_time: Callable[[], bool]
 
     def run(self) -> SearchResult:
         """Sweep, allocate, and try whole models.
@@ -83,12 +92,12 @@ class SearchStage:
         return ModelEvaluator(
             self.recipe,
             rows,
-            self.variants,
+            self.quantize,
             self.base,
-            self.learn,
+            self.trial,
             self.file_bytes,
             self.cache,
-            self.has_time,
+            self.trial.has_time,
         )
 
     def _check_size(self) -> None:

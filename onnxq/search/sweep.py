@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 import psutil
 
 from onnxq.errors import DataError, ModelError
+from onnxq.forms.variant import Variant
+from onnxq.options.table import AUTO
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.dataset import Samples
@@ -94,6 +96,32 @@ def sweep(
     ]
     run = Sweep(compared, trials, _chosen(samples, limit), batch_size)
     return run.table(progress or Silent(), workers or available_cores())
+
+
+def sweep_variant(
+    variant: Variant, samples: Samples, batch_size: int, progress: Progress, *, made: bool
+) -> SweepTable:
+    """The same of a variant, with the settings that its recipe leaves open.
+
+    Args:
+        variant: a form of the model, quantized.
+        samples: as of `sweep`.
+        batch_size: samples in one run.
+        progress: told how many runs are done.
+        made: whether the samples were made.
+    """
+    recipe = variant.recipe
+    table = sweep(
+        variant.model,
+        variant.student,
+        variant.qparams,
+        samples,
+        codebooks=recipe.codebook == AUTO,
+        calibration=recipe.calibration,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return replace(table, made=made)
 
 
 def by_weight(plan: Plan) -> list[tuple[LayerSpec, ...]]:

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import ModelError
+from onnxq.runtime.dataset import Samples
+from onnxq.runtime.session import Feeds
 
 CENTRE, SPREAD = 0.5, 0.25
 """Mean and standard deviation of the pixels that noise starts with, scaled to 0-1."""
@@ -201,3 +203,28 @@ def collapse_note(classes: Sequence[int]) -> str | None:
         f"occur ({100 * shares.max():.0f} % are of class {largest}): give --synthesis-loss "
         "inception a larger weight"
     )
+
+
+CHECK_SAMPLES = 2
+"""Samples on which every pass of normalisation is checked."""
+
+
+def check_feeds(
+    samples: Samples | None, inputs: Sequence[InputSpec], preprocess: Preprocess | None, seed: int
+) -> Feeds:
+    """What normalisation is checked on: samples, or noise where there are none.
+
+    Args:
+        samples: of the model as its file has it.
+        inputs: what that takes.
+        preprocess: how an image becomes its input.
+        seed: of the noise.
+
+    Raises:
+        ModelError: as `image_space`.
+    """
+    if samples is not None:
+        return next(samples.batches(CHECK_SAMPLES))
+    space = image_space(inputs, preprocess)
+    noise = space.noise(np.random.default_rng(seed), space.batch or CHECK_SAMPLES)
+    return {space.name: noise}

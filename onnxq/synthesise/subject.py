@@ -13,6 +13,8 @@ from onnxq.engine import ungradable_nodes
 from onnxq.errors import ModelError, RecipeError
 from onnxq.load.interface import input_specs
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
+from onnxq.options.recipe import Recipe
+from onnxq.options.table import FIXED
 from onnxq.runtime.session import expose, open_session
 from onnxq.synthesise.float_student import find_float_student
 from onnxq.synthesise.images import ImageSpace, image_space
@@ -171,3 +173,21 @@ class Task:
     def images(self, batch: int | None) -> int:
         """The number of images to generate: whole batches, where the model fixes the batch."""
         return self.count if batch is None else max(1, self.count // batch) * batch
+
+
+def recipe_task(recipe: Recipe, least: int, max_seconds: float) -> Task:
+    """What a recipe asks to make.
+
+    Args:
+        recipe: the options.
+        least: images at least: a batch of the model.
+        max_seconds: how long it may take.
+    """
+    return Task(
+        max(recipe.samples, least),
+        recipe.synthesis_losses or {},
+        recipe.seed,
+        max_seconds,
+        recipe.synthesis,
+        recipe.generator_mode != FIXED,
+    )

@@ -14,6 +14,7 @@ import numpy as np
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import RecipeError
+from onnxq.options.recipe import Recipe
 from onnxq.options.table import Augment
 from onnxq.runtime.session import Arrays
 from onnxq.student.qparams import QParams
@@ -103,9 +104,11 @@ def image_layout(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> 
     return None if axis is None else _layout(spec, axis)
 
 
-def check_images(inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> None:
-    """Raise RecipeError where the model does not take one image."""
-    if image_layout(inputs, preprocess) is None:
+def check_augmentation(
+    augment: Collection[Augment], inputs: Sequence[InputSpec], preprocess: Preprocess | None
+) -> None:
+    """Raise RecipeError where a recipe augments images and the model does not take one."""
+    if chosen_kinds(augment, synthetic=False) and image_layout(inputs, preprocess) is None:
         listed = ", ".join(f"'{each.name}' {each}" for each in inputs)
         raise RecipeError(
             f"The option 'augment' changes images and the model takes {listed}; expected one input "
@@ -177,3 +180,27 @@ def shift(image: np.ndarray, pixels: int, axis: int) -> np.ndarray:
     """The image shifted along an axis, its edge repeated: y_i = x_clip(i - pixels, 0, n-1)."""
     size = image.shape[axis]
     return np.take(image, np.clip(np.arange(size) - pixels, 0, size - 1), axis)
+
+
+def recipe_augmentation(
+    recipe: Recipe,
+    inputs: Sequence[InputSpec],
+    preprocess: Preprocess | None,
+    teacher: Teacher,
+    *,
+    synthetic: bool,
+) -> Augmentation | None:
+    """How a recipe changes training samples in each epoch; None where it leaves them.
+
+    Args:
+        recipe: the options.
+        inputs: what the model takes.
+        preprocess: how an image becomes its input.
+        teacher: computes the outputs on the augmented ones.
+        synthetic: whether weights are trained on synthetic images.
+    """
+    kinds = chosen_kinds(recipe.augment, synthetic)
+    layout = image_layout(inputs, preprocess)
+    if layout is None or not kinds:
+        return None
+    return Augmentation(teacher, kinds, layout, recipe.seed)

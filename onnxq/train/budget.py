@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from onnxq.options.recipe import Recipe
 from onnxq.options.table import Loss, OptimizerName
 from onnxq.runtime.session import Arrays
 from onnxq.train.optimizer import SGD, Adam, Optimizer, Rates
@@ -106,3 +109,44 @@ class Budget:
             return Adam(1.0, rates=rates)
         real: Rates = {key: rates[key] * unit for key, unit in trained.real_rates().items()}
         return SGD(1.0, rates=real)
+
+
+def recipe_budget(recipe: Recipe, shard_size: int, max_seconds: float) -> Budget:
+    """The budget that a recipe states.
+
+    Args:
+        recipe: the options.
+        shard_size: samples in one session run.
+        max_seconds: the clock's limit.
+    """
+    return Budget(
+        epochs=recipe.epochs,
+        lr=recipe.lr,
+        optimizer=recipe.optimizer,
+        loss=recipe.loss,
+        shard_size=shard_size,
+        max_seconds=max_seconds,
+        seed=recipe.seed,
+    )
+
+
+class Clock:
+    """The time that a run may take to make samples and to learn; nothing else counts.
+
+    Args:
+        minutes: all of it.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds, self._spent = 60 * minutes, 0.0
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds that are left of a share of the time."""
+        return max(0.0, share * self._seconds - self._spent)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of a block."""
+        began = time.monotonic()
+        yield
+        self._spent += time.monotonic() - began

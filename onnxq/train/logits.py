@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.errors import ModelError
 from onnxq.graph.cut import dependents, moved_by_inputs
 from onnxq.graph.facts import is_op, reads
 
@@ -110,3 +112,21 @@ def _skip(value: ir.Value) -> ir.Value:
         value = node.inputs[0]
         node = value.producer()
     return value
+
+
+def require_logits(model: ir.Model, path: Path) -> list[str]:
+    """The names of the tensors that learning matches.
+
+    Args:
+        model: the normalised model.
+        path: its file, for the error.
+
+    Raises:
+        ModelError: there are none.
+    """
+    if found := find_logits(model):
+        return found
+    raise ModelError(
+        f"'{path}' has nothing to match: no float output depends on its inputs; "
+        "export the model with its scores, those that classes are found in, as an output."
+    )

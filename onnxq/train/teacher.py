@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from onnxq.errors import DataError
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
-from onnxq.runtime.dataset import Dataset, Joined, chunks, fed_to
+from onnxq.progress import Progress
+from onnxq.runtime.dataset import Dataset, Joined, Samples, chunks, fed_to
 from onnxq.runtime.session import Arrays, SessionPool, expose
 from onnxq.runtime.stored import Stored
 from onnxq.train.loss import target_name
@@ -135,3 +136,35 @@ def _decision(outputs: Arrays, samples: int) -> str | None:
     if others or not holds_decisions(rows.shape, samples):
         return None
     return None if look_like_probabilities(rows.reshape(samples, -1)) else name
+
+
+def find_targets(
+    model: ir.Model,
+    logits: Sequence[str],
+    slices: tuple[Samples, Samples],
+    folder: Path,
+    whose: str,
+    progress: Progress,
+) -> Targets:
+    """The outputs of a model on the samples to learn on, and on those held out.
+
+    Args:
+        model: the float model.
+        logits: names of the compared tensors.
+        slices: the samples to learn on, and those held out.
+        folder: an existing one, for both.
+        whose: outputs they are, for progress.
+        progress: told how far it is.
+    """
+    teacher = Teacher(model, logits)
+
+    def kept(name: str, samples: Samples) -> tuple[Joined, OutputMatching]:
+        (folder / name).mkdir()
+        progress.start(f"{whose} outputs, {name} slice", len(samples))
+        found = keep_targets(teacher, samples, folder / name, progress.at)
+        progress.finish()
+        return found
+
+    train, objective = kept("train", slices[0])
+    held_out, _ = kept("held-out", slices[1])
+    return Targets(teacher, train, held_out, objective)

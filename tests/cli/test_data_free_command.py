@@ -89,7 +89,7 @@ def test_a_generator_that_can_not_be_written_costs_no_result(
     def full(*_: object) -> None:
         raise OutputError("can't write 'g.onnx' (No space left on device); free some space")
 
-    monkeypatch.setattr("onnxq.intake.save_model", full)
+    monkeypatch.setattr("onnxq.export.save.save_model", full)
     done = onnxq(
         verb, mlp, *[mlp] * (verb == "distill"), "--data-free", "--synthesis", "generator",
         "--save-generator", tmp_path / "g.onnx", "-o", tmp_path / "o.onnx", "--max-minutes", 0.01,

@@ -11,19 +11,22 @@ from small_graphs import (
     HEAD,
     Feeds,
     image_graph,
+    quantization_on,
     quantize,
     run,
     serialised,
     small_graph,
     targets_of,
-    variants_on,
 )
 
 from onnxq.export.compact import export
+from onnxq.forms import bias_correction
 from onnxq.forms.bias_correction import correct_biases
-from onnxq.forms.forms import PLAIN, REPLACE, SAFE, Variants
+from onnxq.forms.choose import REPLACE, SAFE, choose_form
+from onnxq.forms.variant import PLAIN, requantize
 from onnxq.numerics.codebook import fit_codebook
 from onnxq.options.recipe import LayerOverride, Recipe
+from onnxq.pipeline import Quantization
 from onnxq.plan import planner
 from onnxq.student import build
 from onnxq.student.student import bake
@@ -39,16 +42,16 @@ def uneven_model(activation: str) -> ir.Model:
     return image_graph(body, wl=first.astype(np.float32), wm=second.astype(np.float32))
 
 
-def variants(folder: Path, model: ir.Model, recipe: Recipe) -> Variants:
+def quantization(folder: Path, model: ir.Model) -> Quantization:
     x = np.random.default_rng(0).normal(1, 1, (96, 3, 8, 8)).astype(np.float32)
-    return variants_on(targets_of(folder, model, x, 32), recipe)
+    return quantization_on(targets_of(folder, model, x, 32))
 
 
 def test_the_equalized_form_is_chosen_where_channels_are_uneven(tmp_path):
     model = uneven_model("Relu (a)")
     before = serialised(model)
-    maker = variants(tmp_path, model, Recipe(granularity="per-tensor"))
-    chosen, plain = maker.choose(model), maker.make(PLAIN, model)
+    quantize, recipe = quantization(tmp_path, model), Recipe(granularity="per-tensor")
+    chosen, plain = choose_form(model, recipe, quantize), quantize(PLAIN, model, recipe)
     assert chosen.name == SAFE
     assert chosen.score < 0.5 * plain.score
     assert serialised(model) == before
@@ -57,19 +60,19 @@ def test_the_equalized_form_is_chosen_where_channels_are_uneven(tmp_path):
 def test_the_recipe_can_keep_the_plain_form(tmp_path):
     model = uneven_model("Relu (a)")
     recipe = Recipe(granularity="per-tensor", equalize=False)
-    assert variants(tmp_path, model, recipe).choose(model).name == PLAIN
+    assert choose_form(model, recipe, quantization(tmp_path, model)).name == PLAIN
 
 
 def test_the_plain_form_is_kept_where_there_are_no_pairs(tmp_path):
     model = small_graph("read_twice")
-    assert variants(tmp_path, model, Recipe()).choose(model).name == PLAIN
+    assert choose_form(model, Recipe(), quantization(tmp_path, model)).name == PLAIN
 
 
 def test_relu6_is_replaced_only_where_the_held_back_samples_agree(tmp_path):
     model = uneven_model("Clip (a, zero, six)")
-    maker = variants(tmp_path, model, Recipe(granularity="per-tensor"))
-    chosen = maker.choose(model)
-    scores = {PLAIN: maker.make(PLAIN, model).score, chosen.name: chosen.score}
+    quantize, recipe = quantization(tmp_path, model), Recipe(granularity="per-tensor")
+    chosen = choose_form(model, recipe, quantize)
+    scores = {PLAIN: quantize(PLAIN, model, recipe).score, chosen.name: chosen.score}
     assert min(scores, key=scores.__getitem__) == chosen.name
     # Half the values of the widest channel are above 6: it is needed.
     assert chosen.name != REPLACE
@@ -111,9 +114,9 @@ def test_the_export_writes_the_corrected_biases(activation_bits):
 
 def test_correction_is_taken_only_where_it_helps(tmp_path, monkeypatch):
     model = small_graph("residual")
-    maker = variants(tmp_path, model, Recipe())
-    monkeypatch.setattr("onnxq.forms.forms.correct_biases", lambda _s, numbers, *_: numbers)
-    variant = maker.make(PLAIN, model)
+    quantize = quantization(tmp_path, model)
+    monkeypatch.setattr(bias_correction, "correct_biases", lambda _s, numbers, *_: numbers)
+    variant = quantize(PLAIN, model, Recipe())
     assert not variant.corrected
 
 
@@ -125,7 +128,7 @@ def test_a_tensor_with_infinities_leaves_the_layers_around_it_float(tmp_path):
     )
     positive = np.random.default_rng(0).uniform(0.05, 0.1, (6, 6, 1, 1)).astype(np.float32)
     model = image_graph(body, wp=positive)
-    variant = variants(tmp_path, model, Recipe()).make(PLAIN, model)
+    variant = quantization(tmp_path, model)(PLAIN, model, Recipe())
     layers = variant.student.plan.layers
     assert "NaN or infinite" in layers["Conv_k"].reason
     assert layers["Conv_a"].compute == layers["Conv_s"].compute == "integer"
@@ -142,8 +145,8 @@ def test_codebooks_are_fitted_for_the_chosen_form_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, "fit_codebook", counted)
     model = uneven_model("Relu (a)")
-    maker = variants(tmp_path, model, Recipe(granularity="per-tensor", codebook=16))
-    chosen = maker.choose(model)
+    recipe = Recipe(granularity="per-tensor", codebook=16)
+    chosen = choose_form(model, recipe, quantization(tmp_path, model))
     assert chosen.name == SAFE
     assert len(fitted) == len(chosen.student.plan.layers) == 3
     assert {spec.codebook for spec in chosen.student.plan.layers.values()} == {16}
@@ -151,12 +154,12 @@ def test_codebooks_are_fitted_for_the_chosen_form_alone(tmp_path, monkeypatch):
 
 def test_a_form_is_remade_under_another_recipe_without_measuring_again(tmp_path, monkeypatch):
     model = small_graph("residual")
-    maker = variants(tmp_path, model, Recipe())
-    variant = maker.make(PLAIN, model)
-    monkeypatch.setattr(Variants, "_calibrate", None)
+    quantize = quantization(tmp_path, model)
+    variant = quantize(PLAIN, model, Recipe())
+    monkeypatch.setattr(Quantization, "calibrate", None)
     override = LayerOverride("Conv_c", keep_float=True)
-    other = maker.remake(variant, Recipe(layers=(override,), bias_correction=False))
+    other = requantize(variant, Recipe(layers=(override,), bias_correction=False), quantize)
     assert list(other.student.plan.layers) == ["Conv_a", "Gemm_y"]
     assert other.name == PLAIN and other.model is model
-    again = maker.remake(variant, Recipe())
+    again = requantize(variant, Recipe(), quantize)
     assert again.score == variant.score

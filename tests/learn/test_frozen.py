@@ -12,14 +12,14 @@ from small_graphs import (
     CONV,
     image_graph,
     images,
+    quantization_on,
     quantize,
     run,
     small_graph,
     targets_of,
-    variants_on,
 )
 
-from onnxq.forms.forms import PLAIN, Variant
+from onnxq.forms.variant import PLAIN, Variant
 from onnxq.graph.cut import split
 from onnxq.learn import frozen
 from onnxq.learn.frozen import AGAIN, Remainder, freeze, unstackable
@@ -49,7 +49,7 @@ def prepared(
 ) -> tuple[Variant, Joined]:
     x = np.random.default_rng(0).normal(size=(64, *shape)).astype(np.float32)
     targets = targets_of(folder, model, x, 24)
-    return variants_on(targets, recipe).make(PLAIN, model), targets.train
+    return quantization_on(targets)(PLAIN, model, recipe), targets.train
 
 
 def without_freezing(variant: Variant, train: Joined, recipe: Recipe) -> Learned:

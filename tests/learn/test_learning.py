@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import serialised, small_graph, targets_of, variants_on
+from small_graphs import quantization_on, serialised, small_graph, targets_of
 
 from onnxq.export.compact import export
-from onnxq.forms.forms import PLAIN, Variant
+from onnxq.forms.variant import PLAIN, Variant
 from onnxq.learn import frozen
 from onnxq.learn.frozen import Remainder
 from onnxq.learn.learn import learn
@@ -91,7 +91,7 @@ def images(count: int) -> np.ndarray:
 
 def make_ready(folder: Path, model: ir.Model, recipe: Recipe, count: int = 96) -> Ready:
     targets = targets_of(folder, model, images(count), 32)
-    return Ready(variants_on(targets, recipe).make(PLAIN, model), targets)
+    return Ready(quantization_on(targets)(PLAIN, model, recipe), targets)
 
 
 @pytest.fixture(scope="module")

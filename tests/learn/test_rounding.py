@@ -12,16 +12,16 @@ from small_graphs import (
     CONV,
     HEAD,
     image_graph,
+    quantization_on,
     run,
     serialised,
     small_graph,
     targets_of,
-    variants_on,
 )
 
 from onnxq.errors import OutputError
 from onnxq.export.compact import export
-from onnxq.forms.forms import PLAIN, Variant
+from onnxq.forms.variant import PLAIN, Variant
 from onnxq.learn.gptq import cuts
 from onnxq.learn.gptq import reconstruct as module
 from onnxq.learn.gptq.reconstruct import NO_GAIN, reconstruct
@@ -59,7 +59,7 @@ def make_ready(folder: Path, model: ir.Model, recipe: Recipe = RECIPE, count: in
     x = np.random.default_rng(0).normal(size=(count, 3, 10, 10)).astype(np.float32)
     x = x[:, :, 2:, 2:] + x[:, :, 1:-1, 2:] + x[:, :, 2:, 1:-1] + x[:, :, :-2, :-2]
     targets = targets_of(folder, model, x + 0.5, 32)
-    return Ready(variants_on(targets, recipe).make(PLAIN, model), targets.train)
+    return Ready(quantization_on(targets)(PLAIN, model, recipe), targets.train)
 
 
 @pytest.fixture(scope="module")

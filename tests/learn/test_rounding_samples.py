@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from onnxq.intake import Intake
+from onnxq.forms.choose import choose_form
 from onnxq.learn.learn import learn
 from onnxq.options.recipe import Recipe
+from onnxq.pipeline import Quantization, read, run_original, split
 from onnxq.progress import Silent
-from onnxq.run import Run
 from onnxq.train.budget import Budget
+from onnxq.train.job import Job
 
 
 # Measured: 0.43 and 0.74 of the held-out error under learned thresholds.
@@ -22,13 +23,16 @@ def test_rounding_beats_nearest_under_learned_thresholds(
     tmp_path, sample_models, name, bits, share
 ):
     recipe = Recipe(weight_bits=bits, samples=256, fallback=False)
-    intake = Intake(sample_models / f"{name}.onnx", recipe, Silent())
-    intake.load(Path(sample_models / "digits" / "unlabelled"), None)
-    run = Run(intake)
-    variant = run.prepare(tmp_path)
+    data = Path(sample_models / "digits" / "unlabelled")
+    job = Job(sample_models / f"{name}.onnx", data, recipe, Silent())
+    original, samples = read(job, [])
+    slices = split(original, samples, recipe)
+    targets = run_original(job, original, slices, tmp_path)
+    quantize = Quantization(slices[0], targets, 16, smaller=True)
+    variant = choose_form(original.model, recipe, quantize)
     budget = Budget(epochs=2)
     thresholds, rounding = (
-        learn(variant, run.targets.train, (each,), budget) for each in ("thresholds", "rounding")
+        learn(variant, targets.train, (each,), budget) for each in ("thresholds", "rounding")
     )
     assert rounding.improved
     assert rounding.score < share * thresholds.score <= share * variant.score

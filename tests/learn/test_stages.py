@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_graphs import quantize, serialised, small_graph, targets_of, variants_on
+from small_graphs import quantization_on, quantize, serialised, small_graph, targets_of
 
 from onnxq.export.compact import export
-from onnxq.forms.forms import PLAIN, Variant
+from onnxq.forms.variant import PLAIN, Variant
 from onnxq.learn import learn as module
 from onnxq.learn.gptq import reconstruct as rounding
 from onnxq.learn.learn import FIRST_SHARE, ROUNDING, in_order, learn, learns_weights, spelt_out
@@ -140,7 +140,7 @@ def make_variant(folder: Path, recipe: Recipe) -> tuple[Variant, Joined]:
     x = np.random.default_rng(0).normal(size=(96, 3, 10, 10)).astype(np.float32)
     x = x[:, :, 2:, 2:] + x[:, :, 1:-1, 2:] + x[:, :, 2:, 1:-1] + x[:, :, :-2, :-2]
     targets = targets_of(folder, model, x + 0.5, 32)
-    return variants_on(targets, recipe).make(PLAIN, model), targets.train
+    return quantization_on(targets)(PLAIN, model, recipe), targets.train
 
 
 @pytest.fixture(scope="module")

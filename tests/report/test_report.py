@@ -9,13 +9,13 @@ import pytest
 
 from onnxq.errors import OutputError
 from onnxq.options.recipe import Recipe
-from onnxq.pipeline import Result
 from onnxq.plan import make_plan
 from onnxq.report.html import score_bars, write_report
 from onnxq.report.inspection import LayerRow
 from onnxq.report.result import metric_rows, result_fields, result_notes
 from onnxq.report.tables import print_layers, print_metrics
 from onnxq.verify.metrics import Metrics
+from onnxq.verify.result import Result
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 13]>

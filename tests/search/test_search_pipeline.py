@@ -15,7 +15,6 @@ from small_graphs import HEAD, image_graph, tables
 from onnxq.errors import RecipeError
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import Result, compress
-from onnxq.run import Run
 from onnxq.search.evaluator import ModelEvaluator, TrialCache
 
 BODY = "a = Conv <pads = [5, 5, 5, 5]> (x, first, b6) r = Relu (a) z = Conv (r, second, c6)"
@@ -153,7 +152,7 @@ def test_a_stopped_search_goes_on_where_it_was(files, monkeypatch, codebook, mos
     monkeypatch.setattr(
         ModelEvaluator, "_trial", lambda self, s: (again.append(s), tried(self, s))[1]
     )
-    monkeypatch.setattr(Run, "sweep", lambda self, variant: pytest.fail("swept again"))
+    monkeypatch.setattr("onnxq.pipeline.sweep_variant", lambda *_, **__: pytest.fail("swept again"))
     compress(model, data, recipe, out=out, resume=True)
     assert out.read_bytes() == whole
     assert not {tuple(s) for s in again} & {tuple(s) for s in trials}

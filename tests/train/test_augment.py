@@ -21,7 +21,7 @@ from onnxq.runtime.dataset import Joined, Mapped
 from onnxq.train.augment import (
     Augmentation,
     ImageLayout,
-    check_images,
+    check_augmentation,
     chosen_kinds,
     flip,
     image_layout,
@@ -128,7 +128,7 @@ def test_the_preprocessing_says_where_the_channels_are():
 def test_a_model_without_images_is_refused_in_one_sentence(inputs):
     assert image_layout(inputs, None) is None
     with pytest.raises(RecipeError, match="'augment' changes images and the model takes 'x'") as e:
-        check_images(inputs, None)
+        check_augmentation(("flip",), inputs, None)
     assert str(e.value).endswith(".") and "\n" not in str(e.value)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.forms.forms import Variant
+from onnxq.forms.variant import Variant
 from onnxq.learn.frozen import DISK_SHARE, unstackable
 from onnxq.runtime.dataset import Dataset, Joined, Mapped, fed_to, first, run_by
 from onnxq.runtime.session import Arrays

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from onnxq.forms.forms import Variant
+from onnxq.forms.variant import Variant
 from onnxq.graph.cut import between
 from onnxq.graph.operators import TABLE
 from onnxq.learn.gptq.cuts import Frontier, find_cuts

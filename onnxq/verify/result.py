@@ -1,14 +1,19 @@
-"""The metrics of a run, put together from what its stages give."""
+"""What the main job gives back, and its metrics, put together from what its stages give."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxq.forms.forms import PLAIN, Variant
+import onnx_ir as ir
+
+from onnxq.errors import OutputError
+from onnxq.forms.variant import PLAIN, Variant
 from onnxq.load.read import file_bytes, model_files
+from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan
 from onnxq.search.search import SearchResult
 from onnxq.synthesise.images import Synthesis
@@ -16,6 +21,40 @@ from onnxq.train.held_out import Learned
 from onnxq.verify.exported import shipped_files
 from onnxq.verify.metrics import Metrics
 from onnxq.verify.verify import Measurements
+
+
+@dataclass
+class Result:
+    """What `compress` made.
+
+    Attributes:
+        model: the deployable model.
+        path: the file, or None where none was asked for.
+        metrics: the differences to the original, sizes and latencies.
+        recipe: the options that were used.
+        plan: what was done to each layer and tensor.
+        notes: sentences for the user.
+        synthesis: how samples were made, where there were none.
+        unsaved: why the generator was not written that was to be kept; None where it was.
+    """
+
+    model: ir.Model
+    path: Path | None
+    metrics: Metrics
+    recipe: Recipe
+    plan: Plan
+    notes: list[str] = field(default_factory=list)
+    synthesis: Synthesis | None = None
+    unsaved: OutputError | None = None
+
+
+@dataclass
+class PlanReport:
+    """What `compress` would do: the normalised model, its plan and notes."""
+
+    model: ir.Model
+    plan: Plan
+    notes: list[str]
 
 
 def collect_metrics(

@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_graphs import targets_of, variants_on
+from small_graphs import quantization_on, targets_of
 
 from onnxq.calibrate.calibrator import calibrate
-from onnxq.forms.sensitivity import (
+from onnxq.forms.fallback import (
     DECISION_LIMIT,
     ERROR_LIMIT,
     Sensitivity,
     error_limit,
+    fall_back,
     gate_tensors,
 )
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
 from onnxq.plan import make_plan
+from onnxq.progress import Silent
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import open_session
 from onnxq.student.build import initial_qparams
@@ -117,9 +119,9 @@ def test_a_model_far_off_keeps_tensors_in_float_and_says_why(tmp_path):
     model = decibel_model()
     # Not (batch, classes): else it would pass for a classifier.
     model.graph.outputs[0].shape = ir.Shape([None, None])
-    maker = variants_on(measured(tmp_path, model), Recipe(equalize=False))
-    plain = maker.make("none", model)
-    chosen = maker.fallback(plain)
+    quantize = quantization_on(measured(tmp_path, model))
+    plain = quantize("none", model, Recipe(equalize=False))
+    chosen = fall_back(plain, quantize, Silent())
     assert plain.score > ERROR_LIMIT >= chosen.score
     reasons = {spec.reason for spec in chosen.student.plan.layers.values() if spec.reason}
     assert any("8 bits are too few" in reason for reason in reasons)

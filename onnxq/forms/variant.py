@@ -1,0 +1,168 @@
+"""One form of a model, quantized, and its score on held-out samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import onnx_ir as ir
+
+from onnxq.calibrate.calibrator import TensorStatistics
+from onnxq.numerics.quantizers import Range
+from onnxq.options.recipe import Recipe
+from onnxq.runtime.dataset import Joined
+from onnxq.student.build import full_ranges, with_shared_biases
+from onnxq.student.qparams import QParams
+from onnxq.student.student import Student
+from onnxq.train.held_out import HeldOut, Learned
+from onnxq.train.objective import OutputMatching
+from onnxq.train.teacher import Targets
+
+PLAIN = "plain"
+"""The name of the form that is the model itself."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of the model, its student, and the quantization parameters to start from.
+
+    Attributes:
+        name: of the form.
+        model: the float model in that form, with the original's outputs.
+        recipe: the options.
+        student: the student.
+        statistics: from calibration.
+        qparams: the quantization parameters.
+        held_out: evaluates the student on the held-out samples.
+        held_out_outputs: the held-out samples, joined with the original's outputs.
+        objective: the loss that matches the outputs.
+        score: the held-out relative RMSE of the quantization parameters.
+        fallback: names of tensors that are kept in float by the mixed-precision fallback.
+        corrected: whether biases are corrected.
+        bias_cost: where biases are centroids, the score with each channel's own bias and with
+            shared ones.
+    """
+
+    name: str
+    model: ir.Model
+    recipe: Recipe
+    student: Student
+    statistics: Mapping[str, TensorStatistics]
+    qparams: QParams
+    held_out: HeldOut
+    held_out_outputs: Joined
+    objective: OutputMatching
+    score: float
+    fallback: frozenset[str] = frozenset()
+    bias_cost: tuple[float, float] | None = None
+    corrected: bool = False
+
+    def score_of(self, qparams: QParams) -> float:
+        """The held-out score of other quantization parameters."""
+        return self.held_out.score(self.student.feeds(qparams))
+
+    def full_ranges(self) -> dict[str, Range]:
+        """The range of all values that the calibration saw, by tensor of the plan."""
+        return full_ranges(self.student.plan, self.statistics)
+
+    def elements(self) -> dict[str, int]:
+        """Elements of each tensor in one sample, where known."""
+        graph = self.model.graph
+        values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+        dims = {str(v.name): tuple(v.shape)[1:] for v in values if v.shape is not None}
+        return {
+            name: math.prod(d for d in sizes if isinstance(d, int))
+            for name, sizes in dims.items()
+            if all(isinstance(d, int) for d in sizes)
+        }
+
+    def with_learned(self, learned: Learned) -> Variant:
+        """The same form with what was learned."""
+        score = self.score_of(learned.qparams) if learned.improved else self.score
+        return replace(self, qparams=learned.qparams, score=score)
+
+
+class Quantize(Protocol):
+    """Plans, calibrates and rewrites one form of a model."""
+
+    def __call__(
+        self,
+        name: str,
+        model: ir.Model,
+        recipe: Recipe,
+        known: Mapping[str, TensorStatistics] = ...,
+        fallback: frozenset[str] = ...,
+    ) -> Variant:
+        """The variant.
+
+        Args:
+            name: how the form was made.
+            model: the float model in that form.
+            recipe: the options.
+            known: statistics of tensors that need not be measured again.
+            fallback: names of tensors that are kept in float by the mixed-precision fallback.
+        """
+
+    def calibrate(
+        self, title: str, model: ir.Model, tensors: Sequence[str], channels: Sequence[str] = ...
+    ) -> dict[str, TensorStatistics]:
+        """Statistics by tensor name, over the samples to learn on.
+
+        Args:
+            title: for progress.
+            model: a form of the model.
+            tensors: names of the tensors.
+            channels: names of those whose channels are wanted.
+        """
+
+
+def requantize(variant: Variant, recipe: Recipe, quantize: Quantize) -> Variant:
+    """The same form under another recipe; calibrated tensors are not calibrated again."""
+    return quantize(variant.name, variant.model, recipe, variant.statistics, variant.fallback)
+
+
+def score_variant(
+    name: str,
+    model: ir.Model,
+    recipe: Recipe,
+    student: Student,
+    statistics: Mapping[str, TensorStatistics],
+    qparams: QParams,
+    targets: Targets,
+    fallback: frozenset[str],
+) -> Variant:
+    """A student scored on held-out samples; its biases are centroids where the recipe wants that.
+
+    Args:
+        name: how the form was made.
+        model: the float model in that form.
+        recipe: the options.
+        student: the student of the form.
+        statistics: of the calibration.
+        qparams: the parameters to start from.
+        targets: the samples, with the original's outputs.
+        fallback: names of tensors that are kept in float by the mixed-precision fallback.
+    """
+    objective = targets.objective
+    held_out = HeldOut(objective.attach(student.model), targets.held_out, objective)
+    own_biases = None
+    if recipe.bias_centroids is not None:
+        own_biases = held_out.score(student.feeds(qparams))
+        qparams = with_shared_biases(qparams, student.plan, recipe.bias_centroids)
+    score = held_out.score(student.feeds(qparams))
+    return Variant(
+        name=name,
+        model=model,
+        recipe=recipe,
+        student=student,
+        statistics=statistics,
+        qparams=qparams,
+        held_out=held_out,
+        held_out_outputs=targets.held_out,
+        objective=objective,
+        score=score,
+        fallback=fallback,
+        bias_cost=None if own_biases is None else (own_biases, score),
+    )
