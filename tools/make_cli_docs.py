@@ -25,29 +25,36 @@ INTRODUCTION = """\
 
 This file is made by `python -m tools.make_cli_docs`.
 
-Exit codes: 0 done; 1 an error that the user can mend, or a result that is worse than the
-original, in one sentence on stderr; 2 wrong usage; 130 stopped by Ctrl-C (a checkpoint is kept
-while images are made and a model is learned, and the sentence says how to go on).
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | a user error, or a result that is worse than the original; one sentence on stderr says so |
+| 2 | wrong usage |
+| 130 | stopped by Ctrl-C; a checkpoint is kept, and the sentence says how to resume |
 
-Metrics and tables go to stdout, progress and notes on errors to stderr. Where stderr is not a
-terminal, progress is shown with `-v` only. The last line on stdout of a successful `compress`
-or `distill` names the file written and the size ratio; with `--json` the only line is JSON.
+Tables and metrics go to stdout, progress and notes to stderr. Where stderr is not a terminal,
+progress is shown with `-v` only. The last line on stdout of a successful `compress` or `distill`
+names the file and the size ratio. With `--json` the only line is JSON.
 
-`compress` writes nothing where the file would be no smaller than the original, or where held-out
-samples show that the result is broken: a classifier decides as the original on under 50 % of
-them; the worst float output of any other model has an SQNR under 10 dB, or under 3 dB where fewer
-than 8 bits were asked for. `--allow-worse` writes it all the same. A broken result is also
+A flag takes precedence over the recipe file of `--recipe`, and that over the default.
+
+**When nothing is written.** `compress` writes no file that is no smaller than the original, and
+no broken one. A result is broken where on held-out samples
+
+- a classifier makes the original's decision on under 50 % of them, or
+- the worst float output of any other model has an SQNR under 10 dB (3 dB where fewer than 8 bits
+  were asked for).
+
+Under 15 dB a note warns. `--allow-worse` writes the file all the same. A broken result is also
 written, with a note, where a method was named (`--learn none`, `--calibration max`,
-`--granularity per-tensor`, `--no-fallback`, ...). Under 15 dB a note warns. A layer that would take
-no fewer bytes as integers stays float, unless the recipe has settings for it: `inspect` and
-`--dry-run` show the reason.
+`--granularity per-tensor`, `--no-fallback`, ...).
 
-`distill` likewise writes no broken student: one that decides as its teacher on under 50 % of the
-held-out samples, or without decisions has an error of over 70 % of the teacher's outputs. It is
+A layer that would take no fewer bytes as integers stays float, unless the recipe has settings for
+it. `inspect` and `--dry-run` show the reason.
+
+`distill` writes no broken student: one that makes the teacher's decision on under 50 % of the
+held-out samples or, without decisions, has an error of over 70 % of the teacher's outputs. It is
 written, with a note, with `--allow-worse` or where `--epochs`, `--max-minutes` or `--lr` was given.
-
-Defaults of `compress` are those of a recipe: a value from `--recipe` goes before the default,
-and a flag goes before both.
 """
 
 EXAMPLES = {
@@ -82,16 +89,17 @@ onnxq distill large.onnx small.onnx --data images --epochs 100 --lr 0.001 --augm
 
 MORE = {
     "inspect": """\
-The first table lists the layers, with the reason where one stays float; a layer that reads the
-weights of an earlier one says so. The second table is the file, byte by byte, as it is stored:
-weights and biases by operator, tables of Gather, parameters of other nodes, constants in
-Constant nodes, sub-graphs and functions, external data, what nothing reads, and the graph
-itself. Weights that several layers read count once. The sum is the size of the file with its
-external data. In JSON it is `contents`, with `what`, `tensors`, `bytes`, `quantized`, `largest`
-(a name) and `reason` for each kind.
+The first table lists the layers. It gives the reason where a layer stays float, and says where a
+layer reads the weights of an earlier one.
+
+The second table accounts for every byte of the file: weights and biases by operator, tables of
+Gather, parameters of other nodes, constants, sub-graphs and functions, external data, tensors that
+nothing reads, and the graph itself. Weights that several layers read count once. The sum is the
+size of the file with its external data. In JSON it is `contents`, with `what`, `tensors`,
+`bytes`, `quantized`, `largest` (a name) and `reason` for each kind.
 """,
 }
-"""What the help text and the examples of a command leave to say."""
+"""Text after the help text and the examples of a command."""
 
 
 def cli_docs() -> str:
