@@ -1,9 +1,10 @@
-"""The main job, stage by stage.
+"""The pipeline: one call per stage, from a model file to a compressed one.
 
 load -> normalise -> plan -> calibrate -> student -> forms -> search -> learn -> export -> verify
 
-`compress` runs the line. `read` has its first two stages, with the samples; `Quantization` has
-those that forms and searches repeat. Where there are no data, samples are made after normalise.
+`compress` runs this line. `read` runs its first two stages and opens the samples. `Quantization`
+runs plan, calibrate and student, which forms and searches repeat. Where there are no data,
+synthetic images are generated after normalise.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ from onnxq.verify.verdict import check_verdict, judge
 from onnxq.verify.verify import Exported, Measurements, verify
 
 SYNTHESIS_SHARE = 0.5
-"""Share of the time that samples may be made in."""
+"""Share of the time that may be spent on generating samples."""
 
 NOTHING_KNOWN: Mapping[str, TensorStatistics] = MappingProxyType({})
 
@@ -70,7 +71,7 @@ NOTHING_KNOWN: Mapping[str, TensorStatistics] = MappingProxyType({})
 def plan_model(
     model: str | Path, recipe: Recipe | None = None, *, allow_worse: bool = False
 ) -> PlanReport:
-    """Load, normalise and plan a model; nothing is learned and nothing written."""
+    """Load, normalise and plan a model; nothing is trained or written."""
     recipe = recipe or Recipe()
     normalised = normalise(load_model(Path(model), least_opset(recipe.target)), None)
     plan = make_plan(normalised.model, recipe, smaller=not allow_worse)
@@ -92,7 +93,7 @@ def compress(
     save_generator: str | Path | None = None,
     allow_worse: bool = False,
 ) -> Result:
-    """Quantize a float ONNX model with unlabelled samples, or with samples made from it alone.
+    """Quantize a float ONNX model with unlabelled samples, or with synthetic images.
 
     Args:
         model: the ONNX file.
@@ -100,18 +101,19 @@ def compress(
         recipe: the options; None means the defaults.
         out: the file to write; None writes none.
         preprocess: how an image becomes an input; None looks beside and inside the model.
-        force: overwrite `out`.
-        resume: go on from the checkpoint of a stopped run.
-        progress: told where the work stands.
-        generator: of a data-free recipe: the file of a saved generator, which makes the samples.
-        save_generator: the file to write the generator to that was trained.
-        allow_worse: quantize layers that are no smaller as integers too, and write a result that
-            is no smaller than the original, or broken.
+        force: whether `out` may be overwritten.
+        resume: whether to resume from the checkpoint of a stopped run.
+        progress: told how far each stage is.
+        generator: for a data-free recipe, the file of a saved generator, which generates the
+            samples.
+        save_generator: the file to write the trained generator to.
+        allow_worse: whether layers that are no smaller as integers are quantized too, and a result
+            is written that is no smaller than the original, or broken.
 
     Raises:
-        WorseError: the result is no smaller than the original, or held-out samples show that it
-            is broken; a broken one is written where the recipe names the method.
-        OnnxqError: something else that the user can mend, in one sentence.
+        WorseError: the result is no smaller than the original, or held-out samples show that it is
+            broken; a broken one is written where the recipe names the method.
+        OnnxqError: any other user error.
     """
     recipe = recipe or Recipe()
     check_data(recipe, data)
@@ -123,7 +125,7 @@ def compress(
 
 
 def _compress(job: Job) -> Result:
-    """The line, from the original's file to the one that is written."""
+    """The pipeline, from the original's file to the written one."""
     recipe, progress, notes = job.recipe, job.progress, list[str]()
     generator = None if job.generator is None else load_model(job.generator)
     original, samples = read(job, notes)
@@ -183,7 +185,7 @@ def _compress(job: Job) -> Result:
 
 
 def read(job: Job, notes: list[str]) -> tuple[Original, Samples | None]:
-    """The model, loaded and normalised, and its samples; None where they are to be made."""
+    """The model, loaded and normalised, and its samples; None where they are to be generated."""
     recipe, data = job.recipe, job.data
     loaded = load_original(job.model, least_opset(recipe.target), job.preprocess)
     samples = None
@@ -214,7 +216,7 @@ def make_samples(
     clock: Clock,
     share: float = SYNTHESIS_SHARE,
 ) -> tuple[Samples, Synthesis]:
-    """Samples from the float network alone, in a share of the time at most."""
+    """Synthetic images, generated in at most this share of the time."""
     task = recipe_task(job.recipe, original.least, clock.left(share))
     place = folder / "made"
     place.mkdir()
@@ -226,7 +228,7 @@ def make_samples(
 
 
 def split(original: Original, samples: Samples, recipe: Recipe) -> tuple[Samples, Samples]:
-    """The samples to learn on, and those held out, in batches that the original takes."""
+    """The training slice and the held-out samples, in batches that the original takes."""
     samples = samples.in_batches_of(original.batch)
     return split_samples(samples, original.least, recipe.seed, searched=recipe.searches)
 
@@ -238,7 +240,7 @@ def run_original(
     folder: Path,
     whose: str = "original's",
 ) -> Targets:
-    """The original's outputs on the samples to learn on, and on those held out."""
+    """The original's outputs on the training slice and on the held-out samples."""
     logits = find_logits(original.model)
     return find_targets(original.model, logits, slices, folder, whose, job.progress)
 
@@ -248,7 +250,7 @@ class Quantization:
     """plan -> calibrate -> student, for any form of a model under any recipe.
 
     Attributes:
-        train: the samples to learn on, which are calibrated on.
+        train: the training slice, on which tensors are calibrated.
         targets: all samples, with the original's outputs.
         batch_size: samples in one run.
         smaller: whether layers that are no smaller as integers stay float.
@@ -276,7 +278,7 @@ class Quantization:
         measured = self.calibrate(f"calibrate, {name}", model, missing) if missing else {}
         statistics = {**known, **measured}
         if infinite_tensors(statistics) != infinite:
-            # What has no range stays float, and so may what is around it.
+            # Tensors without a range stay float, and so may their neighbours.
             return self(name, model, recipe, statistics, fallback)
         student = build_student(model, plan)
         qparams = initial_qparams(model, plan, statistics, recipe.calibration)
@@ -302,7 +304,7 @@ class Quantization:
 
 
 def _export(job: Job, original: Original, variant: Variant) -> ir.Model:
-    """The deployable model, which is smaller than the original unless that is not asked for."""
+    """The deployable model; a model that is no smaller is refused, unless the job allows it."""
     model = export(variant.student, variant.qparams, original.interface)
     if not job.allow_worse:
         check_smaller(model, job.model, variant.recipe, original.preprocess)
@@ -312,7 +314,7 @@ def _export(job: Job, original: Original, variant: Variant) -> ir.Model:
 def _verify(
     job: Job, original: Original, variant: Variant, model: ir.Model, samples: Samples, size: int
 ) -> Measurements:
-    """What is measured on the deployable model, which then takes the original's float types."""
+    """The measurements of the deployable model, which then gets the original's float types."""
     variant.held_out.release()
     student = partial(bake, variant.student, variant.qparams)
     exported = Exported(job.model, original.model, student, model, variant.student.plan)
@@ -325,9 +327,9 @@ def _verify(
 def _is_resumable(
     checkpoint: Checkpoint | None, plan: Plan, original: Original, recipe: Recipe
 ) -> bool:
-    """Whether a run that allows a worse result can go on from this one's checkpoint."""
+    """Whether a run that allows a worse result can resume from this run's checkpoint."""
     kept = checkpoint is not None and checkpoint.folder.is_dir()
-    # With other layers in integers it is another run.
+    # That run would quantize other layers, and so be another run.
     return kept and not leaves_layers_float(plan, original.model, recipe)
 
 
@@ -340,26 +342,27 @@ def sensitivity(
     progress: Progress | None = None,
     generator: str | Path | None = None,
 ) -> SweepTable:
-    """What each setting of each layer alone does to the outputs; nothing is written.
+    """The effect of each setting of each layer alone on the outputs; nothing is written.
 
     Args:
         model: the ONNX file.
-        data: unlabelled samples; settings are tried on those that a search holds out. None where
-            the recipe is data-free, whose `max_minutes` are for making them.
-        recipe: the options; codebooks, the goal of a search and what is learned have no part in it.
+        data: unlabelled samples, of which the held-out ones are used. None where the recipe is
+            data-free, whose `max_minutes` are for generating them.
+        recipe: the options; codebooks, the goal of a search and options of training are ignored.
         preprocess: how an image becomes an input; None looks beside and inside the model.
-        progress: told where the work stands.
-        generator: of a data-free recipe: the file of a saved generator, which makes the samples.
+        progress: told how far each stage is.
+        generator: for a data-free recipe, the file of a saved generator, which generates the
+            samples.
 
     Raises:
-        OnnxqError: something that the user can mend, in one sentence.
+        OnnxqError: a user error.
     """
     recipe = (recipe or Recipe()).for_sweep()
     check_data(recipe, data)
     check_generator_files(recipe, generator, None)
     files = (path_of(data), path_of(generator))
     job = Job(Path(model), files[0], recipe, progress or Silent(), preprocess, files[1])
-    # What a setting does to the outputs has nothing to do with the size.
+    # The effect on the outputs does not depend on the size.
     job, notes = replace(job, allow_worse=True), list[str]()
     saved = None if job.generator is None else load_model(job.generator)
     original, samples = read(job, notes)

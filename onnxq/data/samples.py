@@ -150,20 +150,20 @@ HELD_OUT_OF_SEARCH = 512
 def split_samples(
     samples: Samples, batch: int, seed: int, *, searched: bool
 ) -> tuple[Samples, Samples]:
-    """The samples to learn on, and those held out.
+    """The training slice and the held-out samples.
 
     Args:
         samples: all of them.
-        batch: samples in a batch of the original, where theirs is free.
+        batch: batch size of the original, where the samples' is free.
         seed: of the choice.
-        searched: whether a search looks at those held out.
+        searched: whether a search uses the held-out samples.
     """
     more = {"least": HELD_OUT_OF_SEARCH} if searched else {}
     return samples.split(seed=seed, batch=samples.batch or batch, **more)
 
 
 def notes_on_samples(samples: Samples) -> list[str]:
-    """Sentences for the user on what was read."""
+    """Notes for the user on the samples."""
     notes = []
     if samples.skipped:
         notes.append(

@@ -1,8 +1,8 @@
-"""Distillation, stage by stage: another architecture learns a model's outputs.
+"""The distillation pipeline: another architecture is trained to give a model's outputs.
 
 load -> normalise -> learn -> write, for a teacher and a student
 
-Where there are no data, samples are made from the teacher alone.
+Where there are no data, synthetic images are generated from the teacher.
 """
 
 from __future__ import annotations
@@ -63,23 +63,25 @@ def distill(
 
     Args:
         teacher: its ONNX file.
-        student: the ONNX file of another network that takes and gives the same shapes.
+        student: the ONNX file of another model with the same input and output shapes.
         data: the samples: a folder or a file; None where the recipe is data-free.
-        recipe: the options, those that quantize left at their defaults; None means the defaults.
-        init: 'file' starts from the student's own weights, 'random' draws others.
+        recipe: the options; those of quantization have to be at their defaults. None means the
+            defaults.
+        init: 'file' starts from the student's own weights, 'random' from random ones.
         out: the file to write; None writes none.
         preprocess: how an image becomes an input; None looks beside and inside the teacher.
-        force: overwrite `out`.
-        resume: go on from the checkpoint of a stopped run.
-        progress: told where the work stands.
-        generator: of a data-free recipe: the file of a saved generator, which makes the samples.
-        save_generator: the file to write the generator to that was trained.
-        allow_worse: write a student that is broken.
+        force: whether `out` may be overwritten.
+        resume: whether to resume from the checkpoint of a stopped run.
+        progress: told how far each stage is.
+        generator: for a data-free recipe, the file of a saved generator, which generates the
+            samples.
+        save_generator: the file to write the trained generator to.
+        allow_worse: whether a broken student is written.
 
     Raises:
-        WorseError: held-out samples show that the student is broken; it is written where the
-            recipe says how it is trained.
-        OnnxqError: something else that the user can mend, in one sentence.
+        WorseError: held-out samples show that the student is broken; it is written where the recipe
+            says how it is trained.
+        OnnxqError: any other user error.
     """
     recipe = recipe or Recipe()
     check_data(recipe, data)
@@ -93,7 +95,7 @@ def distill(
 
 
 def _distill(job: Job, path: Path, init: str) -> DistillResult:
-    """The line, from the files of teacher and student to the one that is written."""
+    """The pipeline, from the files of teacher and student to the written one."""
     recipe, progress, notes = job.recipe, job.progress, list[str]()
     generator = None if job.generator is None else load_model(job.generator)
     teacher, samples = read(job, notes)
@@ -139,10 +141,10 @@ def _distill(job: Job, path: Path, init: str) -> DistillResult:
 
 @dataclass(frozen=True)
 class FloatStudent:
-    """A student, and how its inputs and outputs are those of the teacher.
+    """A student, and the correspondence of its inputs and outputs to the teacher's.
 
     Attributes:
-        interface: what its file takes and gives.
+        interface: inputs and outputs of its file.
         network: its graph.
         pairing: its names and the teacher's.
     """
@@ -153,15 +155,15 @@ class FloatStudent:
 
 
 def read_student(path: Path, recipe: Recipe, teacher: Original) -> tuple[FloatStudent, Original]:
-    """The student, loaded and normalised, and the teacher in batches that both take.
+    """The student, loaded and normalised, and the teacher with a batch size that both take.
 
     Args:
         path: its file.
         recipe: the options.
-        teacher: what it is to learn from.
+        teacher: its teacher.
 
     Raises:
-        ModelError: the two do not go together, or the student can't be trained.
+        ModelError: their inputs or outputs don't correspond, or the student can't be trained.
     """
     loaded = load_original(path, least_opset(recipe.target), None)
     specs, feeds = loaded.inputs, teacher.feeds
@@ -181,7 +183,7 @@ def read_student(path: Path, recipe: Recipe, teacher: Original) -> tuple[FloatSt
 
 
 def _faults(job: Job, metrics: DistillMetrics) -> list[str]:
-    """A sentence that says why the student is broken, or the refusal of it."""
+    """A note that says why the student is broken; raises where such a student is refused."""
     if (fault := find_fault(metrics)) is None:
         return []
     if not job.allow_worse and not names_budget(job.recipe):

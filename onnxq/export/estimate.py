@@ -28,7 +28,7 @@ METADATA_BYTES = 1024
 
 
 def variant_bytes(variant: Variant, recipe: Recipe) -> int:
-    """The size of the file of a variant under a recipe, about."""
+    """The estimated file size of a variant under a recipe."""
     model = export(variant.student, variant.qparams)
     return model_bytes(model) + METADATA_BYTES + len(recipe.to_json())
 
@@ -36,17 +36,17 @@ def variant_bytes(variant: Variant, recipe: Recipe) -> int:
 def check_plan(
     plan: Plan, model: ir.Model, path: Path, recipe: Recipe, *, allow_worse: bool
 ) -> bool:
-    """See that a plan has layers to quantize, and that its file would be smaller.
+    """Check that a plan has layers to quantize, and that its file would be smaller.
 
     Args:
         plan: of the model.
         model: the normalised float model.
         path: the file of the original.
         recipe: the options.
-        allow_worse: whether a file is wanted that is no smaller.
+        allow_worse: whether a file is written that is no smaller.
 
     Returns:
-        Whether the file may turn out no smaller than the original.
+        Whether the sizes are so close that the file may turn out no smaller than the original.
 
     Raises:
         ModelError: there is nothing to quantize, or nothing to gain.
@@ -67,12 +67,12 @@ def check_plan(
 
 
 def leaves_layers_float(plan: Plan, model: ir.Model, recipe: Recipe) -> bool:
-    """Whether some layer stays float in a plan for its size alone."""
+    """Whether a plan keeps some layer in float only because of its size."""
     return len(make_plan(model, recipe).layers) > len(plan.layers)
 
 
 def _nothing_to_quantize(plan: Plan, model: ir.Model, path: Path, recipe: Recipe) -> ModelError:
-    """Layers could be quantized, and none would be smaller; or there are none."""
+    """The error where there are no layers to quantize, or none would be smaller."""
     if could := make_plan(model, recipe).layers:
         first = next(iter(could))
         return ModelError(

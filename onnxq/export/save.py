@@ -103,13 +103,13 @@ LONGEST_NAME = 200
 def check_files(
     model_path: Path, force: bool, *, output: Path | None, generator: Path | None
 ) -> None:
-    """Find out before the long work whether the files of a run can be written.
+    """Check before the long work whether the files of a run can be written.
 
     Args:
         model_path: the model, which is never overwritten.
         force: whether another file may be overwritten.
         output: the file of the result; None where none is written.
-        generator: that of the generator; None where none is written.
+        generator: the file of the generator; None where none is written.
 
     Raises:
         OutputError: as `check_output`.
@@ -217,7 +217,7 @@ def save_model(model: ir.Model, path: Path) -> int:
 
 
 def try_to_save(model: ir.Model | None, path: Path | None) -> OutputError | None:
-    """Write a model where both are there; why that was not possible, for the work to go on."""
+    """Write a model where both are given; returns the error, so that the work can continue."""
     if model is None or path is None:
         return None
     try:

@@ -28,7 +28,7 @@ def choose_form(model: ir.Model, recipe: Recipe, quantize: Quantize) -> Variant:
     Args:
         model: the normalised float model.
         recipe: the options.
-        quantize: plans, calibrates and rewrites a form.
+        quantize: quantizes a form: plan, calibrate, student.
 
     Raises:
         DataError: the difference to the original's outputs is not finite on these samples.

@@ -15,7 +15,6 @@ Otherwise a channel of tiny weights with a large bias would widen the range of t
 
 A pair of layers is Conv or Gemm → nodes that treat each channel by itself and have f(sx) = s·f(x)
 for s > 0 → Conv or Gemm. Layers in sub-graphs are left out.
-Layers in sub-graphs are left out.
 """
 
 from __future__ import annotations

@@ -158,13 +158,13 @@ best."""
 def fall_back(variant: Variant, quantize: Quantize, progress: Progress) -> Variant:
     """The variant after mixed-precision fallback.
 
-    Where the outputs are further than `error_limit` from the float ones, the tensors that cost
-    most (see `Sensitivity`) are kept in float, as few as bring the error below the limit.
+    Where the outputs are further than `error_limit` from the float ones, the tensors that cost most
+    (see `Sensitivity`) are kept in float, as few as bring the error below the limit.
 
     Args:
         variant: the best form.
-        quantize: plans, calibrates and rewrites it anew.
-        progress: told how far the search for the tensors is.
+        quantize: quantizes it again: plan, calibrate, student.
+        progress: told how far the measurement of the tensors is.
     """
     limit = error_limit(variant.model)
     plan = variant.student.plan

@@ -1,4 +1,4 @@
-"""One form of a model, quantized, and its score on held-out samples."""
+"""A variant: one form of a model, quantized, with its score on held-out samples."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Variant:
         return self.held_out.score(self.student.feeds(qparams))
 
     def full_ranges(self) -> dict[str, Range]:
-        """The range of all values that the calibration saw, by tensor of the plan."""
+        """The range of all values that calibration saw, by tensor of the plan."""
         return full_ranges(self.student.plan, self.statistics)
 
     def elements(self) -> dict[str, int]:
@@ -79,13 +79,13 @@ class Variant:
         }
 
     def with_learned(self, learned: Learned) -> Variant:
-        """The same form with what was learned."""
+        """The same form with the trained quantization parameters."""
         score = self.score_of(learned.qparams) if learned.improved else self.score
         return replace(self, qparams=learned.qparams, score=score)
 
 
 class Quantize(Protocol):
-    """Plans, calibrates and rewrites one form of a model."""
+    """Quantizes one form of a model: plan, calibrate, student."""
 
     def __call__(
         self,
@@ -95,20 +95,20 @@ class Quantize(Protocol):
         known: Mapping[str, TensorStatistics] = ...,
         fallback: frozenset[str] = ...,
     ) -> Variant:
-        """The variant.
+        """The variant of a form.
 
         Args:
-            name: how the form was made.
+            name: of the form.
             model: the float model in that form.
             recipe: the options.
-            known: statistics of tensors that need not be measured again.
+            known: statistics of tensors that are calibrated already.
             fallback: names of tensors that are kept in float by the mixed-precision fallback.
         """
 
     def calibrate(
         self, title: str, model: ir.Model, tensors: Sequence[str], channels: Sequence[str] = ...
     ) -> dict[str, TensorStatistics]:
-        """Statistics by tensor name, over the samples to learn on.
+        """Statistics by tensor name, over the training slice.
 
         Args:
             title: for progress.
@@ -133,15 +133,15 @@ def score_variant(
     targets: Targets,
     fallback: frozenset[str],
 ) -> Variant:
-    """A student scored on held-out samples; its biases are centroids where the recipe wants that.
+    """The variant of a student, evaluated on held-out samples; its biases may be shared.
 
     Args:
-        name: how the form was made.
+        name: of the form.
         model: the float model in that form.
         recipe: the options.
         student: the student of the form.
-        statistics: of the calibration.
-        qparams: the parameters to start from.
+        statistics: from calibration.
+        qparams: the quantization parameters to start from.
         targets: the samples, with the original's outputs.
         fallback: names of tensors that are kept in float by the mixed-precision fallback.
     """

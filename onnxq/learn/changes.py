@@ -1,4 +1,4 @@
-"""What becomes of training samples in each epoch, as a recipe has it."""
+"""How a recipe changes the training samples in each epoch."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ GENERATOR_STAYED = (
 def augmentation(
     variant: Variant, teacher: Teacher, original: Original, *, made: bool
 ) -> Augmentation | None:
-    """How the variant's recipe augments images; None where it leaves them.
+    """The augmentation of a recipe for a variant; None where images stay unchanged.
 
     Args:
-        variant: whose plan says what is learned.
+        variant: its plan says what is trained.
         teacher: computes the outputs on augmented images.
         original: the model, normalised.
-        made: whether the images were made.
+        made: whether the images are synthetic.
     """
     recipe = variant.recipe
     shared = recipe.bias_centroids is not None
@@ -49,13 +49,13 @@ def training_transform(
     synthesis: Synthesis | None,
     folder: Path,
 ) -> Transform | None:
-    """A generator that goes on learning, then augmentation; None where samples stay.
+    """An adversarial generator, then augmentation; None where samples stay unchanged.
 
     Args:
-        variant: what is learned.
+        variant: the variant to train.
         targets: the samples, with the original's outputs.
         original: the model, normalised.
-        synthesis: how samples were made, where there were none.
+        synthesis: how samples were generated; None where they were given.
         folder: an existing one, for the generator's images.
     """
     found = augmentation(variant, targets.teacher, original, made=synthesis is not None)
@@ -74,6 +74,6 @@ def training_transform(
 
 
 def notes_on_generator(recipe: Recipe, synthesis: Synthesis | None) -> list[str]:
-    """A sentence where a generator was to go on learning and did not."""
+    """A note where a generator should have been trained with the student, and was not."""
     stayed = synthesis is not None and not synthesis.tuning
     return [GENERATOR_STAYED] if stayed and recipe.generator_mode != FIXED else []

@@ -145,13 +145,13 @@ TRIALS_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Trial:
-    """A little learning of any variant.
+    """Brief training of any variant, for a search.
 
     Attributes:
-        samples: those to learn on.
-        train: the same, joined with the original's outputs.
+        samples: the training slice.
+        train: the training slice, joined with the original's outputs.
         batch_size: samples in one run.
-        transform: of the samples; a trial learns on the images that are there.
+        transform: returns the augmentation of a variant; no fresh images are generated.
         clock: of the run.
         progress: told how far it is.
     """
@@ -164,7 +164,7 @@ class Trial:
     progress: Progress
 
     def __call__(self, variant: Variant) -> Variant:
-        """The variant after a little learning."""
+        """The variant after brief training."""
         recipe = variant.recipe
         budget = recipe_budget(recipe, self.batch_size, self.clock.left(TRIALS_SHARE))
         budget = replace(budget, epochs=min(TRIAL_EPOCHS, budget.epochs or TRIAL_EPOCHS))
@@ -177,5 +177,5 @@ class Trial:
         return corrected(variant.with_learned(learned), self.samples, self.batch_size)
 
     def has_time(self) -> bool:
-        """Whether the clock leaves time for a further trial."""
+        """Whether there is time for another trial."""
         return self.clock.left(TRIALS_SHARE) > 0

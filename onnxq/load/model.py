@@ -204,8 +204,8 @@ class Loaded:
     Attributes:
         path: its file.
         model: in float32 throughout.
-        interface: what the file takes and gives.
-        preprocess: how an image becomes an input; None where nobody said it.
+        interface: inputs and outputs of the file.
+        preprocess: how an image becomes an input; None where unknown.
     """
 
     path: Path
@@ -215,16 +215,16 @@ class Loaded:
 
     @property
     def inputs(self) -> list[InputSpec]:
-        """What the model takes."""
+        """The inputs of the model."""
         return input_specs(self.model)
 
 
 def load_original(path: Path, least_opset: int, preprocess: Preprocess | None) -> Loaded:
-    """A model and how an image becomes its input.
+    """A model and its preprocessing.
 
     Args:
         path: the ONNX file.
-        least_opset: the opset that the model has afterwards at least.
+        least_opset: the oldest opset that the model may have afterwards.
         preprocess: how an image becomes an input; None looks beside and inside the model.
     """
     model = load_model(path, least_opset)

@@ -1,4 +1,4 @@
-"""The original model in the form that is quantized and learned from, with what its file says."""
+"""The original model: normalised, with its file's interface and preprocessing."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from onnxq.runtime.session import Feeds
 
 @dataclass(frozen=True)
 class Original:
-    """An original, normalised.
+    """A normalised original.
 
     Attributes:
         path: the file of the original.
-        interface: what that takes and gives.
-        preprocess: how an image becomes an input; None where nobody said it.
+        interface: inputs and outputs of the file.
+        preprocess: how an image becomes an input; None where unknown.
         normalised: its graph, with BatchNormalization folded and not.
-        feeds: what the outputs of the two were compared on.
-        batch: the size of the batches that samples are put into; None leaves it to the samples.
+        feeds: the feeds on which the outputs of the two were compared.
+        batch: the batch size for samples; None keeps theirs.
     """
 
     path: Path
@@ -43,28 +43,28 @@ class Original:
 
     @property
     def inputs(self) -> list[InputSpec]:
-        """What it takes."""
+        """The inputs of the normalised model."""
         return input_specs(self.model)
 
     @property
     def least(self) -> int:
-        """Samples in a batch of the original, where it fixes that; else 1."""
+        """The batch size of the original, where it fixes one; else 1."""
         return self.normalised.original_batch or 1
 
     def in_batches_of(self, size: int) -> Original:
-        """The same in batches of one size, which its graphs declare now."""
+        """The same original with this batch size, which its graphs declare."""
         for model in (self.normalised.model, self.normalised.unfolded):
             fix_batch(model, size)
         return replace(self, batch=size)
 
 
 def normalise_original(loaded: Loaded, feeds: Feeds, *, whole_feeds: bool) -> Original:
-    """Normalise an original, and decide on the size of its batches.
+    """Normalise an original, and choose its batch size.
 
     Args:
-        loaded: as its file has it.
-        feeds: what the outputs are compared on, before and after.
-        whole_feeds: whether samples come in batches of their own.
+        loaded: the loaded model.
+        feeds: the feeds to compare outputs on, before and after.
+        whole_feeds: whether samples are whole feeds with batches of their own.
     """
     normalised = normalise(loaded.model, [feeds])
     original = Original(loaded.path, loaded.interface, loaded.preprocess, normalised, feeds)

@@ -71,7 +71,7 @@ class ModelEvaluator:
     Args:
         recipe: the options; settings of an allocation override those of its layers.
         rows: of the layers that are allocated.
-        quantize: plans, calibrates and rewrites a form of the model.
+        quantize: quantizes a form of the model: plan, calibrate, student.
         base: the calibrated form of the model.
         learn: trains a variant within the budget of a trial.
         file_bytes: the file size of a variant under a recipe.

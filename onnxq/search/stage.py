@@ -18,13 +18,13 @@ from onnxq.search.table import Row, SweepTable, choices, is_free
 
 
 class Trial(Protocol):
-    """A little learning of any variant."""
+    """Brief training of any variant."""
 
     def __call__(self, variant: Variant) -> Variant:
-        """The variant with what was learned, in the budget of a trial."""
+        """The variant after training within the budget of a trial."""
 
     def has_time(self) -> bool:
-        """Whether the clock leaves time for a further trial."""
+        """Whether there is time for another trial."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SearchStage:
     Attributes:
         recipe: the options.
         base: the form of the model, with integer weights.
-        quantize: plans, calibrates and rewrites a form of the model.
+        quantize: quantizes a form of the model: plan, calibrate, student.
         sweep: measures each setting of each layer of `base` alone.
         trial: trains a variant within the budget of a trial.
         original_bytes: size of the original file.

@@ -101,14 +101,14 @@ def sweep(
 def sweep_variant(
     variant: Variant, samples: Samples, batch_size: int, progress: Progress, *, made: bool
 ) -> SweepTable:
-    """The same of a variant, with the settings that its recipe leaves open.
+    """`sweep` for a variant, with the settings that its recipe leaves open.
 
     Args:
         variant: a form of the model, quantized.
         samples: as of `sweep`.
         batch_size: samples in one run.
         progress: told how many runs are done.
-        made: whether the samples were made.
+        made: whether the samples are synthetic.
     """
     recipe = variant.recipe
     table = sweep(

@@ -176,12 +176,12 @@ class Task:
 
 
 def recipe_task(recipe: Recipe, least: int, max_seconds: float) -> Task:
-    """What a recipe asks to make.
+    """The synthesis task of a recipe.
 
     Args:
         recipe: the options.
-        least: images at least: a batch of the model.
-        max_seconds: how long it may take.
+        least: least number of images: a batch of the model.
+        max_seconds: time limit.
     """
     return Task(
         max(recipe.samples, least),

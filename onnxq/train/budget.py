@@ -112,12 +112,12 @@ class Budget:
 
 
 def recipe_budget(recipe: Recipe, shard_size: int, max_seconds: float) -> Budget:
-    """The budget that a recipe states.
+    """The budget of a recipe.
 
     Args:
         recipe: the options.
         shard_size: samples in one session run.
-        max_seconds: the clock's limit.
+        max_seconds: time limit.
     """
     return Budget(
         epochs=recipe.epochs,
@@ -131,17 +131,17 @@ def recipe_budget(recipe: Recipe, shard_size: int, max_seconds: float) -> Budget
 
 
 class Clock:
-    """The time that a run may take to make samples and to learn; nothing else counts.
+    """The time that a run may spend on generating samples and on training; nothing else counts.
 
     Args:
-        minutes: all of it.
+        minutes: the time limit for both.
     """
 
     def __init__(self, minutes: float) -> None:
         self._seconds, self._spent = 60 * minutes, 0.0
 
     def left(self, share: float = 1.0) -> float:
-        """Seconds that are left of a share of the time."""
+        """Seconds left of a share of the time."""
         return max(0.0, share * self._seconds - self._spent)
 
     @contextmanager

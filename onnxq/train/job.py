@@ -1,4 +1,4 @@
-"""What a run is asked for, and where it keeps its state."""
+"""The job of a run: files, options, and the place of its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from onnxq.version import VERSION
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for.
+    """The job of one run.
 
     Attributes:
         model: the ONNX file.
-        data: the samples; None where they are to be made.
+        data: the samples; None where they are to be generated.
         recipe: the options.
-        progress: told where the work stands.
+        progress: told how far each stage is.
         preprocess: how an image becomes an input; None looks beside and inside the model.
-        generator: the file of a saved generator, which makes the samples.
-        save_generator: the file to write the generator to that is trained.
+        generator: the file of a saved generator, which generates the samples.
+        save_generator: the file to write the trained generator to.
         out: the file to write; None writes none.
-        resume: whether to go on from the checkpoint of a stopped run.
-        allow_worse: whether a result is wanted that is no smaller than the original, or broken.
+        resume: whether to resume from the checkpoint of a stopped run.
+        allow_worse: whether a result is written that is no smaller than the original, or broken.
     """
 
     model: Path
@@ -46,12 +46,12 @@ class Job:
     def checkpoint(
         self, samples: Samples | None, layers: Iterable[str] = (), **more: str
     ) -> Checkpoint | None:
-        """Where the run keeps its state: beside its output; None where it has none.
+        """The checkpoint of the run, beside its output; None where there is no output.
 
         Args:
-            samples: those that are used; None where they are to be made.
+            samples: the samples of the run; None where they are to be generated.
             layers: names of the layers that are quantized.
-            more: what else makes runs the same.
+            more: further values that have to be equal to resume.
         """
         if self.out is None:
             return None
@@ -71,7 +71,7 @@ class Job:
 
 
 def path_of(path: str | Path | None) -> Path | None:
-    """The path of a file that need not be there."""
+    """A path, or None for None."""
     return None if path is None else Path(path)
 
 

@@ -1,4 +1,4 @@
-"""The metrics and options that a compressed file carries: as many as leave it smaller."""
+"""The metadata of a compressed file: as much as leaves the file smaller than the original."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def write_metadata(
 ) -> Metrics:
     """Put version, recipe, preprocessing and metrics into a model, in place.
 
-    Less of it where all of it would make the file larger than the original.
+    Some is left out where all of it would make the file larger than the original.
 
     Args:
         model: the exported model.
-        metrics: of the model, its size not yet known.
-        recipe: the options that it was made with.
-        preprocess: how an image becomes its input; None where nobody said it.
+        metrics: of the model, without its size.
+        recipe: its options.
+        preprocess: how an image becomes its input; None where unknown.
 
     Returns:
         The metrics with the sizes of the file.
@@ -54,13 +54,13 @@ def write_metadata(
 def check_smaller(
     model: ir.Model, original: Path, recipe: Recipe, preprocess: Preprocess | None
 ) -> None:
-    """Put what its metadata holds at least into an exported model, and see that it is smaller.
+    """Check that an exported model, with the least metadata, is smaller than the original.
 
     Args:
-        model: the exported model.
-        original: the file that it was made from.
-        recipe: the options that it was made with.
-        preprocess: how an image becomes its input; None where nobody said it.
+        model: the exported model, which gets the metadata.
+        original: the original's file.
+        recipe: its options.
+        preprocess: how an image becomes its input; None where unknown.
 
     Raises:
         WorseError: its file would be no smaller than the original's.

@@ -1,4 +1,4 @@
-"""What the main job gives back, and its metrics, put together from what its stages give."""
+"""The result of `compress`, and its metrics, collected from the stages."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from onnxq.verify.verify import Measurements
 
 @dataclass
 class Result:
-    """What `compress` made.
+    """The result of `compress`.
 
     Attributes:
         model: the deployable model.
         path: the file, or None where none was asked for.
         metrics: the differences to the original, sizes and latencies.
         recipe: the options that were used.
-        plan: what was done to each layer and tensor.
+        plan: how each layer and tensor is quantized.
         notes: sentences for the user.
-        synthesis: how samples were made, where there were none.
-        unsaved: why the generator was not written that was to be kept; None where it was.
+        synthesis: how samples were generated; None where they were given.
+        unsaved: why the generator could not be saved; None where it was, or none was asked for.
     """
 
     model: ir.Model
@@ -50,7 +50,7 @@ class Result:
 
 @dataclass
 class PlanReport:
-    """What `compress` would do: the normalised model, its plan and notes."""
+    """The plan for `compress`: the normalised model, its plan and notes."""
 
     model: ir.Model
     plan: Plan
@@ -69,18 +69,18 @@ def collect_metrics(
     notes: Sequence[str],
     verdict: str,
 ) -> Metrics:
-    """The metrics of a run, but for the size of its file, which holds them.
+    """The metrics of a run, except for the size of its file, which holds them.
 
     Args:
-        original: the file that the user gave.
-        measured: of the exported model.
-        variant: the form that it was exported from, with the values that it has.
-        learned: how learning went.
-        search: what a search found, where there was one.
-        synthesis: how samples were made, where there were none.
-        samples: number of samples used, those held out among them.
+        original: the user's file.
+        measured: the measurements of the exported model.
+        variant: the variant that was exported.
+        learned: the history of training.
+        search: the result of the search, where there was one.
+        synthesis: how samples were generated; None where they were given.
+        samples: number of samples, held-out ones included.
         notes: sentences for the user.
-        verdict: what is wrong with the result, in words; empty where nothing is.
+        verdict: the fault of the result, in words; '' where there is none.
     """
     return Metrics(
         size_before=file_bytes(original),
@@ -153,7 +153,7 @@ def _of_form(variant: Variant) -> dict[str, Any]:
 
 
 def _learning(learned: Learned, score: float) -> dict[str, Any]:
-    """How learning went; `score` is that of the outputs after all else."""
+    """The metrics of training; `score` is that of the final student."""
     return {
         "unit": learned.unit,
         "start_score": learned.start_score,
@@ -166,7 +166,7 @@ def _learning(learned: Learned, score: float) -> dict[str, Any]:
 
 
 def _curve(learned: Learned) -> dict[str, list[float | None]]:
-    """Error and agreement against minutes."""
+    """Error and agreement by minutes."""
     minutes = [seconds / 60 for seconds, _, _ in learned.curve]
     scores, agreement = ([point[i] for point in learned.curve] for i in (1, 2))
     columns = {"minutes": minutes, "scores": scores, "agreement": agreement}
@@ -174,5 +174,5 @@ def _curve(learned: Learned) -> dict[str, list[float | None]]:
 
 
 def _finite(values: Iterable[float]) -> list[float | None]:
-    """JSON has no word for what is not finite."""
+    """The number, or None where it is not finite, which JSON can't express."""
     return [value if math.isfinite(value) else None for value in values]

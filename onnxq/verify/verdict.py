@@ -37,7 +37,7 @@ class Verdict:
     text: str
 
     def __str__(self) -> str:
-        """The sentence of it."""
+        """The fault as a sentence."""
         return f"the compressed model is {'broken' if self.broken else 'doubtful'}: {self.text}"
 
 
@@ -74,12 +74,12 @@ def judge(outputs: Comparison, recipe: Recipe) -> Verdict | None:
 
 
 def check_verdict(verdict: Verdict, recipe: Recipe, *, resumable: bool) -> None:
-    """Refuse a result that is broken, unless the recipe names the method that led to it.
+    """Refuse a broken result, unless the recipe names the method that led to it.
 
     Args:
-        verdict: what is wrong with the result.
+        verdict: the fault of the result.
         recipe: the options that led to it.
-        resumable: whether a run that allows a worse result can go on where this one ends.
+        resumable: whether a run that allows a worse result could resume from this one.
 
     Raises:
         WorseError: the result is broken.
