@@ -61,8 +61,8 @@ def check_plan(
     reason = f"as floats they take {floats:,}" if floats > size else "most of them stay float"
     raise ModelError(
         f"'{path}' would not get smaller: its {size:,} bytes would become about "
-        f"{expected:,} with {len(plan.layers)} layers as integers ({reason}); leave it as it "
-        "is, or add --allow-worse to quantize it all the same"
+        f"{expected:,} with {len(plan.layers)} layers as integers ({reason}); leave it "
+        "unchanged, or add --allow-worse to quantize it all the same"
     )
 
 
@@ -77,7 +77,7 @@ def _nothing_to_quantize(plan: Plan, model: ir.Model, path: Path, recipe: Recipe
         first = next(iter(could))
         return ModelError(
             f"'{path}' would not get smaller: none of its layers takes fewer bytes as "
-            f"integers ('{first}': {plan.left_alone[first]}); leave it as it is, or add "
+            f"integers ('{first}': {plan.left_alone[first]}); leave it unchanged, or add "
             "--allow-worse to quantize it all the same"
         )
     reasons = "; ".join(f"'{n}': {r}" for n, r in list(plan.left_alone.items())[:3])

@@ -18,8 +18,8 @@ from onnxq.train.augment import Augmentation, Transform, recipe_augmentation
 from onnxq.train.teacher import Targets, Teacher
 
 GENERATOR_STAYED = (
-    "the generator did not go on learning, since nothing was learned by gradients; --learn steps "
-    "or --learn weights does"
+    "the generator was not trained with the student, since nothing was trained by gradients; "
+    "--learn steps or --learn weights does so"
 )
 
 
