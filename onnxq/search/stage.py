@@ -62,7 +62,7 @@ class SearchStage:
         self._check_size()
         if not any(is_free(group, plan, self.recipe) for group in by_weight(plan)):
             raise RecipeError(
-                "The recipe states the width or the codebook of every layer, so that there is "
+                "The recipe states the bits or the codebook of every layer, so that there is "
                 "nothing to search; leave one of them out ('layers', 'first_last_bits')."
             )
         table = self.cache.sweep(self.sweep)

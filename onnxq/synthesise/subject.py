@@ -95,7 +95,7 @@ def find_subject(model: ir.Model, preprocess: Preprocess | None) -> Subject:
     logits, classes = _find_classifier(model, space.name, noise)
     if not norms and logits is None:
         raise ModelError(
-            "--data-free has nothing to go by, since the model is no classifier (one output of "
+            "--data-free can't generate images, since the model is no classifier (one output of "
             f"logits) and {FOLDED}; else give samples with --data."
         )
     notes = [] if norms else [FOLDED]

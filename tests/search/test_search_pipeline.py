@@ -76,7 +76,7 @@ def both_errors(result: Result) -> float:
 def test_nothing_to_search_is_a_sentence(files):
     model, data, out = files
     recipe = replace(FAST, max_drop=1.0, layers=(LayerOverride("*", weight_bits=6),))
-    with pytest.raises(RecipeError, match="states the width or the codebook of every layer"):
+    with pytest.raises(RecipeError, match="states the bits or the codebook of every layer"):
         compress(model, data, recipe, out=out)
     assert not out.exists()
 
