@@ -270,16 +270,18 @@ class Quantization:
         recipe: Recipe,
         known: Mapping[str, TensorStatistics] = NOTHING_KNOWN,
         fallback: frozenset[str] = frozenset(),
+        *,
+        every_layer: bool = False,
     ) -> Variant:
         """The student of a form; arguments as of `Quantize`."""
-        infinite = infinite_tensors(known)
-        plan = make_plan(model, recipe, infinite, fallback, smaller=self.smaller)
+        infinite, smaller = infinite_tensors(known), self.smaller and not every_layer
+        plan = make_plan(model, recipe, infinite, fallback, smaller=smaller)
         missing = [tensor for tensor in plan.tensors if tensor not in known]
         measured = self.calibrate(f"calibrate, {name}", model, missing) if missing else {}
         statistics = {**known, **measured}
         if infinite_tensors(statistics) != infinite:
             # Tensors without a range stay float, and so may their neighbours.
-            return self(name, model, recipe, statistics, fallback)
+            return self(name, model, recipe, statistics, fallback, every_layer=every_layer)
         student = build_student(model, plan)
         qparams = initial_qparams(model, plan, statistics, recipe.calibration)
         scored = score_variant(

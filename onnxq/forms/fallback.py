@@ -167,11 +167,14 @@ def fall_back(variant: Variant, quantize: Quantize, progress: Progress) -> Varia
         progress: told how far the measurement of the tensors is.
     """
     limit = error_limit(variant.model)
-    plan = variant.student.plan
-    if not variant.recipe.fallback or variant.score <= limit or not plan.tensors:
+    if not variant.recipe.fallback or variant.score <= limit or not variant.student.plan.tensors:
         return variant
+    form = (variant.name, variant.model, variant.recipe)
+    # Which layers are smaller as integers depends on the tensors that are: any may be among them.
+    every = quantize(*form, variant.statistics, every_layer=True)
+    plan = every.student.plan
     sensitivity = Sensitivity(
-        variant.model, plan, variant.qparams, variant.objective, variant.held_out_outputs
+        every.model, plan, every.qparams, every.objective, every.held_out_outputs
     )
     progress.start("find the tensors that need more than 8 bits", len(plan.tensors))
     sensitivity.order(progress.at)
@@ -181,9 +184,7 @@ def fall_back(variant: Variant, quantize: Quantize, progress: Progress) -> Varia
         names = sensitivity.to_fall_back(share * limit)
         if names != tried:
             tried = names
-            found.append(
-                quantize(variant.name, variant.model, variant.recipe, variant.statistics, names)
-            )
+            found.append(quantize(*form, every.statistics, names))
         if found[-1].score <= limit:
             break
     # Weights alone may cost more than the limit: what gains little is not worth floats.

@@ -94,6 +94,8 @@ class Quantize(Protocol):
         recipe: Recipe,
         known: Mapping[str, TensorStatistics] = ...,
         fallback: frozenset[str] = ...,
+        *,
+        every_layer: bool = ...,
     ) -> Variant:
         """The variant of a form.
 
@@ -103,6 +105,7 @@ class Quantize(Protocol):
             recipe: the options.
             known: statistics of tensors that are calibrated already.
             fallback: names of tensors that are kept in float by the mixed-precision fallback.
+            every_layer: whether layers that are no smaller as integers are quantized too.
         """
 
     def calibrate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,24 @@ def test_a_model_far_off_keeps_tensors_in_float_and_says_why(tmp_path):
     assert plain.score > ERROR_LIMIT >= chosen.score
     reasons = {spec.reason for spec in chosen.student.plan.layers.values() if spec.reason}
     assert any("8 bits are too few" in reason for reason in reasons)
+
+
+def test_tensors_of_layers_that_come_back_are_measured_too(tmp_path, monkeypatch):
+    """A layer that is no smaller as integers may be smaller once its neighbours stay float."""
+    model = decibel_model()
+    model.graph.outputs[0].shape = ir.Shape([None, None])
+    real = quantization_on(measured(tmp_path, model))
+
+    def quantize(name, model, recipe, known=None, fallback=frozenset(), *, every_layer=False):
+        recipe = replace(recipe, exclude=() if fallback or every_layer else ("MatMul_2",))
+        return real(name, model, recipe, known or {}, fallback)
+
+    tried = set()
+    monkeypatch.setattr("onnxq.forms.fallback.ERROR_LIMIT", 0.0)
+    monkeypatch.setattr(Sensitivity, "error", lambda _, tensors: tried.update(tensors) or 0.0)
+    plain = quantize("none", model, Recipe(equalize=False))
+    fall_back(plain, quantize, Silent())
+    assert "p" in tried - plain.student.plan.tensors.keys()
 
 
 def test_limits():
