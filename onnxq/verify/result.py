@@ -47,6 +47,11 @@ class Result:
     synthesis: Synthesis | None = None
     unsaved: OutputError | None = None
 
+    @property
+    def figures(self) -> Metrics:
+        """The former name of `metrics`."""
+        return self.metrics
+
 
 @dataclass
 class PlanReport:
