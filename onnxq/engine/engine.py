@@ -1,4 +1,4 @@
-"""Loss and gradients of a model for a batch in shards, by ONNX Runtime's training build."""
+"""Loss and gradients of a model for a batch in shards, by a plain inference session."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from importlib import metadata
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from onnxruntime.capi import _pybind_state
 
-from onnxq.engine.gradient_graph import build_gradient_graph
+from onnxq.engine.kernels import has_training_kernels
+from onnxq.engine.reverse import gradient_graph
 from onnxq.errors import EngineError
 from onnxq.runtime.session import Arrays, Feeds, available_cores, open_session
 from onnxq.runtime.temporary import is_large
 
 TRAINING_BUILD = "onnxruntime-training-cpu"
 VERSION = "1.19.2"
-SHADOWS = ("onnxruntime", "onnxruntime-gpu")
+OTHERS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions that install the same module and overwrite the training build."""
 
 
 def check_engine() -> None:
-    """Check that gradients can be built.
+    """Make sure that the training build is whole where it is installed.
 
     Raises:
-        EngineError: another distribution of ONNX Runtime is installed beside the training build and
-            overwrites its files, or the module has no gradient builder.
+        EngineError: another distribution of ONNX Runtime has overwritten its files.
     """
-    shadows = [name for name in SHADOWS if _is_installed(name)]
-    if shadows:
-        raise EngineError(_sentence(f"'{shadows[0]}' is installed beside '{TRAINING_BUILD}'"))
-    if not hasattr(_pybind_state, "GradientGraphBuilder"):
-        raise EngineError(_sentence("the module 'onnxruntime' has no 'GradientGraphBuilder'"))
+    if has_training_kernels() or not _is_installed(TRAINING_BUILD):
+        return
+    everything = " ".join((*OTHERS, TRAINING_BUILD))
+    raise EngineError(
+        f"another ONNX Runtime has overwritten '{TRAINING_BUILD}'; run 'pip uninstall -y "
+        f"{everything}' and then 'pip install {TRAINING_BUILD}=={VERSION}'."
+    )
 
 
 def _is_installed(distribution: str) -> bool:
@@ -42,14 +43,6 @@ def _is_installed(distribution: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _sentence(found: str) -> str:
-    others = " ".join((*SHADOWS, TRAINING_BUILD))
-    return (
-        f"onnxq trains with '{TRAINING_BUILD}' {VERSION} alone, but {found}; run "
-        f"'pip uninstall -y {others}' and then 'pip install {TRAINING_BUILD}=={VERSION}'."
-    )
 
 
 class Engine:
@@ -71,7 +64,7 @@ class Engine:
         extras: further outputs of the last call, one dict per shard.
 
     Raises:
-        EngineError: the training build is missing or shadowed, an input or output doesn't exist, or
+        EngineError: the training build is overwritten, an input or output doesn't exist, or
             a node has no gradient.
     """
 
@@ -87,11 +80,11 @@ class Engine:
         _check_trainable(model, trainable)
         self.trainable = tuple(trainable)
         self.extras: list[Arrays] = []
-        data, reached = build_gradient_graph(model, trainable, loss, extra_outputs)
-        self._outputs = [loss, *extra_outputs, *(f"{name}_grad" for name in reached)]
-        self._reached = reached
+        whole, found = gradient_graph(model, trainable, loss, extra_outputs)
+        self._outputs = [loss, *extra_outputs, *found.values()]
+        self._reached = list(found)
         self._workers = workers or available_cores()
-        self._session = open_session(data, prepack=not is_large(model))
+        self._session = open_session(whole)
         self._inputs = {value.name for value in self._session.get_inputs()}
 
     def gradients(

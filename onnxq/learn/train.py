@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxq.engine import Engine
-from onnxq.engine.gradients import ungradable_nodes
+from onnxq.engine import Engine, ungradable_nodes
 from onnxq.forms.variant import Variant
 from onnxq.learn.frozen import Remainder, freeze
 from onnxq.learn.trained import Trained, make_parts
