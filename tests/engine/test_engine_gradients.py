@@ -1,96 +1,18 @@
-"""Every gradient that onnxq registers or relies on, against central differences."""
+"""Every rule of the engine against central differences, at several opsets, with all kernels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
-from onnxq.engine import Engine, ungradable_nodes
-from onnxq.runtime.session import open_session
+from onnxq.engine import Engine, rules_activations, rules_convolution
+from onnxq.engine.rules import RULES
+from tests.engine.finite_differences import Case, check, model_of
 
-STEP = 2e-3
-
-
-@dataclass
-class Case:
-    """y = some nodes of the inputs; integers and constants go in as initializers."""
-
-    body: str
-    shapes: dict[str, tuple[int, ...]]
-    constants: str = ""
-    opset: int = 17
-    positive: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.body} @{self.opset}"
-
-
-def values(shape: tuple[int, ...], seed: int, positive: bool) -> np.ndarray:
-    """Distinct values between -3.2 and 3.2 that keep away from multiples of a tenth."""
-    size = int(np.prod(shape))
-    spacing = 0.1 if size <= 64 else 6.4 / size
-    order = np.random.default_rng(seed).permutation(size)
-    grid = (order - size // 2) * spacing + spacing / 2
-    grid = np.abs(grid) * 0.3 + 0.5 if positive else grid
-    return grid.reshape(shape).astype(np.float32)
-
-
-def model_of(case: Case, output: tuple[int, ...] | None) -> ir.Model:
-    def declare(name: str, shape: tuple[int, ...]) -> str:
-        # ONNX text writes a scalar as `float` and an unknown shape as `float[]`.
-        return f"float[{','.join(map(str, shape))}] {name}" if shape else f"float {name}"
-
-    inputs = [declare(name, shape) for name, shape in case.shapes.items()]
-    outputs, tail = "float[] y", ""
-    if output is not None:
-        inputs.append(declare("w", output))
-        outputs = f"float loss, {declare('y', output)}"
-        tail = "weighted = Mul(y, w) loss = ReduceSum<keepdims=0>(weighted)"
-    version = 8 if case.opset < 19 else 10
-    return ir.from_onnx_text(
-        f'<ir_version: {version}, opset_import: ["" : {case.opset}]> '
-        f"g ({', '.join(inputs)}) => ({outputs}) "
-        f"{f'<{case.constants}>' if case.constants else ''} {{ {case.body} {tail} }}"
-    )
-
-
-def check(case: Case, trainable: tuple[str, ...] | None = None) -> None:
-    feeds = {
-        name: values(shape, seed, name in case.positive)
-        for seed, (name, shape) in enumerate(case.shapes.items())
-    }
-    forward = open_session(model_of(case, None))
-    y = forward.run(["y"], feeds)[0]
-    w = np.random.default_rng(7).normal(size=y.shape).astype(np.float32)
-    model = model_of(case, y.shape)
-    names = trainable or tuple(feeds)
-    assert ungradable_nodes(model, names) == []
-    engine = Engine(model, names, workers=1)
-    others = {k: v for k, v in feeds.items() if k not in names}
-    _, gradients = engine.gradients({k: feeds[k] for k in names}, [{"w": w, **others}])
-    for name in names:
-        numeric = central_differences(forward, feeds, name, w)
-        assert gradients[name].shape == feeds[name].shape
-        tolerance = 5e-3 * (np.abs(numeric).max() + 0.1)  # float32 differences over 4e-3
-        np.testing.assert_allclose(gradients[name], numeric, atol=tolerance, err_msg=name)
-
-
-def central_differences(forward, feeds, name, w) -> np.ndarray:
-    result = np.zeros(feeds[name].size)
-    for index in range(result.size):
-        losses = []
-        for sign in (1, -1):
-            moved = feeds[name].copy()
-            moved.flat[index] += sign * STEP
-            y = forward.run(["y"], {**feeds, name: moved})[0]
-            losses.append((y.astype(np.float64) * w).sum())
-        result[index] = (losses[0] - losses[1]) / (2 * STEP)
-    return result.reshape(feeds[name].shape)
-
-
+R_FREE = "float[4] r = {1,1,1.7,0.6}"
+S = "int64[1] a={1}, int64[1] s="
 IMAGE = {"x": (2, 3, 3, 4)}
 BATCH_NORM = {"x": (2, 3, 2, 2), "s": (3,), "b": (3,), "m": (3,), "v": (3,)}
 
@@ -100,8 +22,8 @@ ELEMENTWISE = [
     Case("y = Celu<alpha=1.5>(x)", {"x": (5, 6)}),
     Case("y = HardSigmoid<alpha=0.3, beta=0.4>(x)", {"x": (5, 6)}),
     Case("y = HardSigmoid(x)", {"x": (5, 6)}),
-    Case("y = HardSwish(x)", {"x": (8, 8)}),
-    Case("y = Mish(x)", {"x": (5, 6)}, opset=18),
+    Case("y = HardSwish(x)", {"x": (8, 8)}, opsets=(14, 21)),
+    Case("y = Mish(x)", {"x": (5, 6)}, opsets=(18, 21)),
     Case("y = Softplus(x)", {"x": (5, 6)}),
     Case("y = Softsign(x)", {"x": (5, 6)}),
     Case("y = ThresholdedRelu<alpha=0.5>(x)", {"x": (5, 6)}),
@@ -121,33 +43,52 @@ ELEMENTWISE = [
 ]
 
 REDUCTIONS = [
-    Case("y = ReduceMax<axes=[2,3]>(x)", IMAGE, opset=13),
-    Case("y = ReduceMax<keepdims=0>(x, axes)", IMAGE, "int64[2] axes = {2,3}", 18),
-    Case("y = ReduceMin<axes=[1], keepdims=0>(x)", IMAGE, opset=13),
-    Case("y = ReduceMin<keepdims=0>(x)", IMAGE, opset=18),
-    Case("y = ReduceL1<axes=[-1], keepdims=0>(x)", IMAGE),
-    Case("y = ReduceSumSquare<axes=[1,2]>(x)", IMAGE),
+    Case("y = ReduceMax<axes=[2,3]>(x)", IMAGE, opsets=(13, 17)),
+    Case("y = ReduceMax<keepdims=0>(x, axes)", IMAGE, "int64[2] axes = {2,3}", (18, 21)),
+    Case("y = ReduceMin<axes=[1], keepdims=0>(x)", IMAGE, opsets=(13, 17)),
+    Case("y = ReduceMin<keepdims=0>(x)", IMAGE, opsets=(18, 21)),
+    Case("y = ReduceL1<axes=[-1], keepdims=0>(x)", IMAGE, opsets=(13, 17)),
+    Case("y = ReduceSumSquare<axes=[1,2]>(x)", IMAGE, opsets=(13, 17)),
+    *[
+        Case(f"y = {op}<keepdims=0>(x, a)", IMAGE, "int64[2] a = {0,-1}", (18, 21), positive=("x",))
+        for op in ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")
+    ],
+    Case("y = ReduceLogSum<axes=[1]>(x)", IMAGE, opsets=(13, 17), positive=("x",)),
+    Case("y = ReduceLogSumExp<axes=[1], keepdims=0>(x)", IMAGE, opsets=(13, 17)),
+    Case("y = ReduceL2<axes=[2], keepdims=0>(x)", IMAGE, opsets=(13, 17)),
+    Case("y = ReduceSum<keepdims=0>(x, a)", IMAGE, "int64[1] a = {-2}"),
+    Case("y = ReduceMean(x)", IMAGE),
     Case("y = GlobalMaxPool(x)", IMAGE),
     Case("y = CumSum(x, axis)", {"x": (3, 4)}, "int64 axis = {1}"),
     Case("y = CumSum<reverse=1, exclusive=1>(x, axis)", {"x": (3, 4)}, "int64 axis = {0}"),
 ]
 
 NORMALISATIONS = [
-    Case("y = BatchNormalization(x, s, b, m, v)", BATCH_NORM, positive=("v",), opset=opset)
-    for opset in (13, 17)
-] + [
+    Case("y = BatchNormalization(x, s, b, m, v)", BATCH_NORM, positive=("v",)),
     Case(
         "y = BatchNormalization<epsilon=0.1>(x, s, b, m, v)",
         BATCH_NORM | {"x": (6, 3)},
         positive=("v",),
     ),
     Case("y = InstanceNormalization(x, s, b)", IMAGE | {"s": (3,), "b": (3,)}),
-    Case("y = LayerNormalization(x, s, b)", {"x": (2, 3, 4), "s": (4,), "b": (4,)}),
-    Case("y = LayerNormalization<axis=1>(x, s)", {"x": (2, 3, 4), "s": (3, 4)}),
+    Case(
+        "y = LayerNormalization(x, s, b)", {"x": (2, 3, 4), "s": (4,), "b": (4,)}, opsets=(17, 21)
+    ),
+    Case("y = LayerNormalization<axis=1>(x, s)", {"x": (2, 3, 4), "s": (3, 4)}, opsets=(17, 21)),
+    Case(
+        "y = GroupNormalization<num_groups=2>(x, s, b)",
+        {"x": (2, 4, 3), "s": (2,), "b": (2,)},
+        opsets=(18,),
+    ),
+    Case(
+        "y = GroupNormalization<num_groups=2>(x, s, b)",
+        {"x": (2, 4, 3), "s": (4,), "b": (4,)},
+        opsets=(21,),
+    ),
     Case(
         "y = LayerNormalization<axis=1, epsilon=0.01>(x, s)",
         {"x": (2, 3, 4), "s": (3, 4)},
-        opset=18,
+        opsets=(18, 21),
     ),
 ]
 
@@ -173,7 +114,7 @@ SPATIAL = [
         'y = Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, "", r)',
         {"x": (1, 2, 3, 4)},
         "float[4] r = {1,1,2,2}",
-        13,
+        (13, 17),
     ),
     Case(
         'y = Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">'
@@ -181,9 +122,39 @@ SPATIAL = [
         {"x": (1, 2, 3, 4)},
         "int64[4] n = {1,2,6,12}",
     ),
+    *[
+        Case(f'y = Resize<mode="{mode}"{more}>(x, "", r)', {"x": (2, 2, 3, 4)}, R_FREE)
+        for mode, more in (
+            ("linear", ""),
+            ("linear", ', coordinate_transformation_mode="align_corners"'),
+            ("linear", ', coordinate_transformation_mode="asymmetric"'),
+            ("cubic", ", cubic_coeff_a=-0.5"),
+            ("nearest", ', nearest_mode="ceil"'),
+        )
+    ],
+    Case('y = Resize<mode="linear">(x, "", "", n)', {"x": (1, 2, 3, 4)}, "int64[4] n = {1,2,5,2}"),
+    Case(
+        'y = Resize<mode="linear", axes=[2,3]>(x, "", "", n)',
+        {"x": (1, 2, 3, 4)},
+        "int64[2] n = {5,3}",
+        (18, 21),
+    ),
 ]
 
-BUILTIN = [
+CONVOLUTIONS = [
+    Case(
+        'y = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, W)',
+        {"x": (1, 2, 5, 4), "W": (3, 2, 3, 3)},
+    ),
+    Case(
+        'y = Conv<auto_pad="SAME_LOWER">(x, W)',
+        {"x": (1, 2, 5, 4), "W": (3, 2, 2, 2)},
+    ),
+    Case("y = Conv<group=2>(x, W)", {"x": (2, 4, 3, 4), "W": (6, 2, 2, 2)}),
+    Case("y = Conv<group=2>(x, W)", {"x": (2, 2, 3, 4), "W": (4, 1, 2, 2)}),
+    Case("y = Conv(x, W)", {"x": (2, 2, 3, 4), "W": (3, 2, 1, 1)}),
+    Case("y = Conv<strides=[3,2]>(x, W)", {"x": (1, 2, 6, 4), "W": (3, 2, 1, 1)}),
+    Case("y = Conv<pads=[1,0,0,1,1,0]>(x, W)", {"x": (1, 2, 3, 2, 3), "W": (2, 2, 2, 2, 2)}),
     Case(
         "y = Conv<pads=[0,1,1,0], strides=[2,1], dilations=[1,2]>(x, W, B)",
         {"x": (2, 2, 5, 5), "W": (3, 2, 3, 2), "B": (3,)},
@@ -193,6 +164,21 @@ BUILTIN = [
         {"x": (1, 4, 4, 4), "W": (4, 1, 3, 3), "B": (4,)},
     ),
     Case("y = Conv<strides=[2]>(x, W)", {"x": (2, 2, 6), "W": (3, 2, 3)}),
+]
+
+PRODUCTS = [
+    Case("y = Gemm<transA=1, beta=2.0>(a, b, c)", {"a": (4, 3), "b": (4, 5), "c": (3, 1)}),
+    Case("y = Gemm<transA=1, transB=1>(a, b)", {"a": (4, 3), "b": (5, 4)}),
+    Case("y = Gemm(a, b)", {"a": (3, 4), "b": (4, 5)}),
+    Case("y = MatMul(a, b)", {"a": (2, 1, 3, 4), "b": (2, 4, 2)}),
+    Case("y = MatMul(a, b)", {"a": (3, 4), "b": (2, 4, 2)}),
+    Case("y = MatMul(a, b)", {"a": (2, 3, 4), "b": (4,)}),
+    Case("y = MatMul(a, b)", {"a": (4,), "b": (2, 4, 3)}),
+    Case("y = MatMul(a, b)", {"a": (4,), "b": (4, 3)}),
+    Case("y = MatMul(a, b)", {"a": (4,), "b": (4,)}),
+    Case('y = Einsum<equation="bij,bjk->bik">(a, b)', {"a": (2, 3, 4), "b": (2, 4, 2)}),
+    Case('y = Einsum<equation="nchw->nc">(x)', IMAGE),
+    Case('y = Einsum<equation="...i,ij">(a, b)', {"a": (2, 3, 4), "b": (4, 2)}),
     Case("y = Gemm<transB=1, alpha=0.5>(a, b, c)", {"a": (3, 4), "b": (5, 4), "c": (5,)}),
     Case("y = MatMul(a, b)", {"a": (2, 3, 4), "b": (4, 2)}),
     Case("y = Mul(x, x)", {"x": (3, 4)}),
@@ -203,7 +189,7 @@ BUILTIN = [
     Case("y = Sigmoid(x)", {"x": (3, 4)}),
     Case("y = Tanh(x)", {"x": (3, 4)}),
     Case("y = Erf(x)", {"x": (3, 4)}),
-    Case("y = Gelu(x)", {"x": (3, 4)}, opset=20),
+    Case("y = Gelu(x)", {"x": (3, 4)}, opsets=(20, 21)),
     Case("y = Softmax<axis=1>(x)", {"x": (2, 3, 2)}),
     Case("y = LogSoftmax(x)", {"x": (3, 4)}),
     Case("y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)", {"x": (1, 2, 4, 4)}),
@@ -217,8 +203,41 @@ BUILTIN = [
         {"x": (2, 2, 5, 4)},
     ),
     Case("y = GlobalAveragePool(x)", IMAGE),
-    Case("y = ReduceMean<axes=[2,3]>(x)", IMAGE, opset=13),
-    Case("y = ReduceMean<keepdims=0>(x, axes)", IMAGE, "int64[2] axes = {0,2}", 18),
+    Case("y = ReduceMean<axes=[2,3]>(x)", IMAGE, opsets=(13, 17)),
+    Case("y = ReduceMean<keepdims=0>(x, axes)", IMAGE, "int64[2] axes = {0,2}", (18, 21)),
+    Case("y = Pow(x, p)", {"x": (3, 4)}, "float p = {2.0}"),
+    Case("y = Sqrt(x)", {"x": (3, 4)}, positive=("x",)),
+    Case("y = Pow(x, p)", {"x": (3, 4), "p": (4,)}, positive=("x",)),
+    Case("y = Add(a, b)", {"a": (3, 4), "b": (4,)}),
+    Case("y = Sub(a, b)", {"a": (3, 1), "b": (3, 4)}),
+    Case("y = Mul(a, b)", {"a": (3, 1), "b": (2, 1, 4)}),
+    Case("y = Min(a, b)", {"a": (3, 4), "b": (4,)}),
+    Case("n = Mul(c, k) y = Max(a, n)", {"a": (3, 4), "c": (3, 1)}, "float k = {0.77}"),
+    Case("y = Mean(a, b)", {"a": (3, 4), "b": (4,)}),
+    *[
+        Case(f"y = {op}(x)", {"x": (3, 4)})
+        for op in ("Abs", "Cos", "Exp", "Identity", "Neg", "Sin")
+    ],
+    *[Case(f"y = {op}(x)", {"x": (3, 4)}, positive=("x",)) for op in ("Log", "Reciprocal")],
+    Case('y = Gelu<approximate="tanh">(x)', {"x": (3, 4)}, opsets=(20, 21)),
+    Case("y = Expand(x, s)", {"x": (3, 1)}, "int64[3] s = {2,1,4}"),
+    Case("h = Cast<to=11>(x) y = Cast<to=1>(h)", {"x": (3, 4)}),
+    Case("y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x)", {"x": (1, 2, 5, 6)}),
+    Case("y = MaxPool<kernel_shape=[2], dilations=[2], ceil_mode=1>(x)", {"x": (2, 2, 7)}),
+    Case("y = SoftmaxCrossEntropyLoss(x, l)", {"x": (3, 4)}, "int64[3] l = {1,0,3}"),
+    Case(
+        'y = SoftmaxCrossEntropyLoss<reduction="none", ignore_index=-1>(x, l, w0)',
+        {"x": (2, 3, 2)},
+        "int64[2,2] l = {1,-1,2,0}, float[3] w0 = {0.5,2,1}",
+    ),
+    Case(
+        "y = SoftmaxCrossEntropyLoss<ignore_index=1>(x, l, w0)",
+        {"x": (3, 3)},
+        "int64[3] l = {1,2,0}, float[3] w0 = {0.5,2,1}",
+    ),
+]
+
+LAYOUT = [
     Case("y = Concat<axis=1>(a, b)", {"a": (2, 3), "b": (2, 2)}),
     Case("p, q = Split<axis=1>(x, n) y = Mul(p, q)", {"x": (2, 6)}, "int64[2] n = {3,3}"),
     Case("y = Slice(x, s, e, a)", {"x": (3, 6)}, "int64[1] s={1}, int64[1] e={5}, int64[1] a={1}"),
@@ -228,35 +247,80 @@ BUILTIN = [
     Case("y = Flatten(x)", {"x": (2, 3, 4)}),
     Case("s = Shape(x) r = Relu(x) z = Flatten(r) y = Reshape(z, s)", {"x": (2, 3, 4)}),
     Case("y = Gather<axis=1>(x, i)", {"x": (3, 4)}, "int64[3] i = {1,1,3}"),
-    Case("y = Pow(x, p)", {"x": (3, 4)}, "float p = {2.0}"),
-    Case("y = Sqrt(x)", {"x": (3, 4)}, positive=("x",)),
+    Case("p, q = Split<axis=1>(x, n) y = Relu(q)", {"x": (2, 6)}, "int64[2] n = {2,4}"),
+    Case("y = Slice(x, s, e, a, t)", {"x": (3, 6)}, S + "{-1}, int64[1] e={-6}, int64[1] t={-2}"),
+    Case("y = Slice(x, s, e, a, t)", {"x": (3, 6)}, S + "{0}, int64[1] e={9}, int64[1] t={2}"),
+    Case("y = Slice(x, s, e)", {"x": (3, 6)}, "int64[2] s={-2,1}, int64[2] e={99,-1}"),
+    *[
+        Case(f'y = Pad<mode="{mode}">(x, p)', {"x": (3, 4)}, "int64[4] p = {1,2,2,0}")
+        for mode in ("reflect", "edge")
+    ],
+    Case("y = Pad(x, p, v)", {"x": (2, 3)}, "int64[4] p = {1,1,0,2}, float v = {2.0}"),
+    Case('y = Pad(x, p, "", a)', {"x": (2, 3)}, "int64[2] p = {1,2}, int64[1] a = {1}", (18, 21)),
+    Case("y = Transpose(x)", {"x": (2, 3, 4)}),
+    Case("y = Transpose<perm=[2,0,1]>(x)", {"x": (2, 3, 4)}),
+    Case("y = Squeeze(x, a)", {"x": (2, 1, 4)}, "int64[1] a = {1}"),
+    Case("y = Unsqueeze(x, a)", {"x": (2, 4)}, "int64[1] a = {1}"),
+    Case("y = Tile(x, r)", {"x": (2, 3)}, "int64[2] r = {3,2}"),
+    Case("y = Gather(x, i)", {"x": (3, 4)}, "int64 i = {-1}"),
+    Case("y = GatherElements<axis=1>(x, i)", {"x": (2, 3)}, "int64[2,2] i = {1,1,0,2}"),
+    Case("y = GatherND(x, i)", {"x": (3, 2)}, "int64[3,1] i = {1,0,1}"),
+    Case(
+        "y = ScatterElements<axis=1>(x, i, u)",
+        {"x": (2, 3), "u": (2, 2)},
+        "int64[2,2] i = {1,0,0,2}",
+    ),
+    Case("y = ScatterND(x, i, u)", {"x": (3, 2), "u": (2, 2)}, "int64[2,1] i = {2,0}"),
+    Case(
+        'y = ScatterND<reduction="add">(x, i, u)',
+        {"x": (3, 2), "u": (2, 2)},
+        "int64[2,1] i = {2,2}",
+        (16, 21),
+    ),
+    Case("y, i = TopK<axis=0, largest=0>(x, k)", {"x": (4, 3)}, "int64[1] k = {2}"),
+    Case("y = Trilu<upper=0>(x, k)", {"x": (3, 4)}, "int64 k = {1}", (14, 21)),
 ]
 
 
-@pytest.mark.parametrize("case", ELEMENTWISE + REDUCTIONS + NORMALISATIONS + SPATIAL, ids=str)
-def test_registered_gradient(case: Case) -> None:
-    check(case)
+STEPS = {"Ceil", "Floor", "Round", "Sign"}
+CASES = [
+    *ELEMENTWISE, *REDUCTIONS, *NORMALISATIONS, *SPATIAL, *CONVOLUTIONS, *PRODUCTS, *LAYOUT
+]  # fmt: skip
+AT_OPSETS = [(case, opset) for case in CASES for opset in case.opsets]
+KERNELS = ("Conv", "ConvTranspose", "Relu")
+WITH_KERNELS = [
+    (case, opset)
+    for case, opset in AT_OPSETS
+    if re.match(rf"y = ({'|'.join(KERNELS)})\b", case.body)
+]
 
 
-@pytest.mark.parametrize("case", BUILTIN, ids=str)
-def test_builtin_gradient(case: Case) -> None:
-    check(case)
+@pytest.mark.parametrize(("case", "opset"), AT_OPSETS, ids=str)
+def test_gradient(case: Case, opset: int) -> None:
+    check(case, opset)
 
 
-@pytest.mark.parametrize("opset", [13, 18, 21])
-def test_other_opsets(opset: int) -> None:
-    check(Case("y = PRelu(x, s)", {"x": (2, 3, 2, 2), "s": (3, 1, 1)}, opset=opset))
-    check(Case("y = InstanceNormalization(x, s, b)", IMAGE | {"s": (3,), "b": (3,)}, opset=opset))
+@pytest.mark.parametrize(("case", "opset"), WITH_KERNELS, ids=str)
+def test_gradient_in_standard_operators(case: Case, opset: int, monkeypatch) -> None:
+    for module in (rules_activations, rules_convolution):
+        monkeypatch.setattr(module, "has_training_kernels", lambda: False)
+    check(case, opset)
+
+
+def test_every_rule_has_a_case() -> None:
+    tried = {op for case in CASES for op in re.findall(r"= (\w+)[<(]", case.body)}
+    assert set(RULES) - STEPS <= tried
 
 
 @pytest.mark.parametrize("trainable", [("x",), ("s",), ("b",), ("s", "b"), ("v",), ("x", "m")])
 def test_part_of_the_inputs(trainable: tuple[str, ...]) -> None:
-    check(Case("y = BatchNormalization(x, s, b, m, v)", BATCH_NORM, positive=("v",)), trainable)
+    case = Case("y = BatchNormalization(x, s, b, m, v)", BATCH_NORM, positive=("v",))
+    check(case, 17, trainable)
 
 
-@pytest.mark.parametrize("op_type", ["Round", "Floor", "Ceil", "Sign"])
+@pytest.mark.parametrize("op_type", sorted(STEPS))
 def test_steps_are_straight_through(op_type: str) -> None:
-    model = model_of(Case(f"y = {op_type}(x)", {"x": (3, 4)}), (3, 4))
+    model = model_of(Case(f"y = {op_type}(x)", {"x": (3, 4)}), 17, (3, 4))
     x, w = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     _, gradients = Engine(model, ["x"], workers=1).gradients({"x": x}, [{"w": w}])
     np.testing.assert_array_equal(gradients["x"], w)

@@ -1,0 +1,128 @@
+"""How long a training step's gradients take, and whether two versions of the engine agree.
+
+    python benchmarks/training_step.py [SUBJECT ...] [--bits 8] [--learn weights] [--against TREE]
+
+TREE is another checkout of the project: its engine takes the same steps, in turns with this
+one's, so that one run gives the ratio of the times, the losses and the distance of the
+gradients. Each checkout runs in a process of its own, on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TREE = Path(__file__).parents[1]
+BATCHES = {"mobilenet": 8, "darknet": 8}
+ROUNDS = 7
+
+
+def main() -> None:
+    """Print one line per subject."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=["resnet20", "mobilenet"])
+    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--learn", default="weights")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--against", type=Path, default=TREE)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        serve(options.names[0], options.bits, options.learn)
+        return
+    for name in options.names:
+        print(compare(name, options), flush=True)
+
+
+def compare(name: str, options: argparse.Namespace) -> str:
+    """Times of both checkouts and what they find, in words."""
+    chosen = [name, "--bits", str(options.bits), "--learn", options.learn, "--worker"]
+    workers = [start(tree, chosen) for tree in (options.against, TREE)]
+    times: tuple[list[float], list[float]] = ([], [])
+    found: list[Any] = [None, None]
+    for _ in range(options.rounds):
+        for index, worker in enumerate(workers):
+            worker.stdin.write(b"\n")
+            worker.stdin.flush()
+            seconds, found[index] = pickle.load(worker.stdout)
+            times[index].append(seconds)
+    for worker in workers:
+        worker.stdin.close()
+        worker.wait()
+    before, after = (1000 * statistics.median(each) for each in times)
+    ratio = statistics.median(new / old for old, new in zip(*times, strict=True))
+    (old_loss, old), (new_loss, new) = found
+    apart = max(
+        float(np.linalg.norm(new[key] - old[key]) / max(np.linalg.norm(old[key]), 1e-30))
+        for key in old
+    )
+    return (
+        f"{name} W{options.bits}A{options.bits} {options.learn}: {before:.0f} ms before, "
+        f"{after:.0f} ms now, ratio {ratio:.2f}; loss {old_loss:.6g} and {new_loss:.6g}, "
+        f"gradients {apart:.1e} of their norm apart at most"
+    )
+
+
+def start(tree: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
+    """A process that takes a step with a checkout's engine for each line that it reads."""
+    path = os.pathsep.join([str(tree), str(TREE / "benchmarks")])
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def serve(name: str, bits: int, learn: str) -> None:
+    """Take a step for each line of stdin; give its seconds, loss and gradients on stdout."""
+    from models import subjects
+
+    from onnxq import Recipe
+    from onnxq.engine import Engine
+    from onnxq.intake import Intake
+    from onnxq.learn.trained import Trained, make_parts
+    from onnxq.progress import Silent
+    from onnxq.run import Run
+    from onnxq.train.loss import LOSS
+    from onnxq.train.objective import choose_objective
+
+    subject = subjects()[name]
+    learns = tuple(learn.split(","))
+    recipe = Recipe(equalize=False, weight_bits=bits, activation_bits=bits, learn=learns)
+    intake = Intake(subject.model, recipe, Silent())
+    intake.load(subject.unlabelled, subject.preprocess)
+    run = Run(intake)
+    with tempfile.TemporaryDirectory() as folder:
+        variant = run.prepare(Path(folder))
+        student, qparams = variant.student, variant.qparams
+        sizes = variant.extremes(), variant.elements()
+        trained = Trained(
+            make_parts(set(learns), student.plan, qparams, *sizes), student.plan, qparams
+        )
+        objective = choose_objective(run.train_outputs, distil=False)
+        engine = Engine(objective.attach(student.model), trained.names, LOSS, workers=1)
+        feeds = student.feeds(trained.qparams())
+        rest = {key: value for key, value in feeds.items() if key not in engine.trainable}
+        batch = np.arange(BATCHES.get(name, 128))
+        shards = [{**shard, **rest} for shard in run.train_outputs.batches(batch, len(batch))]
+        engine.gradients(feeds, shards)
+        for _ in sys.stdin:
+            began = time.process_time()
+            found = engine.gradients(feeds, shards)
+            pickle.dump((time.process_time() - began, found), sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
