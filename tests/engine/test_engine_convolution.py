@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.engine import Engine, convolution
+from onnxq.engine import Engine, blocked, rules_convolution
 
 FORMS = {
     "plain": (32, 16, 3, ""),
@@ -69,7 +69,7 @@ def gradients(model: ir.Model, trainable: tuple[str, ...]):
 def test_same_as_plain(form, trainable, monkeypatch):
     model = student(*FORMS[form], bias=True)
     loss, found = gradients(model, trainable)
-    monkeypatch.setattr(convolution, "block_size", lambda: None)
+    monkeypatch.setattr(blocked, "block_size", lambda: None)
     plain_loss, expected = gradients(model, trainable)
     assert loss == pytest.approx(plain_loss, rel=1e-5)
     for name in trainable:
@@ -79,15 +79,16 @@ def test_same_as_plain(form, trainable, monkeypatch):
 
 @pytest.mark.parametrize("form", OTHERS)
 def test_other_forms_stay_with_the_plain_kernels(form, monkeypatch):
-    monkeypatch.setattr(convolution, "_define", lambda *_: pytest.fail("blocked"))
+    blocked.block_size()  # tries the kernels once
+    monkeypatch.setattr(blocked, "forward", lambda *_: pytest.fail("blocked"))
     gradients(student(*OTHERS[form], bias=False), ("x", "W"))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_blocked_kernels_are_really_used(form, monkeypatch):
-    if convolution.block_size() is None:
+    if blocked.block_size() is None:
         pytest.skip("this machine has no blocked kernels")
-    monkeypatch.setattr(convolution, "_define", lambda *_: pytest.fail("blocked"))
+    monkeypatch.setattr(blocked, "forward", lambda *_: pytest.fail("blocked"))
     with pytest.raises(pytest.fail.Exception, match="blocked"):
         gradients(student(*FORMS[form], bias=False), ("x", "W"))
 
@@ -108,4 +109,17 @@ def test_layers_of_one_form_and_several_sizes_stay_apart():
 
 
 def test_block_size_is_one_of_the_known_ones_or_none():
-    assert convolution.block_size() in (16, 8, None)
+    assert blocked.block_size() in (16, 8, None)
+
+
+@pytest.mark.parametrize("form", [*FORMS, *OTHERS])
+def test_standard_operators_give_the_gradients_of_the_kernels(form, monkeypatch):
+    model = student(*(FORMS | OTHERS)[form], bias=True)
+    loss, expected = gradients(model, ("x", "W", "B"))
+    monkeypatch.setattr(rules_convolution, "has_training_kernels", lambda: False)
+    monkeypatch.setattr(blocked, "block_size", lambda: None)
+    plain_loss, found = gradients(model, ("x", "W", "B"))
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    for name, gradient in found.items():
+        scale = np.abs(expected[name]).max()
+        np.testing.assert_allclose(gradient, expected[name], atol=1e-5 * scale)
