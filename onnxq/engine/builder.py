@@ -56,6 +56,13 @@ class Writer:
         given = dict(attributes or {})
         return self.tape.op_multi_out(op_type, inputs, given, outputs=outputs, domain=domain)
 
+    def second_output(self, node: ir.Node) -> ir.Value:
+        """An optional output of a node of the forward pass, asked for where it is absent."""
+        node.resize_outputs(2)
+        value = node.outputs[1]
+        value.name = value.name or self._names.claim(f"{node.outputs[0].name}_second")
+        return value
+
     def constant(self, array: np.ndarray) -> ir.Value:
         """The constant of this value."""
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -86,6 +93,10 @@ class Builder:
     def output(self, index: int = 0) -> ir.Value:
         """The node's output."""
         return self._node.outputs[index]
+
+    def second_output(self) -> ir.Value:
+        """The node's second output; the forward pass computes it from now on."""
+        return self._writer.second_output(self._node)
 
     def gradient(self, index: int = 0) -> ir.Value:
         """The gradient of the loss for the node's output; zeros where there is none."""

@@ -81,11 +81,6 @@ def _celu(form: Form, b: Builder, x: ir.Value, y: ir.Value) -> ir.Value:
     return _exponential(b, x, y, 1.0, 1.0 / form.number("alpha", 1.0), 1.0)
 
 
-def _leaky_relu(form: Form, b: Builder, x: ir.Value, y: ir.Value) -> ir.Value:
-    alpha = form.number("alpha", 0.01)
-    return b.op("Add", b.op("Mul", b.positive(x), 1 - alpha), alpha)
-
-
 def _hard_sigmoid(form: Form, b: Builder, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.op("Mul", _inside_unit(b, y), form.number("alpha", 0.2))
 
@@ -107,7 +102,6 @@ SLOPES: dict[str, Slope] = {
     "Gelu": _gelu,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
-    "LeakyRelu": _leaky_relu,
     "Log": lambda form, b, x, y: b.op("Reciprocal", x),
     "Mish": _mish,
     "Reciprocal": lambda form, b, x, y: b.op("Neg", b.op("Mul", y, y)),
@@ -141,6 +135,17 @@ def _relu(form: Form, b: Builder) -> Gradients:
     return {0: b.op("Mul", b.gradient(), b.op("Sign", b.output()))}
 
 
+def _leaky(form: Form, b: Builder) -> Gradients:
+    """Dx = G where y > 0, alpha G elsewhere."""
+    alpha = form.number("alpha", 0.01)
+    if has_training_kernels() and alpha > 0:
+        attributes = {"alpha": alpha}
+        inputs = (b.gradient(), b.output())
+        return {0: b.op("LeakyReluGrad", *inputs, domain=MICROSOFT, attributes=attributes)}
+    slope = b.op("Add", b.op("Mul", b.positive(b.input()), 1 - alpha), alpha)
+    return {0: b.op("Mul", b.gradient(), slope)}
+
+
 def _training_dropout(form: Form) -> str | None:
     if form.has(2) and (form.constant(2) is None or bool(form.constant(2))):
         return "it drops values at random"
@@ -151,6 +156,7 @@ ACTIVATIONS = {
     **{op_type: _times(slope) for op_type, slope in SLOPES.items()},
     **dict.fromkeys(("Ceil", "Floor", "Identity", "Round", "Sign"), Rule(_straight_through)),
     "Dropout": Rule(_straight_through, _training_dropout),
+    "LeakyRelu": Rule(_leaky),
     "Neg": Rule(lambda form, b: {0: b.op("Neg", b.gradient())}),
     "Relu": Rule(_relu),
 }

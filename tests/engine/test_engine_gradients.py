@@ -287,7 +287,7 @@ CASES = [
     *ELEMENTWISE, *REDUCTIONS, *NORMALISATIONS, *SPATIAL, *CONVOLUTIONS, *PRODUCTS, *LAYOUT
 ]  # fmt: skip
 AT_OPSETS = [(case, opset) for case in CASES for opset in case.opsets]
-KERNELS = ("Conv", "ConvTranspose", "Relu")
+KERNELS = ("Conv", "ConvTranspose", "LeakyRelu", "Relu")
 WITH_KERNELS = [
     (case, opset)
     for case, opset in AT_OPSETS
