@@ -21,6 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from models import subjects
+
+from onnxq import Recipe
+from onnxq.engine import Engine
+from onnxq.intake import Intake
+from onnxq.learn.trained import Trained, make_parts
+from onnxq.progress import Silent
+from onnxq.run import Run
+from onnxq.train.loss import LOSS
 
 TREE = Path(__file__).parents[1]
 BATCHES = {"mobilenet": 8, "darknet": 8}
@@ -35,10 +45,10 @@ def main() -> None:
     parser.add_argument("--learn", default="weights")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--against", type=Path, default=TREE)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        serve(options.names[0], options.bits, options.learn)
+        serve(options.worker)
         return
     for name in options.names:
         print(compare(name, options), flush=True)
@@ -46,19 +56,19 @@ def main() -> None:
 
 def compare(name: str, options: argparse.Namespace) -> str:
     """Times of both checkouts and what they find, in words."""
-    chosen = [name, "--bits", str(options.bits), "--learn", options.learn, "--worker"]
-    workers = [start(tree, chosen) for tree in (options.against, TREE)]
-    times: tuple[list[float], list[float]] = ([], [])
-    found: list[Any] = [None, None]
-    for _ in range(options.rounds):
-        for index, worker in enumerate(workers):
-            worker.stdin.write(b"\n")
-            worker.stdin.flush()
-            seconds, found[index] = pickle.load(worker.stdout)
-            times[index].append(seconds)
-    for worker in workers:
-        worker.stdin.close()
-        worker.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), name, options.bits, tuple(options.learn.split(",")))
+        workers = [start(tree, folder) for tree in (options.against, TREE)]
+        times: tuple[list[float], list[float]] = ([], [])
+        found: list[Any] = [None, None]
+        for _ in range(options.rounds):
+            for index, worker in enumerate(workers):
+                worker.stdin.write(b"\n")
+                worker.stdin.flush()
+                seconds, found[index] = pickle.load(worker.stdout)
+                times[index].append(seconds)
+        for worker in workers:
+            worker.communicate()
     before, after = (1000 * statistics.median(each) for each in times)
     ratio = statistics.median(new / old for old, new in zip(*times, strict=True))
     (old_loss, old), (new_loss, new) = found
@@ -73,55 +83,48 @@ def compare(name: str, options: argparse.Namespace) -> str:
     )
 
 
-def start(tree: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
+def prepare(folder: Path, name: str, bits: int, learns: tuple[str, ...]) -> None:
+    """Write the student with its loss, and a batch with the values of all parameters."""
+    subject = subjects()[name]
+    recipe = Recipe(equalize=False, weight_bits=bits, activation_bits=bits, learn=learns)
+    intake = Intake(subject.model, recipe, Silent())
+    intake.load(subject.unlabelled, subject.preprocess)
+    run = Run(intake)
+    variant = run.prepare(folder)
+    student, qparams = variant.student, variant.qparams
+    parts = make_parts(
+        set(learns), student.plan, qparams, variant.full_ranges(), variant.elements()
+    )
+    trained = Trained(parts, student.plan, qparams)
+    ir.save(run.targets.objective.attach(student.model), folder / "student.onnx")
+    batch = np.arange(BATCHES.get(name, 128))
+    [shard] = run.targets.train.batches(len(batch), batch)
+    feeds = {**student.feeds(trained.qparams()), **shard}
+    (folder / "batch").write_bytes(pickle.dumps((tuple(trained.names), feeds)))
+
+
+def start(tree: Path, folder: str) -> subprocess.Popen[bytes]:
     """A process that takes a step with a checkout's engine for each line that it reads."""
     path = os.pathsep.join([str(tree), str(TREE / "benchmarks")])
     return subprocess.Popen(
-        [sys.executable, "-P", __file__, *arguments],
+        [sys.executable, "-P", __file__, "--worker", folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
     )
 
 
-def serve(name: str, bits: int, learn: str) -> None:
+def serve(folder: Path) -> None:
     """Take a step for each line of stdin; give its seconds, loss and gradients on stdout."""
-    from models import subjects
-
-    from onnxq import Recipe
-    from onnxq.engine import Engine
-    from onnxq.intake import Intake
-    from onnxq.learn.trained import Trained, make_parts
-    from onnxq.progress import Silent
-    from onnxq.run import Run
-    from onnxq.train.loss import LOSS
-    from onnxq.train.objective import choose_objective
-
-    subject = subjects()[name]
-    learns = tuple(learn.split(","))
-    recipe = Recipe(equalize=False, weight_bits=bits, activation_bits=bits, learn=learns)
-    intake = Intake(subject.model, recipe, Silent())
-    intake.load(subject.unlabelled, subject.preprocess)
-    run = Run(intake)
-    with tempfile.TemporaryDirectory() as folder:
-        variant = run.prepare(Path(folder))
-        student, qparams = variant.student, variant.qparams
-        sizes = variant.extremes(), variant.elements()
-        trained = Trained(
-            make_parts(set(learns), student.plan, qparams, *sizes), student.plan, qparams
-        )
-        objective = choose_objective(run.train_outputs, distil=False)
-        engine = Engine(objective.attach(student.model), trained.names, LOSS, workers=1)
-        feeds = student.feeds(trained.qparams())
-        rest = {key: value for key, value in feeds.items() if key not in engine.trainable}
-        batch = np.arange(BATCHES.get(name, 128))
-        shards = [{**shard, **rest} for shard in run.train_outputs.batches(batch, len(batch))]
-        engine.gradients(feeds, shards)
-        for _ in sys.stdin:
-            began = time.process_time()
-            found = engine.gradients(feeds, shards)
-            pickle.dump((time.process_time() - began, found), sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+    names, feeds = pickle.loads((folder / "batch").read_bytes())
+    engine = Engine(ir.load(folder / "student.onnx"), names, LOSS, workers=1)
+    parameters = {name: feeds.pop(name) for name in names}
+    engine.gradients(parameters, [feeds])
+    for _ in sys.stdin:
+        began = time.process_time()
+        found = engine.gradients(parameters, [feeds])
+        pickle.dump((time.process_time() - began, found), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def _backward(
     def total(value: ir.Value) -> ir.Value | None:
         if value not in totals and value in parts:
             totals[value] = _sum(writer, parts[value])
-            totals[value].shape = value.shape
+            totals[value].type, totals[value].shape = value.type, value.shape
         return totals.get(value)
 
     for node in reversed(carrying_nodes(graph, carrying)):

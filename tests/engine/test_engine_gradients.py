@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from onnxq.engine import Engine, rules_activations, rules_convolution
+from onnxq.engine.builder import Builder
+from onnxq.engine.form import Form, Gradients
 from onnxq.engine.rules import RULES
 from tests.engine.finite_differences import Case, check, model_of
 
@@ -310,6 +313,23 @@ def test_gradient_in_standard_operators(case: Case, opset: int, monkeypatch) -> 
 def test_every_rule_has_a_case() -> None:
     tried = {op for case in CASES for op in re.findall(r"= (\w+)[<(]", case.body)}
     assert set(RULES) - STEPS <= tried
+
+
+@pytest.mark.parametrize("op_type", sorted(set(RULES) - STEPS))
+def test_a_wrong_sign_is_found(op_type: str, monkeypatch) -> None:
+    right = RULES[op_type]
+
+    def wrong(form: Form, b: Builder) -> Gradients:
+        found = right.write(form, b)
+        # One node has the wrong sign: neither those of the loss, nor the other of two casts.
+        if form.node.outputs[0].name in ("weighted", "loss", "h"):
+            return found
+        return {index: b.op("Neg", each) for index, each in found.items()}
+
+    monkeypatch.setitem(RULES, op_type, replace(right, write=wrong))
+    case = next(case for case in CASES if re.search(rf"= {op_type}[<(]", case.body))
+    with pytest.raises(AssertionError, match="Not equal"):
+        check(case, case.opsets[-1])
 
 
 @pytest.mark.parametrize("trainable", [("x",), ("s",), ("b",), ("s", "b"), ("v",), ("x", "m")])
