@@ -34,9 +34,11 @@ def _axes(form: Form) -> list[int]:
 
 
 def _refuse(form: Form) -> str | None:
-    if form.has(1) and form.constant(1) is None:
-        return "its axes are not constant"
-    return unknown_rank(form)
+    return "its axes are not constant" if form.has(1) and form.constant(1) is None else None
+
+
+def _refuse_extreme(form: Form) -> str | None:
+    return _refuse(form) or unknown_rank(form)
 
 
 def _sum(form: Form, b: Builder) -> Gradients:
@@ -93,7 +95,7 @@ SLOPES: dict[str, Slope] = {
 
 REDUCTIONS = {
     **{op_type: Rule(partial(_by_slope, each), _refuse) for op_type, each in SLOPES.items()},
-    **dict.fromkeys(("GlobalMaxPool", "ReduceMax", "ReduceMin"), Rule(_extreme, _refuse)),
+    **dict.fromkeys(("GlobalMaxPool", "ReduceMax", "ReduceMin"), Rule(_extreme, _refuse_extreme)),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), Rule(_mean, _refuse)),
     "CumSum": Rule(_cum_sum),
     "LogSoftmax": Rule(_log_softmax),
