@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from models import subjects
+from onnxq.intake import Intake
+from onnxq.run import Run
 
 from onnxq import Recipe
 from onnxq.engine import Engine
-from onnxq.intake import Intake
 from onnxq.learn.trained import Trained, make_parts
 from onnxq.progress import Silent
-from onnxq.run import Run
 from onnxq.train.loss import LOSS
 
 TREE = Path(__file__).parents[1]

@@ -14,7 +14,6 @@ from onnxq.engine.kernels import has_training_kernels
 from onnxq.engine.reverse import gradient_graph
 from onnxq.errors import EngineError
 from onnxq.runtime.session import Arrays, Feeds, available_cores, open_session
-from onnxq.runtime.temporary import is_large
 
 TRAINING_BUILD = "onnxruntime-training-cpu"
 VERSION = "1.19.2"
