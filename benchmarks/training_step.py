@@ -23,13 +23,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from models import subjects
-from onnxq.intake import Intake
-from onnxq.run import Run
+from prepared import prepare
 
 from onnxq import Recipe
 from onnxq.engine import Engine
 from onnxq.learn.trained import Trained, make_parts
-from onnxq.progress import Silent
 from onnxq.train.loss import LOSS
 
 TREE = Path(__file__).parents[1]
@@ -57,7 +55,7 @@ def main() -> None:
 def compare(name: str, options: argparse.Namespace) -> str:
     """Times of both checkouts and what they find, in words."""
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), name, options.bits, tuple(options.learn.split(",")))
+        write_student(Path(folder), name, options.bits, tuple(options.learn.split(",")))
         workers = [start(tree, folder) for tree in (options.against, TREE)]
         times: tuple[list[float], list[float]] = ([], [])
         found: list[Any] = [None, None]
@@ -83,22 +81,20 @@ def compare(name: str, options: argparse.Namespace) -> str:
     )
 
 
-def prepare(folder: Path, name: str, bits: int, learns: tuple[str, ...]) -> None:
+def write_student(folder: Path, name: str, bits: int, learns: tuple[str, ...]) -> None:
     """Write the student with its loss, and a batch with the values of all parameters."""
     subject = subjects()[name]
     recipe = Recipe(equalize=False, weight_bits=bits, activation_bits=bits, learn=learns)
-    intake = Intake(subject.model, recipe, Silent())
-    intake.load(subject.unlabelled, subject.preprocess)
-    run = Run(intake)
-    variant = run.prepare(folder)
+    ready = prepare(subject.model, subject.unlabelled, recipe, folder, subject.preprocess)
+    variant, targets = ready.variant, ready.quantize.targets
     student, qparams = variant.student, variant.qparams
     parts = make_parts(
         set(learns), student.plan, qparams, variant.full_ranges(), variant.elements()
     )
     trained = Trained(parts, student.plan, qparams)
-    ir.save(run.targets.objective.attach(student.model), folder / "student.onnx")
+    ir.save(targets.objective.attach(student.model), folder / "student.onnx")
     batch = np.arange(BATCHES.get(name, 128))
-    [shard] = run.targets.train.batches(len(batch), batch)
+    [shard] = targets.train.batches(len(batch), batch)
     feeds = {**student.feeds(trained.qparams()), **shard}
     (folder / "batch").write_bytes(pickle.dumps((tuple(trained.names), feeds)))
 

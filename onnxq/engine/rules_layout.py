@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxq.engine.builder import Attribute, Builder
 from onnxq.engine.form import Form, Gradients, Rule, sizes, unknown_rank
+from onnxq.engine.kernels import MICROSOFT, has_training_kernels
 from onnxq.engine.scattering import scatter, scatter_add
 
 
@@ -70,8 +71,14 @@ def _given(node: ir.Node) -> dict[str, Attribute]:
 
 def _slice(form: Form, b: Builder) -> Gradients:
     """Zeros around G where the slice is known and takes every element; else as any choice."""
-    pads = _slice_pads(form)
-    return _chosen(form, b) if pads is None else {0: b.op("Pad", b.gradient(), pads)}
+    pads, steps = _slice_pads(form), form.constant(4)
+    if pads is not None:
+        return {0: b.op("Pad", b.gradient(), pads)}
+    forward = not form.has(4) or (steps is not None and (steps > 0).all())
+    if not forward or not has_training_kernels():
+        return _chosen(form, b)
+    inputs = (b.gradient(), b.op("Shape", b.input()), *form.node.inputs[1:])
+    return {0: b.op("SliceGrad", *inputs, domain=MICROSOFT)}
 
 
 def _slice_pads(form: Form) -> list[int] | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxq.engine import Engine, rules_activations, rules_convolution
+from onnxq.engine import Engine, rules_activations, rules_convolution, rules_layout
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients
 from onnxq.engine.rules import RULES
@@ -290,7 +290,7 @@ CASES = [
     *ELEMENTWISE, *REDUCTIONS, *NORMALISATIONS, *SPATIAL, *CONVOLUTIONS, *PRODUCTS, *LAYOUT
 ]  # fmt: skip
 AT_OPSETS = [(case, opset) for case in CASES for opset in case.opsets]
-KERNELS = ("Conv", "ConvTranspose", "LeakyRelu", "Relu")
+KERNELS = ("Conv", "ConvTranspose", "LeakyRelu", "Relu", "Slice")
 WITH_KERNELS = [
     (case, opset)
     for case, opset in AT_OPSETS
@@ -305,7 +305,7 @@ def test_gradient(case: Case, opset: int) -> None:
 
 @pytest.mark.parametrize(("case", "opset"), WITH_KERNELS, ids=str)
 def test_gradient_in_standard_operators(case: Case, opset: int, monkeypatch) -> None:
-    for module in (rules_activations, rules_convolution):
+    for module in (rules_activations, rules_convolution, rules_layout):
         monkeypatch.setattr(module, "has_training_kernels", lambda: False)
     check(case, opset)
 
