@@ -252,3 +252,39 @@ def test_a_pool_has_a_gradient_where_the_batch_is_free(pool: str) -> None:
     loss, gradients = engine.gradients({"w": np.float32(1.5)}, [{"x": x}])
     # loss = w² c, so its gradient is 2 loss / w.
     np.testing.assert_allclose(gradients["w"], 2 * loss / 1.5, rtol=1e-5)
+
+
+def test_shapes_that_are_broadcast_may_be_unknown():
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["":13]>
+g (float[A,B] a, float[C,D] b, float[E] c) => (float loss) {
+  s = Mul(a, b)
+  t = Add(s, c)
+  q = Mul(t, t)
+  loss = ReduceSum<keepdims=0>(q)
+}"""
+    )
+    random = np.random.default_rng(0)
+    shapes = {"a": (3, 4), "b": (3, 1), "c": (1,)}
+    values = {name: random.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+    _, found = Engine(model, ["a", "b", "c"], workers=1).gradients(values, [{}])
+    outer = 2 * (values["a"] * values["b"] + values["c"])
+    np.testing.assert_allclose(found["a"], outer * values["b"], rtol=1e-5)
+    summed = (outer * values["a"]).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found["b"], summed, rtol=1e-4)
+    np.testing.assert_allclose(found["c"], [outer.sum()], rtol=1e-4)
+
+
+def test_many_readers_of_one_value_add_up():
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["":13]> g (float[3] x) => (float loss) {
+  a = Mul(x, x)
+  b = Mul(a, x)
+  c = Add(a, b)
+  d = Sub(c, x)
+  loss = ReduceSum<keepdims=0>(d)
+}"""
+    )
+    x = np.array([0.5, -1, 2], np.float32)
+    _, found = Engine(model, ["x"], workers=1).gradients({"x": x}, [{}])
+    np.testing.assert_allclose(found["x"], 2 * x + 3 * x**2 - 1, rtol=1e-6)

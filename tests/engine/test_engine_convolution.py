@@ -123,3 +123,33 @@ def test_standard_operators_give_the_gradients_of_the_kernels(form, monkeypatch)
     for name, gradient in found.items():
         scale = np.abs(expected[name]).max()
         np.testing.assert_allclose(gradient, expected[name], atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("form", ["plain", "stride", "depthwise stride"])
+def test_sizes_may_be_free(form, kernels, monkeypatch):
+    model = student(*FORMS[form], bias=False)
+    feeds = values(model)
+    _, expected = gradients(model, ("W",))
+    [x, *_] = model.graph.inputs
+    x.shape = ir.Shape(["N", x.shape[1], "H", "W"])
+    if not kernels:
+        monkeypatch.setattr(rules_convolution, "has_training_kernels", lambda: False)
+        monkeypatch.setattr(blocked, "block_size", lambda: None)
+    scaled = ir.from_onnx_text(
+        f"""<ir_version: 8, opset_import: ["" : 13]>
+        g (float[N,{x.shape[1]},H,W] x, float k, float[{",".join(map(str, feeds["W"].shape))}] W)
+        => (float loss) {{
+          a = Mul(x, k)
+          y = Conv<{FORMS[form][3] or "strides=[1,1]"}, pads=[1,1,1,1]>(a, W)
+          s = Mul(y, y)
+          loss = ReduceSum<keepdims=0>(s)
+        }}"""
+    )
+    given = {"k": np.float32(-1), "W": feeds["W"]}
+    engine = Engine(scaled, ("k", "W"), workers=1)
+    loss, found = engine.gradients(given, [{"x": feeds["x"]}])
+    scale = np.abs(expected["W"]).max()
+    np.testing.assert_allclose(found["W"], expected["W"], atol=1e-5 * scale)
+    # loss = k² c, so its gradient is 2 loss / k.
+    np.testing.assert_allclose(found["k"], -2 * loss, rtol=1e-4)
