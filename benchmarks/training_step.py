@@ -70,15 +70,17 @@ def compare(name: str, options: argparse.Namespace) -> str:
     before, after = (1000 * statistics.median(each) for each in times)
     ratio = statistics.median(new / old for old, new in zip(*times, strict=True))
     (old_loss, old), (new_loss, new) = found
-    apart = max(
-        float(np.linalg.norm(new[key] - old[key]) / max(np.linalg.norm(old[key]), 1e-30))
-        for key in old
-    )
+    apart = norm([new[key] - old[key] for key in old]) / norm(list(old.values()))
     return (
         f"{name} W{options.bits}A{options.bits} {options.learn}: {before:.0f} ms before, "
         f"{after:.0f} ms now, ratio {ratio:.2f}; loss {old_loss:.6g} and {new_loss:.6g}, "
-        f"gradients {apart:.1e} of their norm apart at most"
+        f"gradients {apart:.1e} of their norm apart"
     )
+
+
+def norm(arrays: list[np.ndarray]) -> float:
+    """Euclidean norm of arrays taken together."""
+    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))
 
 
 def write_student(folder: Path, name: str, bits: int, learns: tuple[str, ...]) -> None:
