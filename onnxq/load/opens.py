@@ -16,8 +16,8 @@ import onnxruntime as ort
 from onnxq.load.read import file_bytes
 from onnxq.numerics.distances import Outputs
 from onnxq.runtime.isolation import SECONDS, Crash, isolated
+from onnxq.runtime.large_weights import is_large, weight_bytes
 from onnxq.runtime.session import Feeds, as_session_takes, not_opened, open_session, serialized
-from onnxq.runtime.temporary import is_large, weight_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from onnxq.load.tensors import (
     is_external,
     tensor_bytes,
 )
-from onnxq.runtime.temporary import LARGE
+from onnxq.runtime.large_weights import LARGE
 
 _NEWEST_IR_VERSION = 64
 _FIRST_BYTE = b"\x08"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxq.errors import reason_of
 from onnxq.graph.editor import free_initializer
 from onnxq.normalise.passes import PassResult
-from onnxq.runtime.temporary import SMALLEST, is_large
+from onnxq.runtime.large_weights import SMALLEST, is_large
 
 logger = logging.getLogger(__name__)
 

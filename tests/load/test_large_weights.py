@@ -14,20 +14,20 @@ import pytest
 from onnxq import Recipe, compress
 from onnxq.errors import ModelError, OutputError
 from onnxq.load.model import load_model
+from onnxq.runtime.large_weights import WeightFiles
 from onnxq.runtime.session import SessionPool, open_session
-from onnxq.runtime.temporary import WeightFiles
 
 
 @pytest.fixture
 def all_large(monkeypatch, tmp_path):
     """Every model is large, and its files go to a folder of the test."""
     for name in (
-        "onnxq.runtime.temporary.LARGE",
+        "onnxq.runtime.large_weights.LARGE",
         "onnxq.load.tensors.LARGE",
         "onnxq.load.read.LARGE",
     ):
         monkeypatch.setattr(name, 1)
-    for module in ("onnxq.runtime.temporary", "onnxq.load.tensors", "onnxq.normalise.simplify"):
+    for module in ("onnxq.runtime.large_weights", "onnxq.load.tensors", "onnxq.normalise.simplify"):
         monkeypatch.setattr(f"{module}.SMALLEST", 256)
     folder = tmp_path / "temporary"
     folder.mkdir()
