@@ -67,9 +67,7 @@ def test_the_cost_is_reported(compressed):
 
 
 def test_learned_biases_contradict_it():
-    with pytest.raises(
-        RecipeError, match=r"'learn' = 'biases' and 'bias_centroids' = '1'"
-    ):
+    with pytest.raises(RecipeError, match=r"'learn' = 'biases' and 'bias_centroids' = '1'"):
         Recipe(bias_centroids=1, learn=("biases",))
 
 

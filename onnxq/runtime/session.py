@@ -136,6 +136,15 @@ def serialized(model: ir.Model) -> bytes:
     return data
 
 
+def keeps_students() -> bool:
+    """Whether the optimiser leaves the outputs of a student with constant parameters unchanged.
+
+    ONNX Runtime 1.19 does; 1.32 merges its fake-quant nodes into kernels with other scales.
+    """
+    major, minor = ort.__version__.split(".")[:2]
+    return (int(major), int(minor)) < (1, 20)
+
+
 class SessionPool:
     """A session that several threads run; results come out in the order of the batches.
 
@@ -143,6 +152,7 @@ class SessionPool:
         model: the model, in memory or in a file.
         outputs: names of the outputs wanted; None means all.
         workers: batches that run side by side; None means one per core.
+        optimise: False switches every graph optimisation off.
     """
 
     def __init__(
@@ -150,10 +160,12 @@ class SessionPool:
         model: ir.Model | bytes | str | Path,
         outputs: Sequence[str] | None = None,
         workers: int | None = None,
+        *,
+        optimise: bool = True,
     ) -> None:
         self.workers = workers or available_cores()
         try:
-            self._session = open_session(model)
+            self._session = open_session(model, optimise=optimise)
         except OnnxqError:
             raise
         except Exception as error:

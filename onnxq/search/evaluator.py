@@ -14,7 +14,7 @@ import numpy as np
 from onnxq.forms.variant import Quantize, Variant, requantize
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import fed_to
-from onnxq.runtime.session import SessionPool, expose
+from onnxq.runtime.session import SessionPool, expose, keeps_students
 from onnxq.search.suffix import EffectMeter
 from onnxq.search.table import Effect, Row, Setting, SweepTable
 from onnxq.student.student import bake
@@ -134,7 +134,8 @@ def whole_effect(variant: Variant) -> Effect:
     samples, names = variant.held_out_outputs, list(variant.objective.weights)
     student = expose(bake(variant.student, variant.qparams), names)
     mine, others = tee(samples.batches(MICRO_BATCH))
-    found = SessionPool(student, names).map(fed_to(student, feeds) for feeds in mine)
+    pool = SessionPool(student, names, optimise=keeps_students())
+    found = pool.map(fed_to(student, feeds) for feeds in mine)
     judge, sums = None, []
     for feeds, student_outputs in zip(others, found, strict=True):
         teacher = {name: feeds[target_name(name)] for name in names}

@@ -16,7 +16,7 @@ from onnxq.numerics.qparams import IntArray, may_saturate
 from onnxq.plan import Plan
 from onnxq.progress import Progress
 from onnxq.runtime.dataset import Samples, first
-from onnxq.runtime.session import SessionPool
+from onnxq.runtime.session import SessionPool, keeps_students
 from onnxq.train.logits import compared_tensors
 from onnxq.verify.benchmark import Latency, measure_latency
 from onnxq.verify.exported import stored_array, with_outputs
@@ -97,9 +97,9 @@ def _compare(
     tensors = compared_tensors(exported.teacher)
     candidate = _pool(exported.model, tensors)
 
-    def compared(reference: ir.Model, done_before: int) -> Comparison:
+    def compared(reference: SessionPool, done_before: int) -> Comparison:
         return compare_outputs(
-            _pool(reference, tensors),
+            reference,
             candidate,
             samples,
             probabilities,
@@ -107,15 +107,16 @@ def _compare(
             on_batch=lambda done: progress.at(done_before + done),
         )
 
-    outputs = compared(exported.teacher, 0)
-    return outputs, compared(exported.student(), samples.count).agreement
+    outputs = compared(_pool(exported.teacher, tensors), 0)
+    student = _pool(exported.student(), tensors, optimise=keeps_students())
+    return outputs, compared(student, samples.count).agreement
 
 
-def _pool(model: ir.Model, tensors: Sequence[str]) -> SessionPool:
+def _pool(model: ir.Model, tensors: Sequence[str], *, optimise: bool = True) -> SessionPool:
     """A session whose outputs are these tensors; the model is copied only where it lacks one."""
-    if set(tensors) <= {value.name for value in model.graph.outputs}:
-        return SessionPool(model, tensors)
-    return SessionPool(with_outputs(model, tensors), tensors)
+    whole = set(tensors) <= {value.name for value in model.graph.outputs}
+    model = model if whole else with_outputs(model, tensors)
+    return SessionPool(model, tensors, optimise=optimise)
 
 
 def _saturating_layers(exported: Exported) -> list[str]:
