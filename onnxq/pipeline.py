@@ -54,7 +54,7 @@ from onnxq.train.augment import check_augmentation
 from onnxq.train.batch_size import shard_size
 from onnxq.train.budget import Clock, recipe_budget
 from onnxq.train.checkpoint import Checkpoint, run_folder
-from onnxq.train.job import Job, path_of
+from onnxq.train.job import Job, make_job
 from onnxq.train.logits import find_logits, require_logits
 from onnxq.train.teacher import Targets, find_targets
 from onnxq.verify.metadata import check_smaller, write_metadata
@@ -117,11 +117,13 @@ def compress(
     """
     recipe = recipe or Recipe()
     check_data(recipe, data)
-    files = (path_of(generator), path_of(save_generator), path_of(out))
-    job = Job(Path(model), path_of(data), recipe, progress or Silent(), preprocess, *files)
     check_generator_files(recipe, generator, save_generator)
+    job = make_job(
+        model, data, recipe, progress, preprocess, generator, save_generator, out,
+        resume=resume, allow_worse=allow_worse,
+    )  # fmt: skip
     check_files(job.model, force, output=job.out, generator=job.save_generator)
-    return _compress(replace(job, resume=resume, allow_worse=allow_worse))
+    return _compress(job)
 
 
 def _compress(job: Job) -> Result:
@@ -362,13 +364,12 @@ def sensitivity(
     recipe = (recipe or Recipe()).for_sweep()
     check_data(recipe, data)
     check_generator_files(recipe, generator, None)
-    files = (path_of(data), path_of(generator))
-    job = Job(Path(model), files[0], recipe, progress or Silent(), preprocess, files[1])
-    # The effect on the outputs does not depend on the size.
-    job, notes = replace(job, allow_worse=True), list[str]()
+    job = make_job(model, data, recipe, progress, preprocess, generator)
+    notes = list[str]()
     saved = None if job.generator is None else load_model(job.generator)
     original, samples = read(job, notes)
     plan = make_plan(original.model, recipe)
+    # The effect on the outputs does not depend on the size.
     check_plan(plan, original.model, job.model, recipe, allow_worse=True)
     with run_folder(None, False) as folder:
         synthesis = None

@@ -40,10 +40,8 @@ def sensitivity_command(
     classifier by KL divergence and the estimated drop of top-1 accuracy, any other model by the
     relative squared error.
     """
-    from onnxq.export.save import check_file, check_new
     from onnxq.pipeline import sensitivity as run_sensitivity
-    from onnxq.report.html import check_folder
-    from onnxq.report.sensitivity import CSV, JSON, PAGE, write_pictures, write_table
+    from onnxq.report.sensitivity import write_pictures, write_table
     from onnxq.report.tables import print_sweep
 
     start_log(verbose)
@@ -54,12 +52,7 @@ def sensitivity_command(
     timed = ctx.get_parameter_source("max_minutes") is ParameterSource.COMMANDLINE
     if timed and not recipe.data_free:
         raise click.UsageError("--max-minutes is for generating images; add --data-free.", ctx)
-    if output is not None:
-        check_file(output, model, force, "table", "-o")
-    if report_folder is not None:
-        for name in (PAGE, JSON, CSV):
-            check_new(report_folder / name, force, "report", "--report")
-        check_folder(report_folder)
+    _check_outputs(model, output, report_folder, force)
     preprocess = preprocess_from_flags(model, flags)
     with make_progress(quiet, verbose) as progress:
         table = run_sensitivity(
@@ -81,3 +74,19 @@ def sensitivity_command(
             click.echo(json.dumps(table.to_fields(), sort_keys=True))
         elif not quiet:
             print_sweep(table, sizes=bool(verbose))
+
+
+def _check_outputs(
+    model: Path, output: Path | None, report_folder: Path | None, force: bool
+) -> None:
+    """Find out before the long work whether the table and the report can be written."""
+    from onnxq.export.save import check_file, check_new
+    from onnxq.report.html import check_folder
+    from onnxq.report.sensitivity import CSV, JSON, PAGE
+
+    if output is not None:
+        check_file(output, model, force, "table", "-o")
+    if report_folder is not None:
+        for name in (PAGE, JSON, CSV):
+            check_new(report_folder / name, force, "report", "--report")
+        check_folder(report_folder)

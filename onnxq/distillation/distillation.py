@@ -7,7 +7,7 @@ Where there are no data, synthetic images are generated from the teacher.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from onnxq.data.inputs import fixed_batch
@@ -33,11 +33,11 @@ from onnxq.normalise.pipeline import normalise
 from onnxq.options.contradictions import check_data, check_distillation, check_generator_files
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import make_samples, read, run_original, split
-from onnxq.progress import Progress, Silent
+from onnxq.progress import Progress
 from onnxq.train.augment import recipe_augmentation
 from onnxq.train.budget import Clock
 from onnxq.train.checkpoint import run_folder
-from onnxq.train.job import Job, file_digest, path_of
+from onnxq.train.job import Job, file_digest, make_job
 from onnxq.train.objective import choose_objective
 
 NO_GAIN = "training did not beat the student as it was on the held-out samples, which is kept"
@@ -87,11 +87,13 @@ def distill(
     check_data(recipe, data)
     check_distillation(recipe, init)
     check_generator_files(recipe, generator, save_generator)
-    files = (path_of(generator), path_of(save_generator), path_of(out))
-    job = Job(Path(teacher), path_of(data), recipe, progress or Silent(), preprocess, *files)
+    job = make_job(
+        teacher, data, recipe, progress, preprocess, generator, save_generator, out,
+        resume=resume, allow_worse=allow_worse,
+    )  # fmt: skip
     for path in (job.model, Path(student)):
         check_files(path, force, output=job.out, generator=job.save_generator)
-    return _distill(replace(job, resume=resume, allow_worse=allow_worse), Path(student), init)
+    return _distill(job, Path(student), init)
 
 
 def _distill(job: Job, path: Path, init: str) -> DistillResult:

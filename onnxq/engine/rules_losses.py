@@ -11,11 +11,12 @@ from onnxq.engine.form import Form, Gradients, Rule
 
 def _cross_entropy(form: Form, b: Builder) -> Gradients:
     """Dx = (softmax(x) - one-hot label) G w, w the share of each sample in the loss."""
-    share = b.op("Unsqueeze", b.op("Mul", b.gradient(), _shares(form, b)), [1])
+    labels, counts = _labels(form, b)
+    share = b.op("Unsqueeze", b.op("Mul", b.gradient(), _shares(form, b, labels, counts)), [1])
     probabilities = b.op("Softmax", b.input(), axis=1)
     classes = b.op("Gather", b.op("Shape", b.input()), [1])
     values = b.op("Concat", b.op("Expand", 0.0, [1]), b.op("Expand", 1.0, [1]), axis=0)
-    hot = b.op("OneHot", _labels(form, b)[0], classes, values, axis=1)
+    hot = b.op("OneHot", labels, classes, values, axis=1)
     return {0: b.op("Mul", b.op("Sub", probabilities, hot), share)}
 
 
@@ -28,9 +29,8 @@ def _labels(form: Form, b: Builder) -> tuple[ir.Value, ir.Value]:
     return kept, counts
 
 
-def _shares(form: Form, b: Builder) -> ir.Value:
+def _shares(form: Form, b: Builder, labels: ir.Value, weights: ir.Value) -> ir.Value:
     """The weight of each sample, divided by the sum of all for a mean."""
-    labels, weights = _labels(form, b)
     if form.has(2):
         weights = b.op("Mul", weights, b.op("Gather", b.input(2), labels))
     if form.text("reduction", "mean") != "mean":

@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.calibrate.calibrator import infinite_tensors
 from onnxq.forms.variant import Quantize, Variant
 from onnxq.graph.editor import insert_behind
 from onnxq.graph.facts import values_by_name
 from onnxq.graph.fake_quant import add_functions, call
+from onnxq.plan import make_plan
 from onnxq.plan.float_layers import WIDE
 from onnxq.plan.regions import FALLBACK_REASON
 from onnxq.plan.spec import Plan, TensorSpec
@@ -171,7 +173,9 @@ def fall_back(variant: Variant, quantize: Quantize, progress: Progress) -> Varia
         return variant
     form = (variant.name, variant.model, variant.recipe)
     # Which layers are smaller as integers depends on the tensors that are: any may be among them.
-    every = quantize(*form, variant.statistics, every_layer=True)
+    plan = make_plan(variant.model, variant.recipe, infinite_tensors(variant.statistics))
+    same = plan.tensors == variant.student.plan.tensors
+    every = variant if same else quantize(*form, variant.statistics, every_layer=True)
     plan = every.student.plan
     sensitivity = Sensitivity(
         every.model, plan, every.qparams, every.objective, every.held_out_outputs

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxq.data.preprocess import Preprocess
 from onnxq.options.recipe import Recipe
-from onnxq.progress import Progress
+from onnxq.progress import Progress, Silent
 from onnxq.runtime.dataset import Samples
 from onnxq.train.checkpoint import Checkpoint, checkpoint_folder
 from onnxq.version import VERSION
@@ -70,7 +70,26 @@ class Job:
         return Checkpoint(checkpoint_folder(self.out), identity)
 
 
-def path_of(path: str | Path | None) -> Path | None:
+def make_job(
+    model: str | Path,
+    data: str | Path | None,
+    recipe: Recipe,
+    progress: Progress | None,
+    preprocess: Preprocess | None,
+    generator: str | Path | None,
+    save_generator: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    allow_worse: bool = False,
+) -> Job:
+    """The job of these values; files may be named by text, and no progress means silence."""
+    files = (_path_of(generator), _path_of(save_generator), _path_of(out))
+    told = progress or Silent()
+    return Job(Path(model), _path_of(data), recipe, told, preprocess, *files, resume, allow_worse)
+
+
+def _path_of(path: str | Path | None) -> Path | None:
     """A path, or None for None."""
     return None if path is None else Path(path)
 
