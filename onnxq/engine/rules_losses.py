@@ -38,7 +38,7 @@ def _shares(form: Form, b: Builder, labels: ir.Value, weights: ir.Value) -> ir.V
     return b.op("Div", weights, b.total(weights))
 
 
-def _refuse(form: Form) -> str | None:
+def _refuse_weights(form: Form) -> str | None:
     if 2 in form.wanted:
         return "its weights depend on a trained value"
     if any(value.uses() or value.is_graph_output() for value in form.node.outputs[1:]):
@@ -46,4 +46,4 @@ def _refuse(form: Form) -> str | None:
     return None
 
 
-LOSSES = {"SoftmaxCrossEntropyLoss": Rule(_cross_entropy, _refuse)}
+LOSSES = {"SoftmaxCrossEntropyLoss": Rule(_cross_entropy, _refuse_weights)}
