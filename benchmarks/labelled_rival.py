@@ -31,8 +31,7 @@ from onnxq.data.files import read_rows
 from onnxq.data.samples import open_samples
 from onnxq.forms.variant import Variant
 from onnxq.learn.frozen import freeze
-from onnxq.learn.train import Learning
-from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.train import Learning, Trained, make_parts
 from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model
 from onnxq.options.recipe import LayerOverride
@@ -43,7 +42,7 @@ from onnxq.student.qparams import QParams
 from onnxq.student.student import bake
 from onnxq.train.budget import EPOCHS, Budget
 from onnxq.train.held_out import Learned
-from onnxq.train.loss import finished, target_name
+from onnxq.train.objective import finished, target_name
 from onnxq.verify.evaluate import Ranks, paired_metrics
 
 BATCH_SIZE = 100

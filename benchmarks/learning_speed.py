@@ -24,10 +24,10 @@ from prepared import prepare
 
 from onnxq import Recipe
 from onnxq.engine import Engine
-from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.train import Trained, make_parts
 from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.train.budget import Budget
-from onnxq.train.loss import LOSS
+from onnxq.train.objective import LOSS
 
 BATCH, SHARDS, ROUNDS = 128, 2, 9
 

@@ -21,7 +21,7 @@ from onnxq import Recipe
 from onnxq.pipeline import make_samples, read
 from onnxq.progress import Silent
 from onnxq.train.budget import Clock as TimeLimit
-from onnxq.train.job import Job
+from onnxq.train.checkpoint import Job
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,21 @@ import onnx_ir as ir
 from onnxq import Preprocess, Recipe
 from onnxq.export.compact import export
 from onnxq.export.interface import restore_types
-from onnxq.forms.choose import choose_form
 from onnxq.forms.fallback import fall_back
-from onnxq.forms.variant import Variant
-from onnxq.learn.changes import augmentation
+from onnxq.forms.variant import Variant, choose_form
+from onnxq.learn.fresh import augmentation
 from onnxq.learn.learn import learn
 from onnxq.load.read import file_bytes, model_files
-from onnxq.normalise.original import Original
+from onnxq.normalise.pipeline import Original
 from onnxq.pipeline import Quantization, read, run_original, split
 from onnxq.progress import Silent
 from onnxq.runtime.dataset import Samples
-from onnxq.train.batch_size import shard_size
-from onnxq.train.budget import recipe_budget
+from onnxq.train.budget import recipe_budget, shard_size
+from onnxq.train.checkpoint import Job
 from onnxq.train.held_out import Learned
-from onnxq.train.job import Job
-from onnxq.verify.exported import shipped_files
-from onnxq.verify.metadata import write_metadata
 from onnxq.verify.metrics import Metrics
+from onnxq.verify.opened import shipped_files
+from onnxq.verify.result import write_metadata
 
 
 @dataclass(frozen=True)

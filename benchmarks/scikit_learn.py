@@ -26,8 +26,7 @@ from sklearn.feature_extraction.image import grid_to_graph
 from onnxq.load.model import load_model
 from onnxq.numerics import kmeans as ours
 from onnxq.numerics.gptq import shrinkage
-from onnxq.numerics.kmeans import lasting_cuts
-from onnxq.numerics.points import Floats, Points, collect_points
+from onnxq.numerics.kmeans import Floats, Points, collect_points, lasting_cuts
 
 COUNTS = (4, 16, 64, 256)
 SUBJECTS = ("resnet20", "shufflenet", "mobilenet")

@@ -25,7 +25,7 @@ from prepared import prepare
 from onnxq import Recipe
 from onnxq.progress import Silent
 from onnxq.runtime.session import SessionPool, available_cores
-from onnxq.search.candidates import COUNTS, WIDTHS
+from onnxq.search.effects import COUNTS, WIDTHS
 from onnxq.search.sweep import sweep_variant
 from onnxq.train.teacher import MICRO_BATCH
 

@@ -27,8 +27,8 @@ from prepared import prepare
 
 from onnxq import Recipe
 from onnxq.engine import Engine
-from onnxq.learn.trained import Trained, make_parts
-from onnxq.train.loss import LOSS
+from onnxq.learn.train import Trained, make_parts
+from onnxq.train.objective import LOSS
 
 TREE = Path(__file__).parents[1]
 BATCHES = {"mobilenet": 8, "darknet": 8}

@@ -25,20 +25,18 @@ from onnxq.export.estimate import check_plan, leaves_layers_float, variant_bytes
 from onnxq.export.interface import restore_types
 from onnxq.export.save import check_files, locked, save_model, try_to_save
 from onnxq.forms.bias_correction import corrected
-from onnxq.forms.choose import choose_form
 from onnxq.forms.fallback import fall_back, fallback_notes
-from onnxq.forms.variant import Variant, requantize, score_variant
-from onnxq.learn.changes import augmentation, notes_on_generator, training_transform
+from onnxq.forms.variant import Variant, choose_form, requantize, score_variant
+from onnxq.learn.fresh import augmentation, notes_on_generator, training_transform
 from onnxq.learn.learn import Trial, learn
 from onnxq.load.model import load_model, load_original
 from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
-from onnxq.normalise.original import Original, normalise_original
-from onnxq.normalise.pipeline import normalise
+from onnxq.normalise.pipeline import Original, normalise, normalise_original
 from onnxq.options.contradictions import check_data, check_generator_files
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
-from onnxq.plan.float_layers import check_float_layers
+from onnxq.plan.layers import check_float_layers
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.dataset import Samples
 from onnxq.search.evaluator import TrialCache
@@ -51,14 +49,11 @@ from onnxq.synthesise.images import Synthesis, check_feeds
 from onnxq.synthesise.subject import recipe_task
 from onnxq.synthesise.synthesise import synthesise
 from onnxq.train.augment import check_augmentation
-from onnxq.train.batch_size import shard_size
-from onnxq.train.budget import Clock, recipe_budget
-from onnxq.train.checkpoint import Checkpoint, run_folder
-from onnxq.train.job import Job, make_job
-from onnxq.train.logits import find_logits, require_logits
+from onnxq.train.budget import Clock, recipe_budget, shard_size
+from onnxq.train.checkpoint import Checkpoint, Job, make_job, run_folder
+from onnxq.train.objective import find_logits, require_logits
 from onnxq.train.teacher import Targets, find_targets
-from onnxq.verify.metadata import check_smaller, write_metadata
-from onnxq.verify.result import PlanReport, Result, collect_metrics
+from onnxq.verify.result import PlanReport, Result, check_smaller, collect_metrics, write_metadata
 from onnxq.verify.verdict import check_verdict, judge
 from onnxq.verify.verify import Exported, Measurements, verify
 

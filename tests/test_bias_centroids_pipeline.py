@@ -11,7 +11,7 @@ from onnxq import Recipe, compress
 from onnxq.errors import RecipeError
 from onnxq.report.result import metric_rows
 from onnxq.runtime.session import SessionPool
-from onnxq.verify.exported import stored_array
+from onnxq.verify.opened import stored_array
 
 FAST = {"samples": 96, "learn": ("none",), "equalize": False}
 

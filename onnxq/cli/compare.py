@@ -9,9 +9,8 @@ import click
 
 from onnxq.cli.command import PATH, table_command
 from onnxq.cli.errors import require_model
-from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.cli.start import start_log, use_cores
+from onnxq.cli.start import preprocess_from_flags, start_log, use_cores
 
 
 @table_command("compare")

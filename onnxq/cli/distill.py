@@ -10,9 +10,8 @@ import click
 
 from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model, stopped_sentence
-from onnxq.cli.preprocessing import preprocess_from_flags
 from onnxq.cli.progress import make_progress
-from onnxq.cli.start import check_samples, start_log, use_cores
+from onnxq.cli.start import check_samples, preprocess_from_flags, start_log, use_cores
 from onnxq.report.text import printable, size_text
 
 if TYPE_CHECKING:

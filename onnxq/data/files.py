@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.data.arrays import (
+    InputSpec,
     as_samples,
     as_taken,
     check_batch,
     check_feed,
     check_finite,
+    fixed_batch,
+    has_sample_axis,
     match_inputs,
     open_stack,
     preferred,
     read_arrays,
 )
-from onnxq.data.inputs import InputSpec, fixed_batch, has_sample_axis
 from onnxq.errors import DataError, UnreadableError
 from onnxq.load.tensors import load_tensor
 from onnxq.runtime.dataset import Samples, spread

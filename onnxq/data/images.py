@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onnxq.data.arrays import check_batch, preferred
-from onnxq.data.inputs import InputSpec, fixed_batch, shape_text
+from onnxq.data.arrays import InputSpec, check_batch, fixed_batch, preferred, shape_text
 from onnxq.data.pixels import (
     FULL_8,
     FULL_16,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.data.arrays import read_arrays
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec, read_arrays
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import find_files, open_arrays, open_files
 from onnxq.errors import DataError

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.data.arrays import read_arrays
+from onnxq.data.arrays import InputSpec, fixed_batch, read_arrays
 from onnxq.data.files import group_files, open_array_files, open_rows
 from onnxq.data.images import image_input, open_image_array, open_image_files
-from onnxq.data.inputs import InputSpec, fixed_batch
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import DataError
 from onnxq.runtime.dataset import Samples, spread

@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxq.data.inputs import fixed_batch
+from onnxq.data.arrays import fixed_batch
 from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.network import FloatNetwork
 from onnxq.distillation.pairing import Pairing, of_batch, pair_inputs, pair_models
 from onnxq.distillation.result import DistillMetrics, DistillResult, make_metrics, write_metadata
-from onnxq.distillation.stage import FILE, Subject, check_gradients
+from onnxq.distillation.stage import FILE, Subject, check_gradients, find_fault, names_budget
 from onnxq.distillation.training import make_budget
-from onnxq.distillation.verdict import find_fault, names_budget
 from onnxq.errors import WorseError
 from onnxq.export.compact import store_halves
 from onnxq.export.interface import restore_interface, restore_types
@@ -28,16 +27,14 @@ from onnxq.load.model import load_model, load_original
 from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
 from onnxq.normalise.free_batch import fix_batch
-from onnxq.normalise.original import Original
-from onnxq.normalise.pipeline import normalise
+from onnxq.normalise.pipeline import Original, normalise
 from onnxq.options.contradictions import check_data, check_distillation, check_generator_files
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import make_samples, read, run_original, split
 from onnxq.progress import Progress
 from onnxq.train.augment import recipe_augmentation
 from onnxq.train.budget import Clock
-from onnxq.train.checkpoint import run_folder
-from onnxq.train.job import Job, file_digest, make_job
+from onnxq.train.checkpoint import Job, file_digest, make_job, run_folder
 from onnxq.train.objective import choose_objective
 
 NO_GAIN = "training did not beat the student as it was on the held-out samples, which is kept"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.errors import ModelError
 from onnxq.load.interface import input_specs
 from onnxq.runtime.session import Arrays, Feeds, expose, open_session
-from onnxq.train.logits import find_logits
+from onnxq.train.objective import find_logits
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.training import Distilled
 from onnxq.errors import OutputError
-from onnxq.export.metadata import describe, preprocess_metadata
+from onnxq.export.interface import describe, preprocess_metadata
 from onnxq.options.contradictions import OF_DISTILLATION
 from onnxq.options.recipe import Recipe
 from onnxq.synthesise.images import Synthesis

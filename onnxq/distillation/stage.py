@@ -1,4 +1,4 @@
-"""Train a student on its teacher's outputs, and evaluate the model that is written."""
+"""Train a student on its teacher's outputs, and judge the model that is written."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import onnx_ir as ir
 from onnxq.distillation.network import BatchStatistics, FloatNetwork, rename
 from onnxq.distillation.pairing import Pairing
 from onnxq.distillation.parameters import draw
+from onnxq.distillation.result import DistillMetrics
 from onnxq.distillation.training import Distilled, FloatTraining
 from onnxq.engine import Engine, ungradable_nodes
 from onnxq.errors import ModelError
+from onnxq.options.recipe import Recipe
 from onnxq.options.table import INITS
 from onnxq.progress import Progress
 from onnxq.runtime.session import Feeds, expose
 from onnxq.train.augment import Augmentation
-from onnxq.train.batch_size import fix_sizes, sized_for
-from onnxq.train.budget import Budget
+from onnxq.train.budget import Budget, fix_sizes, sized_for
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import HeldOut, Score
-from onnxq.train.loss import LOSS
-from onnxq.train.objective import Objective
+from onnxq.train.objective import LOSS, Objective
 from onnxq.train.teacher import Targets
+from onnxq.verify.verdict import BROKEN_AGREEMENT
 
 FILE, RANDOM = INITS
 
@@ -106,3 +107,40 @@ def check_gradients(network: FloatNetwork, pairing: Pairing, feeds: Feeds) -> No
             f"No gradient passes the student's node '{name}' ({op_type}): {reason}; give a student "
             "without it, exported for inference."
         )
+
+
+BROKEN_ERROR = 0.7
+"""Error, relative to the teacher's outputs, above which a student without decisions is broken: an
+SQNR of 3 dB."""
+
+BUDGET = ("epochs", "max_minutes", "lr")
+"""Options that say how the student is trained: whoever sets one gets what it gives."""
+
+
+def find_fault(metrics: DistillMetrics) -> str | None:
+    """Why a student is broken, as a clause; None where it isn't.
+
+    A classifier is evaluated by its decisions, any other student by the error of its outputs.
+    """
+    held_out = f"{metrics.held_back} held-out samples"
+    if metrics.agreement is not None:
+        if metrics.agreement >= BROKEN_AGREEMENT:
+            return None
+        return (
+            f"it decides as the teacher on {metrics.agreement:.1%} of {held_out}, under "
+            f"{BROKEN_AGREEMENT:.0%}"
+        )
+    if metrics.score is None:
+        return f"its outputs on {held_out} are not finite"
+    if metrics.score <= BROKEN_ERROR:
+        return None
+    return (
+        f"the error of its outputs on {held_out} is {metrics.score:.0%} of the teacher's, over "
+        f"{BROKEN_ERROR:.0%}"
+    )
+
+
+def names_budget(recipe: Recipe) -> bool:
+    """Whether the recipe states how long or how the student is trained."""
+    default = Recipe()
+    return any(getattr(recipe, name) != getattr(default, name) for name in BUDGET)

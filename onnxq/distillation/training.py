@@ -15,8 +15,7 @@ from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays
 from onnxq.train.augment import Transform
-from onnxq.train.batch_size import shard_size
-from onnxq.train.budget import Budget
+from onnxq.train.budget import Budget, shard_size
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import HeldOut, Score, TrainingHistory
 from onnxq.train.loop import SHARDS, Loop

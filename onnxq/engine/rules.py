@@ -10,11 +10,10 @@ from onnxq.engine.rules_activations import ACTIVATIONS
 from onnxq.engine.rules_convolution import CONVOLUTIONS
 from onnxq.engine.rules_elementwise import ELEMENTWISE
 from onnxq.engine.rules_layout import LAYOUT
-from onnxq.engine.rules_losses import LOSSES
 from onnxq.engine.rules_normalisations import NORMALISATIONS
 from onnxq.engine.rules_pooling import POOLS
 from onnxq.engine.rules_products import PRODUCTS
-from onnxq.engine.rules_reductions import REDUCTIONS
+from onnxq.engine.rules_reductions import LOSSES, REDUCTIONS
 from onnxq.engine.rules_resize import RESIZE
 from onnxq.graph.facts import DEFAULT_DOMAINS
 from onnxq.graph.fake_quant import DOMAIN as FAKE_QUANT_DOMAIN

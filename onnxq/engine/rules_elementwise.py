@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.engine.broadcasting import unbroadcast
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients, Rule
+from onnxq.engine.sums import unbroadcast
 
 
 def _summed(form: Form, b: Builder, gradients: Gradients) -> Gradients:

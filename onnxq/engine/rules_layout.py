@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxq.engine.builder import Attribute, Builder
 from onnxq.engine.form import Form, Gradients, Rule, sizes, unknown_rank
 from onnxq.engine.kernels import MICROSOFT, has_training_kernels
-from onnxq.engine.scattering import scatter, scatter_add
+from onnxq.engine.sums import scatter, scatter_add
 
 
 def _reshaped(form: Form, b: Builder) -> Gradients:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxq.engine.broadcasting import unbroadcast
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients, Rule, unknown_rank
+from onnxq.engine.sums import unbroadcast
 
 EPSILON = 1e-5
 

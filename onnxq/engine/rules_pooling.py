@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients, Rule
-from onnxq.engine.scattering import scatter, scatter_add
+from onnxq.engine.sums import scatter, scatter_add
 
 
 def _average_pool(form: Form, b: Builder) -> Gradients:

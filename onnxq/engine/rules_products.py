@@ -6,9 +6,9 @@ import string
 
 import onnx_ir as ir
 
-from onnxq.engine.broadcasting import same_dimensions, unbroadcast
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients, Rule
+from onnxq.engine.sums import same_dimensions, unbroadcast
 
 
 def _matmul(form: Form, b: Builder) -> Gradients:

@@ -12,9 +12,9 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.engine.broadcasting import same_dimensions
 from onnxq.engine.builder import Attribute, Builder
 from onnxq.engine.form import Form, Gradients, Rule, sizes
+from onnxq.engine.sums import same_dimensions
 from onnxq.runtime.session import open_session
 
 HALF_PIXEL = ("half_pixel", "pytorch_half_pixel")

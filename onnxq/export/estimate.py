@@ -14,7 +14,7 @@ from onnxq.load.float_types import halved_constants
 from onnxq.load.read import file_bytes
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
-from onnxq.plan.float_layers import check_float_layers
+from onnxq.plan.layers import check_float_layers
 from onnxq.plan.size import saved_bytes
 
 CLOSE_IN_SIZE = 0.8

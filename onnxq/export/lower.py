@@ -19,7 +19,7 @@ from onnxq.graph.editor import add_initializer, fix_inputs
 from onnxq.graph.facts import nested_nodes
 from onnxq.graph.fake_quant import DOMAIN, parse_function_name
 from onnxq.numerics.codebook import Codebook
-from onnxq.numerics.qparams import FloatArray, quantize_bias
+from onnxq.numerics.quantizers import FloatArray, quantize_bias
 from onnxq.plan.spec import BYTE_BITS, LayerSpec, Plan, TensorSpec, codebook_bytes
 from onnxq.student.qparams import (
     QParams,

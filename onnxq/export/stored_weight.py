@@ -21,7 +21,7 @@ from onnxq.export.lookup import INTEGERS, add_lookup
 from onnxq.graph.editor import add_initializer
 from onnxq.graph.operators import TABLE, weight_index
 from onnxq.numerics.codebook import uniform_codebook
-from onnxq.numerics.qparams import FloatArray, per_channel, quantize_weight
+from onnxq.numerics.quantizers import FloatArray, per_channel, quantize_weight
 from onnxq.plan.spec import LayerSpec
 from onnxq.student.qparams import QParams, layer_scale
 

@@ -22,7 +22,7 @@ from onnxq.graph.editor import insert_behind
 from onnxq.graph.facts import values_by_name
 from onnxq.graph.fake_quant import add_functions, call
 from onnxq.plan import make_plan
-from onnxq.plan.float_layers import WIDE
+from onnxq.plan.layers import WIDE
 from onnxq.plan.regions import FALLBACK_REASON
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.progress import Progress

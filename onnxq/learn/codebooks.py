@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxq.numerics.codebook import Codebook
-from onnxq.numerics.qparams import FloatArray, per_channel
+from onnxq.numerics.quantizers import FloatArray, per_channel
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.student.qparams import QParams
 

@@ -1,12 +1,8 @@
-"""New synthetic images in every epoch, from a generator that is trained against the student.
-
-In each epoch a share of the samples, chosen at random, is replaced by new images. The others stay
-as they were generated first, so that nothing learned on them is forgotten. The new images are on
-disk for one epoch: neither memory nor disk use grows with the number of epochs.
-"""
+"""Training samples that are new in every epoch: augmented, or from a generator."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import tee
 from pathlib import Path
@@ -14,13 +10,20 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxq.runtime.dataset import Dataset
+from onnxq.forms.variant import Variant
+from onnxq.learn.learn import learns_weights
+from onnxq.normalise.pipeline import Original
+from onnxq.options.recipe import Recipe
+from onnxq.options.table import FIXED
+from onnxq.runtime.dataset import Dataset, Stored
 from onnxq.runtime.session import Arrays, Feeds
-from onnxq.runtime.stored import Stored
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
-from onnxq.train.augment import Transform
-from onnxq.train.teacher import Teacher
+from onnxq.synthesise.adversarial import AdversarialGenerator
+from onnxq.synthesise.images import Synthesis
+from onnxq.synthesise.subject import find_subject, recipe_task
+from onnxq.train.augment import Augmentation, Transform, recipe_augmentation
+from onnxq.train.teacher import Targets, Teacher
 
 SHARE = 0.5
 """The share of an epoch's samples that is replaced."""
@@ -140,3 +143,65 @@ class FreshImages(Transform):
         for images in self._source.draw(count):
             self._images.append({self._source.name: images}, len(images))
         return self._images
+
+
+GENERATOR_STAYED = (
+    "the generator was not trained with the student, since nothing was trained by gradients; "
+    "--learn steps or --learn weights does so"
+)
+
+
+def augmentation(
+    variant: Variant, teacher: Teacher, original: Original, *, made: bool
+) -> Augmentation | None:
+    """The augmentation of a recipe for a variant; None where images stay unchanged.
+
+    Args:
+        variant: its plan says what is trained.
+        teacher: computes the outputs on augmented images.
+        original: the model, normalised.
+        made: whether the images are synthetic.
+    """
+    recipe = variant.recipe
+    shared = recipe.bias_centroids is not None
+    weights = learns_weights(recipe.learn, variant.student.plan, shared_biases=shared)
+    return recipe_augmentation(
+        recipe, original.inputs, original.preprocess, teacher, synthetic=made and weights
+    )
+
+
+def training_transform(
+    variant: Variant,
+    targets: Targets,
+    original: Original,
+    synthesis: Synthesis | None,
+    folder: Path,
+) -> Transform | None:
+    """An adversarial generator, then augmentation; None where samples stay unchanged.
+
+    Args:
+        variant: the variant to train.
+        targets: the samples, with the original's outputs.
+        original: the model, normalised.
+        synthesis: how samples were generated; None where they were given.
+        folder: an existing one, for the generator's images.
+    """
+    found = augmentation(variant, targets.teacher, original, made=synthesis is not None)
+    if variant.recipe.generator_mode == FIXED:
+        return found
+    assert synthesis is not None
+    subject = find_subject(original.normalised.unfolded, original.preprocess)
+    # It learns for as long as the student does.
+    task = recipe_task(variant.recipe, original.least, math.inf)
+    source = AdversarialGenerator(subject, task, synthesis, variant.student.model)
+    place = folder / "fresh"
+    place.mkdir()
+    return FreshImages(
+        targets.train, targets.teacher, source, variant.student, place, variant.recipe.seed, found
+    )
+
+
+def notes_on_generator(recipe: Recipe, synthesis: Synthesis | None) -> list[str]:
+    """A note where a generator should have been trained with the student, and was not."""
+    stayed = synthesis is not None and not synthesis.tuning
+    return [GENERATOR_STAYED] if stayed and recipe.generator_mode != FIXED else []

@@ -17,9 +17,8 @@ import onnx_ir as ir
 
 from onnxq.graph.cut import split
 from onnxq.progress import Progress
-from onnxq.runtime.dataset import Dataset, Joined, Mapped, fed_to, first, run_by
+from onnxq.runtime.dataset import Dataset, Joined, Mapped, Stored, fed_to, first, run_by
 from onnxq.runtime.session import Arrays
-from onnxq.runtime.stored import Stored
 from onnxq.student.student import with_constants
 from onnxq.train.teacher import MICRO_BATCH
 

@@ -27,14 +27,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxq.numerics.qparams import (
+from onnxq.numerics.quantizers import (
+    WEIGHT,
     FloatArray,
+    Range,
     fake_quant_weight,
     per_channel,
     weight_scale,
     weight_threshold_gradient,
 )
-from onnxq.numerics.quantizers import WEIGHT, Range
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.student.qparams import QParams, is_on_grid, quantized_inputs, range_inputs
 

@@ -24,12 +24,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxq.numerics.clip_mse import smallest_share
-from onnxq.numerics.qparams import (
+from onnxq.numerics.quantizers import (
     FloatArray,
+    Range,
     weight_threshold_gradient,
     weight_threshold_max,
 )
-from onnxq.numerics.quantizers import Range
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.student.qparams import QParams, is_on_grid, quantized_inputs, range_inputs
 

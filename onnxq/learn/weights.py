@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxq.numerics.qparams import FloatArray, is_unclipped, per_channel, weight_scale
+from onnxq.numerics.quantizers import FloatArray, is_unclipped, per_channel, weight_scale
 from onnxq.plan.spec import LayerSpec
 from onnxq.student.qparams import QParams, bias_name, is_on_grid
 

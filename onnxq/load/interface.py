@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.errors import ModelError
 from onnxq.load.float_types import original_inputs
 from onnxq.runtime.session import Arrays

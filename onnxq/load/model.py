@@ -11,18 +11,19 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.errors import ModelError
 from onnxq.graph.facts import DEFAULT_DOMAINS
 from onnxq.load.float_types import compute_in_float32, gives_bfloat16, has_other_floats
 from onnxq.load.interface import Interface, input_specs, interface_of, note_interface, random_feeds
-from onnxq.load.opens import check_opens, run_model
 from onnxq.load.read import (
+    check_opens,
     deserialize,
     load_external_data,
     read_graph,
     read_proto,
+    run_model,
     unrepresentable,
 )
 from onnxq.load.structure import (

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.data.arrays import InputSpec
+from onnxq.data.preprocess import Preprocess
 from onnxq.errors import ModelError, PassError, reason_of
 from onnxq.graph.facts import is_op
 from onnxq.load.float_types import float_types_notes
-from onnxq.load.opens import run_model
+from onnxq.load.interface import Interface, input_specs
+from onnxq.load.model import Loaded
+from onnxq.load.read import run_model
 from onnxq.normalise.affine import BatchNormToAffine, FoldAffine, FoldBatchNorm
-from onnxq.normalise.check_feeds import CheckFeeds, given_feeds, pieces_of
-from onnxq.normalise.clean import NameEverything, OwnOutputs, RemoveIdentity, SweepDead
+from onnxq.normalise.clean import NameEverything, OwnOutputs, RemoveIdentity, Simplify, SweepDead
 from onnxq.normalise.fold_constants import FoldConstants, LiftConstants
 from onnxq.normalise.fold_shapes import FoldShapes
-from onnxq.normalise.free_batch import FreedBatch, free_and_verify_batch
+from onnxq.normalise.free_batch import (
+    CheckFeeds,
+    FreedBatch,
+    fix_batch,
+    free_and_verify_batch,
+    given_feeds,
+    pieces_of,
+)
 from onnxq.normalise.gemm import ConvToGemm, GemmToPlain
 from onnxq.normalise.infer_shapes import AskRuntime, InferShapes
 from onnxq.normalise.passes import GraphPass, PassRunner
@@ -29,7 +40,6 @@ from onnxq.normalise.plain_nodes import (
     SplitToSlices,
 )
 from onnxq.normalise.products import EinsumToMatMul, LeftConstant, SqueezeWeight
-from onnxq.normalise.simplify import Simplify
 from onnxq.normalise.spatial import FullPads, MakePadsExplicit, MeanToPool, PoolBeforeConv
 from onnxq.normalise.transposes import MergeTransposes, TransposedToGemm
 from onnxq.numerics.distances import Outputs, find_difference, rounding_noise
@@ -245,3 +255,60 @@ def _sizes(feeds: Sequence[Feeds]) -> str:
     """The shapes of the first feed, as text."""
     shapes = {name: list(array.shape) for name, array in feeds[0].items()}
     return ", ".join(f'"{name}" {shape}' for name, shape in shapes.items())
+
+
+@dataclass(frozen=True)
+class Original:
+    """A normalised original.
+
+    Attributes:
+        path: the file of the original.
+        interface: inputs and outputs of the file.
+        preprocess: how an image becomes an input; None where unknown.
+        normalised: its graph, with BatchNormalization folded and not.
+        feeds: the feeds on which the outputs of the two were compared.
+        batch: the batch size for samples; None keeps theirs.
+    """
+
+    path: Path
+    interface: Interface
+    preprocess: Preprocess | None
+    normalised: Normalised
+    feeds: Feeds
+    batch: int | None = None
+
+    @property
+    def model(self) -> ir.Model:
+        """The normalised model."""
+        return self.normalised.model
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """The inputs of the normalised model."""
+        return input_specs(self.model)
+
+    @property
+    def least(self) -> int:
+        """The batch size of the original, where it fixes one; else 1."""
+        return self.normalised.original_batch or 1
+
+    def in_batches_of(self, size: int) -> Original:
+        """The same original with this batch size, which its graphs declare."""
+        for model in (self.normalised.model, self.normalised.unfolded):
+            fix_batch(model, size)
+        return replace(self, batch=size)
+
+
+def normalise_original(loaded: Loaded, feeds: Feeds, *, whole_feeds: bool) -> Original:
+    """Normalise an original, and choose its batch size.
+
+    Args:
+        loaded: the loaded model.
+        feeds: the feeds to compare outputs on, before and after.
+        whole_feeds: whether samples are whole feeds with batches of their own.
+    """
+    normalised = normalise(loaded.model, [feeds])
+    original = Original(loaded.path, loaded.interface, loaded.preprocess, normalised, feeds)
+    if whole_feeds or normalised.batch_free:
+        return original
+    return original.in_batches_of(original.least)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxq.numerics.qparams import FloatArray
+from onnxq.numerics.quantizers import FloatArray
 
 BLOCK = 2**22
 """Weights handled at once."""

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.numerics.histogram import Histogram
-from onnxq.numerics.qparams import (
+from onnxq.numerics.quantizers import (
+    ACTIVATIONS,
     FloatArray,
+    Kind,
     fake_quant_weight,
     weight_scale,
     weight_threshold_max,
 )
-from onnxq.numerics.quantizers import ACTIVATIONS, Kind
 
 Floats = NDArray[np.float64]
 

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.numerics.kmeans import kmeans, nearest
-from onnxq.numerics.points import Block, Floats, collect_points
-from onnxq.numerics.qparams import FloatArray, IntArray, per_channel
-from onnxq.numerics.quantizers import CODEBOOK, FLOAT_CODEBOOK, WEIGHT, Quantizer
+from onnxq.numerics.kmeans import Block, Floats, collect_points, kmeans, nearest
+from onnxq.numerics.quantizers import (
+    CODEBOOK,
+    FLOAT_CODEBOOK,
+    WEIGHT,
+    FloatArray,
+    IntArray,
+    Quantizer,
+    per_channel,
+)
 
 SMALLEST_SHARE = 1e-4
 """A channel's scale is at least this share of the largest: dead ones are safe to divide by."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.numerics.qparams import FloatArray
+from onnxq.numerics.quantizers import FloatArray
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""The layers of a graph, and why other nodes with constant weights are none."""
+"""The layers of a graph, those with settings of their own, and what is no layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.errors import RecipeError
 from onnxq.graph.facts import computed_from_constants, constant, rank
 from onnxq.graph.operators import (
     FUSED_OPERATORS,
@@ -18,7 +19,8 @@ from onnxq.graph.operators import (
 )
 from onnxq.graph.products import einsum_refusal, left_refusal
 from onnxq.graph.scaled_weight import scaled_weight
-from onnxq.plan.spec import Compute, LayerSpec
+from onnxq.options.recipe import Recipe
+from onnxq.plan.spec import Compute, LayerSpec, Plan
 
 _OTHER_OPERATORS = ("DeformConv",)
 """Operators with weights of a layer that ONNX Runtime computes in float alone."""
@@ -242,3 +244,72 @@ def find_layers(graph: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
 def _nested_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     for subgraph in graph.subgraphs():
         yield from subgraph
+
+
+EXCLUDED = "it is excluded by the recipe"
+RETRAINED = f"{EXCLUDED}; retrained"
+FLOAT_BITS = 32
+
+
+def retrained_layers(excluded: Sequence[Layer], quantized: Sequence[Layer]) -> dict[str, LayerSpec]:
+    """Specs of the layers to retrain: float layers whose weight no quantized layer shares."""
+    taken = {layer.weight.name for layer in quantized}
+    return {
+        str(layer.node.name): _spec(layer) for layer in excluded if layer.weight.name not in taken
+    }
+
+
+def _spec(layer: Layer) -> LayerSpec:
+    return replace(spec_of(layer, None, FLOAT_BITS, "float"), reason=RETRAINED)
+
+
+def check_float_layers(plan: Plan, recipe: Recipe) -> None:
+    """Raise RecipeError where float layers are to be retrained, but none or all are float.
+
+    A search chooses the layers later.
+    """
+    if "float-layers" not in recipe.learn or recipe.searches:
+        return
+    if not plan.float_layers:
+        raise RecipeError(
+            "The option 'learn' = 'float-layers' trains the layers left in float, and there are "
+            "none; name some with --exclude, or with 'keep_float' in 'layers' of the recipe."
+        )
+    if not plan.layers:
+        raise RecipeError(
+            "The option 'learn' = 'float-layers' retrains around quantized layers, and every layer "
+            "is left in float; name fewer with --exclude."
+        )
+
+
+WIDE_ENOUGH = 6
+"""So many bits serve the first and the last layer too, where the recipe says nothing."""
+
+WIDE = 8
+"""Bits that they get otherwise."""
+
+
+def first_and_last(layers: Sequence[Layer]) -> frozenset[ir.Node]:
+    """The nodes of the first and last layers in graph order, whether float or not.
+
+    A table is neither: its lookup is no product.
+    """
+    multiply = [layer for layer in layers if layer.node.op_type != TABLE]
+    return frozenset(layer.node for layer in (*multiply[:1], *multiply[-1:]))
+
+
+def for_first_and_last(recipe: Recipe) -> Recipe:
+    """The recipe for the first and last layers, with their bits for weights and inputs.
+
+    Settings of single layers take precedence.
+    """
+    stated = recipe.first_last_bits
+    weight_bits = _wide(recipe.weight_bits) if stated is None else stated
+    bits = recipe.activation_bits
+    if bits is not None:
+        bits = _wide(bits) if stated is None else max(bits, stated)
+    return replace(recipe, weight_bits=weight_bits, activation_bits=bits)
+
+
+def _wide(num_bits: int) -> int:
+    return num_bits if num_bits >= WIDE_ENOUGH else WIDE

@@ -13,14 +13,16 @@ from onnxq.graph.operators import never_negative
 from onnxq.load.float_types import halved_constants
 from onnxq.options.recipe import LayerOverride, Recipe, nearest_name
 from onnxq.options.table import Target
-from onnxq.plan.float_layers import (
+from onnxq.plan.layers import (
     EXCLUDED,
     WIDE,
+    Layer,
+    find_layers,
     first_and_last,
     for_first_and_last,
     retrained_layers,
+    spec_of,
 )
-from onnxq.plan.layers import Layer, find_layers, spec_of
 from onnxq.plan.regions import QuantizationPoint, Regions, layer_inputs, wide_tensors
 from onnxq.plan.size import growing_layers
 from onnxq.plan.spec import (

@@ -15,8 +15,7 @@ from onnxq.graph.operators import (
     activation_bounds,
     is_move,
 )
-from onnxq.plan.float_layers import first_and_last
-from onnxq.plan.layers import Layer
+from onnxq.plan.layers import Layer, first_and_last
 
 FALLBACK_REASON = "8 bits are too few for the tensors around it, as samples showed"
 

@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, Template
 
 from onnxq.errors import OutputError
 from onnxq.options.recipe import recipe_toml
-from onnxq.report.chart import MOST_BARS, Bar
 from onnxq.report.inspection import LayerRow, plan_rows
 from onnxq.report.result import metric_rows, result_fields, result_notes, score_history
 from onnxq.report.sections import (
+    MOST_BARS,
+    Bar,
     class_bars,
     contact_sheet,
     learning_curves,

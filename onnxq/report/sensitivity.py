@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import OutputError
-from onnxq.report.chart import Chart, Line, make_chart
 from onnxq.report.html import cannot_write, make_folder, template
+from onnxq.report.sections import Chart, Line, make_chart
 from onnxq.report.text import number_text, size_text
 from onnxq.runtime.temporary import write_whole
 from onnxq.search.goal import find_frontier

@@ -19,8 +19,7 @@ import onnxruntime as ort
 
 from onnxq.errors import ModelError, OnnxqError, reason_of
 from onnxq.graph.facts import values_by_name
-from onnxq.runtime.large_weights import WeightFiles, is_large
-from onnxq.runtime.temporary import temporary_folder
+from onnxq.runtime.temporary import WeightFiles, is_large, temporary_folder
 
 Feeds = Mapping[str, np.ndarray]
 Arrays = dict[str, np.ndarray]

@@ -15,11 +15,11 @@ from onnxq.forms.variant import Quantize, Variant, requantize
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import fed_to
 from onnxq.runtime.session import SessionPool, expose, keeps_students
-from onnxq.search.suffix import EffectMeter
+from onnxq.search.effects import EffectMeter
 from onnxq.search.table import Effect, Row, Setting, SweepTable
 from onnxq.student.student import bake
 from onnxq.train.checkpoint import Checkpoint
-from onnxq.train.loss import target_name
+from onnxq.train.objective import target_name
 from onnxq.train.teacher import MICRO_BATCH
 
 PART = "search"

@@ -22,12 +22,11 @@ from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool, available_cores, expose
-from onnxq.search.candidates import Candidates
-from onnxq.search.suffix import EffectMeter, Floats, Suffix
+from onnxq.search.effects import Candidates, EffectMeter, Floats, Suffix
 from onnxq.search.table import FLOAT, Effect, Row, Setting, SweepTable
 from onnxq.student.qparams import QParams
 from onnxq.student.student import Student
-from onnxq.train.logits import find_logits
+from onnxq.train.objective import find_logits
 from onnxq.train.teacher import MICRO_BATCH
 
 SAMPLES = 256

@@ -18,8 +18,7 @@ from onnxq.graph.fake_quant import add_functions, call
 from onnxq.numerics.clip import ClipMethod, calibrated_range
 from onnxq.numerics.clip_mse import weight_threshold
 from onnxq.numerics.codebook import Codebook, fit_codebook, share_biases
-from onnxq.numerics.qparams import FloatArray
-from onnxq.numerics.quantizers import Range
+from onnxq.numerics.quantizers import FloatArray, Range
 from onnxq.plan.regions import root
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.student.qparams import QParams, bias_name, needs_bias, range_inputs

@@ -13,8 +13,7 @@ import numpy as np
 
 from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.codebook import Codebook, look_up
-from onnxq.numerics.qparams import FloatArray, fake_quant_weight, weight_scale
-from onnxq.numerics.quantizers import Range
+from onnxq.numerics.quantizers import FloatArray, Range, fake_quant_weight, weight_scale
 from onnxq.plan.spec import LayerSpec, TensorSpec
 
 CORRECTED = ("Conv", "Gemm")

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.graph.cut import between
 from onnxq.graph.editor import fix_inputs
-from onnxq.numerics.qparams import (
+from onnxq.numerics.quantizers import (
     FloatArray,
     bias_scale,
     fake_quant_bias,

@@ -20,7 +20,7 @@ from onnxq.synthesise.generator import METADATA_KEY, read_back, stand_alone
 from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.parts import Parts
 from onnxq.synthesise.subject import TOGETHER, Subject, Task
-from onnxq.train.batch_size import fix_sizes
+from onnxq.train.budget import fix_sizes
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.progress import Progress
+from onnxq.runtime.dataset import Stored
 from onnxq.runtime.session import Arrays
-from onnxq.runtime.stored import Stored
 from onnxq.synthesise.images import Synthesis
 from onnxq.synthesise.objective import Descent, Distilled
 from onnxq.synthesise.subject import TIMED_STEPS, TOGETHER, Subject, Task, batch_size

@@ -19,9 +19,9 @@ from onnxq.graph.cut import ancestors, dependents
 from onnxq.graph.facts import has_subgraph, input_at, is_op, reads, values_by_name
 from onnxq.graph.scaled_weight import weight_array
 from onnxq.runtime.session import Arrays, Feeds
-from onnxq.synthesise.losses import cross_entropy
+from onnxq.synthesise.objective import cross_entropy
 from onnxq.synthesise.parts import Parts, he_normal, training_norm
-from onnxq.train.loss import target_name
+from onnxq.train.objective import target_name
 from onnxq.train.optimizer import Adam, flattened, nested
 
 PREFIX = "onnxq.student"

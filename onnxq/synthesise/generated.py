@@ -13,7 +13,7 @@ from onnxq.runtime.session import Arrays, Feeds, SessionPool
 from onnxq.synthesise.float_student import FloatStudent, StudentTraining
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, before_model
 from onnxq.synthesise.objective import LOSS, SynthesisObjective, Terms, term_name
-from onnxq.train.loss import target_name
+from onnxq.train.objective import target_name
 from onnxq.train.optimizer import Adam, CosineRestarts, flattened, nested
 
 RATE = 0.02

@@ -18,10 +18,16 @@ from onnxq.options.table import FIXED
 from onnxq.runtime.session import expose, open_session
 from onnxq.synthesise.float_student import find_float_student
 from onnxq.synthesise.images import ImageSpace, image_space
-from onnxq.synthesise.losses import FOLDED, BatchNorm, find_batch_norms
-from onnxq.synthesise.objective import LOSS, Student, SynthesisObjective
-from onnxq.train.batch_size import fix_sizes, sample_bytes, shard_size
-from onnxq.train.logits import find_logits
+from onnxq.synthesise.objective import (
+    FOLDED,
+    LOSS,
+    BatchNorm,
+    Student,
+    SynthesisObjective,
+    find_batch_norms,
+)
+from onnxq.train.budget import fix_sizes, sample_bytes, shard_size
+from onnxq.train.objective import find_logits
 
 PROBE = 2
 """Samples of noise on which it is seen whether a model is a classifier."""

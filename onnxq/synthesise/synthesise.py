@@ -15,9 +15,8 @@ import onnx_ir as ir
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import ModelError
 from onnxq.progress import Progress
-from onnxq.runtime.dataset import Samples
+from onnxq.runtime.dataset import Samples, Stored
 from onnxq.runtime.session import Arrays, SessionPool, expose
-from onnxq.runtime.stored import Stored
 from onnxq.synthesise.adversarial import check_adversarial
 from onnxq.synthesise.distilled import DistilledSynthesis, LossHistory, history_of, loss_text
 from onnxq.synthesise.generated import GeneratorTraining, draw

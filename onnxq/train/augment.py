@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import RecipeError
 from onnxq.options.recipe import Recipe

@@ -11,8 +11,7 @@ import onnx_ir as ir
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import SessionPool
 from onnxq.student.qparams import QParams
-from onnxq.train.loss import AGREES, LOSS
-from onnxq.train.objective import Objective
+from onnxq.train.objective import AGREES, LOSS, Objective
 from onnxq.train.teacher import MICRO_BATCH
 
 

@@ -13,11 +13,9 @@ import onnx_ir as ir
 from onnxq.errors import DataError
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
 from onnxq.progress import Progress
-from onnxq.runtime.dataset import Dataset, Joined, Samples, chunks, fed_to
+from onnxq.runtime.dataset import Dataset, Joined, Samples, Stored, chunks, fed_to
 from onnxq.runtime.session import Arrays, SessionPool, expose
-from onnxq.runtime.stored import Stored
-from onnxq.train.loss import target_name
-from onnxq.train.objective import OutputMatching
+from onnxq.train.objective import OutputMatching, target_name
 
 MICRO_BATCH = 16
 """Samples in one run: fixed, so that sums come out the same on any number of cores."""

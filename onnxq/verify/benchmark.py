@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.data.inputs import fixed_batch
+from onnxq.data.arrays import fixed_batch
 from onnxq.data.preprocess import find_preprocess
 from onnxq.data.samples import open_samples
 from onnxq.errors import ModelError, reason_of

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.labelled import LABELS_FILE, open_labelled
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import open_samples

@@ -37,8 +37,7 @@ from onnxq.student.weights import (
     read_weight,
     split_weight,
 )
-from onnxq.verify.exported import find_tensors, stored_array, with_outputs
-from onnxq.verify.opened import OpenedModel
+from onnxq.verify.opened import OpenedModel, find_tensors, stored_array, with_outputs
 from onnxq.verify.outputs import paired_outputs
 
 Floats = NDArray[np.float64]

@@ -1,16 +1,19 @@
-"""The result of `compress`, and its metrics, collected from the stages."""
+"""The result of `compress`, its metrics, and what of them the file's metadata keep."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from onnxq.errors import OutputError
+from onnxq.data.preprocess import Preprocess
+from onnxq.errors import OutputError, WorseError
+from onnxq.export.interface import describe, own_metadata
 from onnxq.forms.variant import PLAIN, Variant
 from onnxq.load.read import file_bytes, model_files
 from onnxq.options.recipe import Recipe
@@ -18,8 +21,9 @@ from onnxq.plan import Plan
 from onnxq.search.search import SearchResult
 from onnxq.synthesise.images import Synthesis
 from onnxq.train.held_out import Learned
-from onnxq.verify.exported import shipped_files
-from onnxq.verify.metrics import Metrics
+from onnxq.verify.metrics import LEAST_METRICS, METADATA_KEY, SHORT_METRICS, Metrics
+from onnxq.verify.opened import shipped_files, shipped_model
+from onnxq.verify.verdict import size_remedy
 from onnxq.verify.verify import Measurements
 
 
@@ -181,3 +185,74 @@ def _curve(learned: Learned) -> dict[str, list[float | None]]:
 def _finite(values: Iterable[float]) -> list[float | None]:
     """The number, or None where it is not finite, which JSON can't express."""
     return [value if math.isfinite(value) else None for value in values]
+
+
+LEVELS: tuple[tuple[bool, Collection[str] | None], ...] = (
+    (True, None),
+    (False, SHORT_METRICS),
+    (False, LEAST_METRICS),
+)
+"""Whether options at their defaults are stated, and which metrics: from all to the least."""
+
+
+def write_metadata(
+    model: ir.Model, metrics: Metrics, recipe: Recipe, preprocess: Preprocess | None
+) -> Metrics:
+    """Put version, recipe, preprocessing and metrics into a model, in place.
+
+    Some is left out where all of it would make the file larger than the original.
+
+    Args:
+        model: the exported model.
+        metrics: of the model, without its size.
+        recipe: its options.
+        preprocess: how an image becomes its input; None where unknown.
+
+    Returns:
+        The metrics with the sizes of the file.
+    """
+    size = 0
+    for spelt_out, wanted in LEVELS:
+        entries = own_metadata(recipe, preprocess, spelt_out=spelt_out)
+        size = _describe(model, metrics, wanted, entries)
+        if size < metrics.size_before:
+            break
+    return replace(metrics.of_size(size), shipped_after=shipped_model(model))
+
+
+def check_smaller(
+    model: ir.Model, original: Path, recipe: Recipe, preprocess: Preprocess | None
+) -> None:
+    """Check that an exported model, with the least metadata, is smaller than the original.
+
+    Args:
+        model: the exported model, which gets the metadata.
+        original: the original's file.
+        recipe: its options.
+        preprocess: how an image becomes its input; None where unknown.
+
+    Raises:
+        WorseError: its file would be no smaller than the original's.
+    """
+    before = file_bytes(original)
+    spelt_out, wanted = LEVELS[-1]
+    entries = own_metadata(recipe, preprocess, spelt_out=spelt_out)
+    size = _describe(model, Metrics(before, 0), wanted, entries)
+    if size >= before:
+        raise WorseError(
+            f"the compressed file would have {size:,} bytes, and '{original}' has {before:,}: "
+            f"nothing was written; {size_remedy(recipe)}, and --allow-worse writes it all the same"
+        )
+
+
+def _describe(
+    model: ir.Model, metrics: Metrics, wanted: Collection[str] | None, entries: dict[str, str]
+) -> int:
+    return describe(model, partial(_entries, metrics, wanted, entries))
+
+
+def _entries(
+    metrics: Metrics, wanted: Collection[str] | None, entries: dict[str, str], size: int
+) -> dict[str, str]:
+    """The metadata of a file of so many bytes."""
+    return {**entries, METADATA_KEY: metrics.of_size(size).to_metadata(wanted)}

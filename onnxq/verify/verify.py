@@ -12,15 +12,15 @@ from onnxq.errors import reason_of
 from onnxq.load.float_types import has_other_floats
 from onnxq.load.model import runnable
 from onnxq.load.read import read_graph
-from onnxq.numerics.qparams import IntArray, may_saturate
+from onnxq.numerics.quantizers import IntArray, may_saturate
 from onnxq.plan import Plan
 from onnxq.progress import Progress
 from onnxq.runtime.dataset import Samples, first
 from onnxq.runtime.session import SessionPool, keeps_students
-from onnxq.train.logits import compared_tensors
+from onnxq.train.objective import compared_tensors
 from onnxq.verify.benchmark import Latency, measure_latency
-from onnxq.verify.exported import stored_array, with_outputs
 from onnxq.verify.kernels import Kernels, read_kernels
+from onnxq.verify.opened import stored_array, with_outputs
 from onnxq.verify.outputs import Comparison, compare_outputs, probability_outputs
 
 IN_FLOAT32 = (

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.samples import open_samples
 from onnxq.errors import DataError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.labelled import open_labelled
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import DataError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import notes_on_sameness, open_samples
 from onnxq.errors import DataError

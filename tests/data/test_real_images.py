@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.labelled import open_labelled
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import open_samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.samples import open_samples
 from onnxq.errors import DataError
 

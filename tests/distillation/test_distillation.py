@@ -14,7 +14,7 @@ import onnxq
 from onnxq import DataError, ModelError, OutputError, Recipe, RecipeError, WorseError
 from onnxq.distillation.distillation import NO_CLASSIFIER, NO_GAIN, distill
 from onnxq.distillation.result import METADATA_KEY, DistillMetrics, DistillResult
-from onnxq.distillation.verdict import find_fault, names_budget
+from onnxq.distillation.stage import find_fault, names_budget
 from onnxq.progress import Silent
 from onnxq.train import loop
 from tests.distillation.float_students import (

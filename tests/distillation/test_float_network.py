@@ -18,8 +18,7 @@ from onnxq.errors import ModelError
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, expose
-from onnxq.train.loss import LOSS, target_name
-from onnxq.train.objective import Distillation, OutputMatching
+from onnxq.train.objective import LOSS, Distillation, OutputMatching, target_name
 from tests.distillation.float_students import PLAIN, images, plain, student
 from tests.small_graphs import build, run
 

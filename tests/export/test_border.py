@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxq import Recipe, compress
 from onnxq.load.model import load_model
-from onnxq.load.opens import run_model
+from onnxq.load.read import run_model
 from onnxq.report.inspection import inspect
 from onnxq.verify.benchmark import benchmark
 from onnxq.verify.compare import compare

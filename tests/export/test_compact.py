@@ -19,8 +19,8 @@ from small_graphs import (
 
 from onnxq.export.compact import compact, export
 from onnxq.options.recipe import Recipe
-from onnxq.verify.exported import find_tensors
 from onnxq.verify.kernels import read_kernels
+from onnxq.verify.opened import find_tensors
 
 RECIPES = {
     "8 bits": Recipe(),

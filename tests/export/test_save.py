@@ -13,7 +13,7 @@ from small_graphs import quantize, serialised, small_graph
 
 from onnxq.errors import OutputError
 from onnxq.export import save
-from onnxq.export.metadata import add_metadata, describe
+from onnxq.export.interface import add_metadata, describe
 from onnxq.export.save import (
     check_output,
     model_bytes,

@@ -22,8 +22,7 @@ from small_graphs import (
 from onnxq.export.compact import export
 from onnxq.forms import bias_correction
 from onnxq.forms.bias_correction import correct_biases
-from onnxq.forms.choose import REPLACE, SAFE, choose_form
-from onnxq.forms.variant import PLAIN, requantize
+from onnxq.forms.variant import PLAIN, REPLACE, SAFE, choose_form, requantize
 from onnxq.numerics.codebook import fit_codebook
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.pipeline import Quantization

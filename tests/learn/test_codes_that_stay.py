@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from small_graphs import Quantized, quantize, small_graph
 
 from onnxq.learn.step_sizes import WEIGHT_STEP, StepSizes
-from onnxq.learn.trained import Trained
+from onnxq.learn.train import Trained
 from onnxq.learn.weights import VALUE, LatentWeights
-from onnxq.numerics.qparams import per_channel, quantize_weight, weight_scale
-from onnxq.numerics.quantizers import WEIGHT
+from onnxq.numerics.quantizers import WEIGHT, per_channel, quantize_weight, weight_scale
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import LayerSpec
 from onnxq.student.qparams import QParams, is_on_grid

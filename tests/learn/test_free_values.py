@@ -8,11 +8,11 @@ from small_graphs import Feeds, Quantized, images, quantize, run, small_graph
 
 from onnxq.engine import Engine
 from onnxq.forms.bias_correction import correct_biases
-from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.train import Trained, make_parts
 from onnxq.learn.weights import FreeValues
 from onnxq.options.recipe import Recipe
 from onnxq.student.qparams import QParams
-from onnxq.train.loss import LOSS, attach_loss, target_name
+from onnxq.train.objective import LOSS, attach_loss, target_name
 
 FLOAT = {"activation_bits": None, "exclude": ("Conv_c", "Gemm")}
 

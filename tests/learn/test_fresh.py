@@ -18,7 +18,7 @@ from onnxq.runtime.dataset import Joined, Mapped
 from onnxq.runtime.session import Arrays, Feeds
 from onnxq.student.qparams import QParams
 from onnxq.train.augment import Augmentation, ImageLayout
-from onnxq.train.loss import target_name
+from onnxq.train.objective import target_name
 from onnxq.train.teacher import Teacher, keep_targets
 
 COUNT = 24

@@ -24,8 +24,7 @@ from onnxq.graph.cut import split
 from onnxq.learn import frozen
 from onnxq.learn.frozen import AGAIN, Remainder, freeze, unstackable
 from onnxq.learn.learn import learn
-from onnxq.learn.train import Learning
-from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.train import Learning, Trained, make_parts
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 from onnxq.plan import planner

@@ -11,14 +11,13 @@ from small_graphs import Feeds, Quantized, images, quantize, run, serialised, sm
 from onnxq.engine import Engine
 from onnxq.export.compact import export
 from onnxq.forms.bias_correction import correct_biases
-from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.train import Trained, make_parts
 from onnxq.learn.weights import VALUE, LatentWeights
-from onnxq.numerics.qparams import per_channel
-from onnxq.numerics.quantizers import WEIGHT
+from onnxq.numerics.quantizers import WEIGHT, per_channel
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
 from onnxq.student.qparams import QParams
-from onnxq.train.loss import LOSS, attach_loss, target_name
+from onnxq.train.objective import LOSS, attach_loss, target_name
 
 SPREAD = {True: 10.0, False: 0.2}
 """Of weights, in steps, and of biases, in their root mean square."""

@@ -16,8 +16,7 @@ from onnxq.learn import frozen
 from onnxq.learn.frozen import Remainder
 from onnxq.learn.learn import learn
 from onnxq.learn.thresholds import SHIFT
-from onnxq.learn.train import Learning
-from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.train import Learning, Trained, make_parts
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 from onnxq.progress import Silent

@@ -28,7 +28,7 @@ from onnxq.learn.gptq.reconstruct import NO_GAIN, reconstruct
 from onnxq.learn.learn import learn
 from onnxq.learn.thresholds import WEIGHT, ThresholdScales
 from onnxq.learn.train import NO_GAIN as GAINED_NOTHING
-from onnxq.numerics.qparams import fake_quant_weight
+from onnxq.numerics.quantizers import fake_quant_weight
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import Joined
 from onnxq.student.qparams import fake_weight

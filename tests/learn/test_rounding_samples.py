@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from onnxq.forms.choose import choose_form
+from onnxq.forms.variant import choose_form
 from onnxq.learn.learn import learn
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import Quantization, read, run_original, split
 from onnxq.progress import Silent
 from onnxq.train.budget import Budget
-from onnxq.train.job import Job
+from onnxq.train.checkpoint import Job
 
 
 # Measured: 0.43 and 0.74 of the held-out error under learned thresholds.

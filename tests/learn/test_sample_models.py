@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.data.preprocess import METADATA_KEY, Preprocess
-from onnxq.numerics.qparams import fake_quant_weight, weight_scale, weight_threshold_max
+from onnxq.numerics.quantizers import fake_quant_weight, weight_scale, weight_threshold_max
 from tools.architectures import mlp
 from tools.digits import PREPROCESS, labelled_and_rest
 from tools.training import accuracy, inference_model, train

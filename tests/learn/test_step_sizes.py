@@ -12,12 +12,11 @@ from small_graphs import Quantized, images, quantize, run, small_graph, whole_sl
 
 from onnxq.engine import Engine
 from onnxq.learn.step_sizes import LOWEST, STEP, WEIGHT_STEP, StepSizes
-from onnxq.learn.trained import Trained
-from onnxq.numerics.qparams import per_channel
-from onnxq.numerics.quantizers import WEIGHT
+from onnxq.learn.train import Trained
+from onnxq.numerics.quantizers import WEIGHT, per_channel
 from onnxq.options.recipe import Recipe
 from onnxq.student.qparams import QParams, range_feeds
-from onnxq.train.loss import LOSS, attach_loss, target_name
+from onnxq.train.objective import LOSS, attach_loss, target_name
 
 ELEMENTS = {"x": 192, "r": 384, "c": 384, "z": 384, "g": 6}
 

@@ -20,14 +20,13 @@ from onnxq.learn.thresholds import (
     WIDTH,
     ThresholdScales,
 )
-from onnxq.learn.trained import Trained
+from onnxq.learn.train import Trained
 from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.clip_mse import smallest_share
-from onnxq.numerics.qparams import weight_threshold_max
-from onnxq.numerics.quantizers import Range
+from onnxq.numerics.quantizers import Range, weight_threshold_max
 from onnxq.options.recipe import Recipe
 from onnxq.student.qparams import bias_name, range_feeds
-from onnxq.train.loss import LOSS, attach_loss, target_name
+from onnxq.train.objective import LOSS, attach_loss, target_name
 
 _made: dict[bool, Quantized] = {}
 

@@ -8,7 +8,7 @@ from onnxq.errors import ModelError
 from onnxq.load.float_types import STORED_KEY, float_types_notes, half_type, stored_type
 from onnxq.load.interface import input_specs, interface_of
 from onnxq.load.model import load_model
-from onnxq.load.opens import run_model
+from onnxq.load.read import run_model
 from tests.float_models import OTHER_TYPES, in_type, mlp, parse
 
 OF_ALL_KINDS = """g (float[2, 4] x, bool b) => (float[2, 4] y, int64[2] s) {

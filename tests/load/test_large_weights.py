@@ -14,20 +14,20 @@ import pytest
 from onnxq import Recipe, compress
 from onnxq.errors import ModelError, OutputError
 from onnxq.load.model import load_model
-from onnxq.runtime.large_weights import WeightFiles
 from onnxq.runtime.session import SessionPool, open_session
+from onnxq.runtime.temporary import WeightFiles
 
 
 @pytest.fixture
 def all_large(monkeypatch, tmp_path):
     """Every model is large, and its files go to a folder of the test."""
     for name in (
-        "onnxq.runtime.large_weights.LARGE",
+        "onnxq.runtime.temporary.LARGE",
         "onnxq.load.tensors.LARGE",
         "onnxq.load.read.LARGE",
     ):
         monkeypatch.setattr(name, 1)
-    for module in ("onnxq.runtime.large_weights", "onnxq.load.tensors", "onnxq.normalise.simplify"):
+    for module in ("onnxq.runtime.temporary", "onnxq.load.tensors", "onnxq.normalise.clean"):
         monkeypatch.setattr(f"{module}.SMALLEST", 256)
     folder = tmp_path / "temporary"
     folder.mkdir()
@@ -117,7 +117,7 @@ def test_external_data_that_ends_early_is_named(all_large, sample_models, tmp_pa
 
 
 def test_an_output_beyond_protobufs_limit_runs(all_large, sample_models, tmp_path, monkeypatch):
-    for module in ("onnxq.export.save", "onnxq.verify.exported"):
+    for module in ("onnxq.export.save", "onnxq.verify.opened"):
         monkeypatch.setattr(f"{module}.PROTOBUF_LIMIT", 1000)
     source = external(sample_models / "digits_resnet.onnx", tmp_path)
     out = tmp_path / "out.onnx"

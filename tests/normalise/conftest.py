@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.load.interface import input_specs, random_feeds
-from onnxq.load.opens import run_model
+from onnxq.load.read import run_model
 from onnxq.normalise.clean import NameEverything, SweepDead
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.normalise.passes import GraphPass

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onnxq.load.interface import input_specs, random_feeds
-from onnxq.load.opens import run_model
+from onnxq.load.read import run_model
 from onnxq.normalise.spatial import MakePadsExplicit
 
 MODES = ["SAME_UPPER", "SAME_LOWER", "VALID"]

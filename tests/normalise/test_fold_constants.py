@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxq.normalise.clean import Simplify
 from onnxq.normalise.fold_constants import FoldConstants, LiftConstants
 from onnxq.normalise.fold_shapes import FoldShapes
-from onnxq.normalise.simplify import Simplify
 
 
 def _ops(model) -> list[str]:

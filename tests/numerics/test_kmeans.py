@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from onnxq.numerics import points as points_module
+from onnxq.numerics import kmeans as kmeans_module
+from onnxq.numerics.kmeans import Points, collect_points, nearest, refine
 from onnxq.numerics.kmeans import kmeans as kmeans_of_counts
-from onnxq.numerics.kmeans import nearest, refine
-from onnxq.numerics.points import Points, collect_points
 
 ONE = np.ones(1, np.float32)
 NUMBERS = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60)
@@ -131,7 +130,7 @@ def test_many_numbers_fall_into_bins(monkeypatch):
     values = heavy_tailed(200_000).reshape(1000, 200)
     weights = np.linspace(1, 2, 1000, dtype=np.float32)[:, None]
     exact = collected(values, weights)
-    monkeypatch.setattr(points_module, "MOST_POINTS", 2**16)
+    monkeypatch.setattr(kmeans_module, "MOST_POINTS", 2**16)
     blocks = [(values[i : i + 300], weights[i : i + 300]) for i in range(0, 1000, 300)]
     binned = collect_points(lambda: blocks, values.size)
     assert binned.values.size <= 2**16

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.numerics import kmeans
-from onnxq.numerics.kmeans import partitions
-from onnxq.numerics.points import Points, make_points
+from onnxq.numerics.kmeans import Points, make_points, partitions
 
 KINDS = {
     "normal": lambda rng, n: rng.normal(size=n),

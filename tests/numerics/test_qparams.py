@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxq.numerics.clip_mse import smallest_share, weight_threshold
-from onnxq.numerics.qparams import (
+from onnxq.numerics.quantizers import (
+    ACTIVATIONS,
     BIAS_LIMIT,
     SMALLEST_SCALE,
+    WEIGHT,
+    Range,
     bias_scale,
     dequantize_weight,
     fake_quant_bias,
@@ -24,7 +27,6 @@ from onnxq.numerics.qparams import (
     weight_threshold_gradient,
     weight_threshold_max,
 )
-from onnxq.numerics.quantizers import ACTIVATIONS, WEIGHT, Range
 
 BITS = st.integers(2, 8)
 LOWEST = st.floats(-100, 0, width=32)

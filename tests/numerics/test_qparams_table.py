@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.numerics.qparams import (
+from onnxq.numerics.quantizers import (
+    ACTIVATIONS,
+    BIAS,
+    CODEBOOK,
+    WEIGHT,
+    Range,
     bias_scale,
     quantize_bias,
     quantize_weight,
     weight_scale,
     weight_threshold_max,
 )
-from onnxq.numerics.quantizers import ACTIVATIONS, BIAS, CODEBOOK, WEIGHT, Range
 
 RANGES = [
     # lowest, highest, bits: scale = (highest - lowest) / (2^bits - 1),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.numerics.qparams import may_saturate
+from onnxq.numerics.quantizers import may_saturate
 
 
 @pytest.mark.parametrize(("pair", "expected"), [((64, 64), False), ((64, 65), True)])

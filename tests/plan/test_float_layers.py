@@ -9,7 +9,7 @@ from small_graphs import BODIES, images, quantize, run, small_graph
 from onnxq.errors import RecipeError
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import make_plan
-from onnxq.plan.float_layers import RETRAINED, check_float_layers
+from onnxq.plan.layers import RETRAINED, check_float_layers
 
 FLOAT = ("float-layers",)
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import OutputError
-from onnxq.runtime.dataset import Dataset, Joined, Mapped, Samples
+from onnxq.runtime.dataset import Dataset, Joined, Mapped, Samples, Stored
 from onnxq.runtime.session import Arrays
-from onnxq.runtime.stored import Stored
 
 
 def numbered(count: int, batch: int | None) -> Samples:

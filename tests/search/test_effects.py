@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.search.suffix import EffectMeter
+from onnxq.search.effects import EffectMeter
 
 
 def logits(seed: int, rows: int = 24, classes: int = 4) -> np.ndarray:

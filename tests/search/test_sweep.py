@@ -73,12 +73,12 @@ def mean_kl(teacher: np.ndarray, student: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", sorted(BODIES))
 def test_each_suffix_gives_what_the_whole_student_gives(name, opened, monkeypatch):
-    monkeypatch.setattr("onnxq.search.candidates.COUNTS", (2, 5))
-    monkeypatch.setattr("onnxq.search.candidates.codebook_refusal", lambda *_, **__: "")
+    monkeypatch.setattr("onnxq.search.effects.COUNTS", (2, 5))
+    monkeypatch.setattr("onnxq.search.effects.codebook_refusal", lambda *_, **__: "")
     monkeypatch.setattr("onnxq.plan.planner.codebook_refusal", lambda *_, **__: "")
     # Weights as few as these are not packed: every width is made to save bytes.
-    monkeypatch.setattr("onnxq.search.candidates.WIDTHS", (3, 8))
-    monkeypatch.setattr("onnxq.search.candidates.weight_bytes", lambda spec, **_: spec.num_bits)
+    monkeypatch.setattr("onnxq.search.effects.WIDTHS", (3, 8))
+    monkeypatch.setattr("onnxq.search.effects.weight_bytes", lambda spec, **_: spec.num_bits)
     model = small_graph(name)
     found = quantize(model, recipe=FLOAT_ACTIVATIONS)
     table = swept(found, opened(model))
@@ -101,7 +101,7 @@ def test_layers_that_share_a_weight_are_one_row(opened):
 
 
 def test_float_costs_nothing_and_finer_settings_cost_less(opened, monkeypatch):
-    monkeypatch.setattr("onnxq.search.candidates.codebook_refusal", lambda *_, **__: "")
+    monkeypatch.setattr("onnxq.search.effects.codebook_refusal", lambda *_, **__: "")
     model = small_graph("residual")
     for row in swept(quantize(model, recipe=FLOAT_ACTIVATIONS), opened(model)).rows:
         assert row.effects[FLOAT] == Effect(4 * row.parameters, 0.0, 0.0, 0.0)

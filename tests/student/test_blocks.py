@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from small_graphs import BODIES, CONV, HEAD, image_graph, images, quantize, run, small_graph
 
-from onnxq.graph.cut import between
+from onnxq.graph.cut import Block, between, cut_blocks
 from onnxq.options.recipe import Recipe
 from onnxq.plan import make_plan
-from onnxq.student.blocks import Block, cut_blocks
 
 
 def blocks_of(model, **more) -> list[Block]:

@@ -24,8 +24,7 @@ from small_graphs import (
 from onnxq.calibrate.calibrator import TensorStatistics, calibrate
 from onnxq.graph.cut import between
 from onnxq.numerics.clip import calibrated_range
-from onnxq.numerics.qparams import BIAS_LIMIT
-from onnxq.numerics.quantizers import SMALLEST_WIDTH
+from onnxq.numerics.quantizers import BIAS_LIMIT, SMALLEST_WIDTH
 from onnxq.options.recipe import Recipe
 from onnxq.plan import TensorSpec, make_plan
 from onnxq.student import student as student_module
@@ -37,7 +36,7 @@ from onnxq.student.qparams import (
     range_inputs,
 )
 from onnxq.student.student import bake_between
-from onnxq.verify.exported import stored_array
+from onnxq.verify.opened import stored_array
 
 
 def spec(kind: str, num_bits: int = 8, calibration: str = "max") -> TensorSpec:

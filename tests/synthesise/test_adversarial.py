@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.engine import Engine
 from onnxq.errors import ModelError
@@ -15,7 +15,7 @@ from onnxq.synthesise.generated import GeneratorTraining
 from onnxq.synthesise.generator import NOISE, Generator, before_model, stand_alone
 from onnxq.synthesise.images import image_space
 from onnxq.synthesise.objective import LOSS, SynthesisObjective, term_name
-from onnxq.train.loss import target_name
+from onnxq.train.objective import target_name
 from tests.small_graphs import build, run
 from tests.synthesise.residual_classifier import TEXT, WEIGHTS
 

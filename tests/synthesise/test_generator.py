@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.engine import Engine
 from onnxq.errors import ModelError

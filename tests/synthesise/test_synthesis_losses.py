@@ -8,8 +8,14 @@ import pytest
 
 from onnxq.engine import Engine
 from onnxq.synthesise.images import ImageSpace
-from onnxq.synthesise.losses import BatchNorm, find_batch_norms
-from onnxq.synthesise.objective import LOSS, Distilled, SynthesisObjective, term_name
+from onnxq.synthesise.objective import (
+    LOSS,
+    BatchNorm,
+    Distilled,
+    SynthesisObjective,
+    find_batch_norms,
+    term_name,
+)
 from tests.small_graphs import build, run
 
 TEXT = """net (float[N, 2, 4, 4] x) => (float[N, 3] y) {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from small_graphs import run, small_graph
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import open_samples
 from onnxq.errors import RecipeError
@@ -27,7 +27,7 @@ from onnxq.train.augment import (
     image_layout,
     shift,
 )
-from onnxq.train.loss import target_name
+from onnxq.train.objective import target_name
 from onnxq.train.teacher import Teacher, keep_targets
 
 IMAGES = arrays(

@@ -9,7 +9,7 @@ import pytest
 from small_graphs import Quantized, quantize, small_graph
 
 from onnxq.learn.step_sizes import LOWEST, STEP, WEIGHT_STEP, StepSizes
-from onnxq.learn.trained import Trained, make_parts
+from onnxq.learn.train import Trained, make_parts
 from onnxq.learn.weights import BIAS, VALUE
 from onnxq.options.recipe import Recipe
 from onnxq.options.table import RATES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_graphs import build
 
-from onnxq.train.logits import compared_tensors, find_logits
+from onnxq.train.objective import compared_tensors, find_logits
 
 WEIGHTS = {"w": (4, 3), "anchors": (2, 4), "two": np.array([2]), "none": np.array([0])}
 FOUND = "y = MatMul(x, w) n = NonZero(y) t = Transpose(n)"

@@ -11,10 +11,9 @@ from onnxq.data.samples import open_samples
 from onnxq.load.interface import input_specs
 from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import expose
-from onnxq.train.batch_size import SHARD_SIZE, shard_size
+from onnxq.train.budget import SHARD_SIZE, shard_size
 from onnxq.train.held_out import HeldOut
-from onnxq.train.logits import find_logits
-from onnxq.train.loss import LOSS, attach_loss, target_name
+from onnxq.train.objective import LOSS, attach_loss, find_logits, target_name
 from onnxq.train.teacher import MICRO_BATCH, Teacher, keep_targets
 
 TWO_OUTPUTS = """net (float[N, 4] x) => (float[N, 3] y, float[N, 2, 2] z) {

@@ -18,8 +18,14 @@ from onnxq.numerics.distances import kl_divergence, log_probabilities
 from onnxq.runtime.dataset import Joined
 from onnxq.train.budget import Budget
 from onnxq.train.held_out import HeldOut
-from onnxq.train.loss import AGREES, LOSS, target_name
-from onnxq.train.objective import Distillation, OutputMatching, choose_objective
+from onnxq.train.objective import (
+    AGREES,
+    LOSS,
+    Distillation,
+    OutputMatching,
+    choose_objective,
+    target_name,
+)
 from onnxq.train.teacher import Teacher, keep_targets
 
 PLAIN = "net (float[N, 4] x) => (float[N, 3] y) { y = Gemm (x, w) }"

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.engine import ungradable_nodes
-from onnxq.train.batch_size import fix_sizes
+from onnxq.train.budget import fix_sizes
 
 
 def pooled(height: str) -> ir.Model:

@@ -11,7 +11,7 @@ from onnxq.errors import DataError
 from onnxq.load.interface import input_specs
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.runtime.session import open_session
-from onnxq.train.loss import target_name
+from onnxq.train.objective import target_name
 from onnxq.train.teacher import Teacher, keep_targets
 
 

@@ -7,8 +7,8 @@ import pytest
 from onnxq.forms.equalize import equalize
 from onnxq.graph.operators import constant
 from onnxq.plan.layers import find_layers
-from onnxq.verify.exported import stored_array
 from onnxq.verify.layer_noise import ChannelFactors
+from onnxq.verify.opened import stored_array
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 13]>

@@ -9,8 +9,8 @@ from small_graphs import small_graph
 from onnxq.errors import WorseError
 from onnxq.export.save import model_bytes
 from onnxq.options.recipe import Recipe
-from onnxq.verify.metadata import check_smaller, write_metadata
 from onnxq.verify.metrics import METADATA_KEY, Metrics
+from onnxq.verify.result import check_smaller, write_metadata
 
 
 def written(before: int) -> tuple[Metrics, Metrics, int]:

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.data.inputs import InputSpec
+from onnxq.data.arrays import InputSpec
 from onnxq.data.samples import open_samples
 from onnxq.numerics.distances import MOST_DB
 from onnxq.runtime.dataset import Samples

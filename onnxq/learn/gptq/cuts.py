@@ -11,11 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.forms.variant import Variant
+from onnxq.graph.cut import Block, cut_blocks
 from onnxq.learn.frozen import DISK_SHARE, unstackable
-from onnxq.runtime.dataset import Dataset, Joined, Mapped, fed_to, first, run_by
+from onnxq.runtime.dataset import Dataset, Joined, Mapped, Stored, fed_to, first, run_by
 from onnxq.runtime.session import Arrays
-from onnxq.runtime.stored import Stored
-from onnxq.student.blocks import Block, cut_blocks
 from onnxq.student.build import QUANTIZED, RAW
 from onnxq.student.student import bake_between
 from onnxq.train.teacher import MICRO_BATCH

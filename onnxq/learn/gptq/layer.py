@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.numerics.gptq import Floats, Geometry, quadratic, round_layer
-from onnxq.numerics.qparams import FloatArray, per_channel, weight_scale
-from onnxq.numerics.quantizers import WEIGHT
+from onnxq.numerics.quantizers import WEIGHT, FloatArray, per_channel, weight_scale
 from onnxq.plan.spec import LayerSpec
 from onnxq.student.qparams import QParams
 from onnxq.train.checkpoint import Checkpoint

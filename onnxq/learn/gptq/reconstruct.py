@@ -13,7 +13,7 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from onnxq.forms.variant import Variant
-from onnxq.graph.cut import between
+from onnxq.graph.cut import Block, between
 from onnxq.graph.operators import TABLE
 from onnxq.learn.gptq.cuts import Frontier, find_cuts
 from onnxq.learn.gptq.layer import Fitted, FittedLayer, Moments, fit_layer
@@ -21,7 +21,6 @@ from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.temporary import temporary_folder
-from onnxq.student.blocks import Block
 from onnxq.student.qparams import QParams, needs_bias
 from onnxq.student.student import bake_between
 from onnxq.student.weights import LINEAR, MATRIX_RANK, layer_geometry
