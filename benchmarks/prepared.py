@@ -40,7 +40,7 @@ class Prepared:
         """What a recipe trains, in the time that it states."""
         targets = self.quantize.targets
         budget = recipe_budget(recipe, self.quantize.batch_size, 60 * recipe.max_minutes)
-        transform = augmentation(self.variant, targets.teacher, self.original, made=False)
+        transform = augmentation(self.variant, targets.teacher, self.original, synthetic=False)
         return learn(self.variant, targets.train, recipe.learn, budget, transform=transform)
 
     def final(self, learned: Learned) -> Variant:

@@ -54,7 +54,7 @@ def main() -> None:
     for _ in range(options.rounds):
         before = forward(pool, feeds)
         start = time.perf_counter()
-        table = sweep_variant(variant, samples, size, Silent(), made=False)
+        table = sweep_variant(variant, samples, size, Silent(), synthetic=False)
         sweeps.append(time.perf_counter() - start)
         passes.append((before + forward(pool, feeds)) / 2)
         ratios.append(sweeps[-1] / (len(table.rows) * settings * passes[-1] / 2))

@@ -54,7 +54,7 @@ from onnxq.train.checkpoint import Checkpoint, Job, make_job, run_folder
 from onnxq.train.objective import find_logits, require_logits
 from onnxq.train.teacher import Targets, find_targets
 from onnxq.verify.result import PlanReport, Result, check_smaller, collect_metrics, write_metadata
-from onnxq.verify.verdict import check_verdict, judge
+from onnxq.verify.verdict import check_verdict, find_verdict
 from onnxq.verify.verify import Exported, Measurements, verify
 
 SYNTHESIS_SHARE = 0.5
@@ -135,7 +135,7 @@ def _compress(job: Job) -> Result:
             samples, synthesis = make_samples(job, original, generator, folder, checkpoint, clock)
             unsaved = try_to_save(synthesis.generator, job.save_generator)
             notes += synthesis.notes
-        made, size = synthesis is not None, recipe.batch_size or shard_size(original.model)
+        synthetic, size = synthesis is not None, recipe.batch_size or shard_size(original.model)
         train, held_out = split(original, samples, recipe)
         targets = run_original(job, original, (train, held_out), folder)
         quantize = Quantization(train, targets, size, not job.allow_worse, progress)
@@ -145,9 +145,11 @@ def _compress(job: Job) -> Result:
             _export(job, original, variant)
         found = None
         if recipe.searches:
-            augment = partial(augmentation, teacher=targets.teacher, original=original, made=made)
+            augment = partial(
+                augmentation, teacher=targets.teacher, original=original, synthetic=synthetic
+            )
             trial = Trial(train, targets.train, size, augment, clock, progress)
-            sweep = partial(sweep_variant, variant, held_out, size, progress, made=made)
+            sweep = partial(sweep_variant, variant, held_out, size, progress, synthetic=synthetic)
             cache = TrialCache(checkpoint, resume=job.resume)
             found = SearchStage(
                 recipe, variant, quantize, sweep, trial, file_bytes(job.model), variant_bytes, cache
@@ -164,7 +166,7 @@ def _compress(job: Job) -> Result:
         variant = quantize.corrected(variant.with_learned(learned))
         model = _export(job, original, variant)
         measured = _verify(job, original, variant, model, held_out, size)
-        verdict = judge(measured.outputs, variant.recipe)
+        verdict = find_verdict(measured.outputs, variant.recipe)
         if verdict is not None and not job.allow_worse:
             resumable = _is_resumable(checkpoint, plan, original, recipe)
             check_verdict(verdict, variant.recipe, resumable=resumable)
@@ -378,6 +380,6 @@ def sensitivity(
         quantize = Quantization(train, targets, size, progress=job.progress)
         variant = choose_form(original.model, recipe, quantize)
         variant = fall_back(variant, quantize, job.progress)
-        made = synthesis is not None
-        table = sweep_variant(variant, held_out, size, job.progress, made=made)
+        synthetic = synthesis is not None
+        table = sweep_variant(variant, held_out, size, job.progress, synthetic=synthetic)
     return replace(table, notes=tuple(notes))

@@ -113,14 +113,14 @@ def _distill(job: Job, path: Path, init: str) -> DistillResult:
         objective = choose_objective(targets.objective, distil=budget.distils())
         if recipe.loss == "distillation" and targets.objective.decision is None:
             notes.append(NO_CLASSIFIER)
-        images, made = (teacher.inputs, teacher.preprocess), synthesis is not None
-        changes = recipe_augmentation(recipe, *images, targets.teacher, synthetic=made)
+        images, synthetic = (teacher.inputs, teacher.preprocess), synthesis is not None
+        changes = recipe_augmentation(recipe, *images, targets.teacher, synthetic=synthetic)
         subject = Subject(student.network, student.pairing, targets, objective)
         found = subject.distil(init, budget, progress, checkpoint, job.resume, changes)
         if not found.improved:
             notes.append(NO_GAIN)
         model = student.network.with_values(found.values)
-        scored = subject.judge(model)
+        scored = subject.evaluate(model)
         restore_interface(model, student.interface)
         store_halves(model)
         restore_types(model, student.interface)

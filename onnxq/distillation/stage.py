@@ -82,11 +82,11 @@ class Subject:
         )
         return run.run(progress, resume)
 
-    def judge(self, model: ir.Model) -> Score:
+    def evaluate(self, model: ir.Model) -> Score:
         """Evaluate a student, as it is written, on the held-out samples."""
         copy = model.clone(deep_copy=False)
         rename(copy.graph, self.pairing.names)
-        return self._held_out(copy).judge({})
+        return self._held_out(copy).evaluate({})
 
     def _held_out(self, model: ir.Model) -> HeldOut:
         return HeldOut(self.objective.attach(model), self.targets.held_out, self.objective)

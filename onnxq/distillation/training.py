@@ -124,7 +124,7 @@ class FloatTraining(Loop[Distilled]):
         self._now = {**_copied(values), **self._statistics.measure(values)}
 
     def _judge_taken(self) -> Score:
-        scored = self._held_out.judge(self._now)
+        scored = self._held_out.evaluate(self._now)
         # Anything is better than what is not a number.
         return scored if math.isfinite(scored.score) else Score(math.inf, scored.agreement)
 

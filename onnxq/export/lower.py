@@ -198,7 +198,7 @@ class Lowering:
         return known if known is not None else add_initializer(self._graph, name, integer)
 
     def _moves_integers(self, node: ir.Node) -> bool:
-        return node.name in self._student.plan.moves and node.inputs[0] in self._quantized
+        return node.name in self._student.plan.data_movement and node.inputs[0] in self._quantized
 
     def _move(self, node: ir.Node) -> None:
         source = node.inputs[0]

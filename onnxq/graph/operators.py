@@ -89,7 +89,7 @@ def weight_index(op_type: str) -> int:
     return 0 if op_type == TABLE else 1
 
 
-def is_move(node: ir.Node) -> bool:
+def is_data_movement(node: ir.Node) -> bool:
     """Whether the node can move the integers of its first input without changing them."""
     if node.domain or node.op_type not in DATA_MOVEMENT:
         return False
@@ -142,7 +142,7 @@ def never_negative(value: ir.Value) -> bool:
         return array is not None and bool(np.all(array >= 0))
     if node.op_type in NON_NEGATIVE or activation_bounds(node) is not None:
         return True
-    if is_move(node):
+    if is_data_movement(node):
         return node.inputs[0] is not None and never_negative(node.inputs[0])
     if node.op_type in KEEPS_SIGN:
         return all(v is not None and never_negative(v) for v in node.inputs[: _data_inputs(node)])

@@ -23,18 +23,18 @@ class Product:
         data: letters of the data, in their order.
         weight: letters of the weights, in their order.
         result: letters of the result, in their order.
-        kept: letters of the data alone, in the order of the result.
+        data_only: letters of the data alone, in the order of the result.
         summed: letters of both that the result lacks, in the order of the weights.
-        made: letters of the weights alone, in the order of the result.
+        weight_only: letters of the weights alone, in the order of the result.
         batch: letters of all three, in the order of the result.
     """
 
     data: str
     weight: str
     result: str
-    kept: str
+    data_only: str
     summed: str
-    made: str
+    weight_only: str
     batch: str
 
 
@@ -61,12 +61,12 @@ def as_product(equation: str, ranks: Sequence[int], weight: int) -> Product | st
         data,
         weights,
         result,
-        kept="".join(c for c in result if c in data and c not in weights),
+        data_only="".join(c for c in result if c in data and c not in weights),
         summed="".join(c for c in weights if c in data and c not in result),
-        made="".join(c for c in result if c in weights and c not in data),
+        weight_only="".join(c for c in result if c in weights and c not in data),
         batch="".join(c for c in result if c in data and c in weights),
     )
-    if not product.summed or not product.made:
+    if not product.summed or not product.weight_only:
         return f"{NO_PRODUCT}'{equation}' multiplies elements or gives one number per row"
     return product
 

@@ -42,7 +42,7 @@ class CodebookTables:
     group = "codebooks"
 
     def __init__(self, plan: Plan, start: QParams) -> None:
-        self._layers = {s.weight: s for s in plan.multiplied() if s.codebook is not None}
+        self._layers = {s.weight: s for s in plan.product_layers() if s.codebook is not None}
         self._start = {weight: start.codebooks[weight] for weight in self._layers}
         self._units = {w: _unit(self._start[w], s) for w, s in self._layers.items()}
         self._scaled = [

@@ -152,7 +152,7 @@ GENERATOR_STAYED = (
 
 
 def augmentation(
-    variant: Variant, teacher: Teacher, original: Original, *, made: bool
+    variant: Variant, teacher: Teacher, original: Original, *, synthetic: bool
 ) -> Augmentation | None:
     """The augmentation of a recipe for a variant; None where images stay unchanged.
 
@@ -160,13 +160,13 @@ def augmentation(
         variant: its plan says what is trained.
         teacher: computes the outputs on augmented images.
         original: the model, normalised.
-        made: whether the images are synthetic.
+        synthetic: whether the images are synthetic.
     """
     recipe = variant.recipe
     shared = recipe.bias_centroids is not None
     weights = learns_weights(recipe.learn, variant.student.plan, shared_biases=shared)
     return recipe_augmentation(
-        recipe, original.inputs, original.preprocess, teacher, synthetic=made and weights
+        recipe, original.inputs, original.preprocess, teacher, synthetic=synthetic and weights
     )
 
 
@@ -186,7 +186,7 @@ def training_transform(
         synthesis: how samples were generated; None where they were given.
         folder: an existing one, for the generator's images.
     """
-    found = augmentation(variant, targets.teacher, original, made=synthesis is not None)
+    found = augmentation(variant, targets.teacher, original, synthetic=synthesis is not None)
     if variant.recipe.generator_mode == FIXED:
         return found
     assert synthesis is not None

@@ -38,7 +38,7 @@ Slices = tuple[Joined, Joined]
 
 
 @dataclass(frozen=True)
-class Remainder:
+class TrainableSuffix:
     """The trainable suffix of a loss graph, and its feeds.
 
     Attributes:
@@ -65,7 +65,7 @@ def freeze(
     progress: Progress,
     *,
     keep: bool = True,
-) -> Remainder:
+) -> TrainableSuffix:
     """The suffix of a loss graph that depends on its trained inputs.
 
     Args:
@@ -84,16 +84,16 @@ def freeze(
     constants = {name: value for name, value in fixed.items() if name not in baked}
     whole = with_constants(model, baked)
     if not keep:
-        return Remainder(whole, *slices, constants)
+        return TrainableSuffix(whole, *slices, constants)
     # What the loss makes of the targets alone is not worth keeping.
     parts = split(whole, moving | first(slices[0].parts[1]).keys())
     if parts.prefix is None:
-        return Remainder(whole, *slices, constants)
+        return TrainableSuffix(whole, *slices, constants)
     prefix = run_by(parts.prefix, parts.cut, constants)
     at_cut = [Mapped(given.parts[0], prefix) for given in slices]
     note = _refusal(at_cut, folder)
     if note:
-        return Remainder(whole, *slices, constants, f"{AGAIN}: {note}")
+        return TrainableSuffix(whole, *slices, constants, f"{AGAIN}: {note}")
 
     def kept(name: str, given: Joined, tensors: Dataset) -> Dataset:
         (folder / name).mkdir()
@@ -104,7 +104,7 @@ def freeze(
         return _fed(parts.suffix, given, stored)
 
     train, held_out = map(kept, ("train", "held-out"), slices, at_cut)
-    return Remainder(parts.suffix, train, held_out, fed_to(parts.suffix, constants))
+    return TrainableSuffix(parts.suffix, train, held_out, fed_to(parts.suffix, constants))
 
 
 def _fed(suffix: ir.Model, given: Joined, kept: Stored) -> Dataset:

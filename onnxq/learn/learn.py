@@ -24,7 +24,7 @@ ROUNDING = frozenset({"rounding"})
 WITH_THRESHOLDS = frozenset({"thresholds", "codebooks"})
 """Trained before GPTQ: ranges that change afterwards would undo its fit."""
 
-FEW_BITS, FEWEST_WEIGHT_BITS = 5, 2
+LOW_BITS, FEWEST_WEIGHT_BITS = 5, 2
 """Largest bit widths of tensors and of weights at which training after GPTQ gains more than
 more than its noise costs."""
 MANY_BITS = 7
@@ -54,7 +54,7 @@ def spelt_out(
     found = {"rounding"} if weights else set[str]()
     if len(weights) < len(plan.layers):
         found.add("codebooks")
-    if narrowest <= FEW_BITS or fewest <= FEWEST_WEIGHT_BITS:
+    if narrowest <= LOW_BITS or fewest <= FEWEST_WEIGHT_BITS:
         found |= {"steps"} if shared_biases else {"steps", "weights"}
     elif min(narrowest, fewest) >= MANY_BITS or not weights:
         found.add("thresholds")

@@ -63,7 +63,7 @@ class StepSizes:
 
     def __init__(self, plan: Plan, start: QParams, elements: Mapping[str, int]) -> None:
         self._tensors = plan.tensors
-        self._layers = {s.weight: s for s in plan.multiplied() if s.codebook is None}
+        self._layers = {s.weight: s for s in plan.product_layers() if s.codebook is None}
         self._ranges = start.ranges
         self._thresholds = {w: start.thresholds[w] for w in self._layers}
         self._on_grid = {

@@ -57,7 +57,7 @@ class ThresholdScales:
         self._tensors = plan.tensors
         self._layers = {
             s.weight: s
-            for s in plan.multiplied()
+            for s in plan.product_layers()
             if s.codebook is None and not is_on_grid(s, start)
         }
         self._full = full

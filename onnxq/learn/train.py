@@ -11,7 +11,7 @@ import numpy as np
 from onnxq.engine import Engine, ungradable_nodes
 from onnxq.forms.variant import Variant
 from onnxq.learn.codebooks import CodebookTables
-from onnxq.learn.frozen import Remainder, freeze
+from onnxq.learn.frozen import TrainableSuffix, freeze
 from onnxq.learn.step_sizes import StepSizes
 from onnxq.learn.thresholds import ThresholdScales
 from onnxq.learn.weights import FreeValues, LatentWeights
@@ -76,7 +76,7 @@ def make_parts(
         full_ranges: the range of all values that calibration saw, by tensor name.
         elements: elements of each tensor in one sample, by name, where known.
     """
-    layers, floats = plan.multiplied(), list(plan.float_layers.values())
+    layers, floats = plan.product_layers(), list(plan.float_layers.values())
     parts: list[Part] = []
     if "thresholds" in learns:
         parts.append(ThresholdScales(plan, start, full_ranges))
@@ -183,7 +183,7 @@ class Learning(Loop[Learned]):
 
     Args:
         student: the student.
-        remainder: the loss graph to run, and its feeds.
+        suffix: the loss graph to run, and its feeds.
         objective: the loss.
         start: the quantization parameters to start from.
         trained: the trained values, at their start.
@@ -195,7 +195,7 @@ class Learning(Loop[Learned]):
     def __init__(
         self,
         student: Student,
-        remainder: Remainder,
+        suffix: TrainableSuffix,
         objective: Objective,
         start: QParams,
         trained: Trained,
@@ -204,14 +204,14 @@ class Learning(Loop[Learned]):
         transform: Transform | None = None,
     ) -> None:
         self._student, self._parts, self._now = student, trained, start
-        self._constants = remainder.constants
-        self._held_out = HeldOut(remainder.model, remainder.held_out, objective)
+        self._constants = suffix.constants
+        self._held_out = HeldOut(suffix.model, suffix.held_out, objective)
         self._moving = student.moving_inputs(trained.names)
-        engine = Engine(remainder.model, trained.names, LOSS)
+        engine = Engine(suffix.model, trained.names, LOSS)
         scored = self._judge_taken()
         history = Learned(scored.score, scored.score, unit=objective.unit, qparams=start)
         super().__init__(
-            engine, remainder.train, objective, trained, budget, scored, history, checkpoint,
+            engine, suffix.train, objective, trained, budget, scored, history, checkpoint,
             transform,
         )  # fmt: skip
 
@@ -233,7 +233,7 @@ class Learning(Loop[Learned]):
         self._now = self._parts.qparams()
 
     def _judge_taken(self) -> Score:
-        return self._held_out.judge(self._feeds())
+        return self._held_out.evaluate(self._feeds())
 
     def _keep(self) -> None:
         self._result.qparams = self._now
@@ -283,12 +283,12 @@ def train_parameters(
         fixed = {name: value for name, value in feeds.items() if name not in moving}
         slices = (train, variant.held_out_outputs)
         keep = transform is None
-        remainder = freeze(loss_model, fixed, moving, slices, folder, progress, keep=keep)
+        suffix = freeze(loss_model, fixed, moving, slices, folder, progress, keep=keep)
         learning = Learning(
-            student, remainder, objective, start, trained, budget, checkpoint, transform
+            student, suffix, objective, start, trained, budget, checkpoint, transform
         )
         learned = learning.run(progress, resume)
-    learned.notes += [note for note in (remainder.note,) if note]
+    learned.notes += [note for note in (suffix.note,) if note]
     if budget.loss == "distillation" and variant.objective.decision is None:
         learned.notes.append(NO_CLASSIFIER)
     if not learned.improved:

@@ -76,15 +76,15 @@ class EinsumToMatMul(NodePass):
         order = _data_order(product)
         chain.transpose(product.data, order)
         rows = len(order) - len(product.summed)
-        alone = bool(product.batch) and not product.kept
+        alone = bool(product.batch) and not product.data_only
         if alone:
             chain.reshape([*([0] * len(product.batch)), 1, _count(product.summed, sizes)])
         elif len(product.summed) > 1:
             chain.reshape([*([0] * rows), _count(product.summed, sizes)])
         chain.multiply(_matrix(product, editor, weight, sizes))
-        if alone or len(product.made) > 1:
-            chain.reshape([*([0] * rows), *(sizes[c] for c in product.made)])
-        chain.transpose(order[:rows] + product.made, product.result)
+        if alone or len(product.weight_only) > 1:
+            chain.reshape([*([0] * rows), *(sizes[c] for c in product.weight_only)])
+        chain.transpose(order[:rows] + product.weight_only, product.result)
         editor.replace(node, chain.nodes)
 
 
@@ -119,17 +119,17 @@ class _Chain:
 
 
 def _matrix(product: Product, editor: Editor, weight: ir.Value, sizes: dict[str, int]) -> ir.Value:
-    order = product.batch + product.summed + product.made
+    order = product.batch + product.summed + product.weight_only
     shape = [*(sizes[c] for c in product.batch)]
-    shape += [_count(product.summed, sizes), _count(product.made, sizes)]
+    shape += [_count(product.summed, sizes), _count(product.weight_only, sizes)]
     return rearranged(editor, weight, [product.weight.index(c) for c in order], shape)
 
 
 def _data_order(product: Product) -> str:
     """The order of the data's letters, with the batch before the last two axes for MatMul."""
     if not product.batch:
-        return product.kept + product.summed
-    return product.kept[:-1] + product.batch + product.kept[-1:] + product.summed
+        return product.data_only + product.summed
+    return product.data_only[:-1] + product.batch + product.data_only[-1:] + product.summed
 
 
 def _count(letters: str, sizes: dict[str, int]) -> int:

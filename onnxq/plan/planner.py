@@ -95,18 +95,18 @@ def _plan_of(
     fallback: frozenset[str],
 ) -> Plan:
     """The plan that quantizes some of the layers found."""
-    ends = first_and_last(found)
+    first_last = first_and_last(found)
     if recipe.activation_bits is None:
-        return _weight_only_plan(wanted, ends, recipe)
+        return _weight_only_plan(wanted, first_last, recipe)
     # Tensors that fewer bits are too few for get 8, those that 8 are too few for stay float.
     kept_at_8_bits = fallback if recipe.activation_bits < WIDE else frozenset[str]()
     regions = Regions(graph, list(wanted), infinite, fallback - kept_at_8_bits)
     return Plan(
-        layers=_layer_specs(wanted, ends, regions.weight_only, recipe),
+        layers=_layer_specs(wanted, first_last, regions.weight_only, recipe),
         tensors=_tensor_specs(regions, recipe, found, kept_at_8_bits),
-        moves=frozenset(str(n.name) for n in regions.moves),
+        data_movement=frozenset(str(n.name) for n in regions.data_movement),
         integer_nodes=frozenset(str(n.name) for n in regions.integer_nodes),
-        ends=_names(ends),
+        first_last=_names(first_last),
     )
 
 
@@ -127,7 +127,7 @@ def check_patterns(recipe: Recipe, layers: list[Layer], refused: dict[str, str])
             )
 
 
-def check_target(recipe: Recipe, layers: list[Layer], ends: frozenset[ir.Node]) -> None:
+def check_target(recipe: Recipe, layers: list[Layer], first_last: frozenset[ir.Node]) -> None:
     """Raise RecipeError where the target takes 4-bit tensors and no layer has 4 bits or fewer."""
     if recipe.target != "int4" or not layers:
         return
@@ -135,7 +135,7 @@ def check_target(recipe: Recipe, layers: list[Layer], ends: frozenset[ir.Node]) 
     widths = [
         _weight_bits(_override(own, each), own)
         for each in layers
-        for own in [wide if each.node in ends else recipe]
+        for own in [wide if each.node in first_last else recipe]
     ]
     if min(widths) > INT4_BITS:
         raise RecipeError(
@@ -149,20 +149,26 @@ def _override(recipe: Recipe, layer: Layer) -> LayerOverride:
     return recipe.override_for(str(layer.node.name), layer.node.op_type)
 
 
-def _weight_only_plan(layers: Sequence[Layer], ends: frozenset[ir.Node], recipe: Recipe) -> Plan:
+def _weight_only_plan(
+    layers: Sequence[Layer], first_last: frozenset[ir.Node], recipe: Recipe
+) -> Plan:
     reasons = {layer.node: "activations stay float (--activation-bits none)" for layer in layers}
-    return Plan(_layer_specs(layers, ends, reasons, recipe), {}, ends=_names(ends))
+    return Plan(
+        _layer_specs(layers, first_last, reasons, recipe), {}, first_last=_names(first_last)
+    )
 
 
 def _layer_specs(
     layers: Sequence[Layer],
-    ends: frozenset[ir.Node],
+    first_last: frozenset[ir.Node],
     weight_only: dict[ir.Node, str],
     recipe: Recipe,
 ) -> dict[str, LayerSpec]:
     wide = for_first_and_last(recipe)
     specs = [
-        _layer_spec(layer, weight_only.get(layer.node, ""), wide if layer.node in ends else recipe)
+        _layer_spec(
+            layer, weight_only.get(layer.node, ""), wide if layer.node in first_last else recipe
+        )
         for layer in layers
     ]
     return {spec.name: spec for spec in _agree_on_shared_weights(specs, recipe.target)}
@@ -236,11 +242,11 @@ def _tensor_specs(
     regions: Regions, recipe: Recipe, layers: Sequence[Layer], kept_at_8_bits: frozenset[str]
 ) -> dict[str, TensorSpec]:
     """Specs by name; layer inputs have the recipe's bits, all other tensors 8."""
-    ends, multiplied = wide_tensors(layers), layer_inputs(layers)
+    outer, inputs = wide_tensors(layers), layer_inputs(layers)
     wide, rest, specs = for_first_and_last(recipe), replace(recipe, activation_bits=WIDE), {}
     for point in regions.points:
         name = str(point.value.name)
-        own = wide if name in ends else recipe if name in multiplied else rest
+        own = wide if name in outer else recipe if name in inputs else rest
         specs[name] = _tensor_spec(point, own)
         if name in kept_at_8_bits:
             specs[name] = replace(specs[name], num_bits=WIDE)

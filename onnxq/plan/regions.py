@@ -13,7 +13,7 @@ from onnxq.graph.operators import (
     FLOAT_RESULT_OPERATORS,
     TABLE,
     activation_bounds,
-    is_move,
+    is_data_movement,
 )
 from onnxq.plan.layers import Layer, first_and_last
 
@@ -43,8 +43,7 @@ class Regions:
         weight_only: the other layers' nodes, with the reason.
         integer_nodes: nodes without weights that run on integer kernels.
         points: the tensors to quantize, in graph order.
-        moves: data-movement nodes that work on integers: those that integer nodes write to, or that
-            an integer node reads.
+        data_movement: nodes that move integers: those that integer nodes write to or read.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Regions:
         self.integer_layers = {n for n in self._data if n not in self.weight_only}
         self.integer_nodes = self._find_integer_nodes()
         self.points = self._find_points()
-        self.moves = self._find_moves()
+        self.data_movement = self._find_data_movement()
 
     def _nodes_that_lead_to_layers(self) -> set[ir.Node]:
         leading: set[ir.Node] = set()
@@ -154,7 +153,7 @@ class Regions:
         for node in self._readers(value):
             if node in nodes or (node in self.integer_layers and self._data[node] is value):
                 return True
-            if (is_move(node) or activation_bounds(node) is not None) and any(
+            if (is_data_movement(node) or activation_bounds(node) is not None) and any(
                 self._read_in_integers(out, nodes) for out in node.outputs
             ):
                 return True
@@ -172,26 +171,26 @@ class Regions:
                     assert value is not None
                     wanted.setdefault(root(value))
                 wanted.setdefault(self._activated(node.outputs[0]))
-        return [self._site(value) for value in wanted]
+        return [self._point(value) for value in wanted]
 
-    def _find_moves(self) -> set[ir.Node]:
+    def _find_data_movement(self) -> set[ir.Node]:
         written = {point.value for point in self.points if point.integer}
-        moves: set[ir.Node] = set()
+        found: set[ir.Node] = set()
         for node in reversed(list(self._graph)):
-            if is_move(node) and (
-                root(node.outputs[0]) in written or self._moved_to_integers(node, moves)
+            if is_data_movement(node) and (
+                root(node.outputs[0]) in written or self._moved_to_integers(node, found)
             ):
-                moves.add(node)
-        return moves
+                found.add(node)
+        return found
 
-    def _moved_to_integers(self, node: ir.Node, moves: set[ir.Node]) -> bool:
+    def _moved_to_integers(self, node: ir.Node, found: set[ir.Node]) -> bool:
         for value in node.outputs:
             for reader in self._readers(value):
                 if reader in self.integer_nodes:
                     return True
                 if self._data.get(reader) is value and reader in self.integer_layers:
                     return True
-                if reader in moves and reader.inputs[0] is value:
+                if reader in found and reader.inputs[0] is value:
                     return True
         return False
 
@@ -212,7 +211,7 @@ class Regions:
     def _writes_integers(self, node: ir.Node | None) -> bool:
         return node in self.integer_layers or node in self.integer_nodes
 
-    def _site(self, value: ir.Value) -> QuantizationPoint:
+    def _point(self, value: ir.Value) -> QuantizationPoint:
         node = value.producer()
         if node is not None and self._folds(node):
             return QuantizationPoint(value, node, True)
@@ -225,7 +224,7 @@ class Regions:
 def root(value: ir.Value) -> ir.Value:
     """The value before all data movement that holds the same elements."""
     node = value.producer()
-    while node is not None and is_move(node) and node.inputs[0] is not None:
+    while node is not None and is_data_movement(node) and node.inputs[0] is not None:
         value = node.inputs[0]
         node = value.producer()
     return value

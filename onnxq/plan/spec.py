@@ -139,27 +139,27 @@ class Plan:
     Attributes:
         layers: specs of the quantized layers by node name, in graph order.
         tensors: specs by value name, in graph order.
-        moves: names of the nodes that move quantized values without computing.
+        data_movement: names of the nodes that move quantized values without computing.
         integer_nodes: names of the nodes without weights that have an integer kernel.
         left_alone: reason by node name, for nodes with weights that stay float.
         float_layers: specs by node name of those of them that are retrained, in graph order.
-        ends: names of the first and the last layer of the graph, whether float or not.
+        first_last: names of the first and the last layer of the graph, whether float or not.
     """
 
     layers: dict[str, LayerSpec]
     tensors: dict[str, TensorSpec]
-    moves: frozenset[str] = frozenset()
+    data_movement: frozenset[str] = frozenset()
     integer_nodes: frozenset[str] = frozenset()
     left_alone: dict[str, str] = field(default_factory=dict)
     float_layers: dict[str, LayerSpec] = field(default_factory=dict)
-    ends: frozenset[str] = frozenset()
+    first_last: frozenset[str] = frozenset()
 
     def integer_layers(self) -> list[LayerSpec]:
         """The layers that run on integer kernels."""
         return [spec for spec in self.layers.values() if spec.compute == "integer"]
 
-    def multiplied(self) -> list[LayerSpec]:
-        """The layers that multiply with their weights: all but table lookups.
+    def product_layers(self) -> list[LayerSpec]:
+        """The layers that are products with their weights: all but table lookups.
 
         A table is not trained: its gradient would be as large as the table in every step.
         """

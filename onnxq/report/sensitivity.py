@@ -162,7 +162,7 @@ def render(model: Path, table: SweepTable) -> str:
         version=VERSION,
         model=model.name,
         samples=table.samples,
-        made=table.made,
+        made=table.synthetic,
         notes=table.notes,
         measure=TITLES[table.measure],
         errors=heat_map(table, lambda effect: effect.error),

@@ -263,7 +263,7 @@ def print_sweep(table: SweepTable, *, sizes: bool = False) -> None:
         _print_effects(table, "bytes of the weights", lambda effect: f"{effect.size:,}")
     print_notes(table.notes)
     layers = "1 layer" if len(table.rows) == 1 else f"{len(table.rows)} layers"
-    made = " generated from the model alone" if table.made else ""
+    made = " generated from the model alone" if table.synthetic else ""
     samples = f"{table.samples} samples{made}"
     _console().print(f"{layers}, each alone and all others in float, on {samples}")
 

@@ -136,12 +136,12 @@ def whole_effect(variant: Variant) -> Effect:
     mine, others = tee(samples.batches(MICRO_BATCH))
     pool = SessionPool(student, names, optimise=keeps_students())
     found = pool.map(fed_to(student, feeds) for feeds in mine)
-    judge, sums = None, []
+    meter, sums = None, []
     for feeds, student_outputs in zip(others, found, strict=True):
         teacher = {name: feeds[target_name(name)] for name in names}
-        judge = judge or EffectMeter(
+        meter = meter or EffectMeter(
             names, teacher, samples.batch or min(MICRO_BATCH, len(samples))
         )
-        sums.append(judge.sums(teacher, student_outputs))
-    assert judge is not None
-    return judge.effect(np.sum(sums, axis=0), len(samples) * (samples.batch or 1), 0)
+        sums.append(meter.sums(teacher, student_outputs))
+    assert meter is not None
+    return meter.effect(np.sum(sums, axis=0), len(samples) * (samples.batch or 1), 0)

@@ -98,7 +98,7 @@ def sweep(
 
 
 def sweep_variant(
-    variant: Variant, samples: Samples, batch_size: int, progress: Progress, *, made: bool
+    variant: Variant, samples: Samples, batch_size: int, progress: Progress, *, synthetic: bool
 ) -> SweepTable:
     """`sweep` for a variant, with the settings that its recipe leaves open.
 
@@ -107,7 +107,7 @@ def sweep_variant(
         samples: as of `sweep`.
         batch_size: samples in one run.
         progress: told how many runs are done.
-        made: whether the samples are synthetic.
+        synthetic: whether the samples are synthetic.
     """
     recipe = variant.recipe
     table = sweep(
@@ -120,7 +120,7 @@ def sweep_variant(
         batch_size=batch_size,
         progress=progress,
     )
-    return replace(table, made=made)
+    return replace(table, synthetic=synthetic)
 
 
 def by_weight(plan: Plan) -> list[tuple[LayerSpec, ...]]:
@@ -173,10 +173,10 @@ class LayerTrial:
         self.candidates.forget()
         self.suffix.close()
 
-    def run(self, setting: Setting, batches: Sequence[Arrays], judge: EffectMeter) -> list[Floats]:
+    def run(self, setting: Setting, batches: Sequence[Arrays], meter: EffectMeter) -> list[Floats]:
         """The sums of some batches under one setting."""
         parameters = self.candidates.parameters(setting)
-        return [judge.sums(batch, self.suffix.run(parameters, batch)) for batch in batches]
+        return [meter.sums(batch, self.suffix.run(parameters, batch)) for batch in batches]
 
 
 class Sweep:
@@ -293,14 +293,14 @@ class Sweep:
             for setting in trial.candidates.settings
         ]
 
-    def _row(self, trial: LayerTrial, judge: EffectMeter) -> Row:
+    def _row(self, trial: LayerTrial, meter: EffectMeter) -> Row:
         candidates = trial.candidates
         count = self._samples.count
         effects = {
-            setting: judge.effect(sum(trial.sums[setting][1:], trial.sums[setting][0]), count, size)
+            setting: meter.effect(sum(trial.sums[setting][1:], trial.sums[setting][0]), count, size)
             for setting, size in candidates.settings.items()
         }
-        drop = 0.0 if judge.measure == "kl" else None
+        drop = 0.0 if meter.measure == "kl" else None
         effects[FLOAT] = Effect(candidates.float_size, 0.0, drop, drop)
         names = tuple(spec.name for spec in candidates.layers)
         return Row(names, candidates.layers[0].parameters, effects)

@@ -102,14 +102,14 @@ class SweepTable:
         measure: "kl", the mean KL(teacher || student) in nats, or "error", the relative squared
             error of the compared outputs where they are no decisions.
         samples: number of samples that each setting was tried on.
-        made: whether the samples are synthetic.
+        synthetic: whether the samples are synthetic.
         notes: sentences for the user.
     """
 
     rows: tuple[Row, ...]
     measure: Measure
     samples: int
-    made: bool = False
+    synthetic: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -132,7 +132,7 @@ class SweepTable:
         return {
             "measure": self.measure,
             "samples": self.samples,
-            "made": self.made,
+            "made": self.synthetic,
             "notes": list(self.notes),
             "layers": [
                 {
@@ -154,8 +154,8 @@ class SweepTable:
     def from_fields(cls, fields: Mapping[str, Any]) -> SweepTable:
         """The inverse of `to_fields`."""
         rows = tuple(_row(row) for row in fields["layers"])
-        made, notes = fields["made"], tuple(fields["notes"])
-        return cls(rows, fields["measure"], fields["samples"], made, notes)
+        synthetic, notes = fields["made"], tuple(fields["notes"])
+        return cls(rows, fields["measure"], fields["samples"], synthetic, notes)
 
 
 def _row(fields: Mapping[str, Any]) -> Row:
@@ -225,7 +225,7 @@ def is_free(specs: Sequence[LayerSpec], plan: Plan, recipe: Recipe) -> bool:
         stated = _stated(spec, recipe)
         if "weight_bits" in stated or stated.get("codebook", OFF) != OFF:
             return False
-        if recipe.first_last_bits is not None and spec.name in plan.ends:
+        if recipe.first_last_bits is not None and spec.name in plan.first_last:
             return False
     return True
 

@@ -104,7 +104,7 @@ def _reads_quantized(reader: ir.Node, index: int, plan: Plan) -> bool:
     layer = plan.layers.get(name)
     if layer is not None:
         return index == 0 and layer.compute == "integer"
-    return name in plan.integer_nodes or (index == 0 and name in plan.moves)
+    return name in plan.integer_nodes or (index == 0 and name in plan.data_movement)
 
 
 def free_parameters(graph: ir.Graph, spec: LayerSpec) -> None:

@@ -230,15 +230,15 @@ def synthesise(
         OutputError: the disk is full.
     """
     subject = find_subject(unfolded, preprocess)
-    making: DistilledSynthesis | Generating
+    generation: DistilledSynthesis | Generating
     if generator is not None or task.method == "generator":
-        making = Generating(subject, task, folder, progress, checkpoint, resume, generator)
+        generation = Generating(subject, task, folder, progress, checkpoint, resume, generator)
     else:
-        making = DistilledSynthesis(subject, task, folder, progress, checkpoint, resume)
+        generation = DistilledSynthesis(subject, task, folder, progress, checkpoint, resume)
     if task.adversarial:
         check_adversarial(subject, generator)
-    making.run()
-    images, found = making.images, making.synthesis
+    generation.run()
+    images, found = generation.images, generation.synthesis
     samples = Samples(images.read, np.arange(len(images)), subject.space.batch)
     found.count = samples.count
     found.notes[:0] = subject.notes

@@ -52,9 +52,9 @@ class HeldOut:
         batch_size: int = MICRO_BATCH,
     ) -> float:
         """The objective's score, on some indices or on all; lower is better."""
-        return self.judge(parameters, indices, batch_size).score
+        return self.evaluate(parameters, indices, batch_size).score
 
-    def judge(
+    def evaluate(
         self,
         parameters: Mapping[str, np.ndarray],
         indices: np.ndarray | None = None,

@@ -51,7 +51,7 @@ class Loop(ABC, Generic[HistoryT]):
         trained: the values, at their start.
         budget: how long and how fast.
         scored: the held-out score of the start.
-        history: filled with the course of the run.
+        history: filled with the epochs of the run.
         checkpoint: None keeps none.
         transform: how the training samples change in each epoch; None leaves them unchanged.
         whole_shards: whether the rest of an epoch that fills no shard is left out.

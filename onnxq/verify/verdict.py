@@ -41,7 +41,7 @@ class Verdict:
         return f"the compressed model is {'broken' if self.broken else 'doubtful'}: {self.text}"
 
 
-def judge(outputs: Comparison, recipe: Recipe) -> Verdict | None:
+def find_verdict(outputs: Comparison, recipe: Recipe) -> Verdict | None:
     """The fault of a result; None where it has none.
 
     A classifier is evaluated by its decisions, any other model by its worst float output.

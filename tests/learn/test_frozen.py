@@ -22,7 +22,7 @@ from small_graphs import (
 from onnxq.forms.variant import PLAIN, Variant
 from onnxq.graph.cut import split
 from onnxq.learn import frozen
-from onnxq.learn.frozen import AGAIN, Remainder, freeze, unstackable
+from onnxq.learn.frozen import AGAIN, TrainableSuffix, freeze, unstackable
 from onnxq.learn.learn import learn
 from onnxq.learn.train import Learning, Trained, make_parts
 from onnxq.numerics.quantizers import Range
@@ -62,7 +62,7 @@ def without_freezing(variant: Variant, train: Joined, recipe: Recipe) -> Learned
     constants = {k: v for k, v in feeds.items() if k not in moving}
     objective = variant.objective
     model = objective.attach(variant.student.model)
-    remainder = Remainder(model, train, variant.held_out_outputs, constants)
+    remainder = TrainableSuffix(model, train, variant.held_out_outputs, constants)
     learning = Learning(variant.student, remainder, objective, start, trained, QUICK)
     return learning.run(Silent())
 
@@ -107,7 +107,7 @@ def test_kept_tensors_give_the_numbers_of_the_whole_graph(tmp_path, case, name):
 
 def remainder_of(
     variant: Variant, train: Joined, learns: tuple[str, ...], folder: Path
-) -> Remainder:
+) -> TrainableSuffix:
     student, plan = variant.student, variant.student.plan
     parts = make_parts(set(learns), plan, variant.qparams, variant.full_ranges())
     trained = Trained(parts, plan, variant.qparams)

@@ -13,7 +13,7 @@ from small_graphs import quantization_on, serialised, small_graph, targets_of
 from onnxq.export.compact import export
 from onnxq.forms.variant import PLAIN, Variant
 from onnxq.learn import frozen
-from onnxq.learn.frozen import Remainder
+from onnxq.learn.frozen import TrainableSuffix
 from onnxq.learn.learn import learn
 from onnxq.learn.thresholds import SHIFT
 from onnxq.learn.train import Learning, Trained, make_parts
@@ -70,7 +70,7 @@ class Ready:
         model = objective.attach(variant.student.model)
         return Learning(
             variant.student,
-            Remainder(model, self.train, variant.held_out_outputs),
+            TrainableSuffix(model, self.train, variant.held_out_outputs),
             objective,
             self.start,
             Trained(parts, plan, self.start),
@@ -144,7 +144,7 @@ def test_the_number_of_cores_does_not_change_a_byte(tmp_path, monkeypatch, cores
 
 def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
     learning = ready.learning()
-    monkeypatch.setattr(learning._held_out, "judge", lambda _: Score(1e9))
+    monkeypatch.setattr(learning._held_out, "evaluate", lambda _: Score(1e9))
     start = learning._result.qparams
     found = learning.run(Silent())
     assert not found.improved
@@ -156,7 +156,7 @@ def test_a_start_that_is_not_beaten_is_kept(ready, monkeypatch):
 def test_an_equal_score_is_no_improvement(ready, monkeypatch):
     learning = ready.learning(epochs=1)
     equal = Score(learning._result.start_score)
-    monkeypatch.setattr(learning._held_out, "judge", lambda _: equal)
+    monkeypatch.setattr(learning._held_out, "evaluate", lambda _: equal)
     assert not learning.run(Silent()).improved
 
 
@@ -378,7 +378,7 @@ def test_a_run_without_a_better_score_stops_early_where_the_rate_restarts(
 ):
     run = ready.learning(epochs=30, learns=learns)
     equal = Score(run._result.start_score)
-    monkeypatch.setattr(run._held_out, "judge", lambda _: equal)
+    monkeypatch.setattr(run._held_out, "evaluate", lambda _: equal)
     # Half of the epochs may pass without one, and one more shows that they did.
     assert len(run.run(Silent()).history) == epochs
 

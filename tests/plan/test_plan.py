@@ -78,12 +78,12 @@ def test_a_tensor_read_twice_is_quantized_once():
 def test_data_movement_shares_the_scale_of_what_it_moves(name):
     plan = plan_of(name)
     assert "p" not in plan.tensors
-    assert plan.moves
+    assert plan.data_movement
 
 
 def test_interpolation_is_no_data_movement():
     plan = plan_of("linear")
-    assert "Resize_p" not in plan.moves
+    assert "Resize_p" not in plan.data_movement
     assert not plan.tensors["p"].integer
 
 
@@ -98,13 +98,13 @@ def test_resizing_that_makes_new_values_is_no_data_movement(resize):
     body = f"a = Conv (x, wx, bx) p = {resize} z = Conv (p, v6) {HEAD}"
     box = np.array([0, 0, 0, 0, 1, 1, 2, 2], np.float32)
     plan = make_plan(image_graph(body, box=box), Recipe())
-    assert "Resize_p" not in plan.moves
+    assert "Resize_p" not in plan.data_movement
 
 
 def test_a_pad_with_another_value_is_no_data_movement():
     body = f"a = Conv (x, wx, bx) p = Pad (a, edges, six) z = Conv (p, v6) {HEAD}"
     plan = make_plan(image_graph(body), Recipe())
-    assert "Pad_p" not in plan.moves
+    assert "Pad_p" not in plan.data_movement
     assert "p" in plan.tensors
 
 
@@ -114,7 +114,7 @@ def test_a_move_that_only_float_nodes_read_moves_floats():
         'u = Resize <mode = "nearest"> (x, empty, twice) y = Concat <axis = 2> (k, u)'
     )
     plan = make_plan(image_graph(body, "float[N, C, H, W] y"), Recipe())
-    assert "Resize_u" not in plan.moves
+    assert "Resize_u" not in plan.data_movement
     assert not plan.tensors["x"].integer
 
 

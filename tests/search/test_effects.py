@@ -16,13 +16,13 @@ def logits(seed: int, rows: int = 24, classes: int = 4) -> np.ndarray:
 @settings(max_examples=30, deadline=None)
 def test_a_classifier(seed, cut):
     teacher, student = logits(seed), logits(seed) + 0.5 * logits(seed + 1)
-    judge = EffectMeter(["y"], {"y": teacher}, len(teacher))
+    meter = EffectMeter(["y"], {"y": teacher}, len(teacher))
     batches = [slice(0, cut), slice(cut, None)]
-    sums = sum(judge.sums({"y": teacher[b]}, {"y": student[b]}) for b in batches)
-    effect = judge.effect(sums, len(teacher), 7)
+    sums = sum(meter.sums({"y": teacher[b]}, {"y": student[b]}) for b in batches)
+    effect = meter.effect(sums, len(teacher), 7)
     p, q = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in (teacher, student))
     drops = p.max(axis=1) - p[np.arange(len(p)), q.argmax(axis=1)]
-    assert judge.measure == "kl" and effect.size == 7
+    assert meter.measure == "kl" and effect.size == 7
     assert effect.error == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-4)
     assert effect.drop == pytest.approx(100 * drops.mean(), abs=1e-4)
     assert effect.drop_error == pytest.approx(100 * drops.std() / np.sqrt(len(p)), abs=1e-4)
@@ -33,10 +33,10 @@ def test_a_classifier(seed, cut):
 def test_other_outputs(seed):
     teacher = {"a": logits(seed), "b": 100 * logits(seed + 1)}
     student = {"a": logits(seed + 2)}
-    judge = EffectMeter(["a", "b"], teacher, len(teacher["a"]))
-    effect = judge.effect(judge.sums(teacher, student), len(teacher["a"]), 1)
+    meter = EffectMeter(["a", "b"], teacher, len(teacher["a"]))
+    effect = meter.effect(meter.sums(teacher, student), len(teacher["a"]), 1)
     ratio = np.square(student["a"] - teacher["a"]).sum() / np.square(teacher["a"]).sum()
-    assert judge.measure == "error"
+    assert meter.measure == "error"
     assert (effect.drop, effect.drop_error) == (None, None)
     assert effect.error == pytest.approx(ratio / 2, rel=1e-5)
 
@@ -53,6 +53,6 @@ def test_what_is_a_classifier(shape, measure):
 def test_probabilities_are_taken_as_they_are():
     p = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
     q = np.array([[0.8, 0.2], [0.3, 0.7]], np.float32)
-    judge = EffectMeter(["y"], {"y": p}, 2)
-    effect = judge.effect(judge.sums({"y": p}, {"y": q}), 2, 1)
+    meter = EffectMeter(["y"], {"y": p}, 2)
+    effect = meter.effect(meter.sums({"y": p}, {"y": q}), 2, 1)
     assert effect.error == pytest.approx((p * np.log(p / q)).sum() / 2, rel=1e-4)

@@ -126,8 +126,8 @@ def test_the_judge_scores_the_relative_error_of_the_logits(tmp_path):
     made = quantize(small_graph("residual"))
     samples = samples_of(made.teacher, tmp_path)
     cached, objective = keep_targets(Teacher(made.teacher, ["y"]), samples, tmp_path)
-    judge = HeldOut(objective.attach(made.student.model), cached, objective)
-    found = judge.score(made.student.feeds(made.qparams))
+    held_out = HeldOut(objective.attach(made.student.model), cached, objective)
+    found = held_out.score(made.student.feeds(made.qparams))
     x = np.concatenate([batch["x"] for batch in samples.batches(8)])
     expected, student = run(made.teacher, {"x": x})["y"], run(made.baked, {"x": x})["y"]
     error = np.sqrt(np.square(student - expected).sum() / np.square(expected).sum())

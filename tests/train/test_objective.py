@@ -131,7 +131,7 @@ def test_the_judge_says_how_often_decisions_agree(tmp_path):
     assert 0 < expected < 100
     logs = [log_probabilities(rows, False) for rows in (one, other)]
     for objective in (Distillation("y"), replace(matching, decision="y")):
-        found = HeldOut(objective.attach(student), outputs, objective).judge({})
+        found = HeldOut(objective.attach(student), outputs, objective).evaluate({})
         assert found.agreement == pytest.approx(expected)
         if isinstance(objective, Distillation):
             assert found.score == pytest.approx(float(kl_divergence(*logs).mean()), rel=1e-3)
@@ -149,7 +149,7 @@ def test_a_feed_of_fixed_batch_counts_its_samples(tmp_path):
         weight = student.graph.initializers["w"].const_value.numpy()
         student.graph.initializers["w"].const_value = ir.tensor(1.5 * weight, name="w")
         for objective in (Distillation("y"), choose_objective(matching, distil=False)):
-            found.append(HeldOut(objective.attach(student), outputs, objective).judge({}))
+            found.append(HeldOut(objective.attach(student), outputs, objective).evaluate({}))
     for one, other in zip(found[:2], found[2:], strict=True):
         assert one.score == pytest.approx(other.score, rel=1e-4)
         assert one.agreement == other.agreement == 100

@@ -8,7 +8,7 @@ import pytest
 
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.verify.outputs import Comparison
-from onnxq.verify.verdict import judge, names_method
+from onnxq.verify.verdict import find_verdict, names_method
 
 
 def outputs(**more: Any) -> Comparison:
@@ -32,7 +32,7 @@ def outputs(**more: Any) -> Comparison:
     ],
 )
 def test_the_worst_float_output_is_what_counts(options, decibels, broken):
-    verdict = judge(outputs(sqnr_db={"fine": 40.0, "bad": decibels}), Recipe(**options))
+    verdict = find_verdict(outputs(sqnr_db={"fine": 40.0, "bad": decibels}), Recipe(**options))
     if broken is None:
         assert verdict is None
         return
@@ -42,14 +42,14 @@ def test_the_worst_float_output_is_what_counts(options, decibels, broken):
 
 @pytest.mark.parametrize(("agreement", "broken"), [(0.49, True), (0.5, False)])
 def test_a_classifier_is_judged_by_its_decisions(agreement, broken):
-    verdict = judge(outputs(agreement=agreement, kl=0.1, sqnr_db={"y": 2.0}), Recipe())
+    verdict = find_verdict(outputs(agreement=agreement, kl=0.1, sqnr_db={"y": 2.0}), Recipe())
     assert verdict is not None and verdict.broken == broken
     assert ("49.0%" in verdict.text) == broken
 
 
 def test_integer_outputs_are_decisions_and_float_ones_beside_them_count_too():
-    assert judge(outputs(agreement=1.0), Recipe()) is None
-    verdict = judge(outputs(agreement=1.0, sqnr_db={"y": 2.0}), Recipe())
+    assert find_verdict(outputs(agreement=1.0), Recipe()) is None
+    verdict = find_verdict(outputs(agreement=1.0, sqnr_db={"y": 2.0}), Recipe())
     assert verdict is not None and verdict.broken
 
 
@@ -63,7 +63,7 @@ def test_integer_outputs_are_decisions_and_float_ones_beside_them_count_too():
     ],
 )
 def test_the_option_that_would_help_is_named(options, remedy):
-    verdict = judge(outputs(sqnr_db={"y": -200.0}), Recipe(**options))
+    verdict = find_verdict(outputs(sqnr_db={"y": -200.0}), Recipe(**options))
     assert verdict is not None and remedy in verdict.text
 
 
