@@ -38,6 +38,7 @@ from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan, make_plan
 from onnxq.plan.layers import check_float_layers
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.costs import Costs, stage
 from onnxq.runtime.dataset import Samples
 from onnxq.search.evaluator import TrialCache
 from onnxq.search.stage import SearchStage
@@ -118,10 +119,11 @@ def compress(
         resume=resume, allow_worse=allow_worse,
     )  # fmt: skip
     check_files(job.model, force, output=job.out, generator=job.save_generator)
-    return _compress(job)
+    with Costs().running() as costs:
+        return _compress(job, costs)
 
 
-def _compress(job: Job) -> Result:
+def _compress(job: Job, costs: Costs) -> Result:
     """The pipeline, from the original's file to the written one."""
     recipe, progress, notes = job.recipe, job.progress, list[str]()
     generator = None if job.generator is None else load_model(job.generator)
@@ -136,6 +138,7 @@ def _compress(job: Job) -> Result:
             unsaved = try_to_save(synthesis.generator, job.save_generator)
             notes += synthesis.notes
         synthetic, size = synthesis is not None, recipe.batch_size or shard_size(original.model)
+        costs.set_model(original.model, samples.count, original.batch)
         train, held_out = split(original, samples, recipe)
         targets = run_original(job, original, (train, held_out), folder)
         quantize = Quantization(train, targets, size, not job.allow_worse, progress)
@@ -174,7 +177,7 @@ def _compress(job: Job) -> Result:
         notes += [*measured.notes, *filter(None, [said]), *fallback_notes(variant)]
         metrics = collect_metrics(
             job.model, measured, variant, learned, found, synthesis, samples.count,
-            notes=notes, verdict=said,
+            costs=costs.rows(), notes=notes, verdict=said,
         )  # fmt: skip
         metrics = write_metadata(model, metrics, variant.recipe, original.preprocess)
         if job.out is not None:
@@ -183,6 +186,7 @@ def _compress(job: Job) -> Result:
     return Result(model, job.out, metrics, variant.recipe, plan, told, synthesis, unsaved)
 
 
+@stage("load, normalise")
 def read(job: Job, notes: list[str]) -> tuple[Original, Samples | None]:
     """The model, loaded and normalised, and its samples; None where they are to be generated."""
     recipe, data = job.recipe, job.data
@@ -206,6 +210,7 @@ def read(job: Job, notes: list[str]) -> tuple[Original, Samples | None]:
     return original, samples
 
 
+@stage("synthesise")
 def make_samples(
     job: Job,
     original: Original,
@@ -232,6 +237,7 @@ def split(original: Original, samples: Samples, recipe: Recipe) -> tuple[Samples
     return split_samples(samples, original.least, recipe.seed, searched=recipe.searches)
 
 
+@stage("original's outputs")
 def run_original(
     job: Job,
     original: Original,
@@ -288,6 +294,7 @@ class Quantization:
         )
         return self.corrected(scored)
 
+    @stage("calibrate")
     def calibrate(
         self, title: str, model: ir.Model, tensors: Sequence[str], channels: Sequence[str] = ()
     ) -> dict[str, TensorStatistics]:
@@ -299,11 +306,13 @@ class Quantization:
         self.progress.finish()
         return found
 
+    @stage("bias correction")
     def corrected(self, variant: Variant) -> Variant:
         """The variant with corrected biases, where allowed and better on held-out samples."""
         return corrected(variant, self.train, self.batch_size)
 
 
+@stage("export")
 def _export(job: Job, original: Original, variant: Variant) -> ir.Model:
     """The deployable model; a model that is no smaller is refused, unless the job allows it."""
     model = export(variant.student, variant.qparams, original.interface)
@@ -312,6 +321,7 @@ def _export(job: Job, original: Original, variant: Variant) -> ir.Model:
     return model
 
 
+@stage("verify")
 def _verify(
     job: Job, original: Original, variant: Variant, model: ir.Model, samples: Samples, size: int
 ) -> Measurements:

@@ -110,7 +110,7 @@ def _print_result(
     result: Result, model: Path, out: Path, as_json: bool, quiet: bool, verbose: int
 ) -> None:
     from onnxq.report.result import result_fields, result_notes
-    from onnxq.report.tables import print_kernels, print_metrics, print_notes
+    from onnxq.report.tables import print_costs, print_kernels, print_metrics, print_notes
 
     metrics = result.metrics
     if as_json:
@@ -119,6 +119,7 @@ def _print_result(
     if not quiet:
         if verbose:
             print_kernels(metrics)
+            print_costs(metrics)
         print_metrics(metrics)
         print_notes(result_notes(result))
     else:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from onnxq.engine.kernels import has_training_kernels
 from onnxq.engine.reverse import gradient_graph
 from onnxq.errors import EngineError
+from onnxq.runtime.costs import TRAINING, Meter
 from onnxq.runtime.session import Arrays, Feeds, available_cores, open_session
 
 TRAINING_BUILD = "onnxruntime-training-cpu"
@@ -84,6 +85,7 @@ class Engine:
         self._reached = list(found)
         self._workers = workers or available_cores()
         self._session = open_session(whole)
+        self._meter = Meter(model, TRAINING)
         self._inputs = {value.name for value in self._session.get_inputs()}
 
     def gradients(
@@ -140,6 +142,7 @@ class Engine:
             return list(executor.map(lambda shard: self._run(shared, shard), shards))
 
     def _run(self, shared: dict[str, ort.OrtValue], shard: Feeds) -> list[np.ndarray]:
+        self._meter.count(shard)
         binding = self._session.io_binding()
         # The binding doesn't keep the arrays alive: `inputs` does, until the run is over.
         inputs = {k: _ort_value(v) for k, v in shard.items() if k in self._inputs} | shared

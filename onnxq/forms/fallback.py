@@ -26,6 +26,7 @@ from onnxq.plan.layers import WIDE
 from onnxq.plan.regions import FALLBACK_REASON
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.progress import Progress
+from onnxq.runtime.costs import stage
 from onnxq.runtime.dataset import Dataset
 from onnxq.student.qparams import QParams, range_feeds, range_inputs
 from onnxq.train.held_out import HeldOut
@@ -157,6 +158,7 @@ WORTHLESS_GAIN = 1.2
 best."""
 
 
+@stage("fallback")
 def fall_back(variant: Variant, quantize: Quantize, progress: Progress) -> Variant:
     """The variant after mixed-precision fallback.
 

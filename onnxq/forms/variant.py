@@ -17,6 +17,7 @@ from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.options.table import OFF
 from onnxq.plan import Plan, make_plan
+from onnxq.runtime.costs import stage
 from onnxq.runtime.dataset import Joined
 from onnxq.student.build import full_ranges, with_shared_biases
 from onnxq.student.qparams import QParams
@@ -179,6 +180,7 @@ def score_variant(
 SAFE, REPLACE = "equalized", "equalized, ReLU6 replaced by ReLU"
 
 
+@stage("forms")
 def choose_form(model: ir.Model, recipe: Recipe, quantize: Quantize) -> Variant:
     """The plain form, or an equalized one where its held-out score is lower.
 

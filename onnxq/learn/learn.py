@@ -14,6 +14,7 @@ from onnxq.learn.train import train_parameters
 from onnxq.plan import Plan
 from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.costs import stage as count_stage
 from onnxq.runtime.dataset import Joined, Samples
 from onnxq.train.augment import Transform
 from onnxq.train.budget import Budget, Clock, recipe_budget
@@ -125,10 +126,13 @@ def learn(
         if found.qparams is not variant.qparams:
             score = variant.score_of(found.qparams)
             now = replace(variant, qparams=found.qparams, score=score)
-        if stage == ROUNDING:
-            done = reconstruct(now, train, left, progress=progress, checkpoint=kept, resume=resume)
-        else:
-            done = train_parameters(now, train, stage, left, progress, kept, resume, transform)
+        with count_stage(f"learn {', '.join(sorted(stage))}"):
+            if stage == ROUNDING:
+                done = reconstruct(
+                    now, train, left, progress=progress, checkpoint=kept, resume=resume
+                )
+            else:
+                done = train_parameters(now, train, stage, left, progress, kept, resume, transform)
         found = done if stage is stages[0] else done.after(found)
     if "auto" in learns and found.improved:
         # With `auto` nobody asked for a single method: that one gained nothing is no news.

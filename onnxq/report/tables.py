@@ -109,6 +109,18 @@ def print_metrics(metrics: Metrics) -> None:
     _console().print(table)
 
 
+def print_costs(metrics: Metrics) -> None:
+    """One line per stage: what it cost, and what all of them cost."""
+    right = ("CPU seconds", "forward passes")
+    table = _table("stage", *right, right=right)
+    for row in metrics.costs:
+        _add(table, row["stage"], f"{row['seconds']:.1f}", f"{row['passes']:.2f}")
+    table.add_section()
+    seconds, passes = (sum(row[key] for row in metrics.costs) for key in ("seconds", "passes"))
+    _add(table, "all", f"{seconds:.1f}", f"{passes:.2f}")
+    _console().print(table)
+
+
 def print_distillation(result: DistillResult) -> None:
     """Teacher and student, before and after."""
     table = _table("", "teacher", "student before", "after", right=("after",))

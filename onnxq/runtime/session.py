@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from onnxq.errors import ModelError, OnnxqError, reason_of
 from onnxq.graph.facts import values_by_name
+from onnxq.runtime.costs import Meter
 from onnxq.runtime.temporary import WeightFiles, is_large, temporary_folder
 
 Feeds = Mapping[str, np.ndarray]
@@ -162,7 +163,7 @@ class SessionPool:
         *,
         optimise: bool = True,
     ) -> None:
-        self.workers = workers or available_cores()
+        self.workers, self._meter = workers or available_cores(), Meter(model)
         try:
             self._session = open_session(model, optimise=optimise)
         except OnnxqError:
@@ -181,6 +182,7 @@ class SessionPool:
         """
         names = self.outputs if outputs is None else outputs
         feeds = as_session_takes(self._session, feeds)
+        self._meter.count(feeds)
         try:
             return dict(zip(names, self._session.run(names, feeds), strict=True))
         except Exception as error:

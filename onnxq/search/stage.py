@@ -10,6 +10,7 @@ from onnxq.errors import RecipeError
 from onnxq.forms.variant import Quantize, Variant
 from onnxq.options.recipe import Recipe
 from onnxq.plan.spec import integer_bytes
+from onnxq.runtime.costs import stage
 from onnxq.search.evaluator import ModelEvaluator, TrialCache
 from onnxq.search.goal import find_frontier, goal_of
 from onnxq.search.search import Search, SearchResult
@@ -51,6 +52,7 @@ class SearchStage:
     file_bytes: Callable[[Variant, Recipe], int]
     cache: TrialCache
 
+    @stage("search")
     def run(self) -> SearchResult:
         """Sweep, allocate, and try whole models.
 

@@ -20,6 +20,7 @@ from onnxq.forms.variant import Variant
 from onnxq.options.table import AUTO
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.costs import count_for, current_costs
 from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool, available_cores, expose
 from onnxq.search.effects import Candidates, EffectMeter, Floats, Suffix
@@ -209,7 +210,7 @@ class Sweep:
         """Run all trials; the rows are in graph order."""
         largest = max(trial.candidates.layers[0].parameters for trial in self._trials)
         workers = min(workers, max(1, self._budget // (DENSE_BYTES * largest)))
-        executor = ThreadPoolExecutor(workers)
+        executor = ThreadPoolExecutor(workers, initializer=count_for, initargs=(current_costs(),))
         batches = -(-self._samples.count // self._batch_size)
         settings = sum(len(trial.candidates.settings) for trial in self._trials)
         progress.start("try each layer alone", settings * batches)

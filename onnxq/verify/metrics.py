@@ -52,6 +52,7 @@ OUTSIDE_FIELDS = (
     "search",
     "synthesis",
     "curve",
+    "costs",
     "shipped_before",
     "shipped_after",
     "latency_before_ms",
@@ -118,6 +119,8 @@ class Metrics:
             training, with each channel's `own` bias and with `shared` ones.
         samples: number of samples used.
         held_back: number of held-out samples among them.
+        costs: of each stage in order, its name (`stage`), CPU `seconds`, and `passes` of all
+            samples through the float model, where a backward pass counts as two.
         notes: sentences for the user.
         verdict: why the result is broken or doubtful; '' where it is neither.
     """
@@ -154,6 +157,7 @@ class Metrics:
     bias_centroids: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     held_back: int = 0
+    costs: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     verdict: str = ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from onnxq.forms.variant import PLAIN, Variant
 from onnxq.load.read import file_bytes, model_files
 from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan
+from onnxq.runtime.costs import StageCost
 from onnxq.search.search import SearchResult
 from onnxq.synthesise.images import Synthesis
 from onnxq.train.held_out import Learned
@@ -75,6 +76,7 @@ def collect_metrics(
     synthesis: Synthesis | None,
     samples: int,
     *,
+    costs: Sequence[StageCost],
     notes: Sequence[str],
     verdict: str,
 ) -> Metrics:
@@ -88,6 +90,7 @@ def collect_metrics(
         search: the result of the search, where there was one.
         synthesis: how samples were generated; None where they were given.
         samples: number of samples, held-out ones included.
+        costs: of each stage.
         notes: sentences for the user.
         verdict: the fault of the result, in words; '' where there is none.
     """
@@ -103,6 +106,7 @@ def collect_metrics(
         search={} if search is None else search.to_fields(),
         synthesis={} if synthesis is None else synthesis.to_fields(),
         samples=samples,
+        costs=[asdict(each) for each in costs],
         notes=list(notes),
         verdict=verdict,
     )
