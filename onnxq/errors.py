@@ -8,7 +8,7 @@ OnnxqError
 ├── OutputError         the output file: exists, not writable, no space
 ├── WorseError          a result that is no smaller than the original, or broken
 ├── PassError           a graph pass changed what the model computes (a defect of onnxq)
-└── EngineError         the training engine: not installed, or shadowed by another onnxruntime
+└── EngineError         the engine: not installed, or a graph that it can't differentiate
 """
 
 STOPPED = 130
@@ -48,7 +48,7 @@ class PassError(OnnxqError):
 
 
 class EngineError(OnnxqError):
-    """The training engine is missing, or shadowed by another onnxruntime."""
+    """The engine that is asked for is missing, or can't differentiate the graph."""
 
 
 def reason_of(error: BaseException) -> str:

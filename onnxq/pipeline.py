@@ -28,7 +28,7 @@ from onnxq.forms.bias_correction import corrected
 from onnxq.forms.fallback import fall_back, fallback_notes
 from onnxq.forms.variant import Variant, choose_form, requantize, score_variant
 from onnxq.learn.fresh import augmentation, notes_on_generator, training_transform
-from onnxq.learn.learn import Trial, learn
+from onnxq.learn.learn import Trial, learn, uses_gradients
 from onnxq.load.model import load_model, load_original
 from onnxq.load.read import file_bytes
 from onnxq.load.version import least_opset
@@ -175,9 +175,10 @@ def _compress(job: Job, costs: Costs) -> Result:
             check_verdict(verdict, variant.recipe, resumable=resumable)
         said = "" if verdict is None else str(verdict)
         notes += [*measured.notes, *filter(None, [said]), *fallback_notes(variant)]
+        engine = job.engine if uses_gradients(recipe, variant.student.plan) else ""
         metrics = collect_metrics(
             job.model, measured, variant, learned, found, synthesis, samples.count,
-            costs=costs.rows(), notes=notes, verdict=said,
+            costs=costs.rows(), engine=engine, notes=notes, verdict=said,
         )  # fmt: skip
         metrics = write_metadata(model, metrics, variant.recipe, original.preprocess)
         if job.out is not None:

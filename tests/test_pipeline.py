@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import onnx_ir as ir
 import pytest
 from small_graphs import BODIES, HEAD, compress, image_graph, small_graph
 
+from onnxq.engine import resolve_engine
 from onnxq.errors import ModelError, OutputError, RecipeError
 from onnxq.learn.train import Learning
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import plan_model
 from onnxq.plan import planner
 from onnxq.progress import Silent
+from onnxq.train import checkpoint
 from onnxq.train.held_out import Learned
 from onnxq.verify.kernels import INTEGER_KERNELS
 from onnxq.verify.metrics import METADATA_KEY
@@ -113,6 +116,27 @@ def test_a_checkpoint_of_another_recipe_is_refused(files):
         compress(model, data, QUICK, out=out, progress=Stop())
     with pytest.raises(OutputError, match=r"of another run .different: recipe"):
         compress(model, data, Recipe(epochs=3, batch_size=8), out=out, resume=True)
+
+
+def test_a_checkpoint_of_another_engine_is_refused(files, monkeypatch):
+    model, data, out = files
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, data, QUICK, out=out, progress=Stop())
+    other = {"onnx": "ort-training", "ort-training": "onnx"}[resolve_engine()]
+    monkeypatch.setattr(checkpoint, "resolve_engine", lambda engine: other)
+    with pytest.raises(OutputError, match=r"of another run .different: engine."):
+        compress(model, data, QUICK, out=out, resume=True)
+
+
+def test_the_engine_stands_in_the_metadata_where_gradients_are_used(files):
+    model, data, out = files
+    found = compress(model, data, replace(QUICK, engine="onnx"), out=out)
+    assert found.metrics.engine == "onnx"
+    assert json.loads(ir.load(out).metadata_props["onnxq.recipe"])["engine"] == "onnx"
+    plain = compress(model, data, replace(QUICK, learn=("rounding",)))
+    assert plain.metrics.engine == ""
+    found = compress(model, data, QUICK)
+    assert found.metrics.engine == resolve_engine()
 
 
 def test_a_learning_rate_that_is_too_high_is_said(files):

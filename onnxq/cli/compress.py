@@ -12,7 +12,13 @@ import click
 from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model, stopped_sentence
 from onnxq.cli.progress import make_progress
-from onnxq.cli.start import check_samples, preprocess_from_flags, start_log, use_cores
+from onnxq.cli.start import (
+    check_samples,
+    preprocess_from_flags,
+    say_engine,
+    start_log,
+    use_cores,
+)
 from onnxq.errors import OutputError
 from onnxq.options.recipe import Recipe, save_recipe
 from onnxq.report.text import printable, size_text
@@ -56,6 +62,7 @@ def compress_command(
         page = flags["report_folder"] / PAGE
         check_new(page, flags["force"], "report", "--report")
         check_folder(flags["report_folder"])
+    say_engine(recipe, verbose)
     preprocess = preprocess_from_flags(model, flags)
     with stopped_sentence(out), make_progress(quiet, verbose) as progress:
         result = run_compress(

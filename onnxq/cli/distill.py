@@ -11,7 +11,13 @@ import click
 from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model, stopped_sentence
 from onnxq.cli.progress import make_progress
-from onnxq.cli.start import check_samples, preprocess_from_flags, start_log, use_cores
+from onnxq.cli.start import (
+    check_samples,
+    preprocess_from_flags,
+    say_engine,
+    start_log,
+    use_cores,
+)
 from onnxq.report.text import printable, size_text
 
 if TYPE_CHECKING:
@@ -51,6 +57,7 @@ def distill_command(
         require_model(path)
     check_samples(ctx, data, recipe.data_free, "--data-free goes")
     out = output or student.with_name(f"{student.stem}-distilled.onnx")
+    say_engine(recipe, verbose)
     preprocess = preprocess_from_flags(teacher, flags)
     with stopped_sentence(out), make_progress(quiet, verbose) as progress:
         result = run_distill(

@@ -12,7 +12,13 @@ from click.core import ParameterSource
 from onnxq.cli.command import PATH, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model
 from onnxq.cli.progress import make_progress
-from onnxq.cli.start import check_samples, preprocess_from_flags, start_log, use_cores
+from onnxq.cli.start import (
+    check_samples,
+    preprocess_from_flags,
+    say_engine,
+    start_log,
+    use_cores,
+)
 
 
 @table_command("sensitivity")
@@ -52,6 +58,7 @@ def sensitivity_command(
     if timed and not recipe.data_free:
         raise click.UsageError("--max-minutes is for generating images; add --data-free.", ctx)
     _check_outputs(model, output, report_folder, force)
+    say_engine(recipe, verbose)
     preprocess = preprocess_from_flags(model, flags)
     with make_progress(quiet, verbose) as progress:
         table = run_sensitivity(

@@ -15,6 +15,7 @@ from onnxq.errors import DataError
 
 if TYPE_CHECKING:
     from onnxq.data.preprocess import Preprocess
+    from onnxq.options.recipe import Recipe
 
 
 def check_samples(ctx: click.Context, data: Path | None, data_free: bool, others: str) -> None:
@@ -39,6 +40,18 @@ def start_log(verbose: int) -> None:
     logging.getLogger("onnx_ir").setLevel(logging.NOTSET if verbose >= 2 else logging.ERROR)
     if verbose >= 2:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+
+
+def say_engine(recipe: Recipe, verbose: int) -> None:
+    """With `-v`, a line on stderr says what computes gradients.
+
+    Raises:
+        EngineError: the engine that the recipe asks for is not installed.
+    """
+    from onnxq.engine import describe_engine
+
+    if verbose:
+        click.echo(f"Engine: {describe_engine(recipe.engine)}", err=True)
 
 
 def preprocess_from_flags(model: Path, flags: Mapping[str, Any]) -> Preprocess | None:

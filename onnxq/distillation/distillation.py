@@ -130,6 +130,7 @@ def _distill(job: Job, path: Path, init: str) -> DistillResult:
             (file_bytes(job.model), 0),
             sum(found.values[name].size for name in student.network.parameters),
             (samples.count, slices[1].count),
+            job.engine,
         )
         notes += _faults(job, metrics)
         metrics = write_metadata(model, metrics, recipe, init, teacher.preprocess)

@@ -41,6 +41,7 @@ class DistillMetrics:
         scores: after each epoch; None where it was not finite.
         samples: number of samples, held-out ones included.
         held_back: number of held-out samples.
+        engine: what computed gradients, 'ort-training' or 'onnx'.
     """
 
     teacher_bytes: int
@@ -55,6 +56,7 @@ class DistillMetrics:
     scores: list[float | None] = field(default_factory=list)
     samples: int = 0
     held_back: int = 0
+    engine: str = ""
 
     def to_fields(self) -> dict[str, Any]:
         """All metrics as JSON fields."""
@@ -97,6 +99,7 @@ def make_metrics(
     sizes: tuple[int, int],
     parameters: int,
     samples: tuple[int, int],
+    engine: str,
 ) -> DistillMetrics:
     """The metrics of a run.
 
@@ -106,6 +109,7 @@ def make_metrics(
         sizes: bytes of teacher and student.
         parameters: the number of trained parameters.
         samples: number of samples, and of the held-out ones among them.
+        engine: what computed gradients.
     """
     return DistillMetrics(
         *sizes,
@@ -118,6 +122,7 @@ def make_metrics(
         found.epoch,
         [_finite(score) for score in found.history],
         *samples,
+        engine,
     )
 
 

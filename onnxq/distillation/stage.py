@@ -69,7 +69,7 @@ class Subject:
         anew = init == RANDOM
         start = draw(network.parameters, budget.seed) if anew else network.start()
         run = FloatTraining(
-            Engine(self.objective.attach(training), list(start), LOSS),
+            Engine(self.objective.attach(training), list(start), LOSS, kernels=budget.engine),
             self.targets.train,
             scored,
             BatchStatistics(training, network.moments, self.targets.train, budget.shard_size),

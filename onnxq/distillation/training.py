@@ -164,4 +164,5 @@ def make_budget(recipe: Recipe, student: ir.Model, train: Dataset, max_seconds: 
         shard_size=shard,
         max_seconds=max_seconds,
         seed=recipe.seed,
+        engine=recipe.engine,
     )

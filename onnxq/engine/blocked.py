@@ -17,7 +17,7 @@ from functools import cache
 
 import numpy as np
 import onnx_ir as ir
-from onnxruntime.capi import _pybind_state
+import onnxruntime as ort
 
 from onnxq.engine.builder import Attribute, Builder, Writer
 from onnxq.engine.form import Form
@@ -28,11 +28,8 @@ BLOCKED = "com.microsoft.nchwc"
 BLOCK_SIZES = (16, 8)
 """Channels per block: 16 with AVX-512, 8 with AVX."""
 OPSET = 13
-UNKNOWN_DOMAIN = (
-    _pybind_state.Fail,
-    _pybind_state.InvalidGraph,
-    _pybind_state.NotImplemented,
-)
+_errors = ort.capi._pybind_state
+UNKNOWN_DOMAIN = (_errors.Fail, _errors.InvalidGraph, _errors.NotImplemented)
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,11 @@ class Writer:
     Args:
         opset: version of the default domain.
         names: the names that are taken in the graph.
+        training_kernels: whether the kernels of the training build may be used.
     """
 
-    def __init__(self, opset: int, names: Names) -> None:
-        self.opset = opset
+    def __init__(self, opset: int, names: Names, training_kernels: bool = False) -> None:
+        self.opset, self.training_kernels = opset, training_kernels
         self.tape = tape.Tape()
         self._names = names
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
@@ -174,6 +175,11 @@ class Builder:
     def opset(self) -> int:
         """Version of the default domain."""
         return self._writer.opset
+
+    @property
+    def training_kernels(self) -> bool:
+        """Whether the kernels of the training build may be used."""
+        return self._writer.training_kernels
 
     def _operand(self, value: Operand) -> ir.Value | None:
         if value is None or isinstance(value, ir.Value):

@@ -4,45 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxq.engine.kernels import has_training_kernels
+from onnxq.engine.kernels import ORT_TRAINING, resolve_engine
 from onnxq.engine.reverse import gradient_graph
 from onnxq.errors import EngineError
+from onnxq.options.table import AUTO, EngineName
 from onnxq.runtime.costs import TRAINING, Meter
 from onnxq.runtime.session import Arrays, Feeds, available_cores, open_session
-
-TRAINING_BUILD = "onnxruntime-training-cpu"
-VERSION = "1.19.2"
-OTHERS = ("onnxruntime", "onnxruntime-gpu")
-"""Distributions that install the same module and overwrite the training build."""
-
-
-def check_engine() -> None:
-    """Make sure that the training build is whole where it is installed.
-
-    Raises:
-        EngineError: another distribution of ONNX Runtime has overwritten its files.
-    """
-    if has_training_kernels() or not _is_installed(TRAINING_BUILD):
-        return
-    everything = " ".join((*OTHERS, TRAINING_BUILD))
-    raise EngineError(
-        f"another ONNX Runtime has overwritten '{TRAINING_BUILD}'; run 'pip uninstall -y "
-        f"{everything}' and then 'pip install {TRAINING_BUILD}=={VERSION}'."
-    )
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 class Engine:
@@ -59,13 +31,14 @@ class Engine:
         loss: name of an output with one element; the loss of a batch is the sum over shards.
         extra_outputs: further outputs to return, see ``extras``.
         workers: shards that run side by side; None means one per core.
+        kernels: whose kernels compute the gradients.
 
     Attributes:
         extras: further outputs of the last call, one dict per shard.
 
     Raises:
-        EngineError: the training build is overwritten, an input or output doesn't exist, or
-            a node has no gradient.
+        EngineError: the kernels are not installed, an input or output doesn't exist, or a node
+            has no gradient.
     """
 
     def __init__(
@@ -75,12 +48,13 @@ class Engine:
         loss: str = "loss",
         extra_outputs: Sequence[str] = (),
         workers: int | None = None,
+        kernels: EngineName = AUTO,
     ) -> None:
-        check_engine()
+        training = resolve_engine(kernels) == ORT_TRAINING
         _check_trainable(model, trainable)
         self.trainable = tuple(trainable)
         self.extras: list[Arrays] = []
-        whole, found = gradient_graph(model, trainable, loss, extra_outputs)
+        whole, found = gradient_graph(model, trainable, loss, extra_outputs, training)
         self._outputs = [loss, *extra_outputs, *found.values()]
         self._reached = list(found)
         self._workers = workers or available_cores()

@@ -22,7 +22,11 @@ from onnxq.graph.editor import Editor, Names, taken_names
 
 
 def gradient_graph(
-    model: ir.Model, trainable: Sequence[str], loss: str, extra_outputs: Sequence[str]
+    model: ir.Model,
+    trainable: Sequence[str],
+    loss: str,
+    extra_outputs: Sequence[str],
+    training_kernels: bool,
 ) -> tuple[ir.Model, dict[str, str]]:
     """A model that gives the loss, the extra outputs and then the gradients.
 
@@ -31,6 +35,7 @@ def gradient_graph(
         trainable: float graph inputs.
         loss: name of a graph output with one element.
         extra_outputs: names of further graph outputs to keep.
+        training_kernels: whether the model runs on the training build, with its kernels.
 
     Returns:
         The model, and the names of its gradient outputs by trainable input, in order: only
@@ -57,7 +62,7 @@ def gradient_graph(
             "freeze the layers before it."
         )
     names = Names(taken_names(graph))
-    writer = Writer(prepared.opset_imports[""], names)
+    writer = Writer(prepared.opset_imports[""], names, training_kernels)
     found = _backward(graph, carrying, graph.outputs[0], writer)
     results = {str(value.name): _output(writer, value, found[value], names) for value in reached}
     graph.extend(writer.tape.nodes)

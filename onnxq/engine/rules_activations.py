@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients, Rule
-from onnxq.engine.kernels import MICROSOFT, has_training_kernels
+from onnxq.engine.kernels import MICROSOFT
 
 SELU_ALPHA, SELU_GAMMA = 1.6732632423543772, 1.0507009873554805
 
@@ -130,7 +130,7 @@ def _straight_through(form: Form, b: Builder) -> Gradients:
 
 def _relu(form: Form, b: Builder) -> Gradients:
     """Dx = G where y > 0."""
-    if has_training_kernels():
+    if b.training_kernels:
         return {0: b.op("ReluGrad", b.gradient(), b.output(), domain=MICROSOFT)}
     return {0: b.op("Mul", b.gradient(), b.op("Sign", b.output()))}
 
@@ -138,7 +138,7 @@ def _relu(form: Form, b: Builder) -> Gradients:
 def _leaky(form: Form, b: Builder) -> Gradients:
     """Dx = G where y > 0, alpha G elsewhere."""
     alpha = form.number("alpha", 0.01)
-    if has_training_kernels() and alpha > 0:
+    if b.training_kernels and alpha > 0:
         attributes = {"alpha": alpha}
         inputs = (b.gradient(), b.output())
         return {0: b.op("LeakyReluGrad", *inputs, domain=MICROSOFT, attributes=attributes)}

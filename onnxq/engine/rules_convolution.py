@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxq.engine import blocked
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients, Rule, sizes
-from onnxq.engine.kernels import MICROSOFT, has_training_kernels
+from onnxq.engine.kernels import MICROSOFT
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _conv(form: Form, b: Builder) -> Gradients:
     found = {}
     if block is not None and 0 in form.wanted and set(window.strides) == {1}:
         found[0] = blocked.data_gradient(form, b, block)
-    if has_training_kernels():
+    if b.training_kernels:
         found |= _kernel_gradients(form, b, window, form.wanted & {0, 1} - found.keys())
     if 0 in form.wanted - found.keys():
         found[0] = _data_gradient(b, g, weights, x, window)
@@ -196,7 +196,7 @@ def _conv_transpose(form: Form, b: Builder) -> Gradients:
     found = {}
     if 0 in form.wanted:
         found[0] = b.op("Conv", g, weights, attributes=window.attributes())
-    if 1 in form.wanted and has_training_kernels():
+    if 1 in form.wanted and b.training_kernels:
         inputs, attributes = (x, g, weights), window.attributes()
         _, found[1] = b.ops(
             [False, True], "ConvGrad", *inputs, domain=MICROSOFT, attributes=attributes

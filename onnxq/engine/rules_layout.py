@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxq.engine.builder import Attribute, Builder
 from onnxq.engine.form import Form, Gradients, Rule, sizes, unknown_rank
-from onnxq.engine.kernels import MICROSOFT, has_training_kernels
+from onnxq.engine.kernels import MICROSOFT
 from onnxq.engine.sums import scatter, scatter_add
 
 
@@ -75,7 +75,7 @@ def _slice(form: Form, b: Builder) -> Gradients:
     if pads is not None:
         return {0: b.op("Pad", b.gradient(), pads)}
     forward = not form.has(4) or (steps is not None and (steps > 0).all())
-    if not forward or not has_training_kernels():
+    if not forward or not b.training_kernels:
         return _chosen(form, b)
     inputs = (b.gradient(), b.op("Shape", b.input()), *form.node.inputs[1:])
     return {0: b.op("SliceGrad", *inputs, domain=MICROSOFT)}

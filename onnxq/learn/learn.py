@@ -11,6 +11,7 @@ from onnxq.learn import train as train_stage
 from onnxq.learn.gptq import reconstruct as rounding
 from onnxq.learn.gptq.reconstruct import reconstruct
 from onnxq.learn.train import train_parameters
+from onnxq.options.recipe import Recipe
 from onnxq.plan import Plan
 from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
@@ -65,6 +66,14 @@ def spelt_out(
 def learns_weights(learns: Collection[str], plan: Plan, *, shared_biases: bool = False) -> bool:
     """Whether float weights behind the integer ones are trained; arguments as of `spelt_out`."""
     return "weights" in spelt_out(learns, plan, shared_biases=shared_biases)
+
+
+def uses_gradients(recipe: Recipe, plan: Plan) -> bool:
+    """Whether gradients have a part in the result: of training, of trials or of images."""
+    trials = recipe.searches and "auto" in recipe.learn
+    shared = recipe.bias_centroids is not None
+    trained = spelt_out(recipe.learn, plan, shared_biases=shared) - ROUNDING
+    return recipe.data_free or trials or bool(trained)
 
 
 def in_order(wanted: frozenset[str]) -> list[frozenset[str]]:

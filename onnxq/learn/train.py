@@ -207,7 +207,7 @@ class Learning(Loop[Learned]):
         self._constants = suffix.constants
         self._held_out = HeldOut(suffix.model, suffix.held_out, objective)
         self._moving = student.moving_inputs(trained.names)
-        engine = Engine(suffix.model, trained.names, LOSS)
+        engine = Engine(suffix.model, trained.names, LOSS, kernels=budget.engine)
         scored = self._judge_taken()
         history = Learned(scored.score, scored.score, unit=objective.unit, qparams=start)
         super().__init__(

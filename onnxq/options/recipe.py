@@ -26,6 +26,7 @@ from onnxq.options.table import (
     SETTINGS,
     Augment,
     Calibration,
+    EngineName,
     GeneratorMode,
     Granularity,
     Learn,
@@ -136,6 +137,7 @@ class Recipe:
     optimizer: OptimizerName = DEFAULTS["optimizer"]
     loss: Loss = DEFAULTS["loss"]
     augment: tuple[Augment, ...] = DEFAULTS["augment"]
+    engine: EngineName = DEFAULTS["engine"]
     exclude: tuple[str, ...] = DEFAULTS["exclude"]
     target: Target = DEFAULTS["target"]
     max_drop: float | None = DEFAULTS["max_drop"]

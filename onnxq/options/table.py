@@ -6,7 +6,7 @@ The flags of the commands, the checks of a recipe, `docs/cli.md` and the tables 
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from onnxq.options.kinds import (
     Channels,
@@ -43,6 +43,7 @@ Learn = Literal[
     "auto",
 ]  # fmt: skip
 Target = Literal["cpu", "cpu-avx2", "int4"]
+EngineName = Literal["auto", "ort-training", "onnx"]
 Loss = Literal["outputs", "distillation"]
 OptimizerName = Literal["adam", "sgd"]
 Augment = Literal["none", "flip", "shift", "auto"]
@@ -50,7 +51,7 @@ SynthesisMethod = Literal["auto", "distilled", "generator"]
 GeneratorMode = Literal["fixed", "adversarial"]
 SynthesisLoss = Literal["inception", "bn", "bn-moments", "adversarial"]
 
-AUTO = "auto"
+AUTO: Final = "auto"
 """Left to onnxq: what is learned, how many centroids a layer has."""
 OFF = "off"
 """No codebook, whatever a recipe or its layers say otherwise."""
@@ -204,6 +205,10 @@ OPTIONS: tuple[Option, ...] = (
         RecipeOption("loss", Choice(words=get_args(Loss)),
                      "Match the outputs of the original, or the probabilities of a classifier "
                      "(distillation).", "outputs", TRAINED),
+        RecipeOption("engine", Choice(words=get_args(EngineName)),
+                     "What computes gradients: the kernels of onnxruntime-training-cpu, or the "
+                     "standard operators of any ONNX Runtime. 'auto' takes the first where they "
+                     "are installed.", AUTO, SAMPLED),
         RecipeOption("augment", Choice(several=True, words=get_args(Augment)),
                      "Mirror half of the images in each pass, or shift them by up to an eighth of "
                      "their sides. 'auto' shifts synthetic images where weights are learned on "

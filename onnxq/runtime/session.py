@@ -17,10 +17,18 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxq.errors import ModelError, OnnxqError, reason_of
+from onnxq.errors import EngineError, ModelError, OnnxqError, reason_of
 from onnxq.graph.facts import values_by_name
 from onnxq.runtime.costs import Meter
 from onnxq.runtime.temporary import WeightFiles, is_large, temporary_folder
+
+if not hasattr(ort, "InferenceSession"):
+    # Several distributions install this package, and removing one takes files of the others.
+    raise EngineError(
+        "The package 'onnxruntime' is damaged, as it is after one of several distributions of it "
+        "was removed; run 'pip install --force-reinstall --no-deps onnxruntime-training-cpu=="
+        "1.19.2', or the same of onnxruntime where that has no wheel."
+    )
 
 Feeds = Mapping[str, np.ndarray]
 Arrays = dict[str, np.ndarray]

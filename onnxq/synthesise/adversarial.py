@@ -142,7 +142,7 @@ class AdversarialGenerator:
         objective = subject.objective({"adversarial": WEIGHT, **task.all_weights}, self._student)
         seed = (task.seed, TUNING)
         self._descent = GeneratorDescent(
-            subject.model, self._generator, objective, parameters, seed
+            subject.model, self._generator, objective, parameters, seed, kernels=task.engine
         )
         self._size = space.batch or int(json.loads(model.metadata_props[METADATA_KEY])["batch"])
         self._opset, self._seed = model.opset_imports[""], seed

@@ -124,7 +124,7 @@ class DistilledSynthesis:
         space = subject.space
         weights = task.all_weights
         objective = subject.objective(weights)
-        self._distilled = Distilled(subject.model, space, objective)
+        self._distilled = Distilled(subject.model, space, objective, kernels=task.engine)
         self._size = space.batch or batch_size(subject.model)
         self._count = task.images(space.batch)
         self.images = Stored(folder, self._count, None, "the synthetic images")

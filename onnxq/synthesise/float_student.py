@@ -18,6 +18,7 @@ from onnxq.errors import ModelError
 from onnxq.graph.cut import ancestors, dependents
 from onnxq.graph.facts import has_subgraph, input_at, is_op, reads, values_by_name
 from onnxq.graph.scaled_weight import weight_array
+from onnxq.options.table import AUTO, EngineName
 from onnxq.runtime.session import Arrays, Feeds
 from onnxq.synthesise.objective import cross_entropy
 from onnxq.synthesise.parts import Parts, he_normal, training_norm
@@ -142,9 +143,12 @@ class StudentTraining:
         model: the float model, unfolded.
         student: its parameters.
         seed: of the weights.
+        kernels: whose kernels compute gradients.
     """
 
-    def __init__(self, model: ir.Model, student: FloatStudent, seed: int) -> None:
+    def __init__(
+        self, model: ir.Model, student: FloatStudent, seed: int, kernels: EngineName = AUTO
+    ) -> None:
         copy = model.clone(deep_copy=False)
         inputs, parts = student.inputs(), Parts(copy, PREFIX)
         copy.graph.inputs.extend(inputs.values())
@@ -152,7 +156,7 @@ class StudentTraining:
         target = ir.val(target_name(student.logits), ir.DataType.FLOAT)
         copy.graph.inputs.append(target)
         parts.finish({LOSS: cross_entropy(parts, logits, target)})
-        self._engine = Engine(copy, list(inputs), LOSS)
+        self._engine = Engine(copy, list(inputs), LOSS, kernels=kernels)
         self.parameters = student.draw(np.random.default_rng(seed))
         self.optimizer = Adam(RATE)
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.engine import Engine
 from onnxq.graph.facts import values_by_name
+from onnxq.options.table import AUTO, EngineName
 from onnxq.runtime.session import Arrays, Feeds, SessionPool
 from onnxq.synthesise.float_student import FloatStudent, StudentTraining
 from onnxq.synthesise.generator import LATENT, NOISE, Generator, before_model
@@ -30,6 +31,7 @@ class GeneratorDescent:
         parameters: to start from; they are changed in place.
         seed: of the noise.
         outputs: further tensors of the model to return, see `extras`.
+        kernels: whose kernels compute gradients.
 
     Attributes:
         parameters: the current ones.
@@ -45,6 +47,7 @@ class GeneratorDescent:
         parameters: Arrays,
         seed: tuple[int, ...],
         outputs: Sequence[str] = (),
+        kernels: EngineName = AUTO,
     ) -> None:
         joined, names = before_model(model, generator)
         self._kinds = objective.kinds
@@ -52,7 +55,7 @@ class GeneratorDescent:
         attached = objective.attach(joined)
         found = values_by_name(attached.graph)
         attached.graph.outputs.extend(found[name] for name in outputs)
-        self._engine = Engine(attached, names, LOSS, [*terms, *outputs])
+        self._engine = Engine(attached, names, LOSS, [*terms, *outputs], kernels=kernels)
         self._optimizer, self._seed = Adam(), seed
         self.parameters, self.done = parameters, 0
         self.extras: list[Arrays] = []
@@ -110,6 +113,7 @@ class GeneratorTraining:
         steps: after so many the learning rate is 0.
         seed: of the parameters and of the noise.
         rate: Adam's initial learning rate.
+        kernels: whose kernels compute gradients.
     """
 
     def __init__(
@@ -120,15 +124,16 @@ class GeneratorTraining:
         steps: int,
         seed: int,
         rate: float = RATE,
+        kernels: EngineName = AUTO,
     ) -> None:
         self._student: StudentTraining | None = None
         self._tensors: list[str] = []
         if isinstance(objective.student, FloatStudent):
-            self._student = StudentTraining(model, objective.student, seed)
+            self._student = StudentTraining(model, objective.student, seed, kernels)
             self._tensors = [objective.student.images, objective.student.logits]
         parameters = generator.parameters(np.random.default_rng(seed))
         self._descent = GeneratorDescent(
-            model, generator, objective, parameters, (seed,), self._tensors
+            model, generator, objective, parameters, (seed,), self._tensors, kernels
         )
         self._rate, self.steps = rate, steps
 

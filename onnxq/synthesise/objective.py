@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxq.engine import Engine
 from onnxq.graph.facts import constant, is_op, rank, values_by_name
 from onnxq.normalise.affine import batch_norm_refusal
+from onnxq.options.table import AUTO, EngineName
 from onnxq.synthesise.images import ImageSpace
 from onnxq.synthesise.parts import Parts
 from onnxq.train.optimizer import Adam, CosineRestarts
@@ -258,6 +259,7 @@ class Distilled:
         space: of its input.
         objective: the losses of the images.
         rate: Adam's initial learning rate.
+        kernels: whose kernels compute gradients.
     """
 
     def __init__(
@@ -266,10 +268,11 @@ class Distilled:
         space: ImageSpace,
         objective: SynthesisObjective,
         rate: float = RATE,
+        kernels: EngineName = AUTO,
     ) -> None:
         self._space, self._rate, self._kinds = space, rate, objective.kinds
         terms = [term_name(kind) for kind in self._kinds]
-        self._engine = Engine(objective.attach(model), [space.name], LOSS, terms)
+        self._engine = Engine(objective.attach(model), [space.name], LOSS, terms, kernels=kernels)
 
     def begin(self, seeds: Sequence[Sequence[int]], size: int, steps: int) -> Descent:
         """One batch of noise per seed, ready for gradient descent."""

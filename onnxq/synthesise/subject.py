@@ -14,7 +14,7 @@ from onnxq.errors import ModelError, RecipeError
 from onnxq.load.interface import input_specs
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
 from onnxq.options.recipe import Recipe
-from onnxq.options.table import FIXED
+from onnxq.options.table import AUTO, FIXED, EngineName
 from onnxq.runtime.session import expose, open_session
 from onnxq.synthesise.float_student import find_float_student
 from onnxq.synthesise.images import ImageSpace, image_space
@@ -162,6 +162,7 @@ class Task:
         max_seconds: time limit.
         method: 'generator', 'distilled' or 'auto'.
         adversarial: whether the generator is trained on with the student.
+        engine: what computes gradients.
     """
 
     count: int
@@ -170,6 +171,7 @@ class Task:
     max_seconds: float
     method: str = "auto"
     adversarial: bool = False
+    engine: EngineName = AUTO
 
     @property
     def all_weights(self) -> dict[str, float]:
@@ -196,4 +198,5 @@ def recipe_task(recipe: Recipe, least: int, max_seconds: float) -> Task:
         max_seconds,
         recipe.synthesis,
         recipe.generator_mode != FIXED,
+        recipe.engine,
     )

@@ -105,7 +105,9 @@ class Generating:
         weights = task.all_weights
         objective = subject.objective(weights)
         generator = size_generator(subject.space, subject.classes)
-        training = GeneratorTraining(subject.model, generator, objective, STEPS, task.seed)
+        training = GeneratorTraining(
+            subject.model, generator, objective, STEPS, task.seed, kernels=task.engine
+        )
         history = self._load(training)
         began, done = time.monotonic(), 0
         saved = began

@@ -14,7 +14,7 @@ import psutil
 
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
-from onnxq.options.table import Loss, OptimizerName
+from onnxq.options.table import AUTO, EngineName, Loss, OptimizerName
 from onnxq.runtime.dataset import Dataset, first
 from onnxq.runtime.session import Arrays, Feeds
 from onnxq.train.optimizer import SGD, Adam, Optimizer, Rates
@@ -75,6 +75,7 @@ class Budget:
         shard_size: samples in one session run; a batch has two shards.
         max_seconds: time limit.
         seed: of the order of the samples.
+        engine: what computes gradients.
     """
 
     epochs: int | None = None
@@ -84,6 +85,7 @@ class Budget:
     shard_size: int = 16
     max_seconds: float = 600.0
     seed: int = 0
+    engine: EngineName = AUTO
 
     def passes(self, groups: frozenset[str], steps: int) -> int:
         """The number of epochs, where one epoch has so many optimizer steps."""
@@ -131,6 +133,7 @@ def recipe_budget(recipe: Recipe, shard_size: int, max_seconds: float) -> Budget
         shard_size=shard_size,
         max_seconds=max_seconds,
         seed=recipe.seed,
+        engine=recipe.engine,
     )
 
 

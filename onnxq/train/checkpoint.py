@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.data.preprocess import Preprocess
+from onnxq.engine import resolve_engine
 from onnxq.errors import OnnxqError, OutputError, WorseError
 from onnxq.options.recipe import Recipe
 from onnxq.progress import Progress, Silent
@@ -215,6 +216,11 @@ class Job:
     resume: bool = False
     allow_worse: bool = False
 
+    @property
+    def engine(self) -> str:
+        """What computes gradients, 'ort-training' or 'onnx'."""
+        return resolve_engine(self.recipe.engine)
+
     def checkpoint(
         self, samples: Samples | None, layers: Iterable[str] = (), **more: str
     ) -> Checkpoint | None:
@@ -236,6 +242,7 @@ class Job:
             "generator": "none" if self.generator is None else file_digest(self.generator),
             "data": used,
             "recipe": self.recipe.to_json(),
+            "engine": self.engine,
             "layers": hashlib.sha256("\n".join(layers).encode()).hexdigest(),
             "version": VERSION,
         }
@@ -255,7 +262,12 @@ def make_job(
     resume: bool = False,
     allow_worse: bool = False,
 ) -> Job:
-    """The job of these values; files may be named by text, and no progress means silence."""
+    """The job of these values; files may be named by text, and no progress means silence.
+
+    Raises:
+        EngineError: the engine that the recipe asks for is not installed.
+    """
+    resolve_engine(recipe.engine)
     files = (_path_of(generator), _path_of(save_generator), _path_of(out))
     told = progress or Silent()
     return Job(Path(model), _path_of(data), recipe, told, preprocess, *files, resume, allow_worse)

@@ -107,6 +107,7 @@ class Metrics:
         learning: held-out scores in `unit`, lower is better: `start_score`, `learned_score`,
             `scores` by epoch (None: not finite); `epoch`, the one that was kept of `epochs_run`;
             `score`, the relative RMSE of the outputs of the final student.
+        engine: what computed gradients, 'ort-training' or 'onnx'; '' where none were needed.
         curve: after each epoch, `minutes` since training began, the held-out `scores`, and
             `agreement` in percent; None where not finite.
         search: result of the search: `goal`, `met`, `settings` by layer, `trials`, `frontier` and
@@ -149,6 +150,7 @@ class Metrics:
     saturating: list[str] = field(default_factory=list)
     float_nodes: list[str] = field(default_factory=list)
     learning: dict[str, Any] = field(default_factory=dict)
+    engine: str = ""
     curve: dict[str, list[float | None]] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
     synthesis: dict[str, Any] = field(default_factory=dict)

@@ -77,6 +77,7 @@ def collect_metrics(
     samples: int,
     *,
     costs: Sequence[StageCost],
+    engine: str,
     notes: Sequence[str],
     verdict: str,
 ) -> Metrics:
@@ -91,6 +92,7 @@ def collect_metrics(
         synthesis: how samples were generated; None where they were given.
         samples: number of samples, held-out ones included.
         costs: of each stage.
+        engine: what computed gradients; '' where none were needed.
         notes: sentences for the user.
         verdict: the fault of the result, in words; '' where there is none.
     """
@@ -102,6 +104,7 @@ def collect_metrics(
         **_of_measurements(measured),
         **_of_form(variant),
         learning=_learning(learned, variant.score),
+        engine=engine,
         curve=_curve(learned),
         search={} if search is None else search.to_fields(),
         synthesis={} if synthesis is None else synthesis.to_fields(),

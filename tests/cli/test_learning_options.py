@@ -11,8 +11,10 @@ import tomllib
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
+from onnxq.engine import kernels
 from onnxq.options.recipe import METADATA_KEY, Recipe, load_recipe
 from tests.cli.conftest import environment
 
@@ -40,6 +42,31 @@ def test_a_rate_for_each_kind_reaches_recipe_and_metadata(onnxq_process, mlp, un
     )
     assert done.code == 0, done.err
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_the_engine_is_said_and_kept(onnxq, mlp, unlabelled, tmp_path):
+    out, saved = tmp_path / "o.onnx", tmp_path / "r.toml"
+    done = onnxq(
+        "compress", mlp, "--data", unlabelled, "-o", out, "--samples", 96, "--epochs", 1, "-v",
+        "--engine", "onnx", "--learn", "thresholds", "--save-recipe", saved,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    version = ort.__version__
+    assert f"Engine: onnx (standard operators, ONNX Runtime {version})" in done.err.splitlines()
+    assert tomllib.loads(saved.read_text())["engine"] == "onnx"
+
+
+@pytest.mark.parametrize("command", ["compress", "distill", "sensitivity"])
+def test_an_absent_engine_is_one_sentence(onnxq, mlp, unlabelled, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(kernels, "has_training_kernels", lambda: False)
+    out = tmp_path / "o.onnx"
+    models = (mlp, mlp) if command == "distill" else (mlp,)
+    flags = ("--data", unlabelled, "-o", out, "--engine", "ort-training")
+    done = onnxq(command, *models, *flags)
+    assert done.code == 1
+    assert "--engine ort-training needs onnxruntime-training-cpu 1.19.2" in done.err
+    assert done.err.strip().count("\n") == 0
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -58,3 +59,18 @@ def test_shell_completion(words: str, wanted: set[str]) -> None:
     }
     done = subprocess.run(command(), capture_output=True, text=True, env=environment() | asked)
     assert {line.partition(",")[2] for line in done.stdout.splitlines()} == wanted
+
+
+def test_a_damaged_runtime_is_one_sentence(mlp, unlabelled, tmp_path) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
+    done = subprocess.run(
+        command("compress", mlp, "--data", unlabelled, "-o", tmp_path / "o.onnx"),
+        capture_output=True,
+        text=True,
+        env=environment() | paths,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: The package 'onnxruntime' is damaged")
+    assert done.stderr.strip().count("\n") == 0

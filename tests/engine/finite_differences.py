@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.engine import Engine, ungradable_nodes
+from onnxq.options.table import EngineName
 from onnxq.runtime.session import open_session
 
 STEP = 2e-3
@@ -56,7 +57,9 @@ def model_of(case: Case, opset: int, output: tuple[int, ...] | None) -> ir.Model
     )
 
 
-def check(case: Case, opset: int, trainable: tuple[str, ...] | None = None) -> None:
+def check(
+    case: Case, opset: int, trainable: tuple[str, ...] | None = None, kernels: EngineName = "auto"
+) -> None:
     feeds = {
         name: values(shape, seed, name in case.positive)
         for seed, (name, shape) in enumerate(case.shapes.items())
@@ -67,7 +70,7 @@ def check(case: Case, opset: int, trainable: tuple[str, ...] | None = None) -> N
     model = model_of(case, opset, y.shape)
     names = trainable or tuple(feeds)
     assert ungradable_nodes(model, names) == []
-    engine = Engine(model, names, workers=1)
+    engine = Engine(model, names, workers=1, kernels=kernels)
     others = {k: v for k, v in feeds.items() if k not in names}
     _, gradients = engine.gradients({k: feeds[k] for k in names}, [{"w": w, **others}])
     for name in names:

@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.engine import Engine, check_engine, ungradable_nodes
-from onnxq.engine import engine as engine_module
+from onnxq.engine import Engine, describe_engine, resolve_engine, ungradable_nodes
+from onnxq.engine import kernels as kernels_module
+from onnxq.engine.kernels import has_training_kernels
+from onnxq.engine.reverse import gradient_graph
 from onnxq.errors import EngineError
 
 STUDENT = """
@@ -155,22 +157,35 @@ def test_a_node_without_gradient_is_named():
     Engine(model, ["V"])
 
 
-def test_an_overwritten_build_is_told_with_the_commands_that_mend_it(monkeypatch):
-    monkeypatch.setattr(engine_module.metadata, "version", lambda name: "1.19.2")
-    monkeypatch.setattr(engine_module, "has_training_kernels", lambda: False)
-    with pytest.raises(EngineError, match="has overwritten") as caught:
-        check_engine()
-    assert "pip uninstall -y onnxruntime" in str(caught.value)
-    assert "pip install onnxruntime-training-cpu==1.19.2" in str(caught.value)
+def operators(kernels):
+    whole, _ = gradient_graph(
+        ir.from_onnx_text(STUDENT), ["W"], "loss", [], resolve_engine(kernels) == "ort-training"
+    )
+    return {node.op_type for node in whole.graph}
 
 
-def test_a_plain_runtime_is_no_error(monkeypatch):
+def test_the_standard_operators_run_where_they_are_asked_for():
+    assert not {"ConvGrad", "ReluGrad"} & operators("onnx")
+    assert ("ConvGrad" in operators("auto")) == has_training_kernels()
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_an_absent_build_is_one_sentence_where_it_is_asked_for(replaced, monkeypatch):
     def version(name):
-        raise engine_module.metadata.PackageNotFoundError
+        if replaced:
+            return "1.19.2"
+        raise kernels_module.metadata.PackageNotFoundError
 
-    monkeypatch.setattr(engine_module.metadata, "version", version)
-    monkeypatch.setattr(engine_module, "has_training_kernels", lambda: False)
-    check_engine()
+    monkeypatch.setattr(kernels_module.metadata, "version", version)
+    monkeypatch.setattr(kernels_module, "has_training_kernels", lambda: False)
+    remedy = "pip uninstall -y onnxruntime" if replaced else "on Python 3.11 or 3.12"
+    with pytest.raises(EngineError, match=remedy) as caught:
+        resolve_engine("ort-training")
+    assert "pip install onnxruntime-training-cpu==1.19.2" in str(caught.value)
+    assert resolve_engine("auto") == resolve_engine("onnx") == "onnx"
+    described = describe_engine("auto")
+    assert described.startswith("onnx (standard operators, ONNX Runtime ")
+    assert ("has replaced the files of onnxruntime-training-cpu" in described) == replaced
 
 
 def test_a_max_pool_of_an_unknown_size():

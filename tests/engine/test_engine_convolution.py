@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.engine import Engine, blocked, rules_convolution
+from onnxq.engine import Engine, blocked
+from onnxq.options.table import EngineName
 
 FORMS = {
     "plain": (32, 16, 3, ""),
@@ -57,10 +58,10 @@ def values(model: ir.Model) -> dict[str, np.ndarray]:
     return {name: random.normal(size=s).astype(np.float32) for name, s in shapes.items()}
 
 
-def gradients(model: ir.Model, trainable: tuple[str, ...]):
+def gradients(model: ir.Model, trainable: tuple[str, ...], kernels: EngineName = "auto"):
     feeds = values(model)
     others = {name: value for name, value in feeds.items() if name not in trainable}
-    engine = Engine(model, trainable, workers=1)
+    engine = Engine(model, trainable, workers=1, kernels=kernels)
     return engine.gradients({name: feeds[name] for name in trainable}, [others])
 
 
@@ -116,16 +117,15 @@ def test_block_size_is_one_of_the_known_ones_or_none():
 def test_standard_operators_give_the_gradients_of_the_kernels(form, monkeypatch):
     model = student(*(FORMS | OTHERS)[form], bias=True)
     loss, expected = gradients(model, ("x", "W", "B"))
-    monkeypatch.setattr(rules_convolution, "has_training_kernels", lambda: False)
     monkeypatch.setattr(blocked, "block_size", lambda: None)
-    plain_loss, found = gradients(model, ("x", "W", "B"))
+    plain_loss, found = gradients(model, ("x", "W", "B"), "onnx")
     assert loss == pytest.approx(plain_loss, rel=1e-5)
     for name, gradient in found.items():
         scale = np.abs(expected[name]).max()
         np.testing.assert_allclose(gradient, expected[name], atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("kernels", ["auto", "onnx"])
 @pytest.mark.parametrize("form", ["plain", "stride", "depthwise stride"])
 def test_sizes_may_be_free(form, kernels, monkeypatch):
     model = student(*FORMS[form], bias=False)
@@ -133,8 +133,7 @@ def test_sizes_may_be_free(form, kernels, monkeypatch):
     _, expected = gradients(model, ("W",))
     [x, *_] = model.graph.inputs
     x.shape = ir.Shape(["N", x.shape[1], "H", "W"])
-    if not kernels:
-        monkeypatch.setattr(rules_convolution, "has_training_kernels", lambda: False)
+    if kernels == "onnx":
         monkeypatch.setattr(blocked, "block_size", lambda: None)
     scaled = ir.from_onnx_text(
         f"""<ir_version: 8, opset_import: ["" : 13]>
@@ -147,7 +146,7 @@ def test_sizes_may_be_free(form, kernels, monkeypatch):
         }}"""
     )
     given = {"k": np.float32(-1), "W": feeds["W"]}
-    engine = Engine(scaled, ("k", "W"), workers=1)
+    engine = Engine(scaled, ("k", "W"), workers=1, kernels=kernels)
     loss, found = engine.gradients(given, [{"x": feeds["x"]}])
     scale = np.abs(expected["W"]).max()
     np.testing.assert_allclose(found["W"], expected["W"], atol=1e-5 * scale)

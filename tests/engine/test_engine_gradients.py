@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxq.engine import Engine, rules_activations, rules_convolution, rules_layout
+from onnxq.engine import Engine
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients
 from onnxq.engine.rules import RULES
@@ -304,10 +304,8 @@ def test_gradient(case: Case, opset: int) -> None:
 
 
 @pytest.mark.parametrize(("case", "opset"), WITH_KERNELS, ids=str)
-def test_gradient_in_standard_operators(case: Case, opset: int, monkeypatch) -> None:
-    for module in (rules_activations, rules_convolution, rules_layout):
-        monkeypatch.setattr(module, "has_training_kernels", lambda: False)
-    check(case, opset)
+def test_gradient_in_standard_operators(case: Case, opset: int) -> None:
+    check(case, opset, kernels="onnx")
 
 
 def test_every_rule_has_a_case() -> None:
