@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import tee
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -38,6 +39,9 @@ IMAGE_TYPES = tuple(map(np.dtype, ("uint8", "uint16", "float16", "float32", "flo
 
 AHEAD = 2 * DECODERS
 """Images in work at any time."""
+
+KEPT_BYTES = 96 * 2**20
+"""Bytes of pixels that are kept at most; images beyond them are decoded each time."""
 
 
 @dataclass(frozen=True)
@@ -118,34 +122,58 @@ def _channels_error(spec: InputSpec, channel_axis: int, preprocess: Preprocess) 
     )
 
 
-def _read_files(
-    paths: Sequence[Path], target: ImageInput, places: Iterable[np.ndarray]
-) -> Iterator[Arrays]:
-    """Images of files, decoded by a few threads a little ahead of their use."""
-    pending: deque[Future[np.ndarray]] = deque()
-    batches, ahead = tee(places)
-    waiting = (int(place) for rows in ahead for place in rows)
-    executor = ThreadPoolExecutor(DECODERS)
+class _Decoder:
+    """Decodes image files, and keeps the pixels of as many as there is memory for.
 
-    def next_image() -> np.ndarray:
-        while len(pending) < AHEAD and (place := next(waiting, None)) is not None:
-            pending.append(executor.submit(_read_file, paths[place], target))
-        return pending.popleft().result()
+    Args:
+        paths: of the files.
+        target: the input that they are for.
+    """
 
-    try:
-        for rows in batches:
-            yield {target.spec.name: _stack(next_image, len(rows))}
-    finally:
-        executor.shutdown(cancel_futures=True)
+    def __init__(self, paths: Sequence[Path], target: ImageInput) -> None:
+        self._paths, self._target = paths, target
+        self._kept: dict[int, np.ndarray] = {}
+        self._room, self._lock = KEPT_BYTES, Lock()
 
+    def image(self, place: int) -> np.ndarray:
+        """One image as the model takes it, without a batch dimension; threads may call this."""
+        pixels = self._kept.get(place)
+        if pixels is None:
+            pixels = self._decoded(self._paths[place])
+            with self._lock:
+                if place not in self._kept and pixels.nbytes <= self._room:
+                    self._kept[place] = pixels
+                    self._room -= pixels.nbytes
+        target = self._target
+        return target.preprocess.normalise(pixels).astype(target.spec.dtype, copy=False)
 
-def _read_file(path: Path, target: ImageInput) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            array = target.preprocess.apply(image, path)
-    except OSError as error:
-        raise DataError(f"The image '{path}' can no longer be read: {error}.") from error
-    return array.astype(target.spec.dtype, copy=False)
+    def _decoded(self, path: Path) -> np.ndarray:
+        """Pixels of the size that the model takes, `(height, width, channels)`."""
+        try:
+            with Image.open(path) as image:
+                pixels = self._target.preprocess.pixels(image, path)
+        except OSError as error:
+            raise DataError(f"The image '{path}' can no longer be read: {error}.") from error
+        # A copy: a view would keep what was cropped away.
+        return pixels.copy()
+
+    def read(self, places: Iterable[np.ndarray]) -> Iterator[Arrays]:
+        """Batches of images, decoded by a few threads a little ahead of their use."""
+        pending: deque[Future[np.ndarray]] = deque()
+        batches, ahead = tee(places)
+        waiting = (int(place) for rows in ahead for place in rows)
+        executor = ThreadPoolExecutor(DECODERS)
+
+        def next_image() -> np.ndarray:
+            while len(pending) < AHEAD and (place := next(waiting, None)) is not None:
+                pending.append(executor.submit(self.image, place))
+            return pending.popleft().result()
+
+        try:
+            for rows in batches:
+                yield {self._target.spec.name: _stack(next_image, len(rows))}
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 def _stack(next_image: Callable[[], np.ndarray], count: int) -> np.ndarray:
@@ -256,8 +284,8 @@ def open_image_files(
     _check_depth(found, paths)
     skipped = [str(paths[i]) for i, _ in sorted(broken)]
     notes = _notes_on_pages(found, paths)
-    read = partial(_read_files, [paths[i] for i in sorted(kept)], target)
-    return Samples(read, np.arange(len(kept)), target.batch, skipped, notes)
+    decoder = _Decoder([paths[i] for i in sorted(kept)], target)
+    return Samples(decoder.read, np.arange(len(kept)), target.batch, skipped, notes)
 
 
 def _check_depth(found: Mapping[int, Stored], paths: Sequence[Path]) -> None:

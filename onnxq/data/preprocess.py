@@ -98,7 +98,15 @@ class Preprocess:
         Raises:
             DataError: the scale of the image's values is unknown.
         """
-        return self.normalise(self.fit(read_pixels(image, self.channels, path)))
+        return self.normalise(self.pixels(image, path))
+
+    def pixels(self, image: Image.Image, path: Path | str = "") -> np.ndarray:
+        """The image's pixels, resized and cropped; arguments as of `apply`.
+
+        Returns:
+            `(height, width, channels)`, uint8, or float32 from 0 to 255.
+        """
+        return self.fit(read_pixels(image, self.channels, path))
 
     def fit(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels resized and cropped.

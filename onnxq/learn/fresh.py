@@ -139,7 +139,7 @@ class FreshImages(Transform):
         if self._images is not None:
             self._images.remove()
         count = self._replaced * self._group
-        self._images = Stored(self._folder, count, None, "the generator's images")
+        self._images = Stored(self._folder, None, "the generator's images")
         for images in self._source.draw(count):
             self._images.append({self._source.name: images}, len(images))
         return self._images

@@ -97,7 +97,7 @@ def freeze(
 
     def kept(name: str, given: Joined, tensors: Dataset) -> Dataset:
         (folder / name).mkdir()
-        stored = Stored(folder / name, len(tensors), tensors.batch, WHAT)
+        stored = Stored(folder / name, tensors.batch, WHAT)
         progress.start(f"frozen layers, {name} slice", len(tensors))
         stored.extend(tensors, MICRO_BATCH, progress.at)
         progress.finish()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -214,20 +215,47 @@ class Joined:
             yield {name: array for arrays in found for name, array in arrays.items()}
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one array, one for each index, in a file.
+
+    It is read and written, not mapped: mapped pages count as memory of this process.
+    """
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write the rows of the next indices."""
+        with self.path.open("ab") as file:
+            file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+
+    def at(self, indices: np.ndarray) -> np.ndarray:
+        """The rows of these indices; neighbours are read at once."""
+        size = self.dtype.itemsize * int(np.prod(self.shape))
+        found = np.empty((len(indices), size), np.uint8)
+        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+        with self.path.open("rb") as file:
+            for start, end in pairwise([*starts.tolist(), len(indices)]):
+                file.seek(int(indices[start]) * size)
+                file.readinto(found[start:end].data)
+        return found.view(self.dtype).reshape(len(indices), *self.shape)
+
+
 class Stored:
     """Named arrays by index, in files under a folder; memory does not grow with them.
 
     Args:
-        folder: an existing folder for the files.
-        count: most indices.
+        folder: an existing, empty folder for the files.
         batch: as of any dataset; whole feeds may be of any shape.
         what: the content, for error messages.
     """
 
-    def __init__(self, folder: Path, count: int, batch: int | None, what: str) -> None:
-        self._folder, self._count, self._what = folder, count, what
+    def __init__(self, folder: Path, batch: int | None, what: str) -> None:
+        self._folder, self._what = folder, what
         self._names: list[str] = []
-        self._rows: dict[str, np.memmap] = {}
+        self._rows: dict[str, _Rows] = {}
         self._stored = 0
         self.batch = batch
 
@@ -256,12 +284,10 @@ class Stored:
         """
         self._names = self._names or list(arrays)
         for name, array in arrays.items():
-            if self.batch is not None:
-                self._save(self._path(name), array)
-            else:
-                # A tensor before a reshape may hold several rows of each sample.
-                rows = array.reshape(count, len(array) // count, *array.shape[1:])
-                self._memmap(name, rows)[self._stored : self._stored + count] = rows
+            try:
+                self._append(name, array, count)
+            except OSError as error:
+                raise no_room(self._folder, self._what, array.nbytes, error) from error
         self._stored += count
 
     def extend(self, dataset: Dataset, size: int, at: Callable[[int], None] | None = None) -> None:
@@ -285,8 +311,10 @@ class Stored:
         if self.batch is not None:
             (index,) = indices
             return {name: np.load(self._path(name, int(index))) for name in self._names}
-        found = {name: np.asarray(self._rows[name][indices]) for name in self._names}
-        return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in found.items()}
+        found = {name: self._rows[name].at(indices) for name in self._names}
+        return {
+            n: rows.reshape(math.prod(rows.shape[:2]), *rows.shape[2:]) for n, rows in found.items()
+        }
 
     def remove(self) -> None:
         """Delete the files; the arrays can't be read any more."""
@@ -294,37 +322,27 @@ class Stored:
         for path in self._folder.iterdir():
             path.unlink()
 
-    def _memmap(self, name: str, rows: np.ndarray) -> np.memmap:
+    def _append(self, name: str, array: np.ndarray, count: int) -> None:
+        if self.batch is not None:
+            np.save(self._path(name), array)
+            return
+        # A tensor before a reshape may hold several rows of each sample.
+        rows = array.reshape(count, len(array) // count, *array.shape[1:])
         if name not in self._rows:
-            shape = (self._count, *rows.shape[1:])
             path = self._folder / f"{self._names.index(name)}.rows"
-            self._reserve(path, rows.itemsize * int(np.prod(shape)))
-            self._rows[name] = np.memmap(path, rows.dtype, "r+", shape=shape)
-        return self._rows[name]
+            self._rows[name] = _Rows(path, rows.dtype, rows.shape[1:])
+        assert rows.shape[1:] == self._rows[name].shape
+        self._rows[name].append(rows)
 
     def _path(self, name: str, index: int | None = None) -> Path:
         number = self._stored if index is None else index
         return self._folder / f"{self._names.index(name)}.{number}.npy"
 
-    def _reserve(self, path: Path, size: int) -> None:
-        """Take a file's disk space at once: on a full disk a mapped file would crash later."""
-        try:
-            with path.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, max(size, 1))
-                file.truncate(size)
-        except OSError as error:
-            raise self._no_room(size, error) from error
 
-    def _save(self, path: Path, array: np.ndarray) -> None:
-        try:
-            np.save(path, array)
-        except OSError as error:
-            raise self._no_room(array.nbytes, error) from error
-
-    def _no_room(self, size: int, error: OSError) -> OutputError:
-        reason = error.strerror or str(error)
-        return OutputError(
-            f"the temporary folder '{self._folder}' has no room for {self._what} "
-            f"({size} bytes: {reason}); free some space or set TMPDIR to another folder"
-        )
+def no_room(folder: Path, what: str, size: int, error: OSError) -> OutputError:
+    """The error for a folder of temporary files that can't be written to."""
+    reason = error.strerror or str(error)
+    return OutputError(
+        f"the temporary folder '{folder}' has no room for {what} "
+        f"({size} bytes: {reason}); free some space or set TMPDIR to another folder"
+    )

@@ -127,7 +127,7 @@ class DistilledSynthesis:
         self._distilled = Distilled(subject.model, space, objective, kernels=task.engine)
         self._size = space.batch or batch_size(subject.model)
         self._count = task.images(space.batch)
-        self.images = Stored(folder, self._count, None, "the synthetic images")
+        self.images = Stored(folder, None, "the synthetic images")
         self._name, self._task, self._progress = space.name, task, progress
         self._checkpoint, self._resume = checkpoint, resume
         self._groups = -(-self._count // (TOGETHER * self._size))

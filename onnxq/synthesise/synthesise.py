@@ -91,7 +91,7 @@ class Generating:
         part = None if checkpoint is None else checkpoint.part("generator")
         self._checkpoint, self._resume = part, resume
         self._size = space.batch or batch_size(subject.model)
-        self.images = Stored(folder, task.count, None, "the synthetic images")
+        self.images = Stored(folder, None, "the synthetic images")
         self.synthesis = Synthesis("generator", generator=generator)
 
     def run(self) -> None:

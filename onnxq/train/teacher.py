@@ -91,7 +91,7 @@ def keep_targets(
         DataError: an output is NaN or infinite, so that nothing can be compared with it.
         OutputError: the disk is full.
     """
-    stored = Stored(folder, len(samples), samples.batch, "the original's outputs")
+    stored = Stored(folder, samples.batch, "the original's outputs")
     squares = dict.fromkeys(teacher.logits, 0.0)
     decision: str | None = None
     batches = teacher.with_targets(samples.batches(MICRO_BATCH))

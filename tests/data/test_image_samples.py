@@ -234,6 +234,27 @@ def test_file_that_vanishes_is_named(tmp_path):
         values(samples)
 
 
+def test_images_are_decoded_once_as_far_as_memory_allows(tmp_path, monkeypatch):
+    paths = write_images(tmp_path, 6)
+    monkeypatch.setattr("onnxq.data.images.KEPT_BYTES", 4 * 8 * 8 * 3)
+    samples = open_samples(tmp_path, INPUTS, PLAIN)
+    assert values(samples.subset([4, 1])) == [4, 1]
+    assert values(samples, 6) == values(samples, 1) == [0, 1, 2, 3, 4, 5]
+    decoded: list[str] = []
+    apply = Preprocess.pixels
+
+    def count(self, image, path):
+        decoded.append(path.name)
+        return apply(self, image, path)
+
+    monkeypatch.setattr(Preprocess, "pixels", count)
+    assert values(samples) == [0, 1, 2, 3, 4, 5]
+    assert len(decoded) == 2 and not {"001.png", "004.png"} & set(decoded)
+    for path in paths:
+        path.unlink()
+    assert values(samples.subset([1, 4, 1])) == [1, 4, 1]
+
+
 def test_leaving_a_stream_early_stops_its_threads(tmp_path):
     write_images(tmp_path, 30)
     stream = open_samples(tmp_path, INPUTS, PLAIN).batches(2)
@@ -243,7 +264,8 @@ def test_leaving_a_stream_early_stops_its_threads(tmp_path):
     assert threading.active_count() < before
 
 
-def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
+def test_memory_grows_with_the_number_of_samples_up_to_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxq.data.images.KEPT_BYTES", 20 * 64 * 64 * 3)
     write_images(tmp_path, 200, size=64)
     inputs = [InputSpec("input", FLOAT, (None, 3, 64, 64))]
     peaks = []

@@ -30,7 +30,7 @@ def numbers(dataset: Dataset, size: int, indices: np.ndarray | None = None) -> l
 
 
 def every_kind(samples: Samples, folder: Path) -> dict[str, Dataset]:
-    stored = Stored(folder, len(samples), samples.batch, "numbers")
+    stored = Stored(folder, samples.batch, "numbers")
     stored.extend(samples, 3)
     doubled = Mapped(samples, lambda batches, _: ({"y": 2 * each["x"]} for each in batches))
     return {"samples": samples, "stored": stored, "joined": Joined(doubled, stored)}
@@ -101,6 +101,22 @@ def test_samples_that_fill_no_batch_are_counted_and_left_out():
 
 
 def test_without_room_it_is_said_whose_arrays_they_are(tmp_path):
-    stored = Stored(tmp_path / "absent", 2, None, "the numbers")
+    stored = Stored(tmp_path / "absent", None, "the numbers")
     with pytest.raises(OutputError, match="has no room for the numbers"):
         stored.append({"x": np.zeros((2, 3))}, 2)
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 2, 5, 6], [6, 5, 0, 0, 1], [3], []])
+def test_stored_rows_come_back_in_any_order_and_are_not_mapped(tmp_path, indices):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, 2, 3)), rng.integers(0, 2, (14, 1)) > 0
+    stored = Stored(tmp_path, None, "the numbers")
+    for start, end in ((0, 4), (4, 7)):
+        none = np.zeros((end - start, 0), np.float16)
+        stored.append({"x": x[start:end], "y": y[2 * start : 2 * end], "none": none}, end - start)
+    found = stored.at(np.array(indices, np.int64))
+    np.testing.assert_array_equal(found["x"], x[indices])
+    np.testing.assert_array_equal(found["y"], y.reshape(7, 2, 1)[indices].reshape(-1, 1))
+    assert found["none"].shape == (len(indices), 0)
+    assert [array.dtype for array in found.values()] == [x.dtype, y.dtype, np.float16]
+    assert not any(isinstance(array.base, np.memmap) for array in found.values())

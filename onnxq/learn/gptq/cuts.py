@@ -153,7 +153,7 @@ class Frontier:
             count = 1 if self._batch is not None else min(MICRO_BATCH, self._count - done)
             for name, array in found.items():
                 if name not in kept:
-                    kept[name] = Stored(self._fresh(), self._count, self._batch, self._what)
+                    kept[name] = Stored(self._fresh(), self._batch, self._what)
                 kept[name].append({name: array}, count)
             done += count
         self._kept |= kept
