@@ -35,8 +35,6 @@ from onnxq.load.structure import (
 )
 from onnxq.load.tensors import put_in_weights, take_out_weights
 from onnxq.load.version import (
-    MAX_IR_VERSION,
-    MAX_OPSET,
     MIN_OPSET,
     convert_ir_version,
     convert_version,
@@ -44,12 +42,13 @@ from onnxq.load.version import (
     unify_domains,
 )
 from onnxq.numerics.distances import find_difference
+from onnxq.runtime.session import newest_ir_version, newest_opset
 
 logger = logging.getLogger(__name__)
 
 
 def load_model(path: str | os.PathLike[str], least_opset: int = MIN_OPSET) -> ir.Model:
-    """The model of a file, at opset 13 to 21 and IR 7 to 10, with its functions inlined.
+    """The model of a file, in versions that ONNX Runtime reads, with its functions inlined.
 
     Initializers are no longer graph inputs afterwards, and float types are float32
     (`compute_in_float32`). Nothing else is changed. The file's inputs and outputs are recorded
@@ -105,7 +104,7 @@ def runnable(path: Path, model: ir.Model) -> Path | ir.Model:
         ModelError: the model is too new and can't be converted.
     """
     opset = max(model.opset_imports.get(domain, 0) for domain in DEFAULT_DOMAINS)
-    if model.ir_version > MAX_IR_VERSION or opset > MAX_OPSET:
+    if model.ir_version > newest_ir_version() or opset > newest_opset():
         return load_model(path)
     if not has_other_floats(model) or (not gives_bfloat16(model) and _opens(path)):
         return path

@@ -10,22 +10,26 @@ from onnxq.errors import ModelError, reason_of
 from onnxq.graph.facts import DEFAULT_DOMAINS
 from onnxq.load.structure import all_nodes, first_versions, nested_protos
 from onnxq.runtime.isolation import Crash, Failure, isolated
+from onnxq.runtime.session import SURE_OPSET, newest_ir_version, newest_opset
 
 MIN_READABLE_OPSET = 7
 MIN_OPSET = 13
-MAX_OPSET = 21
-_INT4_OPSET = 21
+_INT4_OPSET, _INT4_IR_VERSION = 21, 10
 """The first with tensors of type INT4."""
 _HALF_PIXEL_OPSET = 11
 """Before it, Upsample and Resize had but one way of sampling: x / scale, rounded down."""
 
 MIN_IR_VERSION = 7
-MAX_IR_VERSION = 10
 SECONDS = 60.0
 """That a conversion may take."""
 
 _ASIDE = "onnxq.aside"
 """The domain of nodes that the converter must not look at."""
+
+
+def max_opset() -> int:
+    """The newest opset that ONNX knows and in which ONNX Runtime runs quantized models."""
+    return min(newest_opset(quantized=True), int(onnx.defs.onnx_opset_version()))
 
 
 def default_opset(model: onnx.ModelProto) -> int | None:
@@ -40,10 +44,11 @@ def least_opset(target: str) -> int:
 
 
 def convert_version(model: onnx.ModelProto, name: str, least: int = MIN_OPSET) -> onnx.ModelProto:
-    """The same model at an opset between 13 and 21 that has all of its operators.
+    """The same model at an opset that ONNX Runtime reads and that has all of its operators.
 
-    ONNX Runtime accepts LayerNormalization at opsets before 17, which introduced it, and its
-    optimizer writes such models.
+    It is the model's own where that is 13 or newer, and not too new. ONNX Runtime accepts
+    LayerNormalization at opsets before 17, which introduced it, and its optimizer writes such
+    models.
 
     Args:
         model: the model; it is not changed.
@@ -63,20 +68,21 @@ def convert_version(model: onnx.ModelProto, name: str, least: int = MIN_OPSET) -
         raise ModelError(
             f'The model "{name}" uses opset {opset}, which is newer than any that is known '
             f"here ({onnx.defs.onnx_opset_version()}); export it again with an opset between "
-            f"{MIN_OPSET} and {MAX_OPSET}."
+            f"{MIN_OPSET} and {max_opset()}."
         )
     if opset is None:
         return model
-    least = min(max([least, *(first for _, first in _ahead(model, opset))]), MAX_OPSET)
-    if least <= opset <= MAX_OPSET:
+    most = max_opset()
+    least = min(max([least, *(first for _, first in _ahead(model, opset))]), most)
+    if least <= opset <= most:
         return model
-    return _convert_opset(model, opset, min(max(opset, least), MAX_OPSET), name)
+    return _convert_opset(model, opset, min(max(opset, least), most), name)
 
 
 def convert_ir_version(version: int, opset: int = MIN_OPSET) -> int:
-    """The nearest IR version that every session here can read, 7 to 10; 10 at opset 21."""
-    least = MAX_IR_VERSION if opset == MAX_OPSET else MIN_IR_VERSION
-    return min(max(version, least), MAX_IR_VERSION)
+    """The nearest IR version that ONNX Runtime reads, from 7 on; from 10 on with INT4 tensors."""
+    least = _INT4_IR_VERSION if opset >= _INT4_OPSET else MIN_IR_VERSION
+    return min(max(version, least), newest_ir_version())
 
 
 def _ahead(model: onnx.ModelProto, opset: int) -> list[tuple[onnx.NodeProto, int]]:
@@ -119,7 +125,7 @@ def _convert_opset(model: onnx.ModelProto, opset: int, target: int, name: str) -
         reason = reason_of(error)
         raise ModelError(
             f'The model "{name}" uses opset {opset} and can\'t be converted to opset {target} '
-            f"({reason}); export it again with an opset between {MIN_OPSET} and {MAX_OPSET}."
+            f"({reason}); export it again with an opset between {MIN_OPSET} and {max_opset()}."
         ) from error
     _put_back(converted)
     if opset < _HALF_PIXEL_OPSET:
@@ -149,8 +155,8 @@ def _sample_as_before(model: onnx.ModelProto) -> None:
 
 ML_DOMAIN = "ai.onnx.ml"
 
-NEWEST = {"": MAX_OPSET, ML_DOMAIN: 5, "com.microsoft": 1}
-"""The version that ONNX Runtime takes of a domain which a model uses and doesn't import."""
+UNSTATED = {"": SURE_OPSET, ML_DOMAIN: 5, "com.microsoft": 1}
+"""The version that is taken of a domain which a model uses and doesn't import."""
 
 
 def unify_domains(model: onnx.ModelProto) -> None:
@@ -174,7 +180,9 @@ def _spelt(domain: str) -> str:
 
 def _unify_imports(holder: onnx.ModelProto | onnx.FunctionProto, used: set[str]) -> None:
     versions = {_spelt(each.domain): each.version for each in holder.opset_import}
-    missing = {domain: NEWEST[domain] for domain in sorted(used & NEWEST.keys() - versions.keys())}
+    missing = {
+        domain: UNSTATED[domain] for domain in sorted(used & UNSTATED.keys() - versions.keys())
+    }
     del holder.opset_import[:]
     for domain, version in {**versions, **missing}.items():
         holder.opset_import.append(onnx.helper.make_opsetid(domain, version))

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,52 @@ def keeps_students() -> bool:
     """
     major, minor = ort.__version__.split(".")[:2]
     return (int(major), int(minor)) < (1, 20)
+
+
+SURE_OPSET, SURE_IR_VERSION = 21, 10
+"""What every ONNX Runtime from 1.19 on reads."""
+MOST_VERSIONS = 100
+"""Above any version of either: where a search for the newest ends."""
+
+
+@cache
+def newest_opset(*, quantized: bool = False) -> int:
+    """The newest version of ONNX's operators that ONNX Runtime reads, found by trial.
+
+    Args:
+        quantized: whether QuantizeLinear and DequantizeLinear have to run too: ONNX Runtime 1.32
+            reads opset 28 and has their kernels up to 27.
+    """
+    tried = range(SURE_OPSET + 1, MOST_VERSIONS)
+    return next((v - 1 for v in tried if not _reads(v, SURE_IR_VERSION, quantized)), MOST_VERSIONS)
+
+
+@cache
+def newest_ir_version() -> int:
+    """The newest version of the file format that ONNX Runtime reads, found by trial."""
+    tried = range(SURE_IR_VERSION + 1, MOST_VERSIONS)
+    return next((v - 1 for v in tried if not _reads(SURE_OPSET, v)), MOST_VERSIONS)
+
+
+def _reads(opset: int, ir_version: int, quantized: bool = False) -> bool:
+    """Whether ONNX Runtime opens a model of two nodes in these versions."""
+    x, scale = (ir.val(name, ir.DataType.FLOAT, []) for name in "xs")
+    if quantized:
+        first = ir.node("QuantizeLinear", [x, scale])
+        second = ir.node("DequantizeLinear", [first.outputs[0], scale])
+    else:
+        first = ir.node("Identity", [x])
+        second = ir.node("Add", [first.outputs[0], scale])
+    y = second.outputs[0]
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    nodes = [first, second]
+    graph = ir.Graph([x, scale], [y], nodes=nodes, opset_imports={"": opset}, name="trial")
+    try:
+        open_session(ir.Model(graph, ir_version=ir_version), optimise=False)
+    except Exception:
+        # ONNX Runtime's exceptions share no base class but Exception.
+        return False
+    return True
 
 
 class SessionPool:

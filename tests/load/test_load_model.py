@@ -12,7 +12,13 @@ from onnxq.errors import ModelError
 from onnxq.load.interface import input_specs
 from onnxq.load.model import load_model, runnable
 from onnxq.load.version import convert_version
-from onnxq.runtime.session import open_session
+from onnxq.runtime.session import (
+    SURE_IR_VERSION,
+    SURE_OPSET,
+    newest_ir_version,
+    newest_opset,
+    open_session,
+)
 
 
 def _proto(body: str, signature: str = "(float[2,4] x) => (float[2,4] y)", opset: int = 13):
@@ -156,8 +162,18 @@ def test_a_file_of_onnxq_is_not_compressed_again(tmp_path):
     assert "already quantized (by onnxq" in _message(_save(tmp_path, proto))
 
 
+@pytest.fixture
+def oldest_runtime(monkeypatch):
+    """An ONNX Runtime that reads no more than the oldest one does."""
+    for module in ("model", "version"):
+        monkeypatch.setattr(f"onnxq.load.{module}.newest_opset", lambda **_: SURE_OPSET)
+        monkeypatch.setattr(f"onnxq.load.{module}.newest_ir_version", lambda: SURE_IR_VERSION)
+
+
 @pytest.mark.parametrize(("opset", "ir_version"), [(13, 12), (23, 10)])
-def test_what_is_newer_than_onnx_runtime_is_run_converted(tmp_path, opset, ir_version):
+def test_what_is_newer_than_onnx_runtime_is_run_converted(
+    tmp_path, oldest_runtime, opset, ir_version
+):
     proto = _proto("y = Relu(x)", opset=opset)
     proto.ir_version = ir_version
     path = _save(tmp_path, proto)
@@ -169,9 +185,36 @@ def test_what_is_newer_than_onnx_runtime_is_run_converted(tmp_path, opset, ir_ve
 
 
 @pytest.mark.parametrize("opset", [22, 23, 24, 25])
-def test_new_opsets_come_down(tmp_path, opset):
+def test_new_opsets_come_down_where_they_are_not_read(tmp_path, oldest_runtime, opset):
     model = load_model(_save(tmp_path, _proto("z = Identity(x) y = Relu(z)", opset=opset)))
     assert model.opset_imports[""] == 21 and model.ir_version <= 10
+
+
+@pytest.mark.parametrize("opset", [13, 21, 22, 25, newest_opset()])
+def test_the_opset_stays_where_it_is_read(tmp_path, opset):
+    proto = _proto("z = Identity(x) y = Relu(z)", opset=opset)
+    proto.ir_version = 13 if opset > SURE_OPSET else 8
+    path = _save(tmp_path, proto)
+    model = load_model(path)
+    assert model.opset_imports[""] == min(opset, newest_opset(quantized=True))
+    assert model.ir_version == min(proto.ir_version, newest_ir_version())
+    open_session(model)
+    if proto.ir_version <= newest_ir_version():
+        assert runnable(path, ir.load(path)) == path
+
+
+def test_the_newest_versions_are_those_that_onnx_runtime_reads():
+    def reads(opset, ir_version):
+        proto = _proto("y = Relu(x)", opset=21)
+        proto.ir_version, proto.opset_import[0].version = ir_version, opset
+        try:
+            open_session(proto.SerializeToString())
+        except Exception:
+            return False
+        return True
+
+    assert [reads(newest_opset() + more, 10) for more in (0, 1)] == [True, False]
+    assert [reads(21, newest_ir_version() + more) for more in (0, 1)] == [True, False]
 
 
 @pytest.mark.parametrize(
