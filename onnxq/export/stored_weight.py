@@ -9,7 +9,8 @@
 
 A layer that multiplies the weight by its own factor has the factor in the scale, with its sign. A
 Gather looks rows up among the integers and dequantizes the rows that it found: ONNX Runtime would
-dequantize the whole table in every run, or keep a float copy of it.
+dequantize the whole table in every run, or keep a float copy of it. A packed table, or one with a
+codebook, is unpacked by rows too, unless other layers read it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.lookup import INTEGERS, add_lookup
+from onnxq.export.lookup import INTEGERS, PackedTable, add_lookup
 from onnxq.graph.editor import add_initializer
 from onnxq.graph.operators import TABLE, weight_index
-from onnxq.numerics.codebook import uniform_codebook
+from onnxq.numerics.codebook import Codebook, uniform_codebook
 from onnxq.numerics.quantizers import FloatArray, per_channel, quantize_weight
 from onnxq.plan.spec import LayerSpec
 from onnxq.student.qparams import QParams, layer_scale
@@ -52,24 +53,32 @@ class StoredWeight:
         self._scaled = spec.has_scale(integer=self._integer)
         self._scales: dict[str, ir.Value] = {}
         self._shared: dict[str, ir.Value] = {}
+        self._table: PackedTable | None = None
         self._stored = self._store()
 
     def _store(self) -> ir.Value:
         spec, name = self._spec, self._spec.weight
         if spec.codebook is not None:
-            return add_lookup(self._graph, name, self._qparams.codebooks[name])
+            return self._look_up(self._qparams.codebooks[name])
         weight = self._qparams.weights[name]
         integers = quantize_weight(weight, self.scale, spec.num_bits, spec.axis)
         if spec.packed:
-            codebook = uniform_codebook(integers, spec.num_bits, self.scale)
-            return add_lookup(self._graph, name, codebook)
+            return self._look_up(uniform_codebook(integers, spec.num_bits, self.scale))
         return add_initializer(
             self._graph, f"{name}{INTEGERS}", integers.astype(self._type.numpy())
         )
 
+    def _look_up(self, codebook: Codebook) -> ir.Value:
+        """The weight, or the packed rows of a table that nothing else reads."""
+        if self._spec.rows == 1:
+            return add_lookup(self._graph, self._spec.weight, codebook)
+        self._table = PackedTable(self._graph, self._spec.weight, codebook)
+        return self._table.packed
+
     def connect(self, node: ir.Node, spec: LayerSpec) -> None:
         """Connect a layer that reads the weight in its own way; `replace` connects the others."""
-        if spec.op_type == TABLE and (spec.codebook is None or self._integer):
+        integer = spec.codebook is None or self._integer
+        if spec.op_type == TABLE and (integer or self._table is not None):
             self._look_rows_up(node)
         elif spec.factor is not None:
             self._read_under_factor(node, spec)
@@ -143,23 +152,34 @@ class StoredWeight:
         index = weight_index(TABLE)
         indices, result, name = node.inputs[1 - index], node.outputs[0], str(node.name)
         assert indices is not None
-        scale: ir.Value = self._table_scale()
         node.replace_input_with(index, self._stored)
-        cast = ir.node("Cast", [result], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
-        made = [cast]
-        if self.scale.ndim:
-            rows = ir.node("Gather", [scale, indices], {"axis": 0}, name=f"{name}.scales")
-            made, scale = [cast, rows], rows.outputs[0]
-            scale.name = f"{name}.rows{SCALE}"
-        product = ir.node("Mul", [cast.outputs[0], scale], name=f"{name}.rescale")
-        real = product.outputs[0]
+        rows = ir.val(f"{name}.rows", ir.DataType.UINT8 if self._table else ir.DataType.INT8)
+        made = self._as_floats(rows, name)
+        if self._scaled:
+            made += self._times_scale(made[-1].outputs[0], indices, name)
+        real = made[-1].outputs[0]
         real.type, real.shape = result.type, result.shape
         result.replace_all_uses_with(real, replace_graph_outputs=True)
-        cast.replace_input_with(0, result)
-        real.name, result.name = result.name, f"{name}.rows"
+        rows.replace_all_uses_with(result)
+        real.name, result.name, result.type, result.shape = result.name, rows.name, rows.type, None
+        self._graph.insert_after(node, made)
+
+    def _as_floats(self, rows: ir.Value, name: str) -> list[ir.Node]:
+        """New nodes that convert rows to float."""
+        if self._table is not None:
+            return self._table.unpack(rows, name)
+        cast = ir.node("Cast", [rows], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
         cast.outputs[0].name = f"{name}.unscaled"
-        result.type = ir.TensorType(self._type)
-        self._graph.insert_after(node, [*made, product])
+        return [cast]
+
+    def _times_scale(self, rows: ir.Value, indices: ir.Value, name: str) -> list[ir.Node]:
+        """New nodes that multiply rows by their scales."""
+        made, scale = list[ir.Node](), self._table_scale()
+        if self.scale.ndim:
+            made = [ir.node("Gather", [scale, indices], {"axis": 0}, name=f"{name}.scales")]
+            scale = made[0].outputs[0]
+            scale.name = f"{name}.rows{SCALE}"
+        return [*made, ir.node("Mul", [rows, scale], name=f"{name}.rescale")]
 
     def _table_scale(self) -> ir.Value:
         """The scales of the rows, (rows, 1), or the table's one scale."""

@@ -62,9 +62,9 @@ def bits_per_index(count: int) -> float:
     return sum(8 / field.per_byte for field in fields(count))
 
 
-def packed_bytes(size: int, count: int) -> int:
-    """Bytes that `size` indices below `count` take."""
-    return sum(-(-size // field.per_byte) for field in fields(count))
+def packed_bytes(size: int, count: int, rows: int = 1) -> int:
+    """Bytes that `size` indices below `count` take, in `rows` rows of whole bytes each."""
+    return rows * sum(-(-(size // rows) // field.per_byte) for field in fields(count))
 
 
 def pack(indices: Bytes, field: Field) -> Bytes:
@@ -78,6 +78,20 @@ def pack(indices: Bytes, field: Field) -> Bytes:
     for i in range(field.per_byte):
         packed += rows[:, i] * np.uint8(field.base**i) if i else rows[:, 0]
     return packed
+
+
+def pack_rows(indices: Bytes, field: Field) -> Bytes:
+    """One field of some indices, packed along the last axis alone.
+
+    Digit i of byte j is that of index i * bytes + j, so that the digits of a row are unpacked one
+    behind the other.
+    """
+    *leading, size = indices.shape
+    width = -(-size // field.per_byte)
+    padded = np.zeros((*leading, field.per_byte * width), np.uint8)
+    padded[..., :size] = indices
+    digits = padded.reshape(*leading, field.per_byte, width)
+    return pack(np.moveaxis(digits, -2, -1), field).reshape(*leading, width)
 
 
 def collapsed(array: np.ndarray) -> np.ndarray:

@@ -126,6 +126,7 @@ def spec_of(layer: Layer, axis: int | None, num_bits: int, compute: Compute) -> 
         parameters=array.size,
         channels=array.shape[layer.axis],
         factor=None if layer.factor is None else str(layer.factor.name),
+        rows=array.size // array.shape[-1] if layer.node.op_type == TABLE else 1,
     )
 
 
@@ -166,11 +167,11 @@ def _along(factor: ir.Value, axis: int) -> bool:
 
 
 def is_table(node: ir.Node) -> bool:
-    """Whether the node looks up rows in a constant float matrix that is worth quantizing."""
+    """Whether the node looks up rows in a constant float table that is worth quantizing."""
     if node.op_type != TABLE or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
     array = constant(node.inputs[0])
-    if array is None or array.dtype != np.float32 or array.ndim != SMALLEST_RANK:
+    if array is None or array.dtype != np.float32 or array.ndim < SMALLEST_RANK:
         return False
     return array.size >= SMALLEST_TABLE and constant(node.inputs[1]) is None
 

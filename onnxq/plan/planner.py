@@ -9,7 +9,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
-from onnxq.graph.operators import never_negative
+from onnxq.graph.operators import TABLE, never_negative
 from onnxq.load.float_types import halved_constants
 from onnxq.options.recipe import LayerOverride, Recipe, nearest_name
 from onnxq.options.table import Target
@@ -200,9 +200,17 @@ def _agree_on_shared_weights(specs: Sequence[LayerSpec], target: Target) -> list
         group = groups[spec.weight]
         axes = {other.axis for other in group}
         num_bits = max(other.num_bits for other in group)
-        found = replace(spec, axis=spec.axis if len(axes) == 1 else None, num_bits=num_bits)
+        looked_up = [other.op_type == TABLE for other in group]
+        found = replace(
+            spec,
+            axis=spec.axis if len(axes) == 1 else None,
+            num_bits=num_bits,
+            rows=spec.rows if all(looked_up) else 1,
+        )
         found = _with_codebook(found, group)
-        agreed.append(_with_int4(found) if target == "int4" else _with_packing(found))
+        # Gather takes no INT4.
+        int4 = target == "int4" and not any(looked_up)
+        agreed.append(_with_int4(found) if int4 else _with_packing(found))
     return agreed
 
 
@@ -213,7 +221,7 @@ def _with_codebook(spec: LayerSpec, group: Sequence[LayerSpec]) -> LayerSpec:
         return replace(spec, codebook=None)
     count = max(each for each in counts if each is not None)
     integer = any(other.compute == "integer" for other in group)
-    refusal = codebook_refusal(spec.parameters, count, integer=integer)
+    refusal = codebook_refusal(spec.parameters, count, integer=integer, rows=spec.rows)
     return replace(spec, codebook=None if refusal else count, refusal=refusal)
 
 
@@ -221,7 +229,7 @@ def _with_packing(spec: LayerSpec) -> LayerSpec:
     """The layer with packed integers, where they have less than 8 bits and packing saves bytes."""
     if spec.codebook is not None or spec.num_bits == BYTE_BITS:
         return spec
-    refusal = packing_refusal(spec.parameters, spec.num_bits)
+    refusal = packing_refusal(spec.parameters, spec.num_bits, spec.rows)
     reasons = "; ".join(each for each in (spec.refusal, refusal) if each)
     return replace(spec, packed=not refusal, refusal=reasons)
 

@@ -53,6 +53,8 @@ class LayerSpec:
         int4: integers of 4 bits or fewer are a tensor of type INT4.
         factor: name of the constant by which this layer's weight is multiplied, one value per
             channel, where layers share the weight; or None.
+        rows: number of rows that are packed each in bytes of its own, so that they can be looked
+            up before they are unpacked: those of a table that is only looked up; 1 otherwise.
     """
 
     name: str
@@ -73,6 +75,7 @@ class LayerSpec:
     channels: int = 1
     int4: bool = False
     factor: str | None = None
+    rows: int = 1
 
     @property
     def narrow(self) -> bool:
@@ -176,31 +179,31 @@ WORTH = 0.01
 """Share of the integers' bytes that float centroids may take beyond them."""
 
 
-def codebook_bytes(parameters: int, count: int, *, integer: bool) -> int:
+def codebook_bytes(parameters: int, count: int, *, integer: bool, rows: int = 1) -> int:
     """Bytes of a weight as a codebook: indices, table and the nodes that look it up."""
     table = count * (CODEBOOK if integer else FLOAT_CODEBOOK).nbytes
     nodes = LOOKUP_BYTES + FIELD_BYTES * len(fields(count))
-    return packed_bytes(parameters, count) + table + nodes
+    return packed_bytes(parameters, count, rows) + table + nodes
 
 
-def packed_integer_bytes(parameters: int, num_bits: int) -> int:
+def packed_integer_bytes(parameters: int, num_bits: int, rows: int = 1) -> int:
     """Bytes of a weight as packed integers of n bits: a codebook of all 2^n - 1 of them."""
-    return codebook_bytes(parameters, 2 * WEIGHT.largest(num_bits) + 1, integer=True)
+    return codebook_bytes(parameters, 2 * WEIGHT.largest(num_bits) + 1, integer=True, rows=rows)
 
 
-def packing_refusal(parameters: int, num_bits: int) -> str:
+def packing_refusal(parameters: int, num_bits: int, rows: int = 1) -> str:
     """Why integers of less than 8 bits are stored one in a byte; empty where they are packed."""
-    size = packed_integer_bytes(parameters, num_bits)
+    size = packed_integer_bytes(parameters, num_bits, rows)
     if size < parameters:
         return ""
     return f"one weight per byte: packed, {num_bits} bits take {size:,} bytes, not {parameters:,}"
 
 
-def integer_bytes(parameters: int, num_bits: int) -> int:
+def integer_bytes(parameters: int, num_bits: int, rows: int = 1) -> int:
     """Bytes that integers take in the file, packed where that is smaller."""
-    if num_bits == BYTE_BITS or packing_refusal(parameters, num_bits):
+    if num_bits == BYTE_BITS or packing_refusal(parameters, num_bits, rows):
         return parameters
-    return packed_integer_bytes(parameters, num_bits)
+    return packed_integer_bytes(parameters, num_bits, rows)
 
 
 def weight_bytes(spec: LayerSpec, *, integer: bool) -> int:
@@ -211,20 +214,20 @@ def weight_bytes(spec: LayerSpec, *, integer: bool) -> int:
         integer: whether an integer kernel reads the weights, which gives scales zero points.
     """
     if spec.codebook is None:
-        size = integer_bytes(spec.parameters, spec.num_bits)
+        size = integer_bytes(spec.parameters, spec.num_bits, spec.rows)
     else:
-        size = codebook_bytes(spec.parameters, spec.codebook, integer=integer)
+        size = codebook_bytes(spec.parameters, spec.codebook, integer=integer, rows=spec.rows)
     scales = 1 if spec.axis is None else spec.channels
     return size + spec.has_scale(integer=integer) * scales * (SCALE_BYTES + integer)
 
 
-def codebook_refusal(parameters: int, count: int, *, integer: bool) -> str:
+def codebook_refusal(parameters: int, count: int, *, integer: bool, rows: int = 1) -> str:
     """Why the layer has no codebook; '' where it has one.
 
     Without a codebook a layer stores one byte per weight. Float centroids may take a little more:
     256 of them are closer than 8-bit integers.
     """
-    size = codebook_bytes(parameters, count, integer=integer)
+    size = codebook_bytes(parameters, count, integer=integer, rows=rows)
     if size < parameters * (1 if integer else 1 + WORTH):
         return ""
     return f"no codebook: {count} centroids take {size:,} bytes, integers {parameters:,}"

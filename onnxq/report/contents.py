@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.facts import producer
+from onnxq.graph.facts import producer, scalar
 from onnxq.graph.operators import RECURRENT_OPERATORS, WEIGHT_OPERATORS
 from onnxq.load.contents import FUNCTION, OUTPUT, SUBGRAPH, Contents, Reader, StoredTensor
 from onnxq.numerics.codebook import uniform_bits
 from onnxq.numerics.packing import bits_per_index
+from onnxq.verify.opened import table_rows, unpacking_nodes
 
 GRAPH = "graph: nodes, names, shapes"
 GAPS = "external data that no tensor names"
@@ -193,6 +195,26 @@ def stored_weight(value: ir.Value | None) -> Stored | None:
         return None
     int4 = tensor.dtype == ir.DataType.INT4
     return Stored(tensor.size, tensor.nbytes, _WIDTHS[tensor.dtype], None, int4, str(value.name))
+
+
+def stored_table(gather: ir.Node) -> Stored | None:
+    """How the table of a lookup is stored; None where it is not stored in integers."""
+    table, steps = gather.inputs[0], unpacking_nodes(gather)
+    packed = None if table is None else table.const_value
+    if packed is None or packed.dtype != ir.DataType.UINT8:
+        return stored_weight(table)
+    width = table_rows(gather, np.zeros(1, np.int64)).size
+    parameters, size, name = len(packed.numpy()) * width, packed.nbytes, str(packed.name)
+    book = next((n.inputs[0] for n in steps if n.op_type == "Gather"), None)
+    if book is not None and book.const_value is not None:
+        centroids = book.const_value
+        return Stored(
+            parameters, size + centroids.nbytes, bits_per_index(centroids.size), centroids.size,
+            name=name,
+        )  # fmt: skip
+    largest = next(scalar(n.inputs[1]) for n in steps if n.op_type == "Sub")
+    assert largest is not None
+    return Stored(parameters, size, int(2 * largest + 2).bit_length() - 1, name=name)
 
 
 def is_dequantized(value: ir.Value | None) -> bool:

@@ -26,7 +26,14 @@ from onnxq.options.recipe import Recipe
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
 from onnxq.plan.spec import LayerSpec, codebook_bytes, packed_integer_bytes
-from onnxq.report.contents import ContentRow, Fates, content_rows, is_dequantized, stored_weight
+from onnxq.report.contents import (
+    ContentRow,
+    Fates,
+    content_rows,
+    is_dequantized,
+    stored_table,
+    stored_weight,
+)
 from onnxq.verify.metrics import METADATA_KEY, Metrics
 from onnxq.verify.opened import OpenedModel, open_model
 
@@ -160,12 +167,13 @@ def _with_shared(rows: list[LayerRow]) -> list[LayerRow]:
 def _planned_row(spec: LayerSpec, width: float) -> LayerRow:
     count = spec.parameters
     bits: float = spec.num_bits
-    size = packed_integer_bytes(count, spec.num_bits) if spec.packed else count
+    size = packed_integer_bytes(count, spec.num_bits, spec.rows) if spec.packed else count
     if spec.int4:
         size = -(-count // 2)
     if spec.codebook is not None:
         bits = bits_per_index(spec.codebook)
-        size = codebook_bytes(count, spec.codebook, integer=spec.compute == "integer")
+        integer = spec.compute == "integer"
+        size = codebook_bytes(count, spec.codebook, integer=integer, rows=spec.rows)
     reasons = (spec.reason or (INT4_REASON if spec.int4 else ""), spec.refusal)
     reason = "; ".join(each for each in reasons if each)
     return LayerRow(
@@ -223,9 +231,11 @@ def _stored_rows(model: ir.Model, metrics: Metrics | None) -> list[LayerRow]:
         if node.op_type not in (*WEIGHT_OPERATORS, TABLE) or len(node.inputs) < 2:
             continue
         name, weight = str(node.name), node.inputs[weight_index(node.op_type)]
-        stored = stored_weight(weight)
         # Nodes that onnxq adds to look rows up have no name.
-        if table and (stored is None or not name or computed_from_constants(node.inputs[1])):
+        if table and (not name or computed_from_constants(node.inputs[1])):
+            continue
+        stored = stored_table(node) if table else stored_weight(weight)
+        if table and stored is None:
             continue
         if stored is None:
             rows.append(_float_row(node, left_alone.get(name, "its weights are float")))

@@ -76,11 +76,11 @@ class Candidates:
         self._thresholds: dict[int, FloatArray] = {}
 
     def _codebook_settings(self) -> dict[Setting, int]:
-        parameters = self.layers[0].parameters
+        first = self.layers[0]
         return {
             Setting(codebook=count): self._bytes(codebook=count)
             for count in COUNTS
-            if not codebook_refusal(parameters, count, integer=self._integer)
+            if not codebook_refusal(first.parameters, count, integer=self._integer, rows=first.rows)
         }
 
     def _width_settings(self) -> dict[Setting, int]:

@@ -110,7 +110,8 @@ class SearchStage:
         plan = self.base.student.plan
         weights = sum(
             {
-                s.weight: integer_bytes(s.parameters, s.num_bits) for s in plan.layers.values()
+                s.weight: integer_bytes(s.parameters, s.num_bits, s.rows)
+                for s in plan.layers.values()
             }.values()
         )
         headers = self._evaluator([]).size(self.base, []) - weights

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.errors import OutputError
+from onnxq.graph.operators import TABLE
 from onnxq.load.read import read_graph
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.runtime.session import open_session
@@ -217,7 +218,11 @@ def _match_layers(
             if value is not None and value.name:
                 by_input.setdefault(value.name, []).append(node)
     found = {}
+    names = {str(node.name) for node in nodes}
     for layer in layers:
+        if layer.op_type == TABLE and layer.name in names:
+            found[layer.name] = TABLE
+            continue
         known = aliases.get(layer.name)
         match = None if known is None else _node_of(layer, known, nodes, by_input)
         found[layer.name] = match.op_type if match is not None else UNKNOWN

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnxq.errors import ModelError
 from onnxq.forms.equalize import find_pairs
 from onnxq.graph.facts import constant
-from onnxq.graph.operators import activation_bounds
+from onnxq.graph.operators import TABLE, activation_bounds, weight_index
 from onnxq.numerics.distances import Noise
 from onnxq.numerics.equalization import scale_input, scale_output
 from onnxq.plan.layers import Layer, find_layers
@@ -37,7 +37,13 @@ from onnxq.student.weights import (
     read_weight,
     split_weight,
 )
-from onnxq.verify.opened import OpenedModel, find_tensors, stored_array, with_outputs
+from onnxq.verify.opened import (
+    OpenedModel,
+    find_tensors,
+    stored_array,
+    table_rows,
+    with_outputs,
+)
 from onnxq.verify.outputs import paired_outputs
 
 Floats = NDArray[np.float64]
@@ -85,7 +91,7 @@ class ChannelFactors:
         """
         given, taken = self._given.get(layer), self._taken.get(layer)
         if given is None and taken is None:
-            original = constant(layer.inputs[1])
+            original = constant(layer.inputs[weight_index(layer.op_type)])
             assert original is not None
             return Rescaled(original)
         channels = in_features(layer) if taken is None else taken.channels
@@ -185,7 +191,7 @@ def _stored(
     """The layer's node in the file and the weights that it reads; None where there is none."""
     if node is None or node.op_type != layer.node.op_type:
         return None
-    original, weight = constant(layer.weight), stored_array(node.inputs[1])
+    original, weight = constant(layer.weight), _stored_array(node)
     assert original is not None
     if weight is None:
         return None
@@ -196,6 +202,14 @@ def _stored(
             "that it was made from."
         )
     return node, weight
+
+
+def _stored_array(node: ir.Node) -> np.ndarray | None:
+    """The floats of a layer's weight in the file; None where it is not constant."""
+    stored = stored_array(node.inputs[weight_index(node.op_type)])
+    if stored is None or node.op_type != TABLE:
+        return stored
+    return table_rows(node, np.arange(len(stored)))
 
 
 def _pair(
@@ -211,6 +225,7 @@ def _pair(
         bias = stored_array(node.inputs[2]) if len(node.inputs) > 2 else None
         rescaled = factors.rescale(layer.node, weight, bias)
         original, factor = rescaled.weight, rescaled.factor
+    stored = constant(node.inputs[weight_index(node.op_type)])
     noise = Noise()
     noise.add(original, weight)
     return PairedLayer(
@@ -219,7 +234,7 @@ def _pair(
         tensor=next((name for name in _outputs(layer.node) if name in known), None),
         weight_noise=noise,
         factor=factor,
-        is_float=constant(node.inputs[1]) is not None,
+        is_float=stored is not None and stored.dtype.kind == "f",
     )
 
 

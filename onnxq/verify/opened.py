@@ -249,3 +249,43 @@ def stored_array(value: ir.Value | None) -> np.ndarray | None:
     ir.external_data.load_to_model(part)
     found: np.ndarray = open_session(part, optimise=False).run(None, {})[0]
     return found
+
+
+def unpacking_nodes(gather: ir.Node) -> list[ir.Node]:
+    """The nodes that convert the rows of a table's lookup to float, in a file that onnxq wrote.
+
+    These have no names, unlike the original's nodes.
+    """
+    found, value = list[ir.Node](), gather.outputs[0]
+    while step := next((n for n in value.consumers() if _unpacks(n)), None):
+        found.append(step)
+        value = step.outputs[0]
+    return found
+
+
+def _unpacks(node: ir.Node) -> bool:
+    return not node.name and node.op_type != "QuantizeLinear"
+
+
+def table_rows(gather: ir.Node, indices: np.ndarray) -> np.ndarray:
+    """Rows of a constant table as floats, in whatever form they are stored.
+
+    Args:
+        gather: a node of the main graph, with a constant table.
+        indices: int64, (count,).
+
+    Returns:
+        float32, (count, ...).
+    """
+    graph, read = gather.graph, gather.inputs[1]
+    assert isinstance(graph, ir.Graph) and read is not None
+    result = [gather, *unpacking_nodes(gather)][-1].outputs[0]
+    part = ir.Model(ir.convenience.extract(graph, [read], [result]), ir_version=10)
+    (given,) = part.graph.inputs
+    given.type, given.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([None])
+    for value in part.graph.outputs:
+        value.type, value.shape = value.type or ir.TensorType(ir.DataType.FLOAT), None
+    ir.external_data.load_to_model(part)
+    session = open_session(part, optimise=False)
+    found: np.ndarray = session.run(None, {str(given.name): indices})[0]
+    return found
