@@ -57,11 +57,11 @@ class Writer:
         given = dict(attributes or {})
         return self.tape.op_multi_out(op_type, inputs, given, outputs=outputs, domain=domain)
 
-    def second_output(self, node: ir.Node) -> ir.Value:
-        """An optional output of a node of the forward pass, asked for where it is absent."""
-        node.resize_outputs(2)
-        value = node.outputs[1]
-        value.name = value.name or self._names.claim(f"{node.outputs[0].name}_second")
+    def optional_output(self, node: ir.Node, index: int) -> ir.Value:
+        """An output of a node of the forward pass, asked for where it is absent."""
+        node.resize_outputs(max(index + 1, len(node.outputs)))
+        value = node.outputs[index]
+        value.name = value.name or self._names.claim(f"{node.outputs[0].name}_{index}")
         return value
 
     def constant(self, array: np.ndarray) -> ir.Value:
@@ -95,9 +95,9 @@ class Builder:
         """The node's output."""
         return self._node.outputs[index]
 
-    def second_output(self) -> ir.Value:
-        """The node's second output; the forward pass computes it from now on."""
-        return self._writer.second_output(self._node)
+    def optional_output(self, index: int) -> ir.Value:
+        """An optional output of the node; the forward pass computes it from now on."""
+        return self._writer.optional_output(self._node, index)
 
     def gradient(self, index: int = 0) -> ir.Value:
         """The gradient of the loss for the node's output; zeros where there is none."""

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients, Rule, unknown_rank
-from onnxq.engine.sums import unbroadcast
+from onnxq.engine.kernels import MICROSOFT
+from onnxq.engine.sums import same_dimensions, unbroadcast
 
 EPSILON = 1e-5
 
@@ -53,12 +54,33 @@ def _layer_normalization(form: Form, b: Builder) -> Gradients:
     """Over the axes from ``axis`` on."""
     rank = form.rank() or 0
     inner = range(form.integer("axis", -1) % rank, rank)
+    if b.training_kernels and _has_one_scale_each(form, inner):
+        return _by_kernel(form, b)
     dx, normal = _normalise(form, b, b.input(1), b.input(), b.gradient(), inner)
     found = {0: dx}
     for index, spread in ((1, b.op("Mul", b.gradient(), normal)), (2, b.gradient())):
         if index in form.wanted:
             found[index] = unbroadcast(b, spread, b.input(index), b.output())
     return found
+
+
+def _has_one_scale_each(form: Form, inner: range) -> bool:
+    """Whether the scale isn't broadcast, and the bias neither."""
+    x, *others = (value.shape for value in form.node.inputs if value is not None)
+    return x is not None and all(
+        each is not None and same_dimensions(each.dims, x.dims[inner.start :]) for each in others
+    )
+
+
+def _by_kernel(form: Form, b: Builder) -> Gradients:
+    """By LayerNormalizationGrad, from the mean and 1 / sd of the forward pass."""
+    inputs = b.gradient(), b.input(0), b.input(1), b.optional_output(1), b.optional_output(2)
+    attributes = {"axis": form.integer("axis", -1)}
+    present = [True] * 3
+    found = b.ops(
+        present, "LayerNormalizationGrad", *inputs, domain=MICROSOFT, attributes=attributes
+    )
+    return dict(enumerate(found))
 
 
 def _group_normalization(form: Form, b: Builder) -> Gradients:

@@ -69,7 +69,7 @@ def _refuse_average_pool(form: Form) -> str | None:
 def _max_pool(form: Form, b: Builder) -> Gradients:
     """Each window's G goes to the pixel that it chose, the first of those that tie."""
     x = b.input()
-    places = b.second_output()
+    places = b.optional_output(1)
     zeros = b.op("Expand", 0.0, b.op("Reshape", b.op("Size", x), [1]))
     flat = [b.op("Reshape", each, [-1]) for each in (places, b.gradient())]
     kernel, strides, _ = _window(form)

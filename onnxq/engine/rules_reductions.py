@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxq.engine.builder import Builder
 from onnxq.engine.form import Form, Gradients, Rule, unknown_rank
+from onnxq.engine.kernels import MICROSOFT
 
 Slope = Callable[[Builder, ir.Value, ir.Value], ir.Value]
 """The slope of y in x, from the builder, x, and y with the dimensions of x."""
@@ -74,9 +75,14 @@ def _cum_sum(form: Form, b: Builder) -> Gradients:
 
 
 def _softmax(form: Form, b: Builder) -> Gradients:
-    """Dx = y (G - sum of G y)."""
+    """Dx = y (G - sum of G y); over another axis than the last, the kernel is slower."""
+    axis, rank = form.integer("axis", -1), form.rank()
+    if b.training_kernels and rank is not None and axis % rank == rank - 1:
+        attributes = {"axis": axis}
+        inputs = (b.gradient(), b.output())
+        return {0: b.op("SoftmaxGrad_13", *inputs, domain=MICROSOFT, attributes=attributes)}
     product = b.op("Mul", b.gradient(), b.output())
-    total = b.reduce("ReduceSum", product, [form.integer("axis", -1)], keepdims=1)
+    total = b.reduce("ReduceSum", product, [axis], keepdims=1)
     return {0: b.op("Sub", product, b.op("Mul", b.output(), total))}
 
 

@@ -169,6 +169,27 @@ def test_the_standard_operators_run_where_they_are_asked_for():
     assert ("ConvGrad" in operators("auto")) == has_training_kernels()
 
 
+@pytest.mark.parametrize(
+    ("node", "kernel"),
+    [
+        ("Softmax(x)", "SoftmaxGrad_13"),
+        ("Softmax<axis=2>(x)", "SoftmaxGrad_13"),
+        ("Softmax<axis=1>(x)", None),
+        ("LayerNormalization(x, s)", "LayerNormalizationGrad"),
+        ("LayerNormalization<axis=1>(x, s)", None),
+        ("MaxPool<kernel_shape=[2]>(x)", None),
+    ],
+)
+def test_kernels_are_taken_where_they_are_right_and_faster(node, kernel):
+    model = ir.from_onnx_text(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,4] x, float[4] s) => (float loss)
+        {{ y = {node} z = Mul(y, y) loss = ReduceSum<keepdims=0>(z) }}"""
+    )
+    whole, _ = gradient_graph(model, ["x"], "loss", [], True)
+    kernels = {each.op_type for each in whole.graph if each.domain == "com.microsoft"}
+    assert kernels == ({kernel} if kernel else set())
+
+
 @pytest.mark.parametrize("replaced", [True, False])
 def test_an_absent_build_is_one_sentence_where_it_is_asked_for(replaced, monkeypatch):
     def version(name):

@@ -195,6 +195,7 @@ PRODUCTS = [
     Case("y = Tanh(x)", {"x": (3, 4)}),
     Case("y = Erf(x)", {"x": (3, 4)}),
     Case("y = Gelu(x)", {"x": (3, 4)}, opsets=(20, 21)),
+    Case("y = Softmax(x)", {"x": (2, 3, 2)}),
     Case("y = Softmax<axis=1>(x)", {"x": (2, 3, 2)}),
     Case("y = LogSoftmax(x)", {"x": (3, 4)}),
     Case("y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)", {"x": (1, 2, 4, 4)}),
@@ -298,7 +299,9 @@ AT_OPSETS = [
     for case in CASES
     for opset in sorted({*case.opsets, *([NEWEST] if 21 in case.opsets else [])})
 ]
-KERNELS = ("Conv", "ConvTranspose", "LeakyRelu", "Relu", "Slice")
+KERNELS = (
+    "Conv", "ConvTranspose", "LayerNormalization", "LeakyRelu", "Relu", "Slice", "Softmax",
+)  # fmt: skip
 WITH_KERNELS = [
     (case, opset)
     for case, opset in AT_OPSETS
