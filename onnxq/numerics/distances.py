@@ -173,8 +173,8 @@ class Noise:
         noise: sum of (y - y')^2.
     """
 
-    def __init__(self) -> None:
-        self.signal = self.noise = 0.0
+    def __init__(self, signal: float = 0.0, noise: float = 0.0) -> None:
+        self.signal, self.noise = signal, noise
 
     def add(self, y: np.ndarray, y_hat: np.ndarray) -> None:
         """Add two tensors of one shape."""

@@ -21,6 +21,9 @@ LOSS = "onnxq.loss"
 AGREES = "onnxq.agrees"
 """Name of a classifier's second output: on how many samples the decision is the teacher's."""
 
+Weight = float | np.ndarray
+"""The factor of a tensor in the loss; an array, broadcast to it, where its channels differ."""
+
 
 def target_name(logits: str) -> str:
     """The name of the graph input that takes the teacher's values of a tensor."""
@@ -28,16 +31,16 @@ def target_name(logits: str) -> str:
 
 
 def attach_loss(
-    student: ir.Model, weights: Mapping[str, float], decision: str | None = None
+    student: ir.Model, weights: Mapping[str, Weight], decision: str | None = None
 ) -> ir.Model:
     """A copy of the student with the loss as its output.
 
-    loss = sum_k weight_k * sum (student_k - target_k)^2. It is a sum, not a mean, so that the
+    loss = sum_k sum weight_k (student_k - target_k)^2. It is a sum, not a mean, so that the
     losses of a batch's shards add up.
 
     Args:
         student: the student; it isn't changed.
-        weights: the factor of each compared tensor, by name.
+        weights: the factor of each compared tensor, or of its channels, by name.
         decision: the tensor whose largest entry is the decision; where given, the number of equal
             decisions is a second output.
     """
@@ -54,15 +57,21 @@ def attach_loss(
         target = ir.val(target_name(name), ir.DataType.FLOAT, free_shape(value))
         graph.inputs.append(target)
         squared = body.op("Pow", [body.op("Sub", [value, target]), two])
-        total = body.op("ReduceSum", [squared], {"keepdims": 0})
         factor = add_initializer(graph, f"{LOSS}.weight.{name}", np.array(weight, np.float32))
-        terms.append(body.op("Mul", [total, factor]))
+        if isinstance(weight, np.ndarray):
+            terms.append(_sum(body, body.op("Mul", [squared, factor])))
+        else:
+            terms.append(body.op("Mul", [_sum(body, squared), factor]))
         if name == decision:
             decides = value, target
     total = terms[0]
     for term in terms[1:]:
         total = body.op("Add", [total, term])
     return finished(model, body, total, decides)
+
+
+def _sum(body: tape.Tape, value: ir.Value) -> ir.Value:
+    return body.op("ReduceSum", [value], {"keepdims": 0})
 
 
 def finished(
@@ -127,16 +136,16 @@ class OutputMatching:
     """RMSE of the logits relative to the teacher's (FAT; Thonglek et al.), for any model.
 
     Attributes:
-        weights: the factor of each compared tensor, by name.
+        weights: the factor of each compared tensor, or of its channels, by name.
         decision: the tensor whose largest entry is a classifier's decision, or None.
     """
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, Weight]
     decision: str | None = None
     unit: str = "error"
 
     def attach(self, student: ir.Model) -> ir.Model:
-        """A copy of the student with sum_k weight_k * sum (student_k - target_k)^2."""
+        """A copy of the student with sum_k sum weight_k (student_k - target_k)^2."""
         return attach_loss(student, self.weights, self.decision)
 
     def score(self, loss: float, samples: int) -> float:

@@ -11,11 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import DataError
+from onnxq.numerics.channels import ChannelSums
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
 from onnxq.progress import Progress
 from onnxq.runtime.dataset import Dataset, Joined, Samples, Stored, chunks, fed_to
 from onnxq.runtime.session import Arrays, SessionPool, expose
-from onnxq.train.objective import OutputMatching, target_name
+from onnxq.train.objective import OutputMatching, Weight, target_name
 
 MICRO_BATCH = 16
 """Samples in one run: fixed, so that sums come out the same on any number of cores."""
@@ -93,6 +94,7 @@ def keep_targets(
     """
     stored = Stored(folder, samples.batch, "the original's outputs")
     squares = dict.fromkeys(teacher.logits, 0.0)
+    channels = {name: ChannelSums() for name in teacher.logits}
     decision: str | None = None
     batches = teacher.with_targets(samples.batches(MICRO_BATCH))
     for chosen, feeds in zip(chunks(samples, MICRO_BATCH), batches, strict=True):
@@ -101,22 +103,38 @@ def keep_targets(
             decision = _decision(found, len(chosen) * (samples.batch or 1))
         for name, array in found.items():
             squares[name] += float(np.square(array, dtype=np.float64).sum())
+            channels[name].add(array)
         stored.append({target_name(name): array for name, array in found.items()}, len(chosen))
         if at is not None:
             at(len(stored))
     _check_finite(squares)
-    count = len(stored) * (samples.batch or 1)
-    return Joined(samples, stored), OutputMatching(_weights(squares, count), decision)
+    count = max(len(stored) * (samples.batch or 1), 1)
+    weights = {
+        name: _weight(count, len(squares) * max(sum_, 1e-12), channels[name])
+        for name, sum_ in squares.items()
+    }
+    return Joined(samples, stored), OutputMatching(weights, decision)
 
 
-def _weights(squares: Mapping[str, float], samples: int) -> dict[str, float]:
-    """The factor of each tensor in the loss: 1 / (tensors * sum of squares per sample).
+def _weight(samples: int, squares: float, channels: ChannelSums) -> Weight:
+    """The factor of a tensor in the loss: samples / (tensors * its sum of squares).
 
-    The loss of one sample is then its squared error relative to the teacher's mean
-    square, averaged over the tensors.
+    The loss of one sample is then its squared error relative to the teacher's mean square,
+    averaged over the tensors. Where channels mean different things, each group of them counts as
+    half a tensor, relative to its own sum of squares.
+
+    Args:
+        samples: behind the sums.
+        squares: tensors * the sum of squares of all elements.
+        channels: the sums by channel.
     """
-    count = max(samples, 1)
-    return {name: count / (len(squares) * max(sum_, 1e-12)) for name, sum_ in squares.items()}
+    groups = channels.groups()
+    if groups is None:
+        return samples / squares
+    by_channel = channels.squares(groups.axis)
+    larger, smaller = groups.sums(by_channel)
+    own = np.where(groups.larger, larger, smaller) / by_channel.sum()
+    return np.asarray(samples / (2 * squares * own), np.float32).reshape(groups.shape)
 
 
 def _check_finite(squares: Mapping[str, float]) -> None:

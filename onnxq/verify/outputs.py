@@ -10,6 +10,7 @@ from itertools import tee
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.numerics.channels import ChannelSums
 from onnxq.numerics.distances import (
     Noise,
     confidence_drop,
@@ -34,7 +35,8 @@ class Comparison:
         kl: mean KL(reference || candidate) in nats; None where no output has classes.
         estimated_drop: mean of p_T(c_T) - p_T(c_S) in percentage points, or None.
         estimated_drop_error: one standard error of it, in percentage points, or None.
-        sqnr_db: 10 log10(sum y^2 / sum (y - y')^2) of each float output, within +-200.
+        sqnr_db: 10 log10(sum y^2 / sum (y - y')^2) of each float output, within +-200. Where its
+            channels mean different things (boxes beside scores), that of the worse group.
         incomparable: names of outputs whose shapes differ between the two models.
     """
 
@@ -137,6 +139,7 @@ class _OutputSums:
     def __init__(self) -> None:
         self.incomparable = False
         self.noise = Noise()
+        self.channels: ChannelSums | None = ChannelSums()
         self.is_float = False
         self.labels = self.equal_labels = 0
         self.rows = self.equal = 0
@@ -146,7 +149,12 @@ class _OutputSums:
     def add(self, y: np.ndarray, y_hat: np.ndarray, probabilities: bool | None) -> None:
         self.is_float = True
         self.noise.add(y, y_hat)
-        if y.ndim == 2 and y.shape[1] >= 2 and np.isfinite(y).all() and np.isfinite(y_hat).all():
+        finite = bool(np.isfinite(y).all() and np.isfinite(y_hat).all())
+        if not finite:
+            self.channels = None
+        if self.channels is not None:
+            self.channels.add(y, np.subtract(y, y_hat, dtype=np.float64))
+        if y.ndim == 2 and y.shape[1] >= 2 and finite:
             if self._probabilities is None:
                 given = probabilities is not None
                 self._probabilities = probabilities if given else look_like_probabilities(y)
@@ -161,6 +169,15 @@ class _OutputSums:
         self.kl += float(kl_divergence(teacher, student).sum())
         self.drop += float(drop.sum())
         self.squared_drop += float(np.square(drop).sum())
+
+    def sqnr_db(self) -> float:
+        """The SQNR of the output, or of the worse of the groups of its channels."""
+        groups = None if self.channels is None else self.channels.groups()
+        if self.channels is None or groups is None:
+            return self.noise.sqnr_db()
+        sums = [each(groups.axis) for each in (self.channels.squares, self.channels.errors)]
+        parts = zip(*(groups.sums(each) for each in sums), strict=True)
+        return min(Noise(signal, noise).sqnr_db() for signal, noise in parts)
 
     def add_labels(self, y: np.ndarray, y_hat: np.ndarray) -> None:
         self.labels += y.size
@@ -186,7 +203,7 @@ def _comparison(sums: dict[str, _OutputSums], samples: int) -> Comparison:
         estimated_drop=drop,
         estimated_drop_error=error,
         sqnr_db={
-            name: total.noise.sqnr_db()
+            name: total.sqnr_db()
             for name, total in sums.items()
             if total.is_float and not total.incomparable
         },

@@ -155,3 +155,29 @@ def test_shards_shrink_where_memory_is_short(monkeypatch):
     assert sizes[0] == SHARD_SIZE
     assert 1 < sizes[1] < SHARD_SIZE
     assert sizes[2] == 1
+
+
+def test_boxes_do_not_drown_scores(tmp_path):
+    """An error of a tenth of either part costs the same, though one is 300 times larger."""
+    model = build(
+        """net (float[N, 2, 5] x) => (float[N, 6, 5] y) {
+            a = Abs (x) far = Add (a, one) boxes = Mul (far, large) scores = Sigmoid (x)
+            wrong_boxes = Mul (boxes, p) wrong_scores = Mul (scores, q)
+            y = Concat <axis = 1> (wrong_boxes, wrong_boxes, wrong_scores)
+        }""",
+        {
+            "one": np.float32([1]),
+            "large": np.float32([300]),
+            "p": np.float32([1]),
+            "q": np.float32([1]),
+        },
+    )
+    samples = samples_of(model, tmp_path)
+    held_out, objective = keep_targets(Teacher(model, ["y"]), samples, tmp_path)
+    scores = {}
+    for name in ("p", "q"):
+        student = model.clone(deep_copy=False)
+        student.graph.initializers[name].const_value = ir.tensor(np.float32([1.1]))
+        scores[name] = HeldOut(objective.attach(student), held_out, objective).score({})
+    assert scores["p"] == pytest.approx(0.1 / np.sqrt(2), rel=1e-3)
+    assert scores["q"] == pytest.approx(0.1 / np.sqrt(2), rel=1e-3)

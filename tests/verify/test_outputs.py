@@ -116,3 +116,14 @@ def test_values_that_are_not_finite_count_against_the_candidate_only() -> None:
     assert comparer.comparison(1).sqnr_db == {"y": MOST_DB}
     comparer.add({"y": y}, {"y": np.array([[[np.nan, 5.0, 2.0]]], np.float32)})
     assert comparer.comparison(2).sqnr_db == {"y": -MOST_DB}
+
+
+def test_an_output_of_boxes_and_scores_is_as_good_as_the_worse_of_them() -> None:
+    random = np.random.default_rng(0)
+    boxes, scores = random.uniform(5, 300, (8, 4, 30)), random.beta(0.1, 1, (8, 3, 30))
+    y = np.concatenate([boxes, scores], 1).astype(np.float32)
+    gains = np.array([1.001] * 4 + [1.1] * 3, np.float32)[:, None]
+    comparer = Comparer(["y"])
+    for batch in (y[:5], y[5:]):
+        comparer.add({"y": batch}, {"y": batch * gains})
+    assert comparer.comparison(8).sqnr_db["y"] == pytest.approx(20, abs=1e-3)

@@ -61,12 +61,17 @@ def find_cuts(variant: Variant, layers: Collection[str], samples: Dataset, folde
     """
     plan, model = variant.student.plan, variant.student.model
     sources = [str(value.name) for value in variant.model.graph.inputs]
-    blocks = cut_blocks(model, layers, sources)
-    names = list(dict.fromkeys(name for block in blocks for name in block.outputs))
-    part = bake_between(variant.student, variant.qparams, (), names)
-    tensors = Mapped(samples, run_by(part, names))
-    if refused := unstackable(tensors):
+    refused: set[str] = set()
+    while True:
         blocks = cut_blocks(model, layers, sources, refused=refused)
+        names = list(dict.fromkeys(name for block in blocks for name in block.outputs))
+        part = bake_between(variant.student, variant.qparams, (), names)
+        tensors = Mapped(samples, run_by(part, names))
+        # Other cuts may be at further tensors without a row for each sample.
+        fresh = set(unstackable(tensors)) - refused
+        if not fresh:
+            break
+        refused |= fresh
     sizes = {name: array.nbytes for name, array in first(Joined(samples, tensors)).items()}
     size = GRAPHS * _largest(blocks, sizes)
     room = min(KEPT_BYTES, DISK_SHARE * shutil.disk_usage(folder).free)
