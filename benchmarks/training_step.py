@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,11 @@ def main() -> None:
 
 def compare(name: str, options: argparse.Namespace) -> str:
     """Times of both checkouts and what they find, in words."""
+    learns = tuple(options.learn.split(","))
     with tempfile.TemporaryDirectory() as folder:
-        write_student(Path(folder), name, options.bits, tuple(options.learn.split(",")))
+        step = make_step(Path(folder), name, (options.bits, options.bits), learns)
+        ir.save(step.model, Path(folder) / "student.onnx")
+        (Path(folder) / "batch").write_bytes(pickle.dumps((step.names, step.feeds)))
         workers = [start(tree, folder) for tree in (options.against, TREE)]
         times: tuple[list[float], list[float]] = ([], [])
         found: list[Any] = [None, None]
@@ -83,10 +87,22 @@ def norm(arrays: list[np.ndarray]) -> float:
     return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))
 
 
-def write_student(folder: Path, name: str, bits: int, learns: tuple[str, ...]) -> None:
-    """Write the student with its loss, and a batch with the values of all parameters."""
+@dataclass(frozen=True)
+class Step:
+    """A student with its loss, the inputs that are trained, and a batch with all parameters."""
+
+    model: ir.Model
+    names: tuple[str, ...]
+    feeds: dict[str, np.ndarray]
+
+
+def make_step(folder: Path, name: str, bits: tuple[int, int], learns: tuple[str, ...]) -> Step:
+    """The first step of training a model at so many bits of weights and activations."""
     subject = subjects()[name]
-    recipe = Recipe(equalize=False, weight_bits=bits, activation_bits=bits, learn=learns)
+    weight_bits, activation_bits = bits
+    recipe = Recipe(
+        equalize=False, weight_bits=weight_bits, activation_bits=activation_bits, learn=learns
+    )
     ready = prepare(subject.model, subject.unlabelled, recipe, folder, subject.preprocess)
     variant, targets = ready.variant, ready.quantize.targets
     student, qparams = variant.student, variant.qparams
@@ -94,11 +110,10 @@ def write_student(folder: Path, name: str, bits: int, learns: tuple[str, ...]) -
         set(learns), student.plan, qparams, variant.full_ranges(), variant.elements()
     )
     trained = Trained(parts, student.plan, qparams)
-    ir.save(targets.objective.attach(student.model), folder / "student.onnx")
     batch = np.arange(BATCHES.get(name, 128))
     [shard] = targets.train.batches(len(batch), batch)
     feeds = {**student.feeds(trained.qparams()), **shard}
-    (folder / "batch").write_bytes(pickle.dumps((tuple(trained.names), feeds)))
+    return Step(targets.objective.attach(student.model), tuple(trained.names), feeds)
 
 
 def start(tree: Path, folder: str) -> subprocess.Popen[bytes]:
