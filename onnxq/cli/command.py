@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from onnxq.options.kinds import Choice, Count, File, Kind, Switch
 from onnxq.options.option import Option
-from onnxq.options.recipe import Recipe, load_recipe
+from onnxq.options.recipe import Recipe, load_recipe, stated_options
 from onnxq.options.table import FIRST, RECIPE, RENAMED, options_of
 
 PATH = click.Path(path_type=Path)
@@ -81,12 +81,21 @@ def recipe_from_flags(ctx: click.Context) -> Recipe:
     """
     file = ctx.params.get("recipe_file")
     base = Recipe() if file is None else load_recipe(file)
-    given = {
-        name: ctx.params[name]
-        for name in RECIPE
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
-    return dataclasses.replace(base, **given)
+    return dataclasses.replace(base, **{name: ctx.params[name] for name in _given(ctx)})
+
+
+def option_sources(ctx: click.Context) -> dict[str, str]:
+    """Where the value of each option comes from, by name: 'flag', 'recipe', or 'default'."""
+    file = ctx.params.get("recipe_file")
+    stated = frozenset[str]() if file is None else stated_options(file)
+    found = {name: "recipe" if name in stated else "default" for name in RECIPE}
+    return found | dict.fromkeys(_given(ctx), "flag")
+
+
+def _given(ctx: click.Context) -> list[str]:
+    """Names of the recipe's options that were given as flags."""
+    source = ctx.get_parameter_source
+    return [name for name in RECIPE if source(name) is ParameterSource.COMMANDLINE]
 
 
 def _parameter(option: Option) -> click.Option:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxq.cli.command import PATH, recipe_from_flags, table_command
+from onnxq.cli.command import PATH, option_sources, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model, stopped_sentence
 from onnxq.cli.progress import make_progress
 from onnxq.cli.start import (
@@ -52,7 +52,7 @@ def compress_command(
     recipe = recipe_from_flags(ctx)
     require_model(model)
     if dry_run:
-        _print_plan(model, recipe, flags["as_json"], flags["allow_worse"])
+        _print_plan(ctx, model, recipe, flags["as_json"], flags["allow_worse"])
         return
     check_samples(ctx, data, recipe.data_free, "--data-free and --dry-run go")
     out = output or model.with_name(f"{model.stem}-onnxq.onnx")
@@ -98,17 +98,25 @@ def _check_recipe_path(path: Path, model: Path, out: Path, force: bool) -> None:
     check_file(path, model, force, "recipe", "--save-recipe")
 
 
-def _print_plan(model: Path, recipe: Recipe, as_json: bool, allow_worse: bool) -> None:
+def _print_plan(
+    ctx: click.Context, model: Path, recipe: Recipe, as_json: bool, allow_worse: bool
+) -> None:
     from onnxq.pipeline import plan_model
-    from onnxq.report.inspection import plan_rows
-    from onnxq.report.tables import print_layers, print_notes
+    from onnxq.report.inspection import option_rows, plan_rows
+    from onnxq.report.tables import print_layers, print_notes, print_options
 
     report = plan_model(model, recipe, allow_worse=allow_worse)
     rows = plan_rows(report.model, report.plan)
+    options = option_rows(recipe, report.plan, option_sources(ctx))
     if as_json:
-        fields = {"layers": [dataclasses.asdict(row) for row in rows], "notes": report.notes}
+        fields = {
+            "layers": [dataclasses.asdict(row) for row in rows],
+            "notes": report.notes,
+            "options": options,
+        }
         click.echo(json.dumps(fields, sort_keys=True))
         return
+    print_options(options)
     print_layers(rows)
     print_notes(report.notes)
 

@@ -164,7 +164,9 @@ def augmentation(
     """
     recipe = variant.recipe
     shared = recipe.bias_centroids is not None
-    weights = learns_weights(recipe.learn, variant.student.plan, shared_biases=shared)
+    weights = learns_weights(
+        recipe.learn, variant.student.plan, shared_biases=shared, effort=recipe.effort
+    )
     return recipe_augmentation(
         recipe, original.inputs, original.preprocess, teacher, synthetic=synthetic and weights
     )

@@ -12,6 +12,7 @@ from onnxq.learn.gptq import reconstruct as rounding
 from onnxq.learn.gptq.reconstruct import reconstruct
 from onnxq.learn.train import train_parameters
 from onnxq.options.recipe import Recipe
+from onnxq.options.table import Effort
 from onnxq.plan import Plan
 from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
@@ -34,7 +35,11 @@ MANY_BITS = 7
 
 
 def spelt_out(
-    learns: Collection[str], plan: Plan, *, shared_biases: bool = False
+    learns: Collection[str],
+    plan: Plan,
+    *,
+    shared_biases: bool = False,
+    effort: Effort = "default",
 ) -> frozenset[str]:
     """The options of `learn` with `auto` replaced by what it stands for.
 
@@ -47,6 +52,7 @@ def spelt_out(
         plan: gives the bit widths.
         shared_biases: whether biases share centroids. Weights are not trained then, since their
             biases would be trained with them and no longer be shared.
+        effort: 'fast' leaves GPTQ alone of what `auto` stands for.
     """
     if "auto" not in learns:
         return frozenset(learns) - {"none"}
@@ -54,6 +60,8 @@ def spelt_out(
     tensors = [spec.num_bits for spec in plan.tensors.values()]
     narrowest, fewest = min(tensors, default=BYTE_BITS), min(weights, default=BYTE_BITS)
     found = {"rounding"} if weights else set[str]()
+    if effort == "fast":
+        return frozenset(found)
     if len(weights) < len(plan.layers):
         found.add("codebooks")
     if narrowest <= LOW_BITS or fewest <= FEWEST_WEIGHT_BITS:
@@ -63,9 +71,15 @@ def spelt_out(
     return frozenset(found)
 
 
-def learns_weights(learns: Collection[str], plan: Plan, *, shared_biases: bool = False) -> bool:
+def learns_weights(
+    learns: Collection[str],
+    plan: Plan,
+    *,
+    shared_biases: bool = False,
+    effort: Effort = "default",
+) -> bool:
     """Whether float weights behind the integer ones are trained; arguments as of `spelt_out`."""
-    return "weights" in spelt_out(learns, plan, shared_biases=shared_biases)
+    return "weights" in spelt_out(learns, plan, shared_biases=shared_biases, effort=effort)
 
 
 def uses_gradients(recipe: Recipe, plan: Plan) -> bool:
@@ -123,7 +137,9 @@ def learn(
     """
     budget, progress = budget or Budget(), progress or Silent()
     shared = variant.recipe.bias_centroids is not None
-    stages = in_order(spelt_out(learns, variant.student.plan, shared_biases=shared))
+    plan = variant.student.plan
+    wanted = spelt_out(learns, plan, shared_biases=shared, effort=budget.effort)
+    stages = in_order(wanted)
     found = Learned(variant.score, variant.score, qparams=variant.qparams)
     for stage in stages:
         last = stage is stages[-1]

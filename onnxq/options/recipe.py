@@ -26,6 +26,7 @@ from onnxq.options.table import (
     SETTINGS,
     Augment,
     Calibration,
+    Effort,
     EngineName,
     GeneratorMode,
     Granularity,
@@ -131,6 +132,7 @@ class Recipe:
     equalize: bool = DEFAULTS["equalize"]
     bias_correction: bool = DEFAULTS["bias_correction"]
     fallback: bool = DEFAULTS["fallback"]
+    effort: Effort = DEFAULTS["effort"]
     epochs: int | None = DEFAULTS["epochs"]
     max_minutes: float = DEFAULTS["max_minutes"]
     lr: float | dict[str, float] | None = DEFAULTS["lr"]
@@ -267,14 +269,23 @@ def load_recipe(path: Path) -> Recipe:
         RecipeError: the file can't be read, or an option is unknown, out of range, or contradicts
             another.
     """
+    return recipe_from_fields(_read(path), f"'{path}'")
+
+
+def stated_options(path: Path) -> frozenset[str]:
+    """Names of the options that a recipe's TOML file states; errors as of `load_recipe`."""
+    names = (key.replace("-", "_") for key in _read(path))
+    return frozenset(RENAMED.get(name, name) for name in names)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(
             f"Can't read the recipe '{path}' ({reason}); give a TOML file."
         ) from error
-    return recipe_from_fields(fields, f"'{path}'")
 
 
 def recipe_toml(recipe: Recipe) -> str:

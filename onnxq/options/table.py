@@ -45,6 +45,7 @@ Learn = Literal[
 Target = Literal["cpu", "cpu-avx2", "int4"]
 EngineName = Literal["auto", "ort-training", "onnx"]
 Loss = Literal["outputs", "distillation"]
+Effort = Literal["fast", "default", "max"]
 OptimizerName = Literal["adam", "sgd"]
 Augment = Literal["none", "flip", "shift", "auto"]
 SynthesisMethod = Literal["auto", "distilled", "generator"]
@@ -189,10 +190,14 @@ OPTIONS: tuple[Option, ...] = (
         Option("init", Choice(words=INITS),
                "Start from the weights in the student's file, or from random ones (He et al. "
                "2015).", INITS[0], (DISTILL,)),
+        RecipeOption("effort", Choice(words=get_args(Effort)),
+                     "How long it may take: 'fast' trains nothing by gradients, 'default' trains "
+                     "while it pays, 'max' for all epochs of the method.", "default",
+                     more="See [method](method.md#effort). Other options go before."),
         RecipeOption("epochs", Whole(), "Passes over the samples.",
-                     verbs=TRAINED, unset="by the method",
-                     more='8 by default; for "steps" and "weights" 16, or 1,500 steps if that '
-                     "is more."),
+                     verbs=TRAINED, unset="by the effort",
+                     more='With effort "max" 8; for "steps" and "weights" 16, or 1,500 steps if '
+                     "that is more."),
         RecipeOption("max_minutes", Positive("M"), "When training stops at the latest.",
                      10.0, TRAINED),
         RecipeOption("lr", Numbers("[KIND=]X", names=RATES, for_all=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
 from onnxq.graph.facts import computed_from_constants
 from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS, weight_index
+from onnxq.learn.learn import in_order, spelt_out
 from onnxq.load.contents import read_contents
 from onnxq.load.float_types import stored_type
 from onnxq.load.read import read_proto
@@ -22,7 +24,8 @@ from onnxq.load.structure import COMPRESSED_KEY
 from onnxq.normalise.clean import NameEverything
 from onnxq.numerics.packing import bits_per_index
 from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
-from onnxq.options.recipe import Recipe
+from onnxq.options.recipe import Recipe, recipe_fields
+from onnxq.options.table import AUTO
 from onnxq.pipeline import plan_model
 from onnxq.plan import Plan
 from onnxq.plan.spec import LayerSpec, codebook_bytes, packed_integer_bytes
@@ -149,6 +152,31 @@ def plan_rows(model: ir.Model, plan: Plan) -> list[LayerRow]:
         elif name in plan.left_alone:
             rows.append(_float_row(node, plan.left_alone[name], width))
     return _with_shared(rows)
+
+
+EPOCHS = {"fast": "none", "default": "while it pays", "max": "by the method"}
+"""What each effort means for the epochs."""
+
+
+def option_rows(recipe: Recipe, plan: Plan, sources: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The value of each option (`option`, `value`), and where it comes from (`from`).
+
+    What the recipe leaves open is as the effort sets it.
+
+    Args:
+        recipe: the options.
+        plan: what the effort depends on.
+        sources: of each value by name, as far as they are stated.
+    """
+    found = {name: (value, sources[name]) for name, value in recipe_fields(recipe).items()}
+    if AUTO in recipe.learn:
+        shared = recipe.bias_centroids is not None
+        learned = spelt_out(recipe.learn, plan, shared_biases=shared, effort=recipe.effort)
+        stages = [name for stage in in_order(learned) for name in sorted(stage)]
+        found["learn"] = (stages or ["none"], "effort")
+    if recipe.epochs is None:
+        found["epochs"] = (EPOCHS[recipe.effort], "effort")
+    return [{"option": n, "value": value, "from": source} for n, (value, source) in found.items()]
 
 
 def _with_shared(rows: list[LayerRow]) -> list[LayerRow]:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxq.distillation.result import DistillResult, options_of
+from onnxq.options.kinds import spelt
 from onnxq.options.recipe import recipe_fields
 from onnxq.report.contents import ContentRow
 from onnxq.report.inspection import Inspection, LayerRow
@@ -147,6 +148,20 @@ def print_layers(rows: Sequence[LayerRow]) -> None:
         f"{len(rows)} layers, {integer} on integer kernels; weights "
         f"{size_text(before)} -> {size_text(after)}"
     )
+
+
+def print_options(rows: Sequence[dict[str, Any]]) -> None:
+    """One line per option: its value, and where that comes from."""
+    table = _table("option", "value", "from")
+    for row in rows:
+        _add(table, row["option"], _value_text(row["value"]), row["from"])
+    _console().print(table)
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(spelt, value)) or NONE
+    return NONE if value is None else spelt(value)
 
 
 def print_contents(rows: Sequence[ContentRow]) -> None:

@@ -14,7 +14,7 @@ import psutil
 
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
-from onnxq.options.table import AUTO, EngineName, Loss, OptimizerName
+from onnxq.options.table import AUTO, Effort, EngineName, Loss, OptimizerName
 from onnxq.runtime.dataset import Dataset, first
 from onnxq.runtime.session import Arrays, Feeds
 from onnxq.train.optimizer import SGD, Adam, Optimizer, Rates
@@ -58,8 +58,21 @@ EPOCHS = 8
 """Passes over the samples for thresholds, codebooks and float layers (FAT: 6 to 8)."""
 LONG_EPOCHS, LONG_STEPS = 16, 1500
 """Passes for weights and step sizes, and the least number of optimizer steps."""
+DEFAULT_LONG_EPOCHS, DEFAULT_LONG_STEPS = 4, 500
+"""The same where the effort is not 'max'."""
 LONG = frozenset({"weights", "steps"})
 """Options of `learn` that need many steps."""
+
+LOOK_STEPS = 8
+"""Optimizer steps between two held-out scores, where training stops when it gains little."""
+LEAST_GAIN = 0.005
+"""Share of the held-out score that a cycle of the rate has to gain for each forward pass of the
+samples: after a cycle that gains less, training stops. Each is twice as long as the one before."""
+SHORT_PASSES = 12
+"""Forward passes that thresholds, codebooks and float layers take at most, unless the effort is
+'max'."""
+EPOCH_PASSES = 3
+"""Forward passes that an epoch counts as: one forward, and one backward that counts as two."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,9 @@ class Budget:
         max_seconds: time limit.
         seed: of the order of the samples.
         engine: what computes gradients.
+        effort: 'max' takes all epochs of the method; otherwise there are fewer steps for weights
+            and steps, and other training stops where it gains little for its passes. Without
+            meaning where `epochs` is set.
     """
 
     epochs: int | None = None
@@ -86,12 +102,24 @@ class Budget:
     max_seconds: float = 600.0
     seed: int = 0
     engine: EngineName = AUTO
+    effort: Effort = "max"
 
     def passes(self, groups: frozenset[str], steps: int) -> int:
         """The number of epochs, where one epoch has so many optimizer steps."""
         if self.epochs is not None:
             return self.epochs
-        return max(LONG_EPOCHS, -(-LONG_STEPS // steps)) if groups & LONG else EPOCHS
+        if not groups & LONG:
+            return EPOCHS
+        if self.effort == "max":
+            return max(LONG_EPOCHS, -(-LONG_STEPS // steps))
+        return max(DEFAULT_LONG_EPOCHS, -(-DEFAULT_LONG_STEPS // steps))
+
+    def stops_early(self, groups: frozenset[str]) -> bool:
+        """Whether training of these groups stops where it gains little for its passes.
+
+        Weights and steps don't: only the low rates at the end of a long run gain anything.
+        """
+        return self.epochs is None and self.effort != "max" and not groups & LONG
 
     def distils(self) -> bool:
         """Whether a classifier's probabilities are matched instead of its logits.
@@ -134,6 +162,7 @@ def recipe_budget(recipe: Recipe, shard_size: int, max_seconds: float) -> Budget
         max_seconds=max_seconds,
         seed=recipe.seed,
         engine=recipe.engine,
+        effort=recipe.effort,
     )
 
 

@@ -16,7 +16,15 @@ from onnxq.progress import Progress
 from onnxq.runtime.dataset import Dataset, Mapped
 from onnxq.runtime.session import Arrays, ScaleError
 from onnxq.train.augment import Transform
-from onnxq.train.budget import LONG, Budget, Values
+from onnxq.train.budget import (
+    EPOCH_PASSES,
+    LEAST_GAIN,
+    LONG,
+    LOOK_STEPS,
+    SHORT_PASSES,
+    Budget,
+    Values,
+)
 from onnxq.train.checkpoint import Checkpoint, State
 from onnxq.train.held_out import Score, TrainingHistory
 from onnxq.train.objective import Objective
@@ -26,6 +34,7 @@ SHARDS = 2
 """Parts of a batch; fixed, so that sums are the same on any number of cores."""
 RESTART_EPOCHS = 4
 """Epochs between restarts of the learning rate and of the optimizer's state (FAT)."""
+STOPPED = "learning stopped after"
 SAVE_SECONDS = 30.0
 """Least seconds between two checkpoints."""
 
@@ -82,10 +91,30 @@ class Loop(ABC, Generic[HistoryT]):
         self._used = len(train) - short
         self._steps = -(-self._used // self._size)
         groups = frozenset(trained.groups.values())
-        self._state = State(budget.passes(groups, self._steps))
-        self._restarts = not groups & LONG
+        self._most = budget.passes(groups, self._steps)
+        self._cycles = budget.stops_early(groups)
+        if self._cycles:
+            self._plan_looks()
+        self._state = State(1 if self._cycles else self._most)
+        self._restarts = not (self._cycles or groups & LONG)
         self._first = {key: value.copy() for key, value in trained.values.items()}
         self._best: Arrays = {}
+
+    def _plan_looks(self) -> None:
+        """Make an epoch a few steps, on other samples each time, whose gain is seen after it.
+
+        With a transform, which changes the samples of a whole epoch, it stays whole.
+        """
+        whole = self._most * self._used
+        if self._transform is None:
+            self._used = min(self._used, LOOK_STEPS * self._size)
+        self._steps = -(-self._used // self._size)
+        self._whole = -(-whole // self._used)
+        self._most = min(self._whole, max(1, round(SHORT_PASSES / self._passes(1))))
+
+    def _passes(self, epochs: int) -> float:
+        """Forward passes of the training slice in so many epochs."""
+        return EPOCH_PASSES * epochs * self._used / len(self._train)
 
     def _begin(self) -> None:
         """Called when an epoch begins."""
@@ -126,6 +155,8 @@ class Loop(ABC, Generic[HistoryT]):
             state.step, state.epoch = 0, state.epoch + 1
             self._slow_down()
             self._plan_by_clock()
+            if self._cycles and state.epoch == state.epochs:
+                self._extend()
             if not self._over():
                 self._save()
         # A later `resume` must find this stage finished.
@@ -228,6 +259,31 @@ class Loop(ABC, Generic[HistoryT]):
             if self._checkpoint is not None:
                 self._best = {k: v.copy() for k, v in self._trained.values.items()}
 
+    def _extend(self) -> None:
+        """At the end of a cycle, plan one of twice the length, where this one gained enough."""
+        state, result = self._state, self._result
+        length = state.epoch - state.since
+        if length:
+            before = min([result.start_score, *state.history[: state.since]])
+            after = min(before, *state.history[state.since :])
+            gain = 1 - after / before if before else 0.0
+            if gain < LEAST_GAIN * self._passes(length) or state.epoch >= self._most:
+                self._result.notes.append(self._stopped(length, gain))
+                return
+        # Otherwise the rate has just been lowered.
+        state.since = state.epoch
+        state.epochs = min(self._most, state.epoch + max(1, 2 * length))
+        self._optimizer.reset()
+
+    def _stopped(self, length: int, gain: float) -> str:
+        done = self._state.epoch
+        spent, last = self._passes(done), self._passes(length)
+        return (
+            f"{STOPPED} {spent:.1f} forward passes of the samples: the last {last:.1f} lowered the "
+            f"held-out error by {gain:.1%}; --effort max would take "
+            f"{self._passes(self._whole - done):.0f} more"
+        )
+
     def _slow_down(self) -> None:
         """Start again at a lower rate, where the score got much worse or is not finite."""
         result, state = self._result, self._state
@@ -247,6 +303,7 @@ class Loop(ABC, Generic[HistoryT]):
             samples = self._used * (self._train.batch or 1)
             epoch = spent * samples / max(self._result.images, 1)
             possible = max(1, int(self._budget.max_seconds / max(epoch, 1e-3)))
+            self._most = min(self._most, possible)
             state.epochs = min(state.epochs, possible)
 
     def _text(self) -> str:

@@ -109,6 +109,22 @@ def test_flags_go_before_the_recipe_file(onnxq, mlp, unlabelled, tmp_path):
     assert (found.samples, found.calibration, found.learn) == (100, "kl", ("none",))
 
 
+def test_dry_run_says_where_each_value_comes_from(onnxq, mlp, tmp_path):
+    (tmp_path / "r.toml").write_text("weight-bits = 7\nepochs = 3\nseed = 1\n")
+    command = ("compress", mlp, "--dry-run", "--recipe", tmp_path / "r.toml", "--seed", 2)
+    rows = {row["option"]: row for row in json.loads(onnxq(*command, "--json").out)["options"]}
+    found = {name: (row["value"], row["from"]) for name, row in rows.items()}
+    assert found["weight_bits"] == (7, "recipe")
+    assert found["epochs"] == (3, "recipe")
+    assert found["seed"] == (2, "flag")
+    assert found["learn"] == (["thresholds", "rounding"], "effort")
+    assert found["effort"] == ("default", "default")
+    told = onnxq("compress", mlp, "--dry-run", "--effort", "fast").out
+    lines = [line.split() for line in told.splitlines()]
+    assert ["learn", "rounding", "effort"] in lines and ["effort", "fast", "flag"] in lines
+    assert ["epochs", "none", "effort"] in lines
+
+
 def test_dry_run_needs_no_data_and_writes_nothing(onnxq, mlp, tmp_path):
     out = tmp_path / "o.onnx"
     done = onnxq("compress", mlp, "--dry-run", "-o", out, "--exclude", "Gemm")

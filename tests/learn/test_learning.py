@@ -383,6 +383,60 @@ def test_a_run_without_a_better_score_stops_early_where_the_rate_restarts(
     assert len(run.run(Silent()).history) == epochs
 
 
+def cycles(ready, monkeypatch, scores, **options) -> tuple[Learned, list[float]]:
+    """A run that stops when it gains little, and its rates; the scores are shares of the start."""
+    monkeypatch.setattr(loop, "LOOK_STEPS", 4)
+    run = ready.learning(epochs=None, effort="default", **options)
+    start, left = run._result.start_score, iter(scores)
+    monkeypatch.setattr(run, "_judge_taken", lambda: Score(start * next(left)))
+    rates, rate = list[float](), run._rate
+    monkeypatch.setattr(run, "_rate", lambda: rates.append(rate()) or rates[-1])
+    return run.run(Silent()), rates
+
+
+def test_learning_stops_after_a_look_that_gains_little(ready, monkeypatch):
+    found, rates = cycles(ready, monkeypatch, [0.999])
+    assert found.improved and found.images == 4 * 8
+    assert len(rates) == 4 and rates[-1] < 0.2
+    (note,) = found.notes
+    # Half of the 64 samples forth and back are one and a half passes; 8 epochs would be 24.
+    assert note.startswith(f"{loop.STOPPED} 1.5 forward passes") and "22 more" in note
+    assert "by 0.1%" in note
+
+
+def test_each_cycle_is_twice_as_long_while_it_pays(ready, monkeypatch):
+    found, rates = cycles(ready, monkeypatch, [0.9, 0.85, 0.8, 0.8, 0.8, 0.8, 0.79])
+    assert len(found.history) == 7
+    assert [i for i, rate in enumerate(rates) if rate == 1.0] == [0, 4, 12]
+    found, _ = cycles(ready, monkeypatch, [0.9**i for i in range(1, 99)])
+    assert len(found.history) == 8, "no more than the passes that it may take"
+
+
+def test_a_rate_that_was_lowered_has_another_look(ready, monkeypatch):
+    found, rates = cycles(ready, monkeypatch, [2.0, 0.999])
+    assert len(found.history) == 2
+    assert [rates[0], rates[4]] == [1.0, loop.SLOWER]
+
+
+def test_a_run_that_stops_when_it_gains_little_is_resumed_to_the_same_bytes(
+    tmp_path, ready, monkeypatch
+):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOOK_STEPS", 4)
+    options = {"epochs": None, "effort": "default"}
+    expected = ready.learning(**options).run(Silent())
+    assert len(expected.history) > 2
+    checkpoint = Checkpoint(tmp_path / "state", {"model": "m"})
+    with pytest.raises(KeyboardInterrupt):
+        ready.learning(checkpoint, **options).run(Stop(1 + 6))
+    found = ready.learning(checkpoint, **options).run(Silent(), resume=True)
+    assert (found.history, found.notes) == (expected.history, expected.notes)
+    assert ready.exported(found) == ready.exported(expected)
+    # It has ended.
+    again = ready.learning(checkpoint, **options).run(Silent(), resume=True)
+    assert (again.history, again.images) == (expected.history, 0)
+
+
 class Clock(Silent):
     """A clock that a step moves by a second."""
 

@@ -63,6 +63,22 @@ def test_auto_follows_the_widths(monkeypatch, options, stages):
     assert in_order(spelt_out(("auto",), plan)) == stages
 
 
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        ({}, [{"rounding"}]),
+        ({"activation_bits": 4}, [{"rounding"}]),
+        ({"layers": CODED[:1]}, [{"rounding"}]),
+        ({"layers": CODED}, []),
+    ],
+)
+def test_a_fast_run_learns_rounding_alone(monkeypatch, options, stages):
+    monkeypatch.setattr(planner, "codebook_refusal", lambda *args, **more: "")
+    plan = quantize(small_graph("residual"), recipe=Recipe(**options)).plan
+    assert in_order(spelt_out(("auto",), plan, effort="fast")) == stages
+    assert spelt_out(("steps",), plan, effort="fast") == {"steps"}
+
+
 def test_biases_that_share_centroids_are_not_learned_by_auto():
     plan = quantize(small_graph("residual"), recipe=FEW).plan
     assert spelt_out(("auto",), plan, shared_biases=True) == {"rounding", "steps"}

@@ -45,6 +45,7 @@ RECIPES = st.builds(
     equalize=st.booleans(),
     bias_correction=st.booleans(),
     fallback=st.booleans(),
+    effort=st.sampled_from(["fast", "default", "max"]),
     epochs=st.none() | st.integers(1, 99),
     max_minutes=st.floats(0.01, 1e4),
     lr=st.none() | RATE | st.dictionaries(st.sampled_from(RATES), RATE, min_size=1),

@@ -13,7 +13,15 @@ from onnxq.learn.train import Trained, make_parts
 from onnxq.learn.weights import BIAS, VALUE
 from onnxq.options.recipe import Recipe
 from onnxq.options.table import RATES
-from onnxq.train.budget import ADAM_RATES, EPOCHS, LONG_EPOCHS, LONG_STEPS, SGD_RATE, Budget
+from onnxq.train.budget import (
+    ADAM_RATES,
+    DEFAULT_LONG_STEPS,
+    EPOCHS,
+    LONG_EPOCHS,
+    LONG_STEPS,
+    SGD_RATE,
+    Budget,
+)
 from onnxq.train.optimizer import SGD
 
 ELEMENTS = {"x": 192, "r": 384, "c": 384, "z": 384, "g": 6}
@@ -137,3 +145,14 @@ def test_momentum_gathers_and_a_rate_may_be_an_array():
 def test_weights_and_steps_take_a_number_of_steps_however_few_the_samples(groups, steps, passes):
     assert Budget().passes(frozenset(groups), steps) == passes
     assert Budget(epochs=3).passes(frozenset(groups), steps) == 3
+
+
+def test_the_effort_sets_steps_and_whether_training_stops_early():
+    short, long = frozenset({"thresholds"}), frozenset({"steps", "weights"})
+    usual = Budget(effort="default")
+    assert usual.stops_early(short) and not usual.stops_early(long)
+    assert usual.passes(long, 10) == DEFAULT_LONG_STEPS // 10 < Budget().passes(long, 10)
+    assert not Budget(effort="max").stops_early(short)
+    # What the epochs are was said.
+    assert not Budget(effort="default", epochs=3).stops_early(short)
+    assert Budget(effort="default", epochs=3).passes(long, 10) == 3
