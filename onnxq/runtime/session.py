@@ -21,7 +21,7 @@ import onnxruntime as ort
 from onnxq.errors import EngineError, ModelError, OnnxqError, reason_of
 from onnxq.graph.facts import values_by_name
 from onnxq.runtime.costs import Meter
-from onnxq.runtime.temporary import WeightFiles, is_large, temporary_folder
+from onnxq.runtime.temporary import WeightFiles, is_large, link_weights, temporary_folder
 
 if not hasattr(ort, "InferenceSession"):
     # Several distributions install this package, and removing one takes files of the others.
@@ -95,6 +95,8 @@ def open_session(
     with temporary_folder() as folder:
         path = folder / "model.onnx"
         path.write_bytes(data)
+        if not _is_1_19():
+            link_weights(path)
         return ort.InferenceSession(str(path), options, providers=providers)
 
 
@@ -150,6 +152,11 @@ def keeps_students() -> bool:
 
     ONNX Runtime 1.19 does; 1.32 merges its fake-quant nodes into kernels with other scales.
     """
+    return _is_1_19()
+
+
+def _is_1_19() -> bool:
+    """Whether ONNX Runtime is as old as the training build."""
     major, minor = ort.__version__.split(".")[:2]
     return (int(major), int(minor)) < (1, 20)
 

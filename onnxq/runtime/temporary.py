@@ -156,13 +156,52 @@ class WeightFiles:
         return self._paths[tensor]
 
 
+def link_weights(path: Path) -> None:
+    """Link the weight files that a model's file names into its folder, and name the links instead.
+
+    ONNX Runtime 1.32 opens no weights outside of the model's folder. Where a file can't be linked,
+    as from another disk, it is copied.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    model, names = ir.load(path), dict[str, str]()
+    for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        source = str(tensor.path)
+        if source not in names:
+            names[source] = f"{len(names)}.weights"
+            _link(Path(source), path.with_name(names[source]))
+        value.const_value = ir.ExternalTensor(
+            names[source], tensor.offset, tensor.length, tensor.dtype,
+            shape=tensor.shape, name=tensor.name, base_dir=path.parent,
+        )  # fmt: skip
+    ir.save(model, path)
+
+
+def _link(source: Path, link: Path) -> None:
+    try:
+        link.hardlink_to(source)
+    except OSError:
+        try:
+            shutil.copyfile(source, link)
+        except OSError as error:
+            raise _no_room(error) from error
+
+
 def _write(array: np.ndarray) -> Path:
     try:
         path = temporary_file(".weights")
         np.ascontiguousarray(array).tofile(path)
     except OSError as error:
-        raise OutputError(
-            f"the temporary folder '{tempfile.gettempdir()}' has no room for the model's weights "
-            f"({error.strerror or error}); free some space or set TMPDIR to another folder"
-        ) from error
+        raise _no_room(error) from error
     return path
+
+
+def _no_room(error: OSError) -> OutputError:
+    return OutputError(
+        f"the temporary folder '{tempfile.gettempdir()}' has no room for the model's weights "
+        f"({error.strerror or error}); free some space or set TMPDIR to another folder"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from onnxq import Recipe, compress
@@ -71,6 +72,38 @@ def test_a_run_gives_the_same_file(all_large, sample_models, tmp_path, monkeypat
         values = map(onnx.numpy_helper.to_array, (left, right))
         np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5, err_msg=left.name)
     assert large.metrics.sqnr_db == pytest.approx(small.metrics.sqnr_db, abs=0.1)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_weights_are_beside_the_model_for_newer_runtimes(
+    all_large, sample_models, tmp_path, monkeypatch, linked
+):
+    """They open no file outside of the model's folder, nor symbolic links out of it."""
+    path = external(sample_models / "digits_resnet.onnx", tmp_path)
+    model, opened = load_model(path), []
+    monkeypatch.setattr("onnxq.runtime.session._is_1_19", lambda: False)
+    if not linked:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    session = ort.InferenceSession
+
+    def look(file, *arguments, **options):
+        proto = onnx.load(file, load_external_data=False)
+        places = {
+            e.value for w in proto.graph.initializer for e in w.external_data if e.key == "location"
+        }
+        opened.extend((Path(file).with_name(place).stat().st_nlink, place) for place in places)
+        return session(file, *arguments, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", look)
+    x = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)
+    found = outputs(model, x)
+    assert opened == [(2 if linked else 1, "0.weights")]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found, outputs(sample_models / "digits_resnet.onnx", x))
+
+
+def refuse(*_):
+    raise OSError("another disk")
 
 
 def test_files_go_with_their_tensors(all_large, sample_models):
