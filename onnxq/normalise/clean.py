@@ -1,8 +1,9 @@
-"""Clean-up of a graph: onnxsim, idle and dead nodes, constants as outputs, missing names."""
+"""Clean-up of a graph: onnxsim, idle and dead nodes, missing names."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from typing import ClassVar
 
@@ -15,8 +16,10 @@ from onnxq.graph.editor import Editor, Names, free_initializer
 from onnxq.graph.facts import (
     constant,
     input_at,
+    is_constant,
     is_used,
 )
+from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.normalise.passes import NodePass, PassResult
 from onnxq.runtime.temporary import SMALLEST, is_large
 
@@ -96,33 +99,20 @@ def _cast_change(node: ir.Node) -> str | None:
     return None if int(dtype) == node.attributes.get_int("to", 0) else "it changes the dtype"
 
 
-class OwnOutputs:
-    """Gives nodes a copy of each constant that is also a graph output.
+_GENERATED = re.compile(r"|\d+|onnx::.*|_v_\d+|val_\d+")
+"""Names of values that mean nothing: exporters and onnxsim number them."""
 
-    The nodes' copy can be quantized like any other weight, and the output stays unchanged.
-    """
-
-    def __call__(self, model: ir.Model) -> PassResult:
-        """The model and whether any constant was copied."""
-        editor = Editor(model.graph)
-        modified = False
-        for value in dict.fromkeys(model.graph.outputs):
-            array = constant(value)
-            if array is None or not value.uses():
-                continue
-            copy = editor.initializer(f"{value.name}_read", array)
-            for reader, index in list(value.uses()):
-                reader.replace_input_with(index, copy)
-            modified = True
-        return PassResult(model, modified)
+_PARAMETER = re.compile(r"[._/](weight|kernel|w)$", re.IGNORECASE)
+"""What the name of a weight has behind that of its layer."""
 
 
 class NameEverything:
     """Gives each node and value of the model a name that is unique in the whole model.
 
-    Existing names are kept; a duplicate gets a number behind it. A node without a name is called
-    after its operator and its place among those (`Conv_3`), a value after its node. Inputs and
-    outputs of the main graph keep their names. Visits the main graph and all sub-graphs.
+    Existing names are kept; a duplicate gets a number behind it. A layer without a name is called
+    after its weight or its output (`encoder.0.key/MatMul`), any other node after its operator and
+    its place among those (`Relu_3`), a value after its node. Inputs and outputs of the main graph
+    keep their names. Visits the main graph and all sub-graphs.
     """
 
     def __call__(self, model: ir.Model) -> PassResult:
@@ -144,7 +134,7 @@ def _name_nodes(graph: ir.Graph) -> bool:
     existing = {node.name for node in nodes if node.name}
     changed = False
     for node in nodes:
-        wanted = node.name or f"{node.op_type}_{counts[node.op_type]}"
+        wanted = node.name or _layer_name(node) or f"{node.op_type}_{counts[node.op_type]}"
         while not node.name and wanted in existing:
             counts[node.op_type] += 1
             wanted = f"{node.op_type}_{counts[node.op_type]}"
@@ -153,6 +143,20 @@ def _name_nodes(graph: ir.Graph) -> bool:
         changed |= claimed != node.name
         node.name = claimed
     return changed
+
+
+def _layer_name(node: ir.Node) -> str | None:
+    """A name for a layer, from those of its weight or output; None where these mean nothing."""
+    index = weight_index(node.op_type)
+    if node.op_type not in (*WEIGHT_OPERATORS, TABLE) or len(node.inputs) <= index:
+        return None
+    weight, output = node.inputs[index], node.outputs[0]
+    if weight is None or not is_constant(weight):
+        return None
+    for value in (weight, output):
+        if not _GENERATED.fullmatch(value.name or ""):
+            return f"{_PARAMETER.sub('', str(value.name))}/{node.op_type}"
+    return None
 
 
 def _name_values(graph: ir.Graph, names: Names, kept: set[int]) -> bool:
@@ -213,7 +217,24 @@ class Simplify:
         result.metadata_props.clear()  # onnxsim writes down its own options
         result.metadata_props.update(model.metadata_props)
         result.producer_name, result.producer_version = model.producer_name, model.producer_version
+        _keep_layer_names(model.graph, result.graph)
         return PassResult(result, modified=True)
+
+
+def _keep_layer_names(original: ir.Graph, simplified: ir.Graph) -> None:
+    """Name the layers that onnxsim made after the nodes that read their constants before."""
+    kept, known = ({node.name for node in graph} for graph in (simplified, original))
+    readers: dict[str, list[str]] = {}
+    for node in original:
+        for value in node.inputs:
+            if value is not None and is_constant(value) and node.name not in kept:
+                readers.setdefault(str(value.name), []).append(str(node.name))
+    for node in simplified:
+        if node.name in known or node.op_type not in WEIGHT_OPERATORS:
+            continue
+        names = (readers.get(str(value.name)) for value in node.inputs[1:] if value is not None)
+        found = next(filter(None, names), None)
+        node.name = found.pop(0) if found else None
 
 
 Weights = dict[str, ir.TensorProtocol]

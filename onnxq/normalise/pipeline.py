@@ -17,7 +17,7 @@ from onnxq.load.interface import Interface, input_specs
 from onnxq.load.model import Loaded
 from onnxq.load.read import run_model
 from onnxq.normalise.affine import BatchNormToAffine, FoldAffine, FoldBatchNorm
-from onnxq.normalise.clean import NameEverything, OwnOutputs, RemoveIdentity, Simplify, SweepDead
+from onnxq.normalise.clean import NameEverything, RemoveIdentity, Simplify, SweepDead
 from onnxq.normalise.fold_constants import FoldConstants, LiftConstants
 from onnxq.normalise.fold_shapes import FoldShapes
 from onnxq.normalise.free_batch import (
@@ -30,6 +30,7 @@ from onnxq.normalise.free_batch import (
 )
 from onnxq.normalise.gemm import ConvToGemm, GemmToPlain
 from onnxq.normalise.infer_shapes import AskRuntime, InferShapes
+from onnxq.normalise.own_outputs import OwnOutputs
 from onnxq.normalise.passes import GraphPass, PassRunner
 from onnxq.normalise.plain_nodes import (
     ChainSum,

@@ -49,7 +49,7 @@ def test_makes_a_gemm_of_matmul_and_add(graph, applies):
     )
     changed = applies(FoldAffine(), model)
     assert _ops(changed) == ["Gemm"]
-    assert changed.graph[0].name == "MatMul_0"
+    assert changed.graph[0].name == "w/MatMul"
 
 
 def test_folds_a_factor_into_a_batched_matmul(graph, applies):

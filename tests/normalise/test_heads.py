@@ -31,7 +31,7 @@ def test_the_pool_goes_first(graph, applies):
     model = _head(graph, "N,4,3,3", "c = Conv(x, w, bias) p = GlobalAveragePool(c) y = Flatten(p)")
     changed = applies(PoolBeforeConv(), model)
     assert _ops(changed) == ["GlobalAveragePool", "Conv", "Flatten"]
-    assert [n.name for n in changed.graph] == ["GlobalAveragePool_0", "Conv_0", "Flatten_0"]
+    assert [n.name for n in changed.graph] == ["GlobalAveragePool_0", "w/Conv", "Flatten_0"]
     assert _ops(applies(ConvToGemm(), changed)) == ["GlobalAveragePool", "Flatten", "Gemm"]
 
 
@@ -73,7 +73,7 @@ def test_a_convolution_of_one_pixel_is_a_gemm(graph, applies, refuses, last, cou
         return
     changed = applies(ConvToGemm(), model)
     assert _ops(changed) == ["GlobalAveragePool", "Flatten", "Gemm"]
-    assert changed.graph[2].name == "Conv_0"
+    assert changed.graph[2].name == "w/Conv"
 
 
 def test_a_convolution_that_the_graph_returns_keeps_its_shape(graph, applies):

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+import pytest
+from small_graphs import build
 
 from onnxq.normalise.clean import NameEverything
+from onnxq.normalise.pipeline import normalise
 
 BRANCHES = """<ir_version: 8, opset_import: ["" : 13]>
 g (float[N,4] x, bool c) => (float[N,4] y) {
@@ -59,3 +63,37 @@ def test_an_output_that_a_node_does_not_give_stays_without_a_name():
     model.graph[0].outputs[0].name = ""
     NameEverything()(model)
     assert not model.graph[0].outputs[0].name
+
+
+@pytest.mark.parametrize(
+    ("weight", "output", "name"),
+    [
+        ("encoder.0.key.weight", "y", "encoder.0.key/MatMul"),
+        ("dense/kernel", "y", "dense/MatMul"),
+        ("W1", "y", "W1/MatMul"),
+        ("onnx::MatMul_12", "keys", "keys/MatMul"),
+        ("12", "34", "MatMul_0"),
+    ],
+)
+def test_a_layer_without_a_name_is_called_after_its_weight_or_output(weight, output, name):
+    x, w = (
+        ir.val("x", ir.DataType.FLOAT, ["N", 2]),
+        ir.tensor(np.ones((2, 3), np.float32), name=weight),
+    )
+    node = ir.node("MatMul", [x, ir.Value(name=weight, const_value=w)])
+    node.outputs[0].name = output
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[node.inputs[1]])
+    node.name = None
+    NameEverything()(ir.Model(graph, ir_version=8))
+    assert node.name == name
+
+
+def test_a_layer_that_onnxsim_made_keeps_the_name_of_the_one_that_had_its_weights():
+    model = build(
+        "net (float[N, 4, 8] x) => (float[N, 4, 8] y) { a = MatMul (x, w) y = Add (a, b) }",
+        {"w": (8, 8), "b": (8,)},
+        opset=17,
+    )
+    model.graph[0].name = "/encoder/query/MatMul"
+    layers = [n.name for n in normalise(model).model.graph if n.op_type in ("Gemm", "MatMul")]
+    assert layers == ["/encoder/query/MatMul"]
