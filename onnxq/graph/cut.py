@@ -129,7 +129,6 @@ def cut_blocks(
     layers: Collection[str],
     sources: Collection[str],
     most: int = 8,
-    refused: Collection[str] = (),
 ) -> list[Block]:
     """All nodes of the graph in blocks of at least one layer each.
 
@@ -138,11 +137,10 @@ def cut_blocks(
         layers: names of the layers.
         sources: names of the graph inputs for samples; the others are parameters.
         most: number of layers from which on a block may end at a cut of several tensors.
-        refused: names of tensors that must not cross a cut.
     """
     nodes = list(model.graph)
     crossing = _crossing(model.graph, nodes, sources)
-    ends = _ends(nodes, crossing, set(layers), most, set(refused))
+    ends = _ends(nodes, crossing, set(layers), most)
     blocks = []
     for start, end in zip([0, *ends], [*ends, len(nodes)], strict=True):
         blocks.append(_block(nodes[start:end], set(layers), sources, crossing[end], model.graph))
@@ -172,16 +170,14 @@ def _ends(
     crossing: list[dict[str, ir.Value]],
     layers: set[str],
     most: int,
-    refused: set[str],
 ) -> list[int]:
     """The places of the cuts, each as late as possible before the next layer."""
     places = [i for i, node in enumerate(nodes) if node.name in layers][1:]
-    allowed = [i for i in range(len(nodes)) if refused.isdisjoint(crossing[i])]
     ends: list[int] = []
     begin, count = 0, 1
     for place in places:
         # Every node that reads no layer of the block may come before the cut.
-        fitting = [i for i in allowed if begin < i <= place and _holds(nodes[i:place], layers)]
+        fitting = [i for i in range(begin + 1, place + 1) if _holds(nodes[i:place], layers)]
         single = [i for i in fitting if len(crossing[i]) == 1]
         if single:
             ends.append(single[-1])

@@ -6,7 +6,7 @@ Weights are seen as (G, R, K): G groups, R output channels of each, K inputs of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,11 @@ class Geometry:
 
     def outputs(self, y: FloatArray, chosen: np.ndarray) -> FloatArray:
         """Rows of the output, (rows, G, R), at these places."""
-        rows = np.moveaxis(y, 1, -1) if self.op_type == "Conv" else y
-        flat = rows.reshape(-1, rows.shape[-1])[chosen]
-        return np.asarray(flat.reshape(len(chosen), self.groups, -1))
+        if self.op_type != "Conv":
+            return np.asarray(y.reshape(-1, y.shape[-1])[chosen][:, None, :])
+        index = np.unravel_index(chosen, (y.shape[0], *y.shape[2:]))
+        where: tuple[Any, ...] = (index[0], slice(None), *index[1:])
+        return np.asarray(y[where].reshape(len(chosen), self.groups, -1))
 
     def inputs(self, x: FloatArray, chosen: np.ndarray) -> FloatArray:
         """Rows of the input, (rows, G, K), for the outputs at these places."""
@@ -89,7 +91,7 @@ DAMPING = 0.01
 """Least damping, as a share of the mean of H's diagonal (GPTQ)."""
 MOST_SHRUNK = 0.9
 """Largest share of a multiple of I in a moment matrix."""
-COLUMNS = 64
+COLUMNS = 32
 """Columns that are rounded before their error is carried to all columns behind them."""
 SWEEPS = 4
 """Passes of the descent over all integers, at most."""
@@ -101,13 +103,26 @@ class Quadratic:
 
     Attributes:
         hessian: H, (G, K, K), positive definite.
-        inverse: H^-1, the same shape.
         centre: W*, (G, R, K), the weights of least error.
+        order: of the columns of each group, (G, K): those of largest H_jj first.
+        feedback: U, (G, K, K), upper triangular: U^T U is H^-1 with its columns in that order.
     """
 
     hessian: Floats
-    inverse: Floats
     centre: Floats
+    order: np.ndarray
+    feedback: Floats
+
+    @classmethod
+    def of(cls, hessian: Floats, centre: Floats) -> Quadratic:
+        """The form of these; H is factorised once."""
+        order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
+        # The factor of a reversed matrix is that of the inverse, reversed.
+        last = order[:, ::-1]
+        ordered = np.take_along_axis(hessian, last[:, :, None], 1)
+        ordered = np.take_along_axis(ordered, last[:, None, :], 2)
+        lower = np.linalg.inv(np.linalg.cholesky(ordered))
+        return cls(hessian, centre, order, np.triu(lower[:, ::-1, ::-1]))
 
     def error(self, weights: Floats) -> Floats:
         """(W* - w) H (W* - w)^T of each row, (G, R), for weights (G, R, K)."""
@@ -116,32 +131,39 @@ class Quadratic:
 
     def rows(self, where: slice, copies: int = 1) -> Quadratic:
         """The form of some rows, maybe repeated."""
-        centre = np.tile(self.centre[:, where], (1, copies, 1))
-        return Quadratic(self.hessian, self.inverse, centre)
+        return replace(self, centre=np.tile(self.centre[:, where], (1, copies, 1)))
 
 
-def quadratic(hessian: Floats, cross: Floats, weights: Floats, samples: float) -> Quadratic:
-    """The quadratic form, damped where samples are few: that pulls W* to the float weights.
+def quadratic(
+    hessian: Floats, cross: Floats, weights: Floats, rows: float, samples: float
+) -> Quadratic:
+    """The quadratic form, damped where samples are few: W* is then near the float weights.
 
-    H + d I and W* = (C + d W) (H + d I)^-1, with d of `shrinkage`, and 0.01 of the mean of H's
-    diagonal at least.
+    The form is H + d I and W* = W + (C - W H) (H + e I)^-1, with d and e of `shrinkage`, and 0.01
+    of the mean of H's diagonal at least. What H says of rounding holds for other samples too; what
+    C says of W* fits its own samples more closely, and is damped by their number.
 
     Args:
         hessian: E[x x^T], (G, K, K).
         cross: E[t x^T], (G, R, K).
         weights: W, (G, R, K).
-        samples: the number of independent rows behind the means.
+        rows: the number of independent rows behind the means, for d.
+        samples: the number of independent samples, for e.
     """
     hessian = (hessian + hessian.transpose(0, 2, 1)) / 2
+    missing = cross - weights @ hessian
+    change = np.linalg.solve(_damped(hessian, samples), missing.transpose(0, 2, 1))
+    return Quadratic.of(_damped(hessian, rows), weights + change.transpose(0, 2, 1))
+
+
+def _damped(hessian: Floats, samples: float) -> Floats:
+    """H + d I."""
     size = hessian.shape[-1]
     mean = np.trace(hessian, axis1=1, axis2=2) / size
     # An input that is always zero leaves nothing to divide by.
     least = np.maximum(DAMPING * mean, np.finfo(np.float32).tiny)
     damping = np.maximum(shrinkage(hessian, samples), least)[:, None, None]
-    damped = hessian + damping * np.eye(size)
-    inverse = np.linalg.inv(damped)
-    inverse = (inverse + inverse.transpose(0, 2, 1)) / 2
-    return Quadratic(damped, inverse, (cross + damping * weights) @ inverse)
+    return np.asarray(hessian + damping * np.eye(size))
 
 
 def shrinkage(hessian: Floats, samples: float) -> Floats:
@@ -164,8 +186,8 @@ def shrinkage(hessian: Floats, samples: float) -> Floats:
     return np.asarray(trace / size * share / (1 - share))
 
 
-def round_with_feedback(form: Quadratic, scale: Floats, largest: int) -> Floats:
-    """Integers (G, R, K) of small error under the form, within +-largest.
+def round_with_feedback(form: Quadratic, scale: Floats, largest: int) -> tuple[Floats, Floats]:
+    """Integers (G, R, K) of small error under the form, within +-largest; the error, (G, R).
 
     Columns are taken in the order of falling H_jj, so that more columns are left to compensate the
     errors that matter most.
@@ -175,25 +197,25 @@ def round_with_feedback(form: Quadratic, scale: Floats, largest: int) -> Floats:
         scale: of each row, (G, R), positive.
         largest: the largest integer.
     """
-    order = np.argsort(-np.diagonal(form.hessian, axis1=1, axis2=2), axis=1, kind="stable")
-    inverse = np.take_along_axis(form.inverse, order[:, :, None], 1)
-    inverse = np.take_along_axis(inverse, order[:, None, :], 2)
-    feedback = np.linalg.cholesky(inverse).transpose(0, 2, 1)
-    left = np.take_along_axis(form.centre, order[:, None, :], 2)
+    # Columns first: all rows of a column lie side by side.
+    order = form.order[:, :, None]
+    left = np.take_along_axis(form.centre.transpose(0, 2, 1), order, 1)
     integers = np.empty_like(left)
-    columns = left.shape[-1]
+    columns, total = left.shape[1], np.zeros_like(scale)
     for start in range(0, columns, COLUMNS):
         end = min(start + COLUMNS, columns)
-        errors = np.empty((*left.shape[:2], end - start))
+        errors = left[:, start:end]
         for j in range(start, end):
-            integers[..., j] = np.clip(np.rint(left[..., j] / scale), -largest, largest)
-            error = (left[..., j] - integers[..., j] * scale) / feedback[:, None, j, j]
-            left[..., j:end] -= error[..., None] * feedback[:, None, j, j:end]
-            errors[..., j - start] = error
-        left[..., end:] -= errors @ feedback[:, start:end, end:]
-    found = np.empty_like(integers)
-    np.put_along_axis(found, np.broadcast_to(order[:, None, :], integers.shape), integers, 2)
-    return found
+            rounded = np.clip(np.rint(left[:, j] / scale), -largest, largest)
+            integers[:, j] = rounded
+            error = (left[:, j] - rounded * scale) / form.feedback[:, j, j, None]
+            left[:, j + 1 : end] -= form.feedback[:, j, j + 1 : end, None] * error[:, None]
+            left[:, j] = error
+            # W* - w is these errors times U, and U H U^T is I.
+            total += error * error
+        left[:, end:] -= form.feedback[:, start:end, end:].transpose(0, 2, 1) @ errors
+    np.put_along_axis(left, np.broadcast_to(order, left.shape), integers, 1)
+    return left.transpose(0, 2, 1), total
 
 
 def descend(form: Quadratic, integers: Floats, scale: Floats, largest: int) -> Floats:
@@ -205,21 +227,34 @@ def descend(form: Quadratic, integers: Floats, scale: Floats, largest: int) -> F
         scale: of each row, (G, R), positive.
         largest: the largest integer.
     """
-    integers = integers.copy()
-    slope = (form.centre - integers * scale[..., None]) @ form.hessian
+    off = (form.centre - integers * scale[..., None]).transpose(0, 2, 1)
+    found, slope = integers.transpose(0, 2, 1).copy(), form.hessian @ off
     for _ in range(SWEEPS):
-        moved = False
-        for j in range(integers.shape[-1]):
-            step = slope[..., j] / (form.hessian[:, None, j, j] * scale)
-            best = np.clip(np.rint(integers[..., j] + step), -largest, largest)
-            change = best - integers[..., j]
-            if change.any():
-                moved = True
-                integers[..., j] = best
-                slope -= (change * scale)[..., None] * form.hessian[:, None, j, :]
-        if not moved:
+        if not _descend_once(form.hessian, found, slope, scale, largest):
             break
-    return integers
+    return found.transpose(0, 2, 1)
+
+
+def _descend_once(
+    hessian: Floats, integers: Floats, slope: Floats, scale: Floats, largest: int
+) -> bool:
+    """One pass over all columns of integers and slope, (G, K, R), in place; whether any moved."""
+    moved, columns = False, integers.shape[1]
+    for start in range(0, columns, COLUMNS):
+        end = min(start + COLUMNS, columns)
+        changes = np.zeros_like(integers[:, start:end])
+        inside = slope[:, start:end].copy()
+        for j in range(start, end):
+            step = inside[:, j - start] / (hessian[:, j, j, None] * scale)
+            best = np.clip(np.rint(integers[:, j] + step), -largest, largest)
+            change = (best - integers[:, j]) * scale
+            if change.any():
+                changes[:, j - start], integers[:, j] = change, best
+                inside -= hessian[:, start:end, j, None] * change[:, None]
+        if changes.any():
+            moved = True
+            slope -= hessian[:, :, start:end] @ changes
+    return moved
 
 
 FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35)
@@ -263,7 +298,7 @@ def round_layer(
         errors = np.broadcast_to(errors.sum(axis=(1, 2), keepdims=True), errors.shape)
     best = scale * np.take_along_axis(factors, errors.argmin(axis=0)[None], 0)[0]
     parts = [(form.rows(w), best[:, w]) for w in _slices(form)]
-    found = [descend(p, round_with_feedback(p, s, largest), s, largest) for p, s in parts]
+    found = [descend(p, round_with_feedback(p, s, largest)[0], s, largest) for p, s in parts]
     integers = np.concatenate(found, axis=1)
     nearest = np.clip(np.rint(weights / scale[..., None]), -largest, largest)
     start = float(form.error(nearest * scale[..., None]).sum())
@@ -282,6 +317,5 @@ def _errors(form: Quadratic, scale: Floats, largest: int) -> Floats:
     groups, rows, _ = form.centre.shape
     scales = np.concatenate([factor * scale for factor in FACTORS], axis=1)
     all_rows = form.rows(slice(None), len(FACTORS))
-    integers = round_with_feedback(all_rows, scales, largest)
-    errors = all_rows.error(integers * scales[..., None])
+    _, errors = round_with_feedback(all_rows, scales, largest)
     return errors.reshape(groups, len(FACTORS), rows).transpose(1, 0, 2)

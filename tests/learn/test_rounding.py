@@ -284,6 +284,24 @@ def test_a_run_that_was_killed_has_a_checkpoint_too(tmp_path, ready, monkeypatch
     assert len([name for name in checkpoint.load() if name.startswith("weight/")]) == 2
 
 
+def test_tensors_without_room_in_memory_give_the_same_bytes(ready, fitted, monkeypatch):
+    saved: list[int] = []
+    save = cuts.Frontier._saved
+    monkeypatch.setattr(cuts, "MEMORY_BYTES", 2**17)
+    monkeypatch.setattr(
+        cuts.Frontier, "_saved", lambda self, array: saved.append(1) or save(self, array)
+    )
+    again = ready.fitted()
+    assert saved
+    assert serialised(ready.exported(again)) == serialised(ready.exported(fitted))
+
+
+def test_more_samples_than_moments_need_are_not_run(ready, monkeypatch):
+    monkeypatch.setattr(cuts, "SAMPLES", 32)
+    learned = ready.fitted()
+    assert learned.images == 32 and learned.notes == []
+
+
 def test_little_room_takes_fewer_samples(ready, monkeypatch):
     monkeypatch.setattr(cuts, "KEPT_BYTES", 2**18)
     learned = ready.fitted()

@@ -37,7 +37,7 @@ def form_of(seed: int, groups: int = 2, rows: int = 3, size: int = 5) -> tuple[Q
     x, t, weights = moments(seed, groups, rows, size)
     count = x.shape[1]
     hessian, cross = x.transpose(0, 2, 1) @ x / count, t @ x / count
-    return quadratic(hessian, cross, weights, MANY), weights, x, t
+    return quadratic(hessian, cross, weights, MANY, MANY), weights, x, t
 
 
 def nearest(weights: np.ndarray, scale: np.ndarray, limit: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_the_form_is_the_squared_error_but_for_a_constant_and_the_damping(seed):
 def test_codes_are_whole_numbers_in_range_and_descent_never_loses(seed, limit):
     form, weights, *_ = form_of(seed)
     scale = scale_of(weights, limit)
-    for codes in (round_with_feedback(form, scale, limit), nearest(weights, scale, limit)):
+    for codes in (round_with_feedback(form, scale, limit)[0], nearest(weights, scale, limit)):
         found = descend(form, codes, scale, limit)
         for each in (codes, found):
             assert np.array_equal(each, np.rint(each)) and np.abs(each).max() <= limit
@@ -84,7 +84,7 @@ def test_feedback_lies_close_to_the_best_codes_and_far_below_nearest():
         scale = scale_of(weights, limit)
         every = np.array(list(itertools.product([-1, 0, 1], repeat=5)), float)
         best = form.rows(slice(None), len(every)).error(every[None] * scale[..., None]).min()
-        feedback = round_with_feedback(form, scale, limit)
+        feedback = round_with_feedback(form, scale, limit)[0]
         found = [nearest(weights, scale, limit), feedback, descend(form, feedback, scale, limit)]
         errors.append([best, *(form.error(c * scale[..., None]).sum() for c in found)])
     optimum, start, fed, descended = np.sum(errors, axis=0)
@@ -98,17 +98,17 @@ def test_independent_inputs_are_rounded_to_nearest():
     rng = np.random.default_rng(0)
     hessian = np.diag(rng.uniform(1, 2, 70))[None]
     centre = rng.normal(size=(1, 4, 70))
-    form = Quadratic(hessian, np.linalg.inv(hessian), centre)
+    form = Quadratic.of(hessian, centre)
     scale = scale_of(centre, 7)
-    np.testing.assert_array_equal(round_with_feedback(form, scale, 7), nearest(centre, scale, 7))
+    np.testing.assert_array_equal(round_with_feedback(form, scale, 7)[0], nearest(centre, scale, 7))
 
 
 def test_columns_behind_a_stretch_make_up_for_it_too(monkeypatch):
     form, weights, *_ = form_of(1, groups=1, rows=4, size=9)
     scale = scale_of(weights, 3)
-    whole = round_with_feedback(form, scale, 3)
+    whole = round_with_feedback(form, scale, 3)[0]
     monkeypatch.setattr("onnxq.numerics.gptq.COLUMNS", 2)
-    np.testing.assert_array_equal(round_with_feedback(form, scale, 3), whole)
+    np.testing.assert_array_equal(round_with_feedback(form, scale, 3)[0], whole)
 
 
 def test_damping_falls_with_the_samples_and_vanishes():
@@ -129,9 +129,9 @@ def test_damping_is_that_of_the_paper():
 
 
 def test_a_dead_input_leaves_numbers_finite():
-    form = quadratic(np.zeros((1, 3, 3)), np.zeros((1, 2, 3)), np.ones((1, 2, 3)), 10)
+    form = quadratic(np.zeros((1, 3, 3)), np.zeros((1, 2, 3)), np.ones((1, 2, 3)), 10, 10)
     assert np.isfinite(form.centre).all()
-    codes = round_with_feedback(form, np.full((1, 2), 1 / 7), 7)
+    codes = round_with_feedback(form, np.full((1, 2), 1 / 7), 7)[0]
     np.testing.assert_array_equal(codes, np.full((1, 2, 3), 7))
 
 
@@ -158,3 +158,53 @@ def test_rows_may_be_taken_a_few_at_a_time(monkeypatch):
     parts = round_layer(form, weights, scale, 3, shared=False)
     np.testing.assert_array_equal(parts.integers, whole.integers)
     np.testing.assert_array_equal(parts.scale, whole.scale)
+
+
+@given(st.integers(0, 1000), st.integers(1, 9))
+@settings(max_examples=20)
+def test_feedback_is_the_cholesky_factor_of_the_inverse(seed, size):
+    form, *_ = form_of(seed, size=size)
+    for hessian, order, factor in zip(form.hessian, form.order, form.feedback, strict=True):
+        assert (np.diff(np.diag(hessian)[order]) <= 0).all()
+        inverse = np.linalg.inv(hessian)[np.ix_(order, order)]
+        scale = np.abs(inverse).max()
+        np.testing.assert_allclose(factor.T @ factor, inverse, atol=1e-7 * scale)
+        np.testing.assert_array_equal(factor, np.triu(factor))
+        assert (np.diag(factor) > 0).all()
+
+
+def test_two_correlated_columns_by_hand():
+    # H_00 > H_11: column 0 is rounded first, 0.4 -> 0, and column 1 takes H_01 / H_11 of its error.
+    hessian = np.array([[[2.0, 1.0], [1.0, 1.0]]])
+    form = Quadratic.of(hessian, np.array([[[0.4, 0.2]]]))
+    np.testing.assert_array_equal(round_with_feedback(form, np.ones((1, 1)), 7)[0], [[[0, 1]]])
+    np.testing.assert_array_equal(nearest(form.centre, np.ones((1, 1)), 7), [[[0, 0]]])
+
+
+def test_descent_by_stretches_is_descent_by_columns(monkeypatch):
+    form, weights, *_ = form_of(5, groups=2, rows=4, size=9)
+    scale = scale_of(weights, 7)
+    start = nearest(weights, scale, 7)
+    whole = descend(form, start, scale, 7)
+    assert not np.array_equal(whole, start)
+    monkeypatch.setattr("onnxq.numerics.gptq.COLUMNS", 1)
+    np.testing.assert_array_equal(descend(form, start, scale, 7), whole)
+
+
+@given(st.integers(0, 1000), st.sampled_from([1, 7]))
+@settings(max_examples=20)
+def test_the_error_of_feedback_is_that_of_the_form(seed, limit):
+    form, weights, *_ = form_of(seed, size=7)
+    scale = scale_of(weights, limit)
+    integers, error = round_with_feedback(form, scale, limit)
+    np.testing.assert_allclose(error, form.error(integers * scale[..., None]), rtol=1e-6)
+
+
+def test_few_samples_leave_the_float_weights_and_not_the_form():
+    x, t, weights = moments(0, 1, 3, 6)
+    hessian, cross = x.transpose(0, 2, 1) @ x / 50, t @ x / 50
+    many, few = (quadratic(hessian, cross, weights, MANY, n) for n in (MANY, 2))
+    np.testing.assert_array_equal(many.hessian, few.hessian)
+    assert np.abs(few.centre - weights).max() < 0.5 * np.abs(many.centre - weights).max()
+    exact = quadratic(hessian, weights @ hessian, weights, 2, 2)
+    np.testing.assert_allclose(exact.centre, weights, rtol=1e-9)

@@ -63,11 +63,6 @@ def test_a_long_skip_is_cut_where_the_fewest_tensors_cross():
     assert "a" in found[3].inputs and "a" not in found[2].inputs
 
 
-def test_a_tensor_that_must_not_be_cut_is_not():
-    found = blocks_of(small_graph("leaky"), refused=("p", "a"))
-    assert [block.layers for block in found] == [("Conv_a", "Conv_z"), ("Gemm_y",)]
-
-
 def test_several_outputs():
     model = image_graph(
         f"{CONV} r = Relu (a) c = Conv (r, v6, c6) e = Conv (r, w6, b6)",

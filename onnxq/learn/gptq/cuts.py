@@ -1,4 +1,4 @@
-"""The tensors between the blocks of teacher and student, kept on disk for every sample."""
+"""The tensors between the blocks of teacher and student, kept for some samples."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import onnx_ir as ir
 
 from onnxq.forms.variant import Variant
 from onnxq.graph.cut import Block, cut_blocks
-from onnxq.learn.frozen import DISK_SHARE, unstackable
-from onnxq.runtime.dataset import Dataset, Joined, Mapped, Stored, fed_to, first, run_by
-from onnxq.runtime.session import Arrays
+from onnxq.learn.frozen import DISK_SHARE
+from onnxq.runtime.dataset import Dataset, Joined, Mapped, first, no_room, run_by
+from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.student.build import QUANTIZED, RAW
 from onnxq.student.student import bake_between
-from onnxq.train.teacher import MICRO_BATCH
 
+SAMPLES = 128
+"""Samples that the moments are taken from, at most."""
 KEPT_BYTES = 2**31
 """Bytes of the tensors between blocks, at most: where they take more, fewer samples are used."""
+MEMORY_BYTES = 2**27
+"""Bytes of them that each graph keeps in memory; what is left is kept on disk."""
 GRAPHS = 2
 """Original and student."""
 
@@ -51,7 +54,7 @@ class Cuts:
 
 
 def find_cuts(variant: Variant, layers: Collection[str], samples: Dataset, folder: Path) -> Cuts:
-    """Blocks that are cut at tensors with one row per sample, and as many samples as fit on disk.
+    """The blocks, and as many samples as the moments need and the disk has room for.
 
     Args:
         variant: the student.
@@ -61,24 +64,17 @@ def find_cuts(variant: Variant, layers: Collection[str], samples: Dataset, folde
     """
     plan, model = variant.student.plan, variant.student.model
     sources = [str(value.name) for value in variant.model.graph.inputs]
-    refused: set[str] = set()
-    while True:
-        blocks = cut_blocks(model, layers, sources, refused=refused)
-        names = list(dict.fromkeys(name for block in blocks for name in block.outputs))
-        part = bake_between(variant.student, variant.qparams, (), names)
-        tensors = Mapped(samples, run_by(part, names))
-        # Other cuts may be at further tensors without a row for each sample.
-        fresh = set(unstackable(tensors)) - refused
-        if not fresh:
-            break
-        refused |= fresh
+    blocks = cut_blocks(model, layers, sources)
+    names = list(dict.fromkeys(name for block in blocks for name in block.outputs))
+    tensors = Mapped(samples, run_by(bake_between(variant.student, variant.qparams, (), names)))
     sizes = {name: array.nbytes for name, array in first(Joined(samples, tensors)).items()}
     size = GRAPHS * _largest(blocks, sizes)
     room = min(KEPT_BYTES, DISK_SHARE * shutil.disk_usage(folder).free)
-    count = int(max(1, min(len(samples), room // max(size, 1))))
+    most = min(len(samples), max(1, SAMPLES // (samples.batch or 1)))
+    count = int(max(1, min(most, room // max(size, 1))))
     order = np.random.default_rng(variant.recipe.seed).permutation(len(samples))
     note = ""
-    if count < len(samples):
+    if count < most:
         note = f"{count} of {len(samples)} samples were used: the tensors of more have no room"
     others = {f"{name}{end}": name for name in plan.tensors for end in (RAW, QUANTIZED)}
     return Cuts(blocks, np.sort(order[:count]), note, others)
@@ -102,69 +98,77 @@ class Frontier:
     """Kept tensors of one graph, by name, for some samples; they advance from cut to cut.
 
     Args:
-        model: the graph, whose inputs come first.
-        samples: the slice.
-        indices: which of its samples.
-        folder: an existing, empty folder for the files.
+        folder: an existing, empty folder for what has no room in memory.
         what: whose tensors they are, for error messages.
+
+    Attributes:
+        runs: the number of micro-batches.
     """
 
-    def __init__(
-        self, model: ir.Model, samples: Dataset, indices: np.ndarray, folder: Path, what: str
-    ) -> None:
+    def __init__(self, folder: Path, what: str) -> None:
         self._folder, self._what = folder, what
-        self._count, self._batch, self._made = len(indices), samples.batch, 0
-        self._kept: dict[str, Stored] = {}
-        feeds = samples.batches(MICRO_BATCH, indices)
-        self._store(fed_to(model, each) for each in feeds)
+        self._kept: dict[str, list[np.ndarray | Path]] = {}
+        self._room, self._files = MEMORY_BYTES, 0
+        self.runs = 0
 
-    @property
-    def runs(self) -> int:
-        """The number of micro-batches."""
-        return self._count if self._batch is not None else -(-self._count // MICRO_BATCH)
+    def add(self, feeds: Arrays) -> None:
+        """Keep the next micro-batch of the graph's own inputs."""
+        self._keep(feeds)
+        self.runs += 1
 
-    def run(self, cut: Cut, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[Arrays]:
+    def run(
+        self, cut: Cut, inputs: Sequence[str], outputs: Sequence[str], keep: Collection[str] = ()
+    ) -> Iterator[Arrays]:
         """Other tensors, computed from the kept ones, micro-batch after micro-batch.
 
         Args:
             cut: extracts a part of the graph, with its parameters as constants.
             inputs: names of kept tensors.
             outputs: names of the tensors to return; kept ones are not computed again.
+            keep: names of those to keep as well.
         """
-        parts: list[Dataset] = [self._kept[name] for name in outputs if name in self._kept]
+        known = [name for name in outputs if name in self._kept]
         wanted = [name for name in outputs if name not in self._kept]
-        if wanted:
-            part = cut(inputs, wanted)
-            # A part may read none of them.
-            read = [self._kept[str(value.name)] for value in part.graph.inputs]
-            given = Joined(*(read or self._kept.values()))
-            parts.append(Mapped(given, run_by(part, wanted)))
-        return Joined(*parts).batches(MICRO_BATCH)
+        kept = ({name: self._at(name, i) for name in known} for i in range(self.runs))
+        if not wanted:
+            yield from kept
+            return
+        part = cut(inputs, wanted)
+        # A part may read none of them.
+        read = [str(value.name) for value in part.graph.inputs]
+        feeds = ({name: self._at(name, i) for name in read} for i in range(self.runs))
+        for found, others in zip(SessionPool(part, wanted).map(feeds), kept, strict=True):
+            self._keep({name: array for name, array in found.items() if name in keep})
+            yield {**others, **found}
 
     def advance(
         self, cut: Cut, inputs: Sequence[str], outputs: Sequence[str], later: Collection[str]
     ) -> None:
         """Move to the next cut: keep a block's outputs, and delete what no later block reads."""
-        fresh = [name for name in outputs if name not in self._kept]
-        if fresh:
-            self._store(self.run(cut, inputs, fresh))
+        for _ in self.run(cut, inputs, outputs, outputs):
+            pass
         for name in [name for name in self._kept if name not in later]:
-            self._kept.pop(name).remove()
+            for each in self._kept.pop(name):
+                if isinstance(each, Path):
+                    each.unlink()
+                else:
+                    self._room += each.nbytes
 
-    def _store(self, batches: Iterable[Arrays]) -> None:
-        kept: dict[str, Stored] = {}
-        done = 0
-        for found in batches:
-            count = 1 if self._batch is not None else min(MICRO_BATCH, self._count - done)
-            for name, array in found.items():
-                if name not in kept:
-                    kept[name] = Stored(self._fresh(), self._batch, self._what)
-                kept[name].append({name: array}, count)
-            done += count
-        self._kept |= kept
+    def _at(self, name: str, index: int) -> np.ndarray:
+        found = self._kept[name][index]
+        return np.load(found) if isinstance(found, Path) else found
 
-    def _fresh(self) -> Path:
-        folder = self._folder / str(self._made)
-        folder.mkdir()
-        self._made += 1
-        return folder
+    def _keep(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            stays = array.nbytes <= self._room
+            self._room -= array.nbytes if stays else 0
+            self._kept.setdefault(name, []).append(array if stays else self._saved(array))
+
+    def _saved(self, array: np.ndarray) -> Path:
+        path = self._folder / f"{self._files}.npy"
+        self._files += 1
+        try:
+            np.save(path, array)
+        except OSError as error:
+            raise no_room(self._folder, self._what, array.nbytes, error) from error
+        return path

@@ -88,7 +88,7 @@ class Moments:
 
 
 ROWS_OF_A_SAMPLE = 8
-"""Independent rows that the moments take a sample to hold: neighbours in an image are alike."""
+"""Independent rows that a sample holds, where its inputs alone count: neighbours are alike."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def fit_layer(
     geometry = moments.geometry
     rows = geometry.to_rows(weight.astype(np.float64))
     fixed = None if bias is None else bias.astype(np.float64).reshape(rows.shape[:2])
-    form = quadratic(*moments.second(fixed), rows, ROWS_OF_A_SAMPLE * samples)
+    form = quadratic(*moments.second(fixed), rows, ROWS_OF_A_SAMPLE * samples, samples)
     shared = spec.axis is None
     start = np.broadcast_to(scale if shared else scale.reshape(rows.shape[:2]), rows.shape[:2])
     largest = WEIGHT.largest(spec.num_bits)

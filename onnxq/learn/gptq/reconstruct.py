@@ -19,7 +19,7 @@ from onnxq.learn.gptq.cuts import Frontier, find_cuts
 from onnxq.learn.gptq.layer import Fitted, FittedLayer, Moments, fit_layer
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
-from onnxq.runtime.dataset import Dataset
+from onnxq.runtime.dataset import Dataset, fed_to
 from onnxq.runtime.temporary import temporary_folder
 from onnxq.student.qparams import QParams, needs_bias
 from onnxq.student.student import bake_between
@@ -27,11 +27,12 @@ from onnxq.student.weights import LINEAR, MATRIX_RANK, layer_geometry
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
+from onnxq.train.teacher import MICRO_BATCH
 
-ROWS = 2**16
-"""Rows of a layer's input that its moments are taken from, about."""
-LEAST_ROWS = 512
-"""Rows of each micro-batch at least."""
+ROWS_OF_AN_INPUT = 64
+"""Rows that the moments are taken from, for each input of an output, about."""
+LEAST_ROWS, MOST_ROWS = 2**12, 2**16
+"""Such rows at least and at most."""
 MOST_INPUTS = 8192
 """Most inputs per output: the moments take the square of it."""
 
@@ -119,6 +120,11 @@ def _inputs(spec: LayerSpec, qparams: QParams) -> int:
     return int(spec.parameters // max(1, shape[spec.channel_axis]))
 
 
+def _rows(spec: LayerSpec, qparams: QParams) -> int:
+    """Rows of a layer's input that its moments are taken from."""
+    return min(max(ROWS_OF_AN_INPUT * _inputs(spec, qparams), LEAST_ROWS), MOST_ROWS)
+
+
 def _notes(plan: Plan, layers: Sequence[LayerSpec]) -> list[str]:
     fit = (s for s in plan.layers.values() if s.codebook is None and s.op_type != TABLE)
     others = [spec.name for spec in fit if spec not in layers]
@@ -165,10 +171,10 @@ class Reconstruction:
         self._inputs: dict[str, Frontier] = {}
         for name in ("original", "student"):
             (folder / name).mkdir()
-            what = f"the {name}'s tensors between blocks"
-            self._inputs[name] = Frontier(
-                self._teacher, train, self._cuts.indices, folder / name, what
-            )
+            self._inputs[name] = Frontier(folder / name, f"the {name}'s tensors between blocks")
+        for feeds in train.batches(MICRO_BATCH, self._cuts.indices):
+            for each in self._inputs.values():
+                each.add(fed_to(self._teacher, feeds))
 
     def run(self, progress: Progress, checkpoint: Checkpoint | None) -> None:
         """Fit all layers, or as many as the time allows."""
@@ -224,13 +230,17 @@ class Reconstruction:
         geometry = layer_geometry(self._nodes[spec.name], spec, shape)
         chunks = self._inputs["student"].runs
         seed = [self._budget.seed, list(self._layers).index(spec.name)]
-        moments = Moments(geometry, seed, max(LEAST_ROWS, ROWS // chunks))
+        moments = Moments(geometry, seed, max(1, _rows(spec, self._start) // chunks))
         value = self._nodes[spec.name].inputs[0]
         assert value is not None
         read = str(value.name)
         found = self._inputs["student"].run(self._student_part, block.inputs, [read])
         originals = self._cuts.originals(block.inputs)
-        wanted = self._inputs["original"].run(self._teacher_part, originals, [spec.output])
+        # What the next block will read is computed with the first layer's outputs.
+        outputs = self._cuts.originals(block.outputs)
+        wanted = self._inputs["original"].run(
+            self._teacher_part, originals, list(dict.fromkeys([spec.output, *outputs])), outputs
+        )
         for x, t in zip(found, wanted, strict=True):
             moments.add(x[read], t[spec.output])
         return moments
