@@ -302,6 +302,23 @@ def test_more_samples_than_moments_need_are_not_run(ready, monkeypatch):
     assert learned.images == 32 and learned.notes == []
 
 
+def test_a_cut_may_be_at_a_tensor_without_a_row_for_each_sample(tmp_path, monkeypatch):
+    kept: list[tuple[int, ...]] = []
+    keep = cuts.Frontier._keep
+
+    def noted(self, arrays):
+        kept.extend(array.shape for array in arrays.values())
+        keep(self, arrays)
+
+    monkeypatch.setattr(cuts.Frontier, "_keep", noted)
+    turned = "t = Transpose <perm = [2, 0, 3, 1]> (r) m = MatMul (t, wm)"
+    body = f"{CONV} r = Relu (a) {turned} z = Transpose <perm = [1, 3, 0, 2]> (m) {HEAD}"
+    wm = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    learned = make_ready(tmp_path, image_graph(body, wm=wm)).fitted()
+    assert learned.improved and learned.notes == []
+    assert (8, 16, 8, 6) in kept
+
+
 def test_little_room_takes_fewer_samples(ready, monkeypatch):
     monkeypatch.setattr(cuts, "KEPT_BYTES", 2**18)
     learned = ready.fitted()
