@@ -20,7 +20,7 @@ from models import Subject
 from onnxq import Recipe
 from onnxq.pipeline import make_samples, read
 from onnxq.progress import Silent
-from onnxq.train.budget import Clock as TimeLimit
+from onnxq.runtime.clock import Clock as TimeLimit
 from onnxq.train.checkpoint import Job
 
 

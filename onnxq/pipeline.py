@@ -35,9 +35,10 @@ from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import Original, normalise, normalise_original
 from onnxq.options.contradictions import check_data, check_generator_files
 from onnxq.options.recipe import Recipe
-from onnxq.plan import Plan, make_plan
+from onnxq.plan import make_plan
 from onnxq.plan.layers import check_float_layers
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.clock import CALIBRATION, CORRECTION, PASS, Clock, TimeLeft, cuts
 from onnxq.runtime.costs import Costs, stage
 from onnxq.runtime.dataset import Samples
 from onnxq.search.evaluator import TrialCache
@@ -50,10 +51,10 @@ from onnxq.synthesise.images import Synthesis, check_feeds
 from onnxq.synthesise.subject import recipe_task
 from onnxq.synthesise.synthesise import synthesise
 from onnxq.train.augment import check_augmentation
-from onnxq.train.budget import Clock, recipe_budget, shard_size
+from onnxq.train.budget import recipe_budget, shard_size
 from onnxq.train.checkpoint import Checkpoint, Job, make_job, run_folder
 from onnxq.train.objective import find_logits, require_logits
-from onnxq.train.teacher import Targets, find_targets
+from onnxq.train.teacher import Targets, find_targets, samples_in_time
 from onnxq.verify.result import PlanReport, Result, check_smaller, collect_metrics, write_metadata
 from onnxq.verify.verdict import check_verdict, find_verdict
 from onnxq.verify.verify import Exported, Measurements, verify
@@ -100,8 +101,7 @@ def compress(
         force: whether `out` may be overwritten.
         resume: whether to resume from the checkpoint of a stopped run.
         progress: told how far each stage is.
-        generator: for a data-free recipe, the file of a saved generator, which generates the
-            samples.
+        generator: for a data-free recipe, the file of a saved generator of samples.
         save_generator: the file to write the trained generator to.
         allow_worse: whether layers that are no smaller as integers are quantized too, and a result
             is written that is no smaller than the original, or broken.
@@ -119,18 +119,20 @@ def compress(
         resume=resume, allow_worse=allow_worse,
     )  # fmt: skip
     check_files(job.model, force, output=job.out, generator=job.save_generator)
+    clock = Clock(recipe.max_minutes, recipe.effort)
+    job = replace(job, progress=TimeLeft(job.progress, clock))
     with Costs().running() as costs:
-        return _compress(job, costs)
+        return _compress(job, costs, clock)
 
 
-def _compress(job: Job, costs: Costs) -> Result:
+def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
     """The pipeline, from the original's file to the written one."""
     recipe, progress, notes = job.recipe, job.progress, list[str]()
     generator = None if job.generator is None else load_model(job.generator)
     original, samples = read(job, notes)
     plan = make_plan(original.model, recipe, smaller=not job.allow_worse)
     close = check_plan(plan, original.model, job.model, recipe, allow_worse=job.allow_worse)
-    checkpoint, clock = job.checkpoint(samples, plan.layers), Clock(recipe.max_minutes)
+    checkpoint = job.checkpoint(samples, plan.layers)
     with locked(job.out), run_folder(checkpoint, job.resume) as folder:
         synthesis, unsaved = None, None
         if samples is None:
@@ -138,10 +140,11 @@ def _compress(job: Job, costs: Costs) -> Result:
             unsaved = try_to_save(synthesis.generator, job.save_generator)
             notes += synthesis.notes
         synthetic, size = synthesis is not None, recipe.batch_size or shard_size(original.model)
+        samples = samples_in_time(original.model, samples, clock, recipe.seed)
         costs.set_model(original.model, samples.count, original.batch)
         train, held_out = split(original, samples, recipe)
         targets = run_original(job, original, (train, held_out), folder)
-        quantize = Quantization(train, targets, size, not job.allow_worse, progress)
+        quantize = Quantization(train, targets, size, not job.allow_worse, progress, clock)
         variant = choose_form(original.model, recipe, quantize)
         variant = fall_back(variant, quantize, progress)
         if close and not recipe.searches:
@@ -159,7 +162,7 @@ def _compress(job: Job, costs: Costs) -> Result:
             ).run()
             variant = requantize(variant, found.recipe, quantize)
             notes += found.notes()
-        budget = recipe_budget(recipe, size, clock.left())
+        budget = recipe_budget(recipe, size, clock.left(), clock.seconds(PASS))
         transform = training_transform(variant, targets, original, synthesis, folder)
         learned = learn(
             variant, targets.train, recipe.learn, budget,
@@ -171,14 +174,17 @@ def _compress(job: Job, costs: Costs) -> Result:
         measured = _verify(job, original, variant, model, held_out, size)
         verdict = find_verdict(measured.outputs, variant.recipe)
         if verdict is not None and not job.allow_worse:
-            resumable = _is_resumable(checkpoint, plan, original, recipe)
+            # A run that allows a worse result must not quantize other layers than this one.
+            kept = checkpoint is not None and checkpoint.folder.is_dir()
+            resumable = kept and not leaves_layers_float(plan, original.model, recipe)
             check_verdict(verdict, variant.recipe, resumable=resumable)
-        said = "" if verdict is None else str(verdict)
-        notes += [*measured.notes, *filter(None, [said]), *fallback_notes(variant)]
+        said = [] if verdict is None else [str(verdict)]
+        notes += [*clock.notes, *measured.notes, *said, *fallback_notes(variant)]
         engine = job.engine if uses_gradients(recipe, variant.student.plan) else ""
         metrics = collect_metrics(
             job.model, measured, variant, learned, found, synthesis, samples.count,
-            costs=costs.rows(), engine=engine, notes=notes, verdict=said,
+            costs=costs.rows(), engine=engine, notes=notes,
+            verdict="; ".join([*said, *cuts(notes)]),
         )  # fmt: skip
         metrics = write_metadata(model, metrics, variant.recipe, original.preprocess)
         if job.out is not None:
@@ -226,10 +232,9 @@ def make_samples(
     place = folder / "made"
     place.mkdir()
     model, preprocess = original.normalised.unfolded, original.preprocess
-    with clock.running():
-        return synthesise(
-            model, preprocess, task, place, job.progress, checkpoint, job.resume, generator
-        )
+    return synthesise(
+        model, preprocess, task, place, job.progress, checkpoint, job.resume, generator
+    )
 
 
 def split(original: Original, samples: Samples, recipe: Recipe) -> tuple[Samples, Samples]:
@@ -261,6 +266,7 @@ class Quantization:
         batch_size: samples in one run.
         smaller: whether layers that are no smaller as integers stay float.
         progress: told how far each calibration is.
+        clock: of the run.
     """
 
     train: Samples
@@ -268,6 +274,7 @@ class Quantization:
     batch_size: int
     smaller: bool = False
     progress: Progress = field(default_factory=Silent)
+    clock: Clock = field(default_factory=Clock)
 
     def __call__(
         self,
@@ -303,14 +310,20 @@ class Quantization:
         samples = self.train
         self.progress.start(title, len(samples))
         at = self.progress.at
-        found = calibrate(model, tensors, samples, self.batch_size, channels, on_batch=at)
+        with self.clock.timed(CALIBRATION):
+            found = calibrate(model, tensors, samples, self.batch_size, channels, on_batch=at)
         self.progress.finish()
         return found
 
     @stage("bias correction")
     def corrected(self, variant: Variant) -> Variant:
         """The variant with corrected biases, where allowed and better on held-out samples."""
-        return corrected(variant, self.train, self.batch_size)
+        with self.clock.timed(CORRECTION):
+            return corrected(variant, self.train, self.batch_size)
+
+    def has_time(self) -> bool:
+        """Whether there is time to quantize another form; a note says where there was none."""
+        return self.clock.has_time((CALIBRATION, CORRECTION), "further forms of the model")
 
 
 @stage("export")
@@ -336,15 +349,6 @@ def _verify(
     return measured
 
 
-def _is_resumable(
-    checkpoint: Checkpoint | None, plan: Plan, original: Original, recipe: Recipe
-) -> bool:
-    """Whether a run that allows a worse result can resume from this run's checkpoint."""
-    kept = checkpoint is not None and checkpoint.folder.is_dir()
-    # That run would quantize other layers, and so be another run.
-    return kept and not leaves_layers_float(plan, original.model, recipe)
-
-
 def sensitivity(
     model: str | Path,
     data: str | Path | None = None,
@@ -363,8 +367,7 @@ def sensitivity(
         recipe: the options; codebooks, the goal of a search and options of training are ignored.
         preprocess: how an image becomes an input; None looks beside and inside the model.
         progress: told how far each stage is.
-        generator: for a data-free recipe, the file of a saved generator, which generates the
-            samples.
+        generator: for a data-free recipe, the file of a saved generator of samples.
 
     Raises:
         OnnxqError: a user error.

@@ -19,6 +19,7 @@ from onnxq.options.recipe import Recipe
 from onnxq.pipeline import plan_model
 from onnxq.plan import planner
 from onnxq.progress import Silent
+from onnxq.runtime.clock import TIME_RAN_OUT
 from onnxq.train import checkpoint
 from onnxq.train.held_out import Learned
 from onnxq.verify.kernels import INTEGER_KERNELS
@@ -67,6 +68,19 @@ def test_inputs_and_outputs_keep_their_names(files):
     original, made = ir.load(model).graph, ir.load(out).graph
     assert [v.name for v in made.inputs] == [v.name for v in original.inputs]
     assert [v.name for v in made.outputs] == [v.name for v in original.outputs]
+
+
+def test_a_run_without_time_leaves_out_what_it_can_and_says_so(files, monkeypatch):
+    model, data, out = files
+    monkeypatch.setattr("onnxq.runtime.clock.LEAST_SAMPLES", 16)
+    recipe = Recipe(batch_size=8, max_minutes=1e-6)
+    metrics = compress(model, data, recipe, out=out).metrics
+    assert metrics.samples == 16 and not metrics.learning["epochs_run"]
+    for what in ("32 of 48 samples", "learning of thresholds", "learning of rounding"):
+        assert what in metrics.verdict
+    assert metrics.verdict.startswith(TIME_RAN_OUT)
+    # A run that has the time says nothing of it.
+    assert not compress(model, data, QUICK).metrics.verdict
 
 
 @pytest.mark.parametrize("cores", [1, 2])

@@ -32,8 +32,8 @@ from onnxq.options.contradictions import check_data, check_distillation, check_g
 from onnxq.options.recipe import Recipe
 from onnxq.pipeline import make_samples, read, run_original, split
 from onnxq.progress import Progress
+from onnxq.runtime.clock import Clock
 from onnxq.train.augment import recipe_augmentation
-from onnxq.train.budget import Clock
 from onnxq.train.checkpoint import Job, file_digest, make_job, run_folder
 from onnxq.train.objective import choose_objective
 

@@ -173,6 +173,8 @@ def fall_back(variant: Variant, quantize: Quantize, progress: Progress) -> Varia
     limit = error_limit(variant.model)
     if not variant.recipe.fallback or variant.score <= limit or not variant.student.plan.tensors:
         return variant
+    if not quantize.has_time():
+        return variant
     form = (variant.name, variant.model, variant.recipe)
     # Which layers are smaller as integers depends on the tensors that are: any may be among them.
     plan = make_plan(variant.model, variant.recipe, infinite_tensors(variant.statistics))
@@ -191,7 +193,7 @@ def fall_back(variant: Variant, quantize: Quantize, progress: Progress) -> Varia
         if names != tried:
             tried = names
             found.append(quantize(*form, every.statistics, names))
-        if found[-1].score <= limit:
+        if found[-1].score <= limit or not quantize.has_time():
             break
     # Weights alone may cost more than the limit: what gains little is not worth floats.
     enough = max(limit, WORTHLESS_GAIN * min(each.score for each in found))

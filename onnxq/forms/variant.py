@@ -114,6 +114,9 @@ class Quantize(Protocol):
             every_layer: whether layers that are no smaller as integers are quantized too.
         """
 
+    def has_time(self) -> bool:
+        """Whether there is time to quantize another form; a note says where there was none."""
+
     def calibrate(
         self, title: str, model: ir.Model, tensors: Sequence[str], channels: Sequence[str] = ...
     ) -> dict[str, TensorStatistics]:
@@ -204,6 +207,8 @@ def choose_form(model: ir.Model, recipe: Recipe, quantize: Quantize) -> Variant:
         if any(pair.clip is not None for pair in pairs):
             forms[REPLACE] = equalize(model, largest, "replace")
         for name, form in forms.items():
+            if not quantize.has_time():
+                break
             variant = quantize(name, form, compared)
             if variant.score < best.score:
                 best = variant

@@ -16,10 +16,11 @@ from onnxq.options.table import Effort
 from onnxq.plan import Plan
 from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.clock import Clock, left_out
 from onnxq.runtime.costs import stage as count_stage
 from onnxq.runtime.dataset import Joined, Samples
 from onnxq.train.augment import Transform
-from onnxq.train.budget import Budget, Clock, recipe_budget
+from onnxq.train.budget import Budget, recipe_budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
 
@@ -145,6 +146,9 @@ def learn(
         last = stage is stages[-1]
         seconds = max(0.0, budget.max_seconds - found.seconds)
         left = replace(budget, max_seconds=seconds if last else FIRST_SHARE * seconds)
+        if max(0.0, left.max_seconds) < budget.least_seconds:
+            found.notes.append(left_out(f"the learning of {' and '.join(sorted(stage))}"))
+            continue
         # The last stage has the run's own checkpoint; earlier ones are finished when it begins.
         kept = checkpoint.part("-".join(sorted(stage))) if checkpoint and not last else checkpoint
         now = variant
@@ -197,12 +201,10 @@ class Trial:
         recipe = variant.recipe
         budget = recipe_budget(recipe, self.batch_size, self.clock.left(TRIALS_SHARE))
         budget = replace(budget, epochs=min(TRIAL_EPOCHS, budget.epochs or TRIAL_EPOCHS))
-        with self.clock.running():
-            transform = self.transform(variant)
-            learned = learn(
-                variant, self.train, recipe.learn, budget,
-                progress=self.progress, transform=transform,
-            )  # fmt: skip
+        transform = self.transform(variant)
+        learned = learn(
+            variant, self.train, recipe.learn, budget, progress=self.progress, transform=transform
+        )
         return corrected(variant.with_learned(learned), self.samples, self.batch_size)
 
     def has_time(self) -> bool:

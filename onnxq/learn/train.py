@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -259,6 +261,7 @@ def train_parameters(
     transform: Transform | None,
 ) -> Learned:
     """A variant's quantization parameters, some trained together; arguments as of `learn`."""
+    began = time.monotonic()
     student, start = variant.student, variant.qparams
     kept = Learned(variant.score, variant.score, qparams=start)
     if "weights" in wanted:
@@ -284,10 +287,13 @@ def train_parameters(
         slices = (train, variant.held_out_outputs)
         keep = transform is None
         suffix = freeze(loss_model, fixed, moving, slices, folder, progress, keep=keep)
+        setup = time.monotonic() - began
+        budget = replace(budget, max_seconds=max(0.0, budget.max_seconds - setup))
         learning = Learning(
             student, suffix, objective, start, trained, budget, checkpoint, transform
         )
         learned = learning.run(progress, resume)
+        learned.seconds += setup
     learned.notes += [note for note in (suffix.note,) if note]
     if budget.loss == "distillation" and variant.objective.decision is None:
         learned.notes.append(NO_CLASSIFIER)

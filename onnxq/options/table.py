@@ -198,7 +198,7 @@ OPTIONS: tuple[Option, ...] = (
                      verbs=TRAINED, unset="by the effort",
                      more='With effort "max" 8; for "steps" and "weights" 16, or 1,500 steps if '
                      "that is more."),
-        RecipeOption("max_minutes", Positive("M"), "When training stops at the latest.",
+        RecipeOption("max_minutes", Positive("M"), "How long the whole run may take, about.",
                      10.0, TRAINED),
         RecipeOption("lr", Numbers("[KIND=]X", names=RATES, for_all=True),
                      "Learning rate, for all that is learned or for one kind, as in "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +85,7 @@ class Budget:
         loss: the loss option of a recipe.
         shard_size: samples in one session run; a batch has two shards.
         max_seconds: time limit.
+        least_seconds: time without which nothing is trained at all.
         seed: of the order of the samples.
         engine: what computes gradients.
         effort: 'max' takes all epochs of the method; otherwise there are fewer steps for weights
@@ -100,6 +99,7 @@ class Budget:
     loss: Loss = "outputs"
     shard_size: int = 16
     max_seconds: float = 600.0
+    least_seconds: float = 0.0
     seed: int = 0
     engine: EngineName = AUTO
     effort: Effort = "max"
@@ -145,13 +145,16 @@ class Budget:
         return SGD(1.0, rates=real)
 
 
-def recipe_budget(recipe: Recipe, shard_size: int, max_seconds: float) -> Budget:
+def recipe_budget(
+    recipe: Recipe, shard_size: int, max_seconds: float, least_seconds: float = 0.0
+) -> Budget:
     """The budget of a recipe.
 
     Args:
         recipe: the options.
         shard_size: samples in one session run.
         max_seconds: time limit.
+        least_seconds: time without which nothing is trained at all.
     """
     return Budget(
         epochs=recipe.epochs,
@@ -160,32 +163,11 @@ def recipe_budget(recipe: Recipe, shard_size: int, max_seconds: float) -> Budget
         loss=recipe.loss,
         shard_size=shard_size,
         max_seconds=max_seconds,
+        least_seconds=least_seconds,
         seed=recipe.seed,
         engine=recipe.engine,
         effort=recipe.effort,
     )
-
-
-class Clock:
-    """The time that a run may spend on generating samples and on training; nothing else counts.
-
-    Args:
-        minutes: the time limit for both.
-    """
-
-    def __init__(self, minutes: float) -> None:
-        self._seconds, self._spent = 60 * minutes, 0.0
-
-    def left(self, share: float = 1.0) -> float:
-        """Seconds left of a share of the time."""
-        return max(0.0, share * self._seconds - self._spent)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count the time of a block."""
-        began = time.monotonic()
-        yield
-        self._spent += time.monotonic() - began
 
 
 def fix_sizes(model: ir.Model, feeds: Feeds) -> ir.Model:

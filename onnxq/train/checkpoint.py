@@ -155,6 +155,7 @@ class State:
         rate: factor of the learning rate.
         since: the epoch in which the schedule started.
         loss: running mean over the last steps.
+        cut: whether the time limit left out epochs.
         history: the held-out score after each epoch.
         curve: seconds, held-out score and agreement after each epoch, as in `TrainingHistory`.
     """
@@ -165,6 +166,7 @@ class State:
     rate: float = 1.0
     since: int = 0
     loss: float = float("nan")
+    cut: bool = False
     history: list[float] = field(default_factory=list)
     curve: list[Point] = field(default_factory=list)
 
@@ -175,15 +177,18 @@ class State:
 
     def arrays(self) -> Arrays:
         """The state as arrays for a checkpoint."""
-        numbers = [self.epochs, self.epoch, self.step, self.rate, self.since, self.loss]
+        numbers = [
+            self.epochs, self.epoch, self.step, self.rate, self.since, self.loss, self.cut
+        ]  # fmt: skip
         curve = np.array(self.curve).reshape(-1, 3)
         return {"numbers": np.array(numbers), "history": np.array(self.history), "curve": curve}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Restore the state from the arrays of `arrays`."""
-        epochs, epoch, step, rate, since, loss = arrays["numbers"].tolist()
+        epochs, epoch, step, rate, since, loss, cut = arrays["numbers"].tolist()
         self.epochs, self.epoch, self.step = int(epochs), int(epoch), int(step)
         self.rate, self.since, self.loss = float(rate), int(since), float(loss)
+        self.cut = bool(cut)
         self.history = arrays["history"].tolist()
         self.curve = [tuple(point) for point in arrays["curve"].tolist()]
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxq.engine import Engine
 from onnxq.progress import Progress
+from onnxq.runtime.clock import TIME_RAN_OUT
 from onnxq.runtime.dataset import Dataset, Mapped
 from onnxq.runtime.session import Arrays, ScaleError
 from onnxq.train.augment import Transform
@@ -159,6 +160,8 @@ class Loop(ABC, Generic[HistoryT]):
                 self._extend()
             if not self._over():
                 self._save()
+        state.cut |= state.epoch < state.epochs and self._late()
+        self._result.notes += self._notes()
         # A later `resume` must find this stage finished.
         state.epochs = state.epoch
         self._save()
@@ -261,28 +264,36 @@ class Loop(ABC, Generic[HistoryT]):
 
     def _extend(self) -> None:
         """At the end of a cycle, plan one of twice the length, where this one gained enough."""
-        state, result = self._state, self._result
-        length = state.epoch - state.since
-        if length:
-            before = min([result.start_score, *state.history[: state.since]])
-            after = min(before, *state.history[state.since :])
-            gain = 1 - after / before if before else 0.0
-            if gain < LEAST_GAIN * self._passes(length) or state.epoch >= self._most:
-                self._result.notes.append(self._stopped(length, gain))
-                return
-        # Otherwise the rate has just been lowered.
+        state = self._state
+        length, gain = self._cycle()
+        # One without epochs has just had its rate lowered.
+        if length and (gain < LEAST_GAIN * self._passes(length) or state.epoch >= self._most):
+            return
         state.since = state.epoch
         state.epochs = min(self._most, state.epoch + max(1, 2 * length))
         self._optimizer.reset()
 
-    def _stopped(self, length: int, gain: float) -> str:
-        done = self._state.epoch
-        spent, last = self._passes(done), self._passes(length)
-        return (
-            f"{STOPPED} {spent:.1f} forward passes of the samples: the last {last:.1f} lowered the "
-            f"held-out error by {gain:.1%}; --effort max would take "
-            f"{self._passes(self._whole - done):.0f} more"
-        )
+    def _cycle(self) -> tuple[int, float]:
+        """Epochs since the rate restarted, and their gain as a share of the best score before."""
+        state = self._state
+        before = min([self._result.start_score, *state.history[: state.since]])
+        after = min([before, *state.history[state.since :]])
+        return state.epoch - state.since, 1 - after / before if before else 0.0
+
+    def _notes(self) -> list[str]:
+        """Why training ended before the epochs of its method; the same when a run is resumed."""
+        epoch = self._state.epoch
+        if self._state.cut:
+            passes = "1 epoch" if epoch == 1 else f"{epoch} epochs"
+            return [f"{TIME_RAN_OUT}: learning ended after {passes}; --max-minutes gives more"]
+        if not self._cycles:
+            return []
+        length, gain = self._cycle()
+        return [
+            f"{STOPPED} {self._passes(epoch):.1f} forward passes of the samples: the last "
+            f"{self._passes(length):.1f} lowered the held-out error by {gain:.1%}; --effort max "
+            f"would take {self._passes(self._whole - epoch):.0f} more"
+        ]
 
     def _slow_down(self) -> None:
         """Start again at a lower rate, where the score got much worse or is not finite."""
@@ -303,7 +314,7 @@ class Loop(ABC, Generic[HistoryT]):
             samples = self._used * (self._train.batch or 1)
             epoch = spent * samples / max(self._result.images, 1)
             possible = max(1, int(self._budget.max_seconds / max(epoch, 1e-3)))
-            self._most = min(self._most, possible)
+            state.cut = possible < state.epochs
             state.epochs = min(state.epochs, possible)
 
     def _text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from onnxq.errors import DataError
 from onnxq.numerics.channels import ChannelSums
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
 from onnxq.progress import Progress
+from onnxq.runtime.clock import Clock
 from onnxq.runtime.dataset import Dataset, Joined, Samples, Stored, chunks, fed_to
-from onnxq.runtime.session import Arrays, SessionPool, expose
+from onnxq.runtime.session import Arrays, SessionPool, available_cores, expose
 from onnxq.train.objective import OutputMatching, Weight, target_name
 
 MICRO_BATCH = 16
@@ -52,6 +54,26 @@ class Teacher:
                 for name in self.logits
             }
             yield {**waiting.popleft(), **targets}
+
+
+def samples_in_time(model: ir.Model, samples: Samples, clock: Clock, seed: int) -> Samples:
+    """The samples, or fewer where a run on all of them would not end in time.
+
+    Args:
+        model: the float model; one batch is run through it, to see how long that takes.
+        samples: the samples.
+        clock: of the run.
+        seed: of the choice.
+    """
+    feeds = fed_to(model, next(samples.batches(MICRO_BATCH)))
+    taken = min(len(samples), 1 if samples.batch else MICRO_BATCH) * (samples.batch or 1)
+    pool = SessionPool(model)
+    pool.run(feeds)
+    # The first run of a session takes longer.
+    began = time.monotonic()
+    pool.run(feeds)
+    seconds = (time.monotonic() - began) / (taken * available_cores())
+    return samples.take(clock.fit(samples.count, seconds), seed)
 
 
 @dataclass(frozen=True)

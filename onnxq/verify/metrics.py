@@ -123,7 +123,8 @@ class Metrics:
         costs: of each stage in order, its name (`stage`), CPU `seconds`, and `passes` of all
             samples through the float model, where a backward pass counts as two.
         notes: sentences for the user.
-        verdict: why the result is broken or doubtful; '' where it is neither.
+        verdict: why the result is broken or doubtful, and what the time limit left out; '' where
+            there is neither.
     """
 
     size_before: int

@@ -435,6 +435,7 @@ def test_a_run_that_stops_when_it_gains_little_is_resumed_to_the_same_bytes(
     # It has ended.
     again = ready.learning(checkpoint, **options).run(Silent(), resume=True)
     assert (again.history, again.images) == (expected.history, 0)
+    assert again.notes == expected.notes
 
 
 class Clock(Silent):

@@ -19,6 +19,7 @@ from onnxq.learn.gptq.cuts import Frontier, find_cuts
 from onnxq.learn.gptq.layer import Fitted, FittedLayer, Moments, fit_layer
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
+from onnxq.runtime.clock import TIME_RAN_OUT
 from onnxq.runtime.dataset import Dataset, fed_to
 from onnxq.runtime.temporary import temporary_folder
 from onnxq.student.qparams import QParams, needs_bias
@@ -198,8 +199,8 @@ class Reconstruction:
                 if name not in self._fitted.layers:
                     if time.monotonic() - began > self._budget.max_seconds:
                         self._fitted.notes.append(
-                            f"time ran out: rounding is learned for {done} of {len(self._layers)} "
-                            "layers; --max-minutes gives more"
+                            f"{TIME_RAN_OUT}: rounding is learned for {done} of "
+                            f"{len(self._layers)} layers; --max-minutes gives more"
                         )
                         progress.finish()
                         return
