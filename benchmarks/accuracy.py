@@ -62,6 +62,7 @@ class Run:
             **STEPS[step],
             "samples": samples,
             "max_minutes": 60.0,
+            "effort": "max",
             "fallback": False,
         }
         recipe = Recipe(**options)  # type: ignore[arg-type]  # options come from a table

@@ -31,6 +31,7 @@ def row(subject: Subject, bits: str, count: str, options: argparse.Namespace) ->
         activation_bits=None if bits == NONE else int(bits),
         samples=options.samples,
         max_minutes=options.max_minutes,
+        effort="max",
     )
     result, found, _ = measured(subject, recipe)
     metrics = result.metrics

@@ -125,6 +125,7 @@ def trials(names: Iterable[str], options: argparse.Namespace) -> Iterator[Trial]
             augment=tuple(options.augment.split(",")),
             samples=options.samples,
             max_minutes=minutes,
+            effort="max",
             seed=seed,
         )
         trial = Trial(case, source, losses, learn, recipe)

@@ -86,6 +86,7 @@ def row(case: Case, subject: Subject, stage: str, seed: int) -> str:
         activation_bits=activation_bits,
         samples=case.samples,
         max_minutes=case.max_minutes,
+        effort="max",
         fallback=False,
         seed=seed,
     )
