@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import pytest
 
-from onnxq.learn.gptq.layer import FittedLayer, Moments, fit_layer
+from onnxq.learn.gptq.layer import FittedLayer, Moments, fit_layer, transposed
 from onnxq.numerics.gptq import Geometry
 from onnxq.plan.spec import LayerSpec
 
@@ -47,6 +49,15 @@ def test_moments_are_covariances_or_second_moments(data):
     hessian, cross = moments.second(bias[None])
     np.testing.assert_allclose(hessian[0], x.T @ x / len(x), rtol=1e-5)
     np.testing.assert_allclose(cross[0], (t - bias).T @ x / len(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("machine", "shared"), [("x86_64", True), ("aarch64", False)])
+def test_on_arm_a_matrix_meets_no_view_of_itself(machine, shared, monkeypatch):
+    x = np.arange(24, dtype=np.float32).reshape(1, 4, 6)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    rows = transposed(x)
+    np.testing.assert_array_equal(rows, np.swapaxes(x, 1, 2))
+    assert np.shares_memory(rows, x) is shared
 
 
 def test_inputs_that_hardly_vary_about_a_large_mean(data):

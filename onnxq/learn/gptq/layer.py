@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,16 @@ from onnxq.numerics.quantizers import WEIGHT, FloatArray, per_channel, weight_sc
 from onnxq.plan.spec import LayerSpec
 from onnxq.student.qparams import QParams
 from onnxq.train.checkpoint import Checkpoint
+
+
+def transposed(x: FloatArray) -> FloatArray:
+    """The transpose of each matrix of (G, K, N); on Arm a copy.
+
+    Numpy computes the product of a matrix and its own transpose by SYRK, which the OpenBLAS 0.3.31
+    of numpy 2.4 gets wrong in float32 with SME and with SVE of 512 bits (OpenBLAS #5873).
+    """
+    rows = x.transpose(0, 2, 1)
+    return rows.copy() if platform.machine() in ("aarch64", "arm64") else rows
 
 
 class Moments:
@@ -48,7 +59,7 @@ class Moments:
         # `finite` reports values that are not finite.
         with np.errstate(invalid="ignore", over="ignore"):
             inputs, wanted = inputs - self._x, wanted - self._t
-            rows = inputs.transpose(0, 2, 1)
+            rows = transposed(inputs)
             sums = (inputs @ rows, wanted @ rows, inputs.sum(axis=2), wanted.sum(axis=2))
         if not self._sums:
             self._sums = [np.zeros(each.shape) for each in sums]
