@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import importlib
+import math
 import os
 import pickle
 import select
@@ -24,11 +25,11 @@ from typing import Any
 
 import psutil
 
-MOST_CPU = 300.0
-"""Seconds of computing after which the system ends a child that outlives this process."""
-
 SECONDS = 15.0
-"""After which a child is ended."""
+"""Of computing, after which a child is ended."""
+
+PATIENCE = 8.0
+"""Times as long a child may take by the clock, on a machine that has other work."""
 
 MEMORY = 4 * 2**30
 """Bytes that a child may take beside what this process has."""
@@ -56,7 +57,7 @@ def isolated(function: Function, *arguments: Any, seconds: float = SECONDS) -> A
     Args:
         function: one of a module, found by its name.
         arguments: its arguments; they are pickled where the child is not forked.
-        seconds: time limit.
+        seconds: of computing, at most; by the clock `PATIENCE` times as many.
 
     Raises:
         Failure: the function raised.
@@ -80,10 +81,10 @@ def _forked(function: Function, arguments: tuple[Any, ...], memory: int, seconds
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if not pid:
-        _child(function, arguments, memory, write)
+        _child(function, arguments, memory, seconds, write)
     os.close(write)
     try:
-        answer = _read_all(read, seconds)
+        answer = _read_all(read, PATIENCE * seconds)
     except BaseException:
         # It took too long, or Ctrl-C.
         os.kill(pid, signal.SIGKILL)
@@ -91,10 +92,12 @@ def _forked(function: Function, arguments: tuple[Any, ...], memory: int, seconds
     finally:
         os.close(read)
         status = os.waitpid(pid, 0)[1]
-    return _checked(answer, os.waitstatus_to_exitcode(status))
+    return _checked(answer, os.waitstatus_to_exitcode(status), seconds)
 
 
-def _child(function: Function, arguments: tuple[Any, ...], memory: int, write: int) -> None:
+def _child(
+    function: Function, arguments: tuple[Any, ...], memory: int, seconds: float, write: int
+) -> None:
     """Run the function, answer and exit; nothing of the parent's is flushed or cleaned up."""
     try:
         faulthandler.disable()
@@ -103,36 +106,38 @@ def _child(function: Function, arguments: tuple[Any, ...], memory: int, write: i
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         with os.fdopen(write, "wb") as pipe:
-            pipe.write(_answer(function, arguments, memory))
+            pipe.write(_answer(function, arguments, memory, seconds))
         os._exit(0)
     finally:
         os._exit(_FAILED)
 
 
 def _spawned(function: Function, arguments: tuple[Any, ...], memory: int, seconds: float) -> bytes:
-    named = (function.__module__, function.__qualname__, arguments, memory)
+    named = (function.__module__, function.__qualname__, arguments, memory, seconds)
     request = pickle.dumps(sys.path) + pickle.dumps(named)
     command = [sys.executable, "-P", "-c", _CHILD]
+    limit = PATIENCE * seconds
     try:
-        done = subprocess.run(command, input=request, capture_output=True, timeout=seconds)
+        done = subprocess.run(command, input=request, capture_output=True, timeout=limit)
     except subprocess.TimeoutExpired as error:
-        raise Crash(f"it took more than {seconds:.0f} seconds") from error
-    return _checked(done.stdout, done.returncode)
+        raise Crash(f"it took more than {limit:.0f} seconds") from error
+    return _checked(done.stdout, done.returncode, seconds)
 
 
 def answer() -> None:
     """The main function of an interpreter that was started for one function."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    module, name, arguments, memory = pickle.load(sys.stdin.buffer)
-    out.write(_answer(getattr(importlib.import_module(module), name), arguments, memory))
+    module, name, arguments, memory, seconds = pickle.load(sys.stdin.buffer)
+    function = getattr(importlib.import_module(module), name)
+    out.write(_answer(function, arguments, memory, seconds))
     out.close()
     os._exit(0)
 
 
-def _answer(function: Function, arguments: tuple[Any, ...], memory: int) -> bytes:
+def _answer(function: Function, arguments: tuple[Any, ...], memory: int, seconds: float) -> bytes:
     try:
-        _limit(memory)
+        _limit(memory, seconds)
         return pickle.dumps((True, function(*arguments)))
     except MemoryError:
         return pickle.dumps((False, "it takes too much memory"))
@@ -140,7 +145,7 @@ def _answer(function: Function, arguments: tuple[Any, ...], memory: int) -> byte
         return pickle.dumps((False, str(error) or type(error).__name__))
 
 
-def _limit(memory: int) -> None:
+def _limit(memory: int, seconds: float) -> None:
     """Limit this process' memory and time, and write no core dump where it crashes."""
     if sys.platform == "win32":
         return
@@ -149,7 +154,7 @@ def _limit(memory: int) -> None:
     taken = psutil.Process().memory_info().vms
     for kind, bound in (
         (resource.RLIMIT_AS, taken + memory),
-        (resource.RLIMIT_CPU, int(MOST_CPU)),
+        (resource.RLIMIT_CPU, math.ceil(seconds)),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]
@@ -172,9 +177,10 @@ def _read_all(pipe: int, seconds: float) -> bytes:
         parts.append(part)
 
 
-def _checked(answer: bytes, code: int) -> bytes:
+def _checked(answer: bytes, code: int, seconds: float) -> bytes:
     if answer and not code:
         return answer
-    if code < 0:
-        raise Crash(f"the process ended with {signal.Signals(-code).name}")
-    raise Crash(f"the process ended with code {code}")
+    name = signal.Signals(-code).name if code < 0 else f"code {code}"
+    if name == "SIGXCPU":
+        raise Crash(f"it computed for more than {seconds:.0f} seconds")
+    raise Crash(f"the process ended with {name}")

@@ -24,6 +24,8 @@ def end_badly(how: str) -> object:
         os._exit(7)
     if how == "seconds":
         time.sleep(60)
+    while how == "computing":
+        pass
     if how == "memory":
         return len(bytearray(2**31))
     raise ValueError(how)
@@ -54,7 +56,10 @@ def test_an_exception_and_too_much_memory(way, monkeypatch):
         isolated(end_badly, "memory")
 
 
-def test_one_that_takes_too_long():
+def test_one_that_takes_too_long(way, monkeypatch):
+    with pytest.raises(Crash, match=r"computed for more than 1 seconds"):
+        isolated(end_badly, "computing", seconds=0.9)
+    monkeypatch.setattr(isolation, "PATIENCE", 1)
     with pytest.raises(Crash, match=r"more than 0 seconds"):
         isolated(end_badly, "seconds", seconds=0.2)
     with pytest.raises(ChildProcessError):
