@@ -63,14 +63,17 @@ class Kernels:
         return [name for name, kernel in self.layers.items() if kernel in INTEGER_KERNELS]
 
 
-def read_kernels(model: ir.Model | bytes | str | Path, plan: Plan) -> Kernels:
-    """The kernels that run a model on this machine.
+def read_kernels(
+    model: ir.Model | bytes | str | Path, plan: Plan, nodes: list[ir.Node] | None = None
+) -> Kernels:
+    """The kernels that run a model.
 
     Args:
         model: the exported model.
         plan: the plan that it was made from.
+        nodes: of the graph that another machine's ONNX Runtime optimised; None means this one's.
     """
-    nodes = optimised_nodes(model)
+    nodes = optimised_nodes(model) if nodes is None else nodes
     counts: dict[str, int] = {}
     for node in nodes:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
