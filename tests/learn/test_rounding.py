@@ -316,7 +316,7 @@ def test_a_cut_may_be_at_a_tensor_without_a_row_for_each_sample(tmp_path, monkey
     wm = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
     learned = make_ready(tmp_path, image_graph(body, wm=wm)).fitted()
     assert learned.improved and learned.notes == []
-    assert (8, 16, 8, 6) in kept
+    assert (8, cuts.MICRO_BATCH, 8, 6) in kept
 
 
 def test_little_room_takes_fewer_samples(ready, monkeypatch):

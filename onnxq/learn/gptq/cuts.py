@@ -18,6 +18,8 @@ from onnxq.runtime.session import Arrays, SessionPool
 from onnxq.student.build import QUANTIZED, RAW
 from onnxq.student.student import bake_between
 
+MICRO_BATCH = 4
+"""Samples in one run: a session for each block takes memory for all its tensors."""
 SAMPLES = 128
 """Samples that the moments are taken from, at most."""
 KEPT_BYTES = 2**31

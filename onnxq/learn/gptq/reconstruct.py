@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from onnxq.forms.variant import Variant
 from onnxq.graph.cut import Block, between
 from onnxq.graph.operators import TABLE
-from onnxq.learn.gptq.cuts import Frontier, find_cuts
+from onnxq.learn.gptq.cuts import MICRO_BATCH, Frontier, find_cuts
 from onnxq.learn.gptq.layer import Fitted, FittedLayer, Moments, fit_layer
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
@@ -28,7 +28,6 @@ from onnxq.student.weights import LINEAR, MATRIX_RANK, layer_geometry
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
-from onnxq.train.teacher import MICRO_BATCH
 
 ROWS_OF_AN_INPUT = 64
 """Rows that the moments are taken from, for each input of an output, about."""
@@ -77,6 +76,8 @@ def reconstruct(
     if not layers:
         learned.notes.append(NOTHING)
         return learned
+    # The session that scores held-out samples keeps its memory for as long as it is open.
+    variant.held_out.release()
     fitted = Fitted.load(checkpoint) if resume and checkpoint is not None else Fitted()
     if not fitted.over:
         with (
