@@ -28,7 +28,7 @@ from onnxq.load.tensors import (
 from onnxq.numerics.distances import Outputs
 from onnxq.runtime.isolation import SECONDS, Crash, isolated
 from onnxq.runtime.session import Feeds, as_session_takes, not_opened, open_session, serialized
-from onnxq.runtime.temporary import LARGE, is_large, weight_bytes
+from onnxq.runtime.weight_files import LARGE, is_large, weight_bytes
 
 _NEWEST_IR_VERSION = 64
 _FIRST_BYTE = b"\x08"

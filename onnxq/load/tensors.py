@@ -12,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 
 from onnxq.errors import UnreadableError, reason_of
-from onnxq.runtime.temporary import LARGE, SMALLEST
+from onnxq.runtime.weight_files import LARGE, SMALLEST
 
 _FIELDS = {
     "float_data": ("FLOAT", "COMPLEX64"),

@@ -21,7 +21,7 @@ from onnxq.graph.facts import (
 )
 from onnxq.graph.operators import TABLE, WEIGHT_OPERATORS, weight_index
 from onnxq.normalise.passes import NodePass, PassResult
-from onnxq.runtime.temporary import SMALLEST, is_large
+from onnxq.runtime.weight_files import SMALLEST, is_large
 
 
 class RemoveIdentity(NodePass):

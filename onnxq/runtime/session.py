@@ -21,7 +21,8 @@ import onnxruntime as ort
 from onnxq.errors import EngineError, ModelError, OnnxqError, reason_of
 from onnxq.graph.facts import values_by_name
 from onnxq.runtime.costs import Meter
-from onnxq.runtime.temporary import WeightFiles, is_large, link_weights, temporary_folder
+from onnxq.runtime.temporary import temporary_folder
+from onnxq.runtime.weight_files import WeightFiles, is_large, link_weights
 
 if not hasattr(ort, "InferenceSession"):
     # Several distributions install this package, and removing one takes files of the others.

@@ -150,7 +150,7 @@ def test_a_location_that_is_given_twice(folder):
 @pytest.mark.parametrize("place", PLACES)
 def test_values_beside_the_model_are_read(folder, place, large, monkeypatch):
     if large:
-        for name in ("runtime.temporary.LARGE", "load.read.LARGE", "load.tensors.LARGE"):
+        for name in ("runtime.weight_files.LARGE", "load.read.LARGE", "load.tensors.LARGE"):
             monkeypatch.setattr(f"onnxq.{name}", 1)
     (folder / "sub" / "w.bin").write_bytes(b"1234" + VALUES.tobytes())
     path = folder / "model.onnx"

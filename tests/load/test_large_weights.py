@@ -16,19 +16,19 @@ from onnxq import Recipe, compress
 from onnxq.errors import ModelError, OutputError
 from onnxq.load.model import load_model
 from onnxq.runtime.session import SessionPool, open_session
-from onnxq.runtime.temporary import WeightFiles
+from onnxq.runtime.weight_files import WeightFiles
 
 
 @pytest.fixture
 def all_large(monkeypatch, tmp_path):
     """Every model is large, and its files go to a folder of the test."""
     for name in (
-        "onnxq.runtime.temporary.LARGE",
+        "onnxq.runtime.weight_files.LARGE",
         "onnxq.load.tensors.LARGE",
         "onnxq.load.read.LARGE",
     ):
         monkeypatch.setattr(name, 1)
-    for module in ("onnxq.runtime.temporary", "onnxq.load.tensors", "onnxq.normalise.clean"):
+    for module in ("onnxq.runtime.weight_files", "onnxq.load.tensors", "onnxq.normalise.clean"):
         monkeypatch.setattr(f"{module}.SMALLEST", 256)
     folder = tmp_path / "temporary"
     folder.mkdir()
