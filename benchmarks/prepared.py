@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnxq import Preprocess, Recipe
 from onnxq.export.compact import export
 from onnxq.export.interface import restore_types
-from onnxq.forms.fallback import fall_back
+from onnxq.forms.fallback import TRAINABLE, fall_back
+from onnxq.forms.ranges import choose_ranges
 from onnxq.forms.variant import Variant, choose_form
 from onnxq.learn.fresh import augmentation
 from onnxq.learn.learn import learn
@@ -45,7 +46,10 @@ class Prepared:
 
     def final(self, learned: Learned) -> Variant:
         """The variant with what was learned, its biases corrected anew where that helps."""
-        return self.quantize.corrected(self.variant.with_learned(learned))
+        variant = self.variant.with_learned(learned)
+        if variant.recipe.learn != ("none",):
+            variant = fall_back(variant, self.quantize, Silent())
+        return self.quantize.corrected(variant)
 
     def export(self, variant: Variant) -> tuple[ir.Model, Metrics]:
         """The deployable model, and the sizes of its file and of the original's."""
@@ -75,5 +79,6 @@ def prepare(
     train, held_out = split(original, samples, recipe)
     targets = run_original(job, original, (train, held_out), folder)
     quantize = Quantization(train, targets, size, smaller=True)
-    variant = choose_form(original.model, recipe, quantize)
-    return Prepared(original, held_out, quantize, fall_back(variant, quantize, Silent()))
+    variant = choose_ranges(choose_form(original.model, recipe, quantize))
+    slack = 1.0 if recipe.learn == ("none",) else TRAINABLE
+    return Prepared(original, held_out, quantize, fall_back(variant, quantize, Silent(), slack))

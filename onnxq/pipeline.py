@@ -25,7 +25,8 @@ from onnxq.export.estimate import check_plan, leaves_layers_float, variant_bytes
 from onnxq.export.interface import restore_types
 from onnxq.export.save import check_files, locked, save_model, try_to_save
 from onnxq.forms.bias_correction import corrected
-from onnxq.forms.fallback import fall_back, fallback_notes
+from onnxq.forms.fallback import TRAINABLE, fall_back, fallback_notes, needs_fallback
+from onnxq.forms.ranges import choose_ranges
 from onnxq.forms.variant import Variant, choose_form, requantize, score_variant
 from onnxq.learn.fresh import augmentation, notes_on_generator, training_transform
 from onnxq.learn.learn import Trial, learn, uses_gradients
@@ -61,6 +62,9 @@ from onnxq.verify.verify import Exported, Measurements, verify
 
 SYNTHESIS_SHARE = 0.5
 """Share of the time that may be spent on generating samples."""
+
+LEARNING_SHARE = 0.6
+"""Share of the time by which learning ends where tensors are likely to be kept in float then."""
 
 NOTHING_KNOWN: Mapping[str, TensorStatistics] = MappingProxyType({})
 
@@ -146,7 +150,10 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
         targets = run_original(job, original, (train, held_out), folder)
         quantize = Quantization(train, targets, size, not job.allow_worse, progress, clock)
         variant = choose_form(original.model, recipe, quantize)
-        variant = fall_back(variant, quantize, progress)
+        if not recipe.searches:
+            variant = choose_ranges(variant)
+        trains = recipe.learn != ("none",) and not recipe.searches
+        variant = fall_back(variant, quantize, progress, TRAINABLE if trains else 1.0)
         if close and not recipe.searches:
             _export(job, original, variant)
         found = None
@@ -162,14 +169,18 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             ).run()
             variant = requantize(variant, found.recipe, quantize)
             notes += found.notes()
-        budget = recipe_budget(recipe, size, clock.left(), clock.seconds(PASS))
+        share = LEARNING_SHARE if trains and needs_fallback(variant) else 1.0
+        budget = recipe_budget(recipe, size, clock.left(share), clock.seconds(PASS))
         transform = training_transform(variant, targets, original, synthesis, folder)
         learned = learn(
             variant, targets.train, recipe.learn, budget,
             progress=progress, checkpoint=checkpoint, resume=job.resume, transform=transform,
         )  # fmt: skip
         notes += [*learned.notes, *notes_on_generator(recipe, synthesis)]
-        variant = quantize.corrected(variant.with_learned(learned))
+        variant = variant.with_learned(learned)
+        if trains:
+            variant = fall_back(variant, quantize, progress)
+        variant = quantize.corrected(variant)
         model = _export(job, original, variant)
         measured = _verify(job, original, variant, model, held_out, size)
         verdict = find_verdict(measured.outputs, variant.recipe)
@@ -393,7 +404,7 @@ def sensitivity(
         targets = run_original(job, original, (train, held_out), folder)
         quantize = Quantization(train, targets, size, progress=job.progress)
         variant = choose_form(original.model, recipe, quantize)
-        variant = fall_back(variant, quantize, job.progress)
+        variant = fall_back(choose_ranges(variant), quantize, job.progress)
         synthetic = synthesis is not None
         table = sweep_variant(variant, held_out, size, job.progress, synthetic=synthetic)
     return replace(table, notes=tuple(notes))

@@ -5,18 +5,22 @@ tensor is measured on the float model with a gated fake-quant node on every tens
 
     y = x + gate (fake_quant(x) - x),
 
-so one session measures any set of them. Errors of different tensors add up nearly as squares. The
-tensors that cost most are kept in float until the rest costs little enough.
+so one session measures any set of them. Errors of different tensors add up nearly as squares. A
+tensor in float takes the layers around it out of the integers: those that gain most for each such
+layer are kept in float until the rest costs little enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.calibrate.calibrator import infinite_tensors
+from onnxq.calibrate.calibrator import TensorStatistics, infinite_tensors
 from onnxq.forms.variant import Quantize, Variant
 from onnxq.graph.editor import insert_behind
 from onnxq.graph.facts import values_by_name
@@ -27,10 +31,8 @@ from onnxq.plan.regions import FALLBACK_REASON
 from onnxq.plan.spec import Plan, TensorSpec
 from onnxq.progress import Progress
 from onnxq.runtime.costs import stage
-from onnxq.runtime.dataset import Dataset
-from onnxq.student.qparams import QParams, range_feeds, range_inputs
+from onnxq.student.qparams import range_feeds, range_inputs
 from onnxq.train.held_out import HeldOut
-from onnxq.train.objective import Objective
 
 SAMPLES = 4
 """Held-out samples that each tensor is tried on."""
@@ -62,59 +64,119 @@ def _holds_classes(output: ir.Value) -> bool:
 
 
 class Sensitivity:
-    """The error of the outputs when a set of tensors is quantized.
+    """The error of the outputs when a set of tensors is quantized, and their weights are not.
 
     Args:
-        model: the float model; it isn't changed.
-        plan: its plan.
-        qparams: the ranges of the plan's tensors.
-        objective: the loss of the outputs.
-        samples: the held-out samples, joined with the teacher's outputs.
+        variant: the form, its plan and the ranges of its tensors.
     """
 
-    def __init__(
-        self,
-        model: ir.Model,
-        plan: Plan,
-        qparams: QParams,
-        objective: Objective,
-        samples: Dataset,
-    ) -> None:
+    def __init__(self, variant: Variant) -> None:
+        plan, objective = variant.student.plan, variant.objective
+        samples = variant.held_out_outputs
         self._tensors = list(plan.tensors)
-        self._judge = HeldOut(objective.attach(gate_tensors(model, plan)), samples, objective)
+        gated = objective.attach(gate_tensors(variant.model, plan))
+        self._held_out = HeldOut(gated, samples, objective)
         count = min(SAMPLES, len(samples))
         self._indices = np.linspace(0, len(samples) - 1, count).astype(np.int64)
-        self._ranges = range_feeds(plan.tensors.values(), qparams)
-        self._order: list[str] = []
+        self._ranges = range_feeds(plan.tensors.values(), variant.qparams)
 
-    def error(self, tensors: Sequence[str]) -> float:
+    def error(self, tensors: Collection[str]) -> float:
         """The relative RMSE of the outputs when these tensors are quantized and no others."""
-        chosen = set(tensors)
-        gates = {n + GATE: np.asarray(np.float32(n in chosen)) for n in self._tensors}
-        return self._judge.score({**self._ranges, **gates}, self._indices, SAMPLES // 2)
+        gates = {n + GATE: np.asarray(np.float32(n in tensors)) for n in self._tensors}
+        return self._held_out.score({**self._ranges, **gates}, self._indices, SAMPLES // 2)
 
-    def order(self, on_tensor: Callable[[int], None] | None = None) -> list[str]:
-        """The tensors, the costliest first; measured once."""
-        if not self._order:
-            alone = {}
-            for number, name in enumerate(self._tensors, 1):
-                alone[name] = self.error([name])
-                if on_tensor is not None:
-                    on_tensor(number)
-            self._order = sorted(self._tensors, key=lambda name: -alone[name])
-        return self._order
+    def errors(self, on_tensor: Callable[[int], None] | None = None) -> dict[str, float]:
+        """The error of each tensor alone, by name.
 
-    def to_fall_back(self, target: float) -> frozenset[str]:
-        """The fewest costliest tensors to keep in float for an error of the others <= target."""
-        order = self.order()
-        low, high = 0, len(order)
-        while low < high:
-            middle = (low + high) // 2
-            if self.error(order[middle:]) <= target:
-                high = middle
-            else:
-                low = middle + 1
-        return frozenset(order[:low])
+        Args:
+            on_tensor: called with the number of tensors done.
+        """
+        alone = {}
+        for number, name in enumerate(self._tensors, 1):
+            alone[name] = self.error([name])
+            if on_tensor is not None:
+                on_tensor(number)
+        return alone
+
+    def weights_error(self, variant: Variant) -> float:
+        """The relative RMSE that the weights cause: of the variant, less that of its tensors."""
+        feeds = variant.student.feeds(variant.qparams)
+        whole = variant.held_out.score(feeds, self._indices, SAMPLES // 2)
+        return math.sqrt(max(whole**2 - self.error(self._tensors) ** 2, 0.0))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What leaves the integers with a tensor that is kept in float.
+
+    Attributes:
+        tensors: names of the tensors that are no longer quantized, or have 8 bits.
+        layers: names of the layers that no longer run in integers.
+    """
+
+    tensors: frozenset[str]
+    layers: frozenset[str] = frozenset()
+
+
+def footprint(variant: Variant, plan: Plan, tensor: str) -> Footprint:
+    """What leaves the integers with one tensor of a plan that quantizes every layer."""
+    infinite, fallback = infinite_tensors(variant.statistics), variant.fallback | {tensor}
+    without = make_plan(variant.model, variant.recipe, infinite, fallback)
+    layers = {s.name for s in plan.integer_layers()} - {s.name for s in without.integer_layers()}
+    return Footprint(
+        frozenset({tensor, *(plan.tensors.keys() - without.tensors)}), frozenset(layers)
+    )
+
+
+def by_gain(errors: Mapping[str, float], footprints: Mapping[str, Footprint]) -> list[str]:
+    """The tensors in the order in which they are kept in float: the most error per layer first.
+
+    Errors add up as squares, and a tensor takes those with it that leave with it.
+
+    Args:
+        errors: of each tensor alone.
+        footprints: of each tensor.
+    """
+    order: list[str] = []
+    gone = Footprint(frozenset())
+    left = list(errors)
+
+    def gain(name: str) -> float:
+        with_it = footprints[name]
+        fresh = sum(errors[each] ** 2 for each in with_it.tensors - gone.tensors)
+        return fresh / (1 + len(with_it.layers - gone.layers))
+
+    while left:
+        best = max(left, key=gain)
+        order.append(best)
+        gone = Footprint(
+            gone.tensors | footprints[best].tensors, gone.layers | footprints[best].layers
+        )
+        left = [name for name in left if name not in gone.tensors]
+    return order
+
+
+def fewest(
+    order: Sequence[str],
+    footprints: Mapping[str, Footprint],
+    error: Callable[[Collection[str]], float],
+    target: float,
+) -> frozenset[str]:
+    """As few tensors, the first of the order, as bring the error of the others to the target.
+
+    Args:
+        order: of the tensors, the best to keep in float first.
+        footprints: of each tensor.
+        error: the error when some tensors are quantized.
+        target: the largest error.
+    """
+    every = dict.fromkeys(name for each in footprints.values() for name in each.tensors)
+
+    def reached(count: int) -> bool:
+        gone = {name for each in order[:count] for name in footprints[each].tensors}
+        return error([name for name in every if name not in gone]) <= target
+
+    return frozenset(order[: bisect_left(range(len(order)), True, key=reached)])
 
 
 def gate_tensors(model: ir.Model, plan: Plan) -> ir.Model:
@@ -150,54 +212,99 @@ def _gate(graph: ir.Graph, value: ir.Value, spec: TensorSpec) -> None:
     insert_behind(graph, value, nodes)
 
 
-FALLBACK_SHARES = (0.7, 0.3, 0.1, 0.03)
-"""Shares of the error limit that quantized activations may cause, tried in turn."""
+TARGET_SHARES = (1.0, 0.7, 0.4, 0.1)
+"""Shares of the error that quantized tensors may cause, tried in turn."""
+
+WEIGHTS_SHARE = 0.5
+"""Share of the weights' own error that tensors may always cause: less is not worth floats."""
 
 WORTHLESS_GAIN = 1.2
 """The fallback with the fewest float tensors is taken whose score is within this ratio of the
 best."""
 
+TRAINABLE = 3.0
+"""How many times the limit a score may be that training still mends."""
+
+
+def needs_fallback(variant: Variant, slack: float = 1.0) -> bool:
+    """Whether tensors of the variant are to be kept in float; `slack` as of `fall_back`."""
+    too_far = variant.score > slack * error_limit(variant.model)
+    return too_far and variant.recipe.fallback and bool(variant.student.plan.tensors)
+
 
 @stage("fallback")
-def fall_back(variant: Variant, quantize: Quantize, progress: Progress) -> Variant:
+def fall_back(
+    variant: Variant, quantize: Quantize, progress: Progress, slack: float = 1.0
+) -> Variant:
     """The variant after mixed-precision fallback.
 
-    Where the outputs are further than `error_limit` from the float ones, the tensors that cost most
-    (see `Sensitivity`) are kept in float, as few as bring the error below the limit.
+    Where the outputs are further than `error_limit` from the float ones, tensors are kept in float,
+    as few as bring the error below the limit, and those first that gain most for each layer that
+    leaves the integers with them. The others keep what was learned.
 
     Args:
         variant: the best form.
         quantize: quantizes it again: plan, calibrate, student.
         progress: told how far the measurement of the tensors is.
+        slack: factor of the limit; above 1 where training follows.
     """
-    limit = error_limit(variant.model)
-    if not variant.recipe.fallback or variant.score <= limit or not variant.student.plan.tensors:
+    limit = slack * error_limit(variant.model)
+    if not needs_fallback(variant, slack) or not quantize.has_time():
         return variant
-    if not quantize.has_time():
-        return variant
-    form = (variant.name, variant.model, variant.recipe)
-    # Which layers are smaller as integers depends on the tensors that are: any may be among them.
-    plan = make_plan(variant.model, variant.recipe, infinite_tensors(variant.statistics))
-    same = plan.tensors == variant.student.plan.tensors
-    every = variant if same else quantize(*form, variant.statistics, every_layer=True)
+    every = _with_every_layer(variant, quantize)
     plan = every.student.plan
-    sensitivity = Sensitivity(
-        every.model, plan, every.qparams, every.objective, every.held_out_outputs
-    )
+    sensitivity = Sensitivity(every)
     progress.start("find the tensors that need more than 8 bits", len(plan.tensors))
-    sensitivity.order(progress.at)
+    errors = sensitivity.errors(progress.at)
     progress.finish()
-    found, tried = [variant], frozenset[str]()
-    for share in FALLBACK_SHARES:
-        names = sensitivity.to_fall_back(share * limit)
+    footprints = {name: footprint(every, plan, name) for name in plan.tensors}
+    order = [name for name in by_gain(errors, footprints) if name not in variant.fallback]
+    weights = sensitivity.weights_error(every)
+    target = math.sqrt(max(limit**2 - weights**2, (WEIGHTS_SHARE * weights) ** 2))
+    found, tried = [variant], variant.fallback
+    for share in TARGET_SHARES:
+        names = variant.fallback | fewest(order, footprints, sensitivity.error, share * target)
         if names != tried:
             tried = names
-            found.append(quantize(*form, every.statistics, names))
+            found.append(_again(variant, quantize, every.statistics, names))
         if found[-1].score <= limit or not quantize.has_time():
             break
     # Weights alone may cost more than the limit: what gains little is not worth floats.
     enough = max(limit, WORTHLESS_GAIN * min(each.score for each in found))
     return next(each for each in found if each.score <= enough)
+
+
+def _with_every_layer(variant: Variant, quantize: Quantize) -> Variant:
+    """The variant with the layers that are no smaller as integers, any of which may be now.
+
+    Which layers are smaller depends on the tensors that are integers.
+    """
+    model, recipe, statistics = variant.model, variant.recipe, variant.statistics
+    plan = make_plan(model, recipe, infinite_tensors(statistics), variant.fallback)
+    if plan.tensors == variant.student.plan.tensors:
+        return variant
+    return _again(variant, quantize, statistics, variant.fallback, every_layer=True)
+
+
+def _again(
+    variant: Variant,
+    quantize: Quantize,
+    statistics: Mapping[str, TensorStatistics],
+    fallback: frozenset[str],
+    *,
+    every_layer: bool = False,
+) -> Variant:
+    """The form with other tensors in float, and with what was learned of all that it still has."""
+    found = quantize(
+        variant.name, variant.model, variant.recipe, statistics, fallback, every_layer=every_layer
+    )
+    if not variant.tuned:
+        return found
+    # A tensor that has more bits now needs another range.
+    fresh = [name for name in fallback - variant.fallback if name in found.qparams.ranges]
+    ranges = {name: found.qparams.ranges[name] for name in fresh}
+    qparams = found.qparams.with_known(variant.qparams).with_ranges(ranges)
+    return replace(found, qparams=qparams, score=found.score_of(qparams), tuned=True)
 
 
 def fallback_notes(variant: Variant) -> list[str]:

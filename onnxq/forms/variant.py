@@ -47,6 +47,7 @@ class Variant:
         score: the held-out relative RMSE of the quantization parameters.
         fallback: names of tensors that are kept in float by the mixed-precision fallback.
         corrected: whether biases are corrected.
+        tuned: whether the quantization parameters are chosen or trained, beyond calibration.
         bias_cost: where biases are centroids, the score with each channel's own bias and with
             shared ones.
     """
@@ -64,6 +65,7 @@ class Variant:
     fallback: frozenset[str] = frozenset()
     bias_cost: tuple[float, float] | None = None
     corrected: bool = False
+    tuned: bool = False
 
     def score_of(self, qparams: QParams) -> float:
         """The held-out score of other quantization parameters."""
@@ -87,7 +89,8 @@ class Variant:
     def with_learned(self, learned: Learned) -> Variant:
         """The same form with the trained quantization parameters."""
         score = self.score_of(learned.qparams) if learned.improved else self.score
-        return replace(self, qparams=learned.qparams, score=score)
+        tuned = self.tuned or learned.improved
+        return replace(self, qparams=learned.qparams, score=score, tuned=tuned)
 
 
 class Quantize(Protocol):

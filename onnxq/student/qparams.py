@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -66,9 +67,33 @@ class QParams:
         """A copy with other biases for some layers."""
         return replace(self, biases={**self.biases, **biases})
 
+    def with_known(self, other: QParams) -> QParams:
+        """A copy with the values that another student has for the same tensors and layers.
+
+        Biases are corrected as in the other, and in no further layer.
+        """
+        return replace(
+            self,
+            ranges=_known(self.ranges, other.ranges),
+            thresholds=_known(self.thresholds, other.thresholds),
+            weights=_known(self.weights, other.weights),
+            biases=_known(self.biases, other.biases),
+            means={name: mean for name, mean in other.means.items() if name in self.biases},
+            codebooks=_known(self.codebooks, other.codebooks),
+            factors=_known(self.factors, other.factors),
+        )
+
     def with_means(self, means: Mapping[str, np.ndarray]) -> QParams:
         """A copy whose biases are corrected with these mean inputs, and with no others."""
         return replace(self, means=dict(means))
+
+
+Value = TypeVar("Value")
+
+
+def _known(own: Mapping[str, Value], other: Mapping[str, Value]) -> dict[str, Value]:
+    """The values of the other by the own names, the own where it has none."""
+    return {name: other.get(name, value) for name, value in own.items()}
 
 
 def range_inputs(spec: TensorSpec) -> tuple[str, ...]:

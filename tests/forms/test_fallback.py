@@ -10,23 +10,25 @@ import onnx_ir as ir
 import pytest
 from small_graphs import quantization_on, targets_of
 
-from onnxq.calibrate.calibrator import calibrate
 from onnxq.forms.fallback import (
     DECISION_LIMIT,
     ERROR_LIMIT,
+    Footprint,
     Sensitivity,
+    by_gain,
     error_limit,
     fall_back,
+    fewest,
+    footprint,
     gate_tensors,
 )
+from onnxq.forms.variant import Variant
 from onnxq.normalise.infer_shapes import InferShapes
+from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 from onnxq.plan import make_plan
 from onnxq.progress import Silent
-from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import open_session
-from onnxq.student.build import initial_qparams
-from onnxq.student.qparams import QParams
 from onnxq.train.teacher import Targets
 
 
@@ -65,37 +67,57 @@ def measured(folder: Path, model: ir.Model) -> Targets:
     return targets_of(folder, model, x, 16)
 
 
-def calibrated(model: ir.Model, train: Dataset) -> QParams:
-    plan = make_plan(model, Recipe())
-    return initial_qparams(model, plan, calibrate(model, list(plan.tensors), train, 16), "mse")
-
-
-def sensitivity(folder: Path, model: ir.Model) -> Sensitivity:
-    targets, plan = measured(folder, model), make_plan(model, Recipe())
-    qparams = calibrated(model, targets.train.parts[0])
-    return Sensitivity(model, plan, qparams, targets.objective, targets.held_out)
+def variant_of(folder: Path, model: ir.Model) -> Variant:
+    return quantization_on(measured(folder, model))("plain", model, Recipe(equalize=False))
 
 
 def test_no_tensor_quantized_is_the_float_model(tmp_path):
-    found = sensitivity(tmp_path, decibel_model())
-    assert found.error([]) < 1e-6
+    assert Sensitivity(variant_of(tmp_path, decibel_model())).error([]) < 1e-6
 
 
-def test_the_costliest_tensors_come_first(tmp_path):
-    found = sensitivity(tmp_path, decibel_model())
-    alone = [found.error([name]) for name in found.order()]
-    assert alone == sorted(alone, reverse=True)
-    assert alone[0] > 10 * max(alone[-1], 1e-6)
+def test_the_error_of_weights_is_what_tensors_do_not_explain(tmp_path):
+    recipe = Recipe(equalize=False, weight_bits=2, first_last_bits=2)
+    variant = quantization_on(measured(tmp_path, decibel_model()))("", decibel_model(), recipe)
+    found = Sensitivity(variant)
+    parts = found.error(variant.student.plan.tensors), found.weights_error(variant)
+    assert np.hypot(*parts) == pytest.approx(variant.score, rel=0.2)
+    assert parts[1] > 0.1
 
 
-@pytest.mark.parametrize("target", [0.3, 0.05, 0.0])
-def test_as_few_as_reach_the_target(tmp_path, target):
-    found = sensitivity(tmp_path, decibel_model())
-    fallback, order = found.to_fall_back(target), found.order()
-    assert fallback == set(order[: len(fallback)])
-    assert found.error([n for n in order if n not in fallback]) <= max(target, 1e-6)
-    if fallback:
-        assert found.error(order[len(fallback) - 1 :]) > target
+def test_a_footprint_is_what_leaves_the_integers(tmp_path):
+    variant = variant_of(tmp_path, decibel_model())
+    found = footprint(variant, variant.student.plan, "p")
+    assert "p" in found.tensors
+    assert "MatMul_2" in found.layers
+    assert "MatMul_5" not in found.layers
+
+
+LAYERS = {"a": {"1"}, "b": {"1", "2"}, "c": {"3", "4", "5"}, "d": set()}
+FOOTPRINTS = {name: Footprint(frozenset({name}), frozenset(ls)) for name, ls in LAYERS.items()}
+
+
+def test_most_error_per_layer_goes_first():
+    errors = {"a": 0.5, "b": 0.6, "c": 0.7, "d": 0.1}
+    # 0.25 / 2, then b, whose layer 1 is gone: 0.36 / 2, 0.49 / 4, 0.01.
+    assert by_gain(errors, FOOTPRINTS) == ["a", "b", "c", "d"]
+    assert by_gain({**errors, "c": 0.9}, FOOTPRINTS)[0] == "c"
+
+
+def test_tensors_that_leave_with_another_count_with_it():
+    together = {**FOOTPRINTS, "c": Footprint(frozenset({"c", "a"}), frozenset({"3"}))}
+    assert by_gain({"a": 0.5, "b": 0.1, "c": 0.4, "d": 0.1}, together) == ["c", "d", "b"]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [(9.0, ""), (3.0, "a"), (2.5, "ab"), (1.0, "abc"), (0.0, "abcd")]
+)
+def test_as_few_as_reach_the_target(target, expected):
+    errors = {"a": 16, "b": 4, "c": 4, "d": 1}
+
+    def error(names):
+        return sum(errors[name] for name in names) ** 0.5
+
+    assert fewest("abcd", FOOTPRINTS, error, target) == set(expected)
 
 
 def test_the_gated_model_computes_the_same_with_its_gates_shut():
@@ -142,10 +164,25 @@ def test_tensors_of_layers_that_come_back_are_measured_too(tmp_path, monkeypatch
     quantize.has_time = real.has_time
     tried = set()
     monkeypatch.setattr("onnxq.forms.fallback.ERROR_LIMIT", 0.0)
-    monkeypatch.setattr(Sensitivity, "error", lambda _, tensors: tried.update(tensors) or 0.0)
+    monkeypatch.setattr(Sensitivity, "error", lambda _, tensors: tried.update(tensors) or 1.0)
     plain = quantize("none", model, Recipe(equalize=False))
     fall_back(plain, quantize, Silent())
     assert "p" in tried - plain.student.plan.tensors.keys()
+
+
+def test_what_was_trained_is_kept_by_tensors_that_stay_integers(tmp_path):
+    model = decibel_model()
+    model.graph.outputs[0].shape = ir.Shape([None, None])
+    quantize = quantization_on(measured(tmp_path, model))
+    plain = quantize("none", model, Recipe(equalize=False))
+    wider = {n: Range(r.lowest, 1.01 * r.width) for n, r in plain.qparams.ranges.items()}
+    trained = replace(plain, qparams=plain.qparams.with_ranges(wider), tuned=True)
+    chosen = fall_back(trained, quantize, Silent())
+    kept = chosen.student.plan.tensors.keys()
+    assert chosen.score <= ERROR_LIMIT
+    assert 0 < len(kept) < len(wider)
+    assert {n: chosen.qparams.ranges[n] for n in kept} == {n: wider[n] for n in kept}
+    assert fall_back(trained, quantize, Silent(), slack=1e6) is trained
 
 
 def test_limits():
