@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxq import Preprocess, Recipe
 from onnxq.export.compact import export
 from onnxq.export.interface import restore_types
-from onnxq.forms.fallback import TRAINABLE, fall_back
+from onnxq.forms.fallback import after_learning, fall_back, slack
 from onnxq.forms.ranges import choose_ranges
 from onnxq.forms.variant import Variant, choose_form
 from onnxq.learn.fresh import augmentation
@@ -46,9 +46,7 @@ class Prepared:
 
     def final(self, learned: Learned) -> Variant:
         """The variant with what was learned, its biases corrected anew where that helps."""
-        variant = self.variant.with_learned(learned)
-        if variant.recipe.learn != ("none",):
-            variant = fall_back(variant, self.quantize, Silent())
+        variant = after_learning(self.variant.with_learned(learned), self.quantize, Silent())
         return self.quantize.corrected(variant)
 
     def export(self, variant: Variant) -> tuple[ir.Model, Metrics]:
@@ -80,5 +78,5 @@ def prepare(
     targets = run_original(job, original, (train, held_out), folder)
     quantize = Quantization(train, targets, size, smaller=True)
     variant = choose_ranges(choose_form(original.model, recipe, quantize))
-    slack = 1.0 if recipe.learn == ("none",) else TRAINABLE
-    return Prepared(original, held_out, quantize, fall_back(variant, quantize, Silent(), slack))
+    variant = fall_back(variant, quantize, Silent(), slack(recipe))
+    return Prepared(original, held_out, quantize, variant)

@@ -2,9 +2,8 @@
 
 load -> normalise -> plan -> calibrate -> student -> forms -> search -> learn -> export -> verify
 
-`compress` runs this line. `read` runs its first two stages and opens the samples. `Quantization`
-runs plan, calibrate and student, which forms and searches repeat. Where there are no data,
-synthetic images are generated after normalise.
+`compress` runs this line, `read` its first two stages. `Quantization` runs plan, calibrate and
+student, which forms and searches repeat. Synthetic images are generated after normalise.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from onnxq.export.estimate import check_plan, leaves_layers_float, variant_bytes
 from onnxq.export.interface import restore_types
 from onnxq.export.save import check_files, locked, save_model, try_to_save
 from onnxq.forms.bias_correction import corrected
-from onnxq.forms.fallback import TRAINABLE, fall_back, fallback_notes, needs_fallback
+from onnxq.forms.fallback import after_learning, fall_back, fallback_notes, learning_share, slack
 from onnxq.forms.ranges import choose_ranges
 from onnxq.forms.variant import Variant, choose_form, requantize, score_variant
 from onnxq.learn.fresh import augmentation, notes_on_generator, training_transform
@@ -62,9 +61,6 @@ from onnxq.verify.verify import Exported, Measurements, verify
 
 SYNTHESIS_SHARE = 0.5
 """Share of the time that may be spent on generating samples."""
-
-LEARNING_SHARE = 0.6
-"""Share of the time by which learning ends where tensors are likely to be kept in float then."""
 
 NOTHING_KNOWN: Mapping[str, TensorStatistics] = MappingProxyType({})
 
@@ -149,11 +145,8 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
         train, held_out = split(original, samples, recipe)
         targets = run_original(job, original, (train, held_out), folder)
         quantize = Quantization(train, targets, size, not job.allow_worse, progress, clock)
-        variant = choose_form(original.model, recipe, quantize)
-        if not recipe.searches:
-            variant = choose_ranges(variant)
-        trains = recipe.learn != ("none",) and not recipe.searches
-        variant = fall_back(variant, quantize, progress, TRAINABLE if trains else 1.0)
+        variant = choose_ranges(choose_form(original.model, recipe, quantize))
+        variant = fall_back(variant, quantize, progress, slack(recipe))
         if close and not recipe.searches:
             _export(job, original, variant)
         found = None
@@ -169,17 +162,16 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             ).run()
             variant = requantize(variant, found.recipe, quantize)
             notes += found.notes()
-        share = LEARNING_SHARE if trains and needs_fallback(variant) else 1.0
-        budget = recipe_budget(recipe, size, clock.left(share), clock.seconds(PASS))
+        budget = recipe_budget(
+            recipe, size, clock.left(learning_share(variant)), clock.seconds(PASS)
+        )
         transform = training_transform(variant, targets, original, synthesis, folder)
         learned = learn(
             variant, targets.train, recipe.learn, budget,
             progress=progress, checkpoint=checkpoint, resume=job.resume, transform=transform,
         )  # fmt: skip
         notes += [*learned.notes, *notes_on_generator(recipe, synthesis)]
-        variant = variant.with_learned(learned)
-        if trains:
-            variant = fall_back(variant, quantize, progress)
+        variant = after_learning(variant.with_learned(learned), quantize, progress)
         variant = quantize.corrected(variant)
         model = _export(job, original, variant)
         measured = _verify(job, original, variant, model, held_out, size)
@@ -403,8 +395,8 @@ def sensitivity(
         train, held_out = split(original, samples, recipe)
         targets = run_original(job, original, (train, held_out), folder)
         quantize = Quantization(train, targets, size, progress=job.progress)
-        variant = choose_form(original.model, recipe, quantize)
-        variant = fall_back(choose_ranges(variant), quantize, job.progress)
+        variant = choose_ranges(choose_form(original.model, recipe, quantize))
+        variant = fall_back(variant, quantize, job.progress)
         synthetic = synthesis is not None
         table = sweep_variant(variant, held_out, size, job.progress, synthetic=synthetic)
     return replace(table, notes=tuple(notes))

@@ -25,6 +25,7 @@ from onnxq.forms.variant import Quantize, Variant
 from onnxq.graph.editor import insert_behind
 from onnxq.graph.facts import values_by_name
 from onnxq.graph.fake_quant import add_functions, call
+from onnxq.options.recipe import Recipe
 from onnxq.plan import make_plan
 from onnxq.plan.layers import WIDE
 from onnxq.plan.regions import FALLBACK_REASON
@@ -40,8 +41,8 @@ SAMPLES = 4
 GATE = ".gate"
 
 
-ERROR_LIMIT = 0.1
-"""Largest relative RMSE of the outputs without fallback: 20 dB."""
+ERROR_LIMIT = 0.08
+"""Largest relative RMSE of the outputs without fallback: 22 dB, so that none is far below 20."""
 
 DECISION_LIMIT = 0.5
 """The same for a classifier: its decisions tolerate more, and training lowers the error."""
@@ -226,15 +227,38 @@ TRAINABLE = 3.0
 """How many times the limit a score may be that training still mends."""
 
 
-def needs_fallback(variant: Variant, slack: float = 1.0) -> bool:
-    """Whether tensors of the variant are to be kept in float; `slack` as of `fall_back`."""
-    too_far = variant.score > slack * error_limit(variant.model)
+LEARNING_SHARE = 0.6
+"""Share of the time by which training ends where tensors are likely to be kept in float then."""
+
+
+def slack(recipe: Recipe) -> float:
+    """The factor of the limit before training: above 1 where fallback follows it too."""
+    return TRAINABLE if _follows_training(recipe) else 1.0
+
+
+def learning_share(variant: Variant) -> float:
+    """The share of the time by which training ends."""
+    return LEARNING_SHARE if _follows_training(variant.recipe) and _too_far(variant) else 1.0
+
+
+def after_learning(variant: Variant, quantize: Quantize, progress: Progress) -> Variant:
+    """The trained variant after mixed-precision fallback; arguments as of `fall_back`."""
+    return fall_back(variant, quantize, progress) if _follows_training(variant.recipe) else variant
+
+
+def _follows_training(recipe: Recipe) -> bool:
+    """Whether tensors are kept in float after training: a search decides before it."""
+    return recipe.learn != ("none",) and not recipe.searches
+
+
+def _too_far(variant: Variant, factor: float = 1.0) -> bool:
+    too_far = variant.score > factor * error_limit(variant.model)
     return too_far and variant.recipe.fallback and bool(variant.student.plan.tensors)
 
 
 @stage("fallback")
 def fall_back(
-    variant: Variant, quantize: Quantize, progress: Progress, slack: float = 1.0
+    variant: Variant, quantize: Quantize, progress: Progress, factor: float = 1.0
 ) -> Variant:
     """The variant after mixed-precision fallback.
 
@@ -246,10 +270,10 @@ def fall_back(
         variant: the best form.
         quantize: quantizes it again: plan, calibrate, student.
         progress: told how far the measurement of the tensors is.
-        slack: factor of the limit; above 1 where training follows.
+        factor: of the limit; above 1 where training follows.
     """
-    limit = slack * error_limit(variant.model)
-    if not needs_fallback(variant, slack) or not quantize.has_time():
+    limit = factor * error_limit(variant.model)
+    if not _too_far(variant, factor) or not quantize.has_time():
         return variant
     every = _with_every_layer(variant, quantize)
     plan = every.student.plan

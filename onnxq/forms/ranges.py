@@ -34,13 +34,10 @@ def choose_ranges(variant: Variant) -> Variant:
     Tensors are of one kind that the same operator writes. Ranges without what a swish maps to
     nearly 0, clipped or whole, are tried for all tensors, then for one kind after the other.
     Classifiers keep ranges of least squared error, and so does a recipe that names another
-    method or fewer bits.
+    method or fewer bits, or searches.
     """
-    recipe, default = variant.recipe, Recipe()
-    stated = (recipe.calibration, recipe.activation_bits, recipe.symmetric, recipe.layers)
-    asked = (default.calibration, default.activation_bits, default.symmetric, default.layers)
     plan = variant.student.plan
-    if variant.objective.decision is not None or stated != asked or not plan.tensors:
+    if not plan.tensors or variant.objective.decision is not None or not _may(variant.recipe):
         return variant
     count = min(SAMPLES, len(variant.held_out_outputs))
     indices = np.linspace(0, len(variant.held_out_outputs) - 1, count).astype(np.int64)
@@ -64,6 +61,14 @@ def choose_ranges(variant: Variant) -> Variant:
     if after >= variant.score:
         return variant
     return replace(variant, qparams=qparams, score=after, tuned=True)
+
+
+def _may(recipe: Recipe) -> bool:
+    """Whether no other method, nor fewer bits, are asked for."""
+    default = Recipe()
+    names = ("calibration", "activation_bits", "symmetric", "layers")
+    same = all(getattr(recipe, name) == getattr(default, name) for name in names)
+    return same and not recipe.searches
 
 
 def swish_floors(model: ir.Model, tensors: Collection[str]) -> dict[str, float]:

@@ -182,7 +182,7 @@ def test_what_was_trained_is_kept_by_tensors_that_stay_integers(tmp_path):
     assert chosen.score <= ERROR_LIMIT
     assert 0 < len(kept) < len(wider)
     assert {n: chosen.qparams.ranges[n] for n in kept} == {n: wider[n] for n in kept}
-    assert fall_back(trained, quantize, Silent(), slack=1e6) is trained
+    assert fall_back(trained, quantize, Silent(), factor=1e6) is trained
 
 
 def test_limits():
