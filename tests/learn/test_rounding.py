@@ -296,6 +296,13 @@ def test_tensors_without_room_in_memory_give_the_same_bytes(ready, fitted, monke
     assert serialised(ready.exported(again)) == serialised(ready.exported(fitted))
 
 
+def test_without_room_on_disk_it_is_said_whose_tensors_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuts, "MEMORY_BYTES", 0)
+    frontier = cuts.Frontier(tmp_path / "absent", "the student's tensors")
+    with pytest.raises(OutputError, match="no room for the student's tensors"):
+        frontier.add({"x": np.zeros(3)})
+
+
 def test_more_samples_than_moments_need_are_not_run(ready, monkeypatch):
     monkeypatch.setattr(cuts, "SAMPLES", 32)
     learned = ready.fitted()
