@@ -40,7 +40,7 @@ IMAGE_TYPES = tuple(map(np.dtype, ("uint8", "uint16", "float16", "float32", "flo
 AHEAD = 2 * DECODERS
 """Images in work at any time."""
 
-KEPT_BYTES = 96 * 2**20
+KEPT_BYTES = 80 * 2**20
 """Bytes of pixels that are kept at most; images beyond them are decoded each time."""
 
 
