@@ -27,6 +27,7 @@ from onnxq.forms.bias_correction import corrected
 from onnxq.forms.fallback import after_learning, fall_back, fallback_notes, learning_share, slack
 from onnxq.forms.ranges import choose_ranges
 from onnxq.forms.variant import Variant, choose_form, requantize, score_variant
+from onnxq.graph.meanings import check_task
 from onnxq.learn.fresh import augmentation, notes_on_generator, training_transform
 from onnxq.learn.learn import Trial, learn, uses_gradients
 from onnxq.load.model import load_model, load_original
@@ -210,6 +211,7 @@ def read(job: Job, notes: list[str]) -> tuple[Original, Samples | None]:
     original = normalise_original(loaded, feeds, whole_feeds=whole)
     notes += original.normalised.notes
     require_logits(original.model, job.model)
+    check_task(original.model.graph, recipe.task)
     check_augmentation(recipe.augment, original.inputs, original.preprocess)
     if data is None or samples is None:
         return original, None
@@ -256,7 +258,8 @@ def run_original(
 ) -> Targets:
     """The original's outputs on the training slice and on the held-out samples."""
     logits = find_logits(original.model)
-    return find_targets(original.model, logits, slices, folder, whose, job.progress)
+    task = job.recipe.task
+    return find_targets(original.model, logits, slices, folder, whose, job.progress, task)
 
 
 @dataclass(frozen=True)
@@ -345,7 +348,8 @@ def _verify(
     """The measurements of the deployable model, which then gets the original's float types."""
     variant.held_out.release()
     student = partial(bake, variant.student, variant.qparams)
-    exported = Exported(job.model, original.model, student, model, variant.student.plan)
+    plan, task = variant.student.plan, variant.recipe.task
+    exported = Exported(job.model, original.model, student, model, plan, task)
     samples = samples.in_batches_of(original.normalised.original_batch)
     measured = verify(exported, samples, size, job.progress)
     restore_types(model, original.interface)

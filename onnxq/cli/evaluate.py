@@ -11,6 +11,7 @@ from onnxq.cli.command import PATH, table_command
 from onnxq.cli.errors import require_model
 from onnxq.cli.progress import make_progress
 from onnxq.cli.start import preprocess_from_flags, start_log, use_cores
+from onnxq.options.table import Task
 
 
 @table_command("evaluate")
@@ -24,6 +25,7 @@ def evaluate_command(
     reference: Path | None,
     samples: int | None,
     batch_size: int,
+    task: Task,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -46,6 +48,7 @@ def evaluate_command(
             preprocess=preprocess,
             samples=samples,
             batch_size=batch_size,
+            task=task,
             progress=progress,
         )
     if as_json:

@@ -35,6 +35,7 @@ from onnxq.options.table import (
     OptimizerName,
     SynthesisMethod,
     Target,
+    Task,
 )
 from onnxq.runtime.temporary import write_whole
 
@@ -120,6 +121,7 @@ class Recipe:
 
     samples: int = DEFAULTS["samples"]
     batch_size: int | None = DEFAULTS["batch_size"]
+    task: Task = DEFAULTS["task"]
     weight_bits: int = DEFAULTS["weight_bits"]
     first_last_bits: int | None = DEFAULTS["first_last_bits"]
     activation_bits: int | None = DEFAULTS["activation_bits"]

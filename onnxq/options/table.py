@@ -45,6 +45,7 @@ Learn = Literal[
 Target = Literal["cpu", "cpu-avx2", "int4"]
 EngineName = Literal["auto", "ort-training", "onnx"]
 Loss = Literal["outputs", "distillation"]
+Task = Literal["auto", "classes", "detection", "embeddings", "sequences", "dense", "other"]
 Effort = Literal["fast", "default", "max"]
 OptimizerName = Literal["adam", "sgd"]
 Augment = Literal["none", "flip", "shift", "auto"]
@@ -111,6 +112,13 @@ OPTIONS: tuple[Option, ...] = (
                      verbs=SAMPLED, unset="fitted to memory"),
         Option("batch_size", Whole(), "Samples in one batch.", EVALUATION_BATCH, (EVALUATE,)),
         Option("batch_size", Whole(), "Samples in one run.", 1, (BENCHMARK,)),
+        RecipeOption("task", Choice(words=get_args(Task)),
+                     "What the outputs are for, which decides what is measured, and whether "
+                     "--max-drop is a drop. 'auto' finds it from the model.", AUTO, SWEPT,
+                     more="See [method](method.md#tasks)."),
+        Option("task", Choice(words=get_args(Task)),
+               "What the outputs are for, which decides what is measured against --reference.",
+               AUTO, (EVALUATE,)),
         Option("mean", Channels(), "Mean of each colour channel, of pixels from 0 to 1.",
                verbs=IMAGES),
         Option("std", Channels(), "Divisor of each colour channel, of pixels from 0 to 1.",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from onnxq.report.sections import search_rows
 from onnxq.report.text import (
     decibels_text,
+    metric_text,
     number_text,
     percent_text,
     points_text,
@@ -53,8 +55,15 @@ def metric_rows(metrics: Metrics) -> list[Row]:
     ]
 
 
+def worst_first(sqnr_db: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Names of outputs with their SQNR."""
+    return sorted(sqnr_db.items(), key=lambda each: each[1])
+
+
 def _output_rows(metrics: Metrics) -> list[Row]:
-    rows: list[Row] = []
+    rows: list[Row] = [("task", "", "", metrics.task)] if metrics.task else []
+    for name, value in metrics.task_metrics.items():
+        rows.append((name, "", "", metric_text(name, value)))
     if metrics.agreement is not None:
         rows.append(("agreement", "", "", percent_text(metrics.agreement)))
     if metrics.kl is not None:
@@ -62,11 +71,12 @@ def _output_rows(metrics: Metrics) -> list[Row]:
     if metrics.estimated_drop is not None:
         drop = points_text(metrics.estimated_drop, metrics.estimated_drop_error)
         rows.append(("estimated drop, points", "", "", drop))
-    for name, value in list(metrics.sqnr_db.items())[:MOST_OUTPUTS]:
+    outputs = worst_first(metrics.sqnr_db)
+    for name, value in outputs[:MOST_OUTPUTS]:
         rows.append((f"SQNR of {name}", "", "", decibels_text(value)))
-    rest = list(metrics.sqnr_db.values())[MOST_OUTPUTS:]
-    if rest:
-        rows.append((f"SQNR of {len(rest)} more outputs", "", "", f">= {decibels_text(min(rest))}"))
+    if rest := outputs[MOST_OUTPUTS:]:
+        least = decibels_text(rest[0][1])
+        rows.append((f"SQNR of {len(rest)} more outputs", "", "", f">= {least}"))
     return rows
 
 

@@ -17,10 +17,11 @@ from onnxq.options.kinds import spelt
 from onnxq.options.recipe import recipe_fields
 from onnxq.report.contents import ContentRow
 from onnxq.report.inspection import Inspection, LayerRow
-from onnxq.report.result import metric_rows
+from onnxq.report.result import metric_rows, worst_first
 from onnxq.report.text import (
     NONE,
     decibels_text,
+    metric_text,
     number_text,
     percent_text,
     points_text,
@@ -238,10 +239,12 @@ def print_evaluation(result: Evaluation) -> None:
         ("top-1 of the reference, %", points_text(result.reference_top1)),
         ("top-5 of the reference, %", points_text(result.reference_top5)),
         ("drop, paired, points", points_text(result.drop, result.drop_error)),
+        ("task", result.task or NONE),
+        *((name, metric_text(name, value)) for name, value in result.task_metrics.items()),
         ("agreement with the reference, %", points_text(result.agreement)),
         ("KL divergence", number_text(result.kl)),
         ("estimated drop without labels, points", points_text(result.estimated_drop)),
-        *((f"SQNR of {name}", decibels_text(db)) for name, db in result.sqnr_db.items()),
+        *((f"SQNR of {name}", decibels_text(db)) for name, db in worst_first(result.sqnr_db)),
     ]
     for name, text in rows:
         if text != "-":

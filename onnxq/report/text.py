@@ -49,6 +49,15 @@ def points_text(value: float | None, error: float | None = None) -> str:
     return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
 
 
+def metric_text(name: str, value: float) -> str:
+    """The value of a task's metric: a share in percent, a cosine, decibels, or a plain number."""
+    if name.startswith("cosine"):
+        return f"{value:.5f}"
+    if name.startswith("PSNR"):
+        return decibels_text(value)
+    return number_text(value) if name.startswith("mean error") else percent_text(value)
+
+
 def decibels_text(value: float) -> str:
     """An SQNR in dB, or that the outputs are equal."""
     return "equal" if value >= 200 else f"{value:.1f} dB"

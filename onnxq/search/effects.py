@@ -231,12 +231,15 @@ class EffectMeter:
         names: of the compared tensors.
         outputs: the teacher's, on one batch.
         count: samples in that batch.
+        decides: whether the only tensor may hold classes.
     """
 
-    def __init__(self, names: Sequence[str], outputs: Feeds, count: int) -> None:
+    def __init__(
+        self, names: Sequence[str], outputs: Feeds, count: int, *, decides: bool = True
+    ) -> None:
         self._names = tuple(names)
         first = outputs[self._names[0]]
-        decides = len(self._names) == 1 and holds_decisions(first.shape, count)
+        decides = decides and len(self._names) == 1 and holds_decisions(first.shape, count)
         self.measure: Measure = "kl" if decides else "error"
         self._probabilities = decides and look_like_probabilities(first.reshape(count, -1))
 

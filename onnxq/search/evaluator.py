@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from onnxq.forms.variant import Quantize, Variant, requantize
+from onnxq.graph.facts import values_by_name
+from onnxq.graph.meanings import decides
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import fed_to
 from onnxq.runtime.session import SessionPool, expose, keeps_students
@@ -137,11 +139,11 @@ def whole_effect(variant: Variant) -> Effect:
     pool = SessionPool(student, names, optimise=keeps_students())
     found = pool.map(fed_to(student, feeds) for feeds in mine)
     meter, sums = None, []
+    decisive = decides(values_by_name(variant.model.graph)[names[0]], variant.recipe.task)
     for feeds, student_outputs in zip(others, found, strict=True):
         teacher = {name: feeds[target_name(name)] for name in names}
-        meter = meter or EffectMeter(
-            names, teacher, samples.batch or min(MICRO_BATCH, len(samples))
-        )
+        count = samples.batch or min(MICRO_BATCH, len(samples))
+        meter = meter or EffectMeter(names, teacher, count, decides=decisive)
         sums.append(meter.sums(teacher, student_outputs))
     assert meter is not None
     return meter.effect(np.sum(sums, axis=0), len(samples) * (samples.batch or 1), 0)

@@ -17,7 +17,9 @@ import psutil
 
 from onnxq.errors import DataError, ModelError
 from onnxq.forms.variant import Variant
-from onnxq.options.table import AUTO
+from onnxq.graph.facts import values_by_name
+from onnxq.graph.meanings import decides
+from onnxq.options.table import AUTO, Task
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.costs import count_for, current_costs
@@ -57,6 +59,7 @@ def sweep(
     *,
     codebooks: bool = True,
     calibration: str = "mse",
+    task: Task = AUTO,
     batch_size: int = MICRO_BATCH,
     limit: int = SAMPLES,
     progress: Progress | None = None,
@@ -71,6 +74,7 @@ def sweep(
         samples: unlabelled samples, best held-out ones.
         codebooks: whether codebooks are tried beside integer weights.
         calibration: the calibration method of integer weights.
+        task: what the outputs are for; 'auto' finds it from the model.
         batch_size: samples in one run, where the model doesn't fix it.
         limit: most samples to use.
         progress: told how many runs are done.
@@ -94,7 +98,8 @@ def sweep(
         )
         for group in groups
     ]
-    run = Sweep(compared, trials, _chosen(samples, limit), batch_size)
+    decisive = decides(values_by_name(model.graph)[names[0]], task)
+    run = Sweep(compared, trials, _chosen(samples, limit), batch_size, decides=decisive)
     return run.table(progress or Silent(), workers or available_cores())
 
 
@@ -118,6 +123,7 @@ def sweep_variant(
         samples,
         codebooks=recipe.codebook == AUTO,
         calibration=recipe.calibration,
+        task=recipe.task,
         batch_size=batch_size,
         progress=progress,
     )
@@ -190,12 +196,19 @@ class Sweep:
         trials: one for each weight.
         samples: the samples to try them on.
         batch_size: samples in one run.
+        decides: whether the compared tensor may hold classes.
     """
 
     def __init__(
-        self, teacher: ir.Model, trials: Sequence[LayerTrial], samples: Samples, batch_size: int
+        self,
+        teacher: ir.Model,
+        trials: Sequence[LayerTrial],
+        samples: Samples,
+        batch_size: int,
+        *,
+        decides: bool = True,
     ) -> None:
-        self._trials, self._samples = trials, samples
+        self._trials, self._samples, self._decides = trials, samples, decides
         self._batch_size = samples.batch or batch_size
         self._compared = [str(value.name) for value in teacher.graph.outputs]
         given = {value.name for value in teacher.graph.inputs}
@@ -287,7 +300,7 @@ class Sweep:
     ) -> list[tuple[LayerTrial, Setting, Future[list[Floats]]]]:
         if self._judge is None:
             count = min(self._batch_size, self._samples.count)
-            self._judge = EffectMeter(self._compared, chunk[0], count)
+            self._judge = EffectMeter(self._compared, chunk[0], count, decides=self._decides)
         return [
             (trial, setting, executor.submit(trial.run, setting, chunk, self._judge))
             for trial in group

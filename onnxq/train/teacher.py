@@ -12,8 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import DataError
+from onnxq.graph.facts import values_by_name
+from onnxq.graph.meanings import decides
 from onnxq.numerics.channels import ChannelSums
 from onnxq.numerics.distances import holds_decisions, look_like_probabilities
+from onnxq.options.table import AUTO, Task
 from onnxq.progress import Progress
 from onnxq.runtime.clock import Clock
 from onnxq.runtime.dataset import Dataset, Joined, Samples, Stored, chunks, fed_to
@@ -30,10 +33,16 @@ class Teacher:
     Args:
         model: the float model; it isn't changed.
         logits: names of the compared tensors.
+        task: what the outputs are for; 'auto' finds it from the model.
+
+    Attributes:
+        decides: whether the only one of them may hold the logits of classes.
     """
 
-    def __init__(self, model: ir.Model, logits: Sequence[str]) -> None:
+    def __init__(self, model: ir.Model, logits: Sequence[str], task: Task = AUTO) -> None:
         self.logits = list(logits)
+        values = values_by_name(model.graph)
+        self.decides = len(self.logits) == 1 and decides(values[self.logits[0]], task)
         self._model = expose(model, self.logits)
 
     def with_targets(self, batches: Iterable[Arrays]) -> Iterator[Arrays]:
@@ -121,7 +130,7 @@ def keep_targets(
     batches = teacher.with_targets(samples.batches(MICRO_BATCH))
     for chosen, feeds in zip(chunks(samples, MICRO_BATCH), batches, strict=True):
         found = {name: feeds[target_name(name)] for name in teacher.logits}
-        if not len(stored):
+        if not len(stored) and teacher.decides:
             decision = _decision(found, len(chosen) * (samples.batch or 1))
         for name, array in found.items():
             squares[name] += float(np.square(array, dtype=np.float64).sum())
@@ -169,9 +178,9 @@ def _check_finite(squares: Mapping[str, float]) -> None:
 
 
 def _decision(outputs: Arrays, samples: int) -> str | None:
-    """The only tensor, where it holds class logits; a model's own probabilities don't count."""
-    (name, rows), *others = outputs.items()
-    if others or not holds_decisions(rows.shape, samples):
+    """The tensor, where it holds class logits; a model's own probabilities don't count."""
+    ((name, rows),) = outputs.items()
+    if not holds_decisions(rows.shape, samples):
         return None
     return None if look_like_probabilities(rows.reshape(samples, -1)) else name
 
@@ -183,6 +192,7 @@ def find_targets(
     folder: Path,
     whose: str,
     progress: Progress,
+    task: Task = AUTO,
 ) -> Targets:
     """The outputs of a model on the samples to learn on, and on those held out.
 
@@ -193,8 +203,9 @@ def find_targets(
         folder: an existing one, for both.
         whose: outputs they are, for progress.
         progress: told how far it is.
+        task: as of `Teacher`.
     """
-    teacher = Teacher(model, logits)
+    teacher = Teacher(model, logits, task)
 
     def kept(name: str, samples: Samples) -> tuple[Joined, OutputMatching]:
         (folder / name).mkdir()

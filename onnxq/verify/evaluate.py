@@ -21,7 +21,8 @@ from onnxq.data.labelled import LABELS_FILE, open_labelled
 from onnxq.data.preprocess import Preprocess, find_preprocess
 from onnxq.data.samples import open_samples
 from onnxq.errors import DataError, ModelError
-from onnxq.options.table import EVALUATION_BATCH
+from onnxq.graph.meanings import check_task, find_meanings
+from onnxq.options.table import AUTO, EVALUATION_BATCH, Task
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool
@@ -142,6 +143,8 @@ class Evaluation:
         kl: mean KL divergence of the model's softmax from the reference's, nats.
         estimated_drop: label-free estimate of the drop, percentage points.
         sqnr_db: SQNR of each output against the reference's, decibels.
+        task: what the outputs are for, as found from the reference's graph.
+        task_metrics: the task's own metrics by name, such as the cosine of embeddings.
         skipped: files that could not be read.
     """
 
@@ -157,6 +160,8 @@ class Evaluation:
     kl: float | None = None
     estimated_drop: float | None = None
     sqnr_db: dict[str, float] = field(default_factory=dict)
+    task: str = ""
+    task_metrics: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -172,6 +177,7 @@ def evaluate(
     preprocess: Preprocess | None = None,
     samples: int | None = None,
     batch_size: int = EVALUATION_BATCH,
+    task: Task = AUTO,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Top-1 and top-5 on labelled samples, and the difference to a reference.
@@ -183,6 +189,8 @@ def evaluate(
         preprocess: how an image becomes an input; None looks beside and inside both files.
         samples: most samples to use; None means all.
         batch_size: samples per run.
+        task: what the outputs are for; 'auto' finds it from the reference, and classes where there
+            are labels.
         progress: told how many samples are done.
 
     Raises:
@@ -197,7 +205,11 @@ def evaluate(
     chosen, labels = _open_data(Path(data), inputs, preprocess, samples, other is None)
     progress = progress or Silent()
     progress.start("evaluate", len(chosen))
-    run = _Run(chosen, labels, batch_size, progress.at)
+    if other is not None:
+        check_task(other.computed.graph, task)
+    if task == AUTO and labels is not None:
+        task = "classes"
+    run = _Run(chosen, labels, batch_size, task, progress.at)
     evaluation = run.alone(opened) if other is None else run.beside(opened, other)
     progress.finish()
     return evaluation
@@ -240,10 +252,11 @@ class _Run:
         samples: Samples,
         labels: np.ndarray | None,
         batch_size: int,
+        task: Task,
         on_batch: Callable[[int], None],
     ) -> None:
         self._samples, self._labels, self._tell = samples, labels, on_batch
-        self._batch_size = batch_size
+        self._batch_size, self._task = batch_size, task
 
     def alone(self, opened: OpenedModel) -> Evaluation:
         """Top-1 and top-5 of one model."""
@@ -259,7 +272,8 @@ class _Run:
         """The difference to a reference, and top-1 and top-5 of both where there are labels."""
         pools = SessionPool(other.runnable), SessionPool(opened.runnable)
         _check_outputs(pools[0].outputs, pools[1].outputs, opened, other)
-        comparer = Comparer(pools[0].outputs, probability_outputs(other.model))
+        meanings = find_meanings(other.computed.graph, self._task)
+        comparer = Comparer(pools[0].outputs, probability_outputs(other.model), meanings)
         both = None if self._labels is None else (Ranks(self._labels), Ranks(self._labels))
         done, size = 0, self._size(*pools)
         for expected, found in paired_outputs(*pools, self._samples, size):
@@ -312,6 +326,8 @@ def _evaluation(comparison: Comparison, metrics: dict[str, Any], skipped: list[s
         kl=comparison.kl,
         estimated_drop=comparison.estimated_drop,
         sqnr_db=comparison.sqnr_db,
+        task=comparison.task,
+        task_metrics=comparison.task_metrics,
         skipped=skipped,
         **metrics,
     )

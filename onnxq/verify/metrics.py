@@ -49,6 +49,8 @@ METADATA_KEY = "onnxq.figures"
 """The key of a model's metadata under which the metrics are kept as JSON."""
 
 OUTSIDE_FIELDS = (
+    "task",
+    "task_metrics",
     "search",
     "synthesis",
     "curve",
@@ -92,6 +94,8 @@ class Metrics:
         estimated_drop: label-free estimate of the top-1 drop, percentage points.
         estimated_drop_error: one standard error of `estimated_drop`, percentage points.
         sqnr_db: signal to quantization noise of each output, decibels.
+        task: what the outputs are for, as found from the graph.
+        task_metrics: the task's own metrics by name, such as the cosine of embeddings.
         student_agreement: share of the samples on which the exported model decides as the
             student did.
         latency_before_ms: median latency of the original, milliseconds.
@@ -140,6 +144,8 @@ class Metrics:
     estimated_drop: float | None = None
     estimated_drop_error: float | None = None
     sqnr_db: dict[str, float] = field(default_factory=dict)
+    task: str = ""
+    task_metrics: dict[str, float] = field(default_factory=dict)
     student_agreement: float | None = None
     latency_before_ms: float | None = None
     latency_before_spread_ms: float | None = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import tee
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.meanings import Meaning
 from onnxq.numerics.channels import ChannelSums
 from onnxq.numerics.distances import (
     Noise,
@@ -21,6 +22,7 @@ from onnxq.numerics.distances import (
 from onnxq.options.table import EVALUATION_BATCH
 from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays, SessionPool
+from onnxq.verify.task import TaskSums, find_task
 
 _KEEPS_VALUES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 
@@ -38,6 +40,9 @@ class Comparison:
         sqnr_db: 10 log10(sum y^2 / sum (y - y')^2) of each float output, within +-200. Where its
             channels mean different things (boxes beside scores), that of the worse group.
         incomparable: names of outputs whose shapes differ between the two models.
+        task: what the outputs are for: 'classes', 'detection', 'embeddings', 'sequences', 'dense'
+            or 'other'.
+        task_metrics: the task's own metrics by name, other than those above.
     """
 
     samples: int
@@ -47,6 +52,8 @@ class Comparison:
     estimated_drop_error: float | None
     sqnr_db: dict[str, float]
     incomparable: list[str] = field(default_factory=list)
+    task: str = ""
+    task_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def probability_outputs(model: ir.Model) -> frozenset[str]:
@@ -66,6 +73,7 @@ def compare_outputs(
     candidate: SessionPool,
     samples: Samples,
     probabilities: Collection[str] | None = None,
+    meanings: Mapping[str, Meaning] | None = None,
     *,
     batch_size: int = EVALUATION_BATCH,
     on_batch: Callable[[int], None] | None = None,
@@ -78,10 +86,11 @@ def compare_outputs(
         samples: the samples for both.
         probabilities: names of outputs that are a softmax already (`probability_outputs`); None
             decides by their values.
+        meanings: what the outputs mean; those without one hold classes where their shape allows it.
         batch_size: samples per run.
         on_batch: called with the number of samples done.
     """
-    comparer = Comparer(reference.outputs, probabilities)
+    comparer = Comparer(reference.outputs, probabilities, meanings)
     size = samples.batch or batch_size
     pairs = paired_outputs(reference, candidate, samples, size)
     for done, (expected, found) in enumerate(pairs, start=1):
@@ -105,13 +114,23 @@ class Comparer:
     Args:
         outputs: names of the outputs.
         probabilities: as in `compare_outputs`.
+        meanings: as in `compare_outputs`.
     """
 
     def __init__(
-        self, outputs: Sequence[str], probabilities: Collection[str] | None = None
+        self,
+        outputs: Sequence[str],
+        probabilities: Collection[str] | None = None,
+        meanings: Mapping[str, Meaning] | None = None,
     ) -> None:
-        self._sums = {name: _OutputSums() for name in outputs}
+        self._meanings = meanings or {}
+        self._sums = {name: _OutputSums(self._decides(name)) for name in outputs}
+        self._task = TaskSums(self._meanings)
         self._probabilities = probabilities
+
+    def _decides(self, name: str) -> bool:
+        meaning = self._meanings.get(name)
+        return meaning is None or meaning.kind == "classes"
 
     def add(self, expected: Arrays, found: Arrays) -> None:
         """Add one batch."""
@@ -125,18 +144,28 @@ class Comparer:
                 total.incomparable = True
             elif y.dtype.kind == "f":
                 total.add(y, y_hat, None if known is None else name in known)
+                self._task.add(name, y, y_hat)
             else:
                 total.add_labels(y, y_hat)
 
     def comparison(self, samples: int) -> Comparison:
         """The metrics so far."""
-        return _comparison(self._sums, samples)
+        return replace(
+            _comparison(self._sums, samples),
+            task=find_task(self._meanings) if self._meanings else "",
+            task_metrics=self._task.metrics(),
+        )
 
 
 class _OutputSums:
-    """Running sums of one output."""
+    """Running sums of one output.
 
-    def __init__(self) -> None:
+    Args:
+        decides: whether it may hold classes.
+    """
+
+    def __init__(self, decides: bool) -> None:
+        self._decides = decides
         self.incomparable = False
         self.noise = Noise()
         self.channels: ChannelSums | None = ChannelSums()
@@ -154,7 +183,8 @@ class _OutputSums:
             self.channels = None
         if self.channels is not None:
             self.channels.add(y, np.subtract(y, y_hat, dtype=np.float64))
-        if y.ndim == 2 and y.shape[1] >= 2 and finite:
+        matrix = self._decides and y.ndim == 2
+        if matrix and y.shape[1] >= 2 and finite:
             if self._probabilities is None:
                 given = probabilities is not None
                 self._probabilities = probabilities if given else look_like_probabilities(y)
@@ -180,6 +210,8 @@ class _OutputSums:
         return min(Noise(signal, noise).sqnr_db() for signal, noise in parts)
 
     def add_labels(self, y: np.ndarray, y_hat: np.ndarray) -> None:
+        if not self._decides:
+            return
         self.labels += y.size
         self.equal_labels += int((y == y_hat).sum())
 

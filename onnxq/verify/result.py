@@ -134,6 +134,8 @@ def _of_measurements(measured: Measurements) -> dict[str, Any]:
         "estimated_drop": outputs.estimated_drop,
         "estimated_drop_error": outputs.estimated_drop_error,
         "sqnr_db": outputs.sqnr_db,
+        "task": outputs.task,
+        "task_metrics": outputs.task_metrics,
         "held_back": outputs.samples,
         "student_agreement": measured.student_agreement,
         "integer_layers": len(kernels.integer_layers()),

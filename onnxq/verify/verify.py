@@ -9,10 +9,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.errors import reason_of
+from onnxq.graph.meanings import find_meanings
 from onnxq.load.float_types import has_other_floats
 from onnxq.load.model import runnable
 from onnxq.load.read import read_graph
 from onnxq.numerics.quantizers import IntArray, may_saturate
+from onnxq.options.table import AUTO, Task
 from onnxq.plan import Plan
 from onnxq.progress import Progress
 from onnxq.runtime.dataset import Samples, first
@@ -39,6 +41,7 @@ class Exported:
         student: makes the student with its parameters as float constants.
         model: the exported model.
         plan: the plan behind it.
+        task: what the outputs are for; 'auto' finds it from the teacher.
     """
 
     original: Path
@@ -46,6 +49,7 @@ class Exported:
     student: Callable[[], ir.Model]
     model: ir.Model
     plan: Plan
+    task: Task = AUTO
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def _compare(
 ) -> tuple[Comparison, float | None]:
     """The outputs held against the original's, and the agreement with the student."""
     probabilities = probability_outputs(exported.teacher)
+    meanings = find_meanings(exported.teacher.graph, exported.task)
     tensors = compared_tensors(exported.teacher)
     candidate = _pool(exported.model, tensors)
 
@@ -103,6 +108,7 @@ def _compare(
             candidate,
             samples,
             probabilities,
+            meanings,
             batch_size=batch_size,
             on_batch=lambda done: progress.at(done_before + done),
         )

@@ -50,7 +50,7 @@ def test_labels_and_a_reference(model: Path, labelled: Path, tmp_path: Path) -> 
 
 def test_a_reference_alone(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.eye(3, dtype=np.float32))
-    found = evaluate(model, tmp_path / "x.npz", model)
+    found = evaluate(model, tmp_path / "x.npz", model, task="classes")
     assert (found.samples, found.agreement, found.top1) == (3, 100, None)
 
 
