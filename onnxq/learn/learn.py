@@ -100,6 +100,8 @@ def in_order(wanted: frozenset[str]) -> list[frozenset[str]]:
     return [stage for stage in stages if stage]
 
 
+FIRST_PASSES = 4.0
+"""Forward passes that thresholds take at most before GPTQ, which wins most of what they win."""
 FIRST_SHARE = 0.5
 """Share of the remaining time that any stage but the last may take."""
 
@@ -146,6 +148,8 @@ def learn(
         last = stage is stages[-1]
         seconds = max(0.0, budget.max_seconds - found.seconds)
         left = replace(budget, max_seconds=seconds if last else FIRST_SHARE * seconds)
+        if ROUNDING in stages[stages.index(stage) + 1 :]:
+            left = replace(left, most_passes=FIRST_PASSES)
         if max(0.0, left.max_seconds) < budget.least_seconds:
             found.notes.append(left_out(f"the learning of {' and '.join(sorted(stage))}"))
             continue

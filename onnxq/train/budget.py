@@ -66,7 +66,7 @@ LOOK_STEPS = 8
 LEAST_GAIN = 0.005
 """Share of the held-out score that a cycle of the rate has to gain for each forward pass of the
 samples: after a cycle that gains less, training stops. Each is twice as long as the one before."""
-SHORT_PASSES = 12
+SHORT_PASSES = 12.0
 """Forward passes that thresholds, codebooks and float layers take at most, unless the effort is
 'max'."""
 EPOCH_PASSES = 3
@@ -91,6 +91,7 @@ class Budget:
         effort: 'max' takes all epochs of the method; otherwise there are fewer steps for weights
             and steps, and other training stops where it gains little for its passes. Without
             meaning where `epochs` is set.
+        most_passes: forward passes that training which stops early takes at most.
     """
 
     epochs: int | None = None
@@ -103,6 +104,7 @@ class Budget:
     seed: int = 0
     engine: EngineName = AUTO
     effort: Effort = "max"
+    most_passes: float = SHORT_PASSES
 
     def passes(self, groups: frozenset[str], steps: int) -> int:
         """The number of epochs, where one epoch has so many optimizer steps."""

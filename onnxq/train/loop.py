@@ -22,7 +22,6 @@ from onnxq.train.budget import (
     LEAST_GAIN,
     LONG,
     LOOK_STEPS,
-    SHORT_PASSES,
     Budget,
     Values,
 )
@@ -111,7 +110,7 @@ class Loop(ABC, Generic[HistoryT]):
             self._used = min(self._used, LOOK_STEPS * self._size)
         self._steps = -(-self._used // self._size)
         self._whole = -(-whole // self._used)
-        self._most = min(self._whole, max(1, round(SHORT_PASSES / self._passes(1))))
+        self._most = min(self._whole, max(1, round(self._budget.most_passes / self._passes(1))))
 
     def _passes(self, epochs: int) -> float:
         """Forward passes of the training slice in so many epochs."""

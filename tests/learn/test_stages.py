@@ -14,7 +14,15 @@ from onnxq.export.compact import export
 from onnxq.forms.variant import PLAIN, Variant
 from onnxq.learn import learn as module
 from onnxq.learn.gptq import reconstruct as rounding
-from onnxq.learn.learn import FIRST_SHARE, ROUNDING, in_order, learn, learns_weights, spelt_out
+from onnxq.learn.learn import (
+    FIRST_PASSES,
+    FIRST_SHARE,
+    ROUNDING,
+    in_order,
+    learn,
+    learns_weights,
+    spelt_out,
+)
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.plan import planner
@@ -22,7 +30,7 @@ from onnxq.progress import Silent
 from onnxq.runtime.dataset import Joined
 from onnxq.student.qparams import QParams
 from onnxq.train import loop
-from onnxq.train.budget import Budget
+from onnxq.train.budget import SHORT_PASSES, Budget
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import Learned
 
@@ -196,6 +204,24 @@ def test_each_stage_starts_from_the_one_before(few):
     assert both.score == rest.score < rounded.score < 0.9 * variant.score
     assert exported(variant, both) == exported(variant, rest)
     assert both.score == variant.score_of(both.qparams)
+
+
+@pytest.mark.parametrize(
+    ("learns", "most"),
+    [(("auto",), [FIRST_PASSES, SHORT_PASSES]), (("thresholds",), [SHORT_PASSES])],
+)
+def test_thresholds_take_fewer_passes_where_rounding_follows(wide, monkeypatch, learns, most):
+    variant, train = wide
+    given: list[float] = []
+
+    def noted(*args, **more):
+        given.extend(each.most_passes for each in args if isinstance(each, Budget))
+        return Learned(variant.score, variant.score, qparams=variant.qparams)
+
+    monkeypatch.setattr(module, "reconstruct", noted)
+    monkeypatch.setattr(module, "train_parameters", noted)
+    learn(variant, train, learns, replace(BUDGET, epochs=None, effort="default"))
+    assert given == most
 
 
 def test_a_stage_that_does_not_help_keeps_what_came_before(few, monkeypatch):
