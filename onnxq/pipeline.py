@@ -163,17 +163,16 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             ).run()
             variant = requantize(variant, found.recipe, quantize)
             notes += found.notes()
-        budget = recipe_budget(
-            recipe, size, clock.left(learning_share(variant)), clock.seconds(PASS)
-        )
+        left = clock.left(learning_share(variant))
+        budget = recipe_budget(recipe, size, left, clock.seconds(PASS))
         transform = training_transform(variant, targets, original, synthesis, folder)
         learned = learn(
             variant, targets.train, recipe.learn, budget,
             progress=progress, checkpoint=checkpoint, resume=job.resume, transform=transform,
         )  # fmt: skip
         notes += [*learned.notes, *notes_on_generator(recipe, synthesis)]
-        variant = after_learning(variant.with_learned(learned), quantize, progress)
-        variant = quantize.corrected(variant)
+        trained = after_learning(variant.with_learned(learned), quantize, progress)
+        variant = quantize.corrected(trained)
         model = _export(job, original, variant)
         measured = _verify(job, original, variant, model, held_out, size)
         verdict = find_verdict(measured.outputs, variant.recipe)
@@ -204,8 +203,7 @@ def read(job: Job, notes: list[str]) -> tuple[Original, Samples | None]:
     loaded = load_original(job.model, least_opset(recipe.target), job.preprocess)
     samples = None
     if data is not None:
-        source = (data, loaded.inputs, loaded.preprocess)
-        samples = open_samples(*source, recipe.samples, recipe.seed)
+        samples = open_samples(data, loaded.inputs, loaded.preprocess, recipe.samples, recipe.seed)
     feeds = check_feeds(samples, loaded.inputs, loaded.preprocess, recipe.seed)
     whole = samples is not None and samples.batch is not None
     original = normalise_original(loaded, feeds, whole_feeds=whole)
@@ -234,8 +232,7 @@ def make_samples(
 ) -> tuple[Samples, Synthesis]:
     """Synthetic images, generated in at most this share of the time."""
     task = recipe_task(job.recipe, original.least, clock.left(share))
-    place = folder / "made"
-    place.mkdir()
+    (place := folder / "made").mkdir()
     model, preprocess = original.normalised.unfolded, original.preprocess
     return synthesise(
         model, preprocess, task, place, job.progress, checkpoint, job.resume, generator
@@ -313,9 +310,8 @@ class Quantization:
         self, title: str, model: ir.Model, tensors: Sequence[str], channels: Sequence[str] = ()
     ) -> dict[str, TensorStatistics]:
         """Statistics of tensors, and of the channels of some; arguments as of `Quantize`."""
-        samples = self.train
+        samples, at = self.train, self.progress.at
         self.progress.start(title, len(samples))
-        at = self.progress.at
         with self.clock.timed(CALIBRATION):
             found = calibrate(model, tensors, samples, self.batch_size, channels, on_batch=at)
         self.progress.finish()
@@ -369,8 +365,7 @@ def sensitivity(
 
     Args:
         model: the ONNX file.
-        data: unlabelled samples, of which the held-out ones are used. None where the recipe is
-            data-free, whose `max_minutes` are for generating them.
+        data: unlabelled samples, of which the held-out ones are used; None where data-free.
         recipe: the options; codebooks, the goal of a search and options of training are ignored.
         preprocess: how an image becomes an input; None looks beside and inside the model.
         progress: told how far each stage is.
@@ -383,9 +378,8 @@ def sensitivity(
     check_data(recipe, data)
     check_generator_files(recipe, generator, None)
     job = make_job(model, data, recipe, progress, preprocess, generator)
-    notes = list[str]()
     saved = None if job.generator is None else load_model(job.generator)
-    original, samples = read(job, notes)
+    original, samples = read(job, notes := list[str]())
     plan = make_plan(original.model, recipe)
     # The effect on the outputs does not depend on the size.
     check_plan(plan, original.model, job.model, recipe, allow_worse=True)

@@ -13,14 +13,18 @@ from small_graphs import quantization_on, targets_of
 from onnxq.forms.fallback import (
     DECISION_LIMIT,
     ERROR_LIMIT,
+    TRAINABLE,
     Footprint,
     Sensitivity,
+    after_learning,
     by_gain,
     error_limit,
     fall_back,
     fewest,
     footprint,
     gate_tensors,
+    learning_share,
+    slack,
 )
 from onnxq.forms.variant import Variant
 from onnxq.normalise.infer_shapes import InferShapes
@@ -192,3 +196,17 @@ def test_limits():
     assert error_limit(model) == ERROR_LIMIT
     model.graph.outputs[0].shape = ir.Shape(["N", 1])
     assert error_limit(model) == ERROR_LIMIT
+
+
+def test_tensors_are_kept_in_float_after_training_where_there_is_any(tmp_path):
+    assert slack(Recipe()) == TRAINABLE > 1
+    assert slack(Recipe(learn=("none",))) == slack(Recipe(max_size=0.2)) == 1
+    model = decibel_model()
+    model.graph.outputs[0].shape = ir.Shape([None, None])
+    quantize = quantization_on(measured(tmp_path, model))
+    far = quantize("plain", model, Recipe(equalize=False))
+    assert learning_share(far) < 1
+    assert after_learning(far, quantize, Silent()).score < far.score
+    untrained = replace(far, recipe=replace(far.recipe, learn=("none",)))
+    assert learning_share(untrained) == 1
+    assert after_learning(untrained, quantize, Silent()) is untrained
