@@ -46,8 +46,7 @@ class Prepared:
 
     def final(self, learned: Learned) -> Variant:
         """The variant with what was learned, its biases corrected anew where that helps."""
-        variant = after_learning(self.variant.with_learned(learned), self.quantize, Silent())
-        return self.quantize.corrected(variant)
+        return after_learning(self.variant.with_learned(learned), self.quantize, Silent())
 
     def export(self, variant: Variant) -> tuple[ir.Model, Metrics]:
         """The deployable model, and the sizes of its file and of the original's."""

@@ -8,7 +8,7 @@ student, which forms and searches repeat. Synthetic images are generated after n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from onnxq.export.compact import export
 from onnxq.export.estimate import check_plan, leaves_layers_float, variant_bytes
 from onnxq.export.interface import restore_types
 from onnxq.export.save import check_files, locked, save_model, try_to_save
-from onnxq.forms.bias_correction import corrected
+from onnxq.forms.bias_correction import missing_statistics
+from onnxq.forms.equalize import Pair
 from onnxq.forms.fallback import after_learning, fall_back, fallback_notes, learning_share, slack
 from onnxq.forms.ranges import choose_ranges
-from onnxq.forms.variant import Variant, choose_form, requantize, score_variant
+from onnxq.forms.variant import Variant, choose_form, requantize, start_variant
 from onnxq.graph.meanings import check_task
 from onnxq.learn.fresh import augmentation, notes_on_generator, training_transform
 from onnxq.learn.learn import Trial, learn, uses_gradients
@@ -36,7 +37,7 @@ from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import Original, normalise, normalise_original
 from onnxq.options.contradictions import check_data, check_generator_files
 from onnxq.options.recipe import Recipe
-from onnxq.plan import make_plan
+from onnxq.plan import Plan, make_plan
 from onnxq.plan.layers import check_float_layers
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.clock import CALIBRATION, CORRECTION, PASS, Clock, TimeLeft, cuts
@@ -62,6 +63,9 @@ from onnxq.verify.verify import Exported, Measurements, verify
 
 SYNTHESIS_SHARE = 0.5
 """Share of the time that may be spent on generating samples."""
+
+FEW = 64
+"""Samples that means settle on, and the ranges of a form that is only compared."""
 
 NOTHING_KNOWN: Mapping[str, TensorStatistics] = MappingProxyType({})
 
@@ -155,7 +159,7 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             augment = partial(
                 augmentation, teacher=targets.teacher, original=original, synthetic=synthetic
             )
-            trial = Trial(train, targets.train, size, augment, clock, progress)
+            trial = Trial(targets.train, size, augment, clock, progress)
             sweep = partial(sweep_variant, variant, held_out, size, progress, synthetic=synthetic)
             cache = TrialCache(checkpoint, resume=job.resume)
             found = SearchStage(
@@ -171,8 +175,7 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             progress=progress, checkpoint=checkpoint, resume=job.resume, transform=transform,
         )  # fmt: skip
         notes += [*learned.notes, *notes_on_generator(recipe, synthesis)]
-        trained = after_learning(variant.with_learned(learned), quantize, progress)
-        variant = quantize.corrected(trained)
+        variant = after_learning(variant.with_learned(learned), quantize, progress)
         model = _export(job, original, variant)
         measured = _verify(job, original, variant, model, held_out, size)
         verdict = find_verdict(measured.outputs, variant.recipe)
@@ -288,40 +291,64 @@ class Quantization:
         fallback: frozenset[str] = frozenset(),
         *,
         every_layer: bool = False,
+        brief: bool = False,
     ) -> Variant:
         """The student of a form; arguments as of `Quantize`."""
         infinite, smaller = infinite_tensors(known), self.smaller and not every_layer
         plan = make_plan(model, recipe, infinite, fallback, smaller=smaller)
-        missing = [tensor for tensor in plan.tensors if tensor not in known]
-        measured = self.calibrate(f"calibrate, {name}", model, missing) if missing else {}
-        statistics = {**known, **measured}
+        statistics = {**known, **self._measure(name, model, plan, recipe, known, brief=brief)}
         if infinite_tensors(statistics) != infinite:
             # Tensors without a range stay float, and so may their neighbours.
-            return self(name, model, recipe, statistics, fallback, every_layer=every_layer)
+            options = {"every_layer": every_layer, "brief": brief}
+            return self(name, model, recipe, statistics, fallback, **options)
         student = build_student(model, plan)
         qparams = initial_qparams(model, plan, statistics, recipe.calibration)
-        scored = score_variant(
+        variant = start_variant(
             name, model, recipe, student, statistics, qparams, self.targets, fallback
         )
-        return self.corrected(scored)
+        return self._scored(variant, brief=brief)
+
+    def calibrate(
+        self, name: str, model: ir.Model, recipe: Recipe, pairs: Sequence[Pair]
+    ) -> dict[str, TensorStatistics]:
+        """Statistics of the tensors that a recipe quantizes; arguments as of `Quantize`."""
+        plan = make_plan(model, recipe, smaller=self.smaller)
+        between = {name for pair in pairs for name in pair.between}
+        channels = {pair.tensor for pair in pairs} | between & plan.tensors.keys()
+        return self._measure(name, model, plan, recipe, channels=channels)
 
     @stage("calibrate")
-    def calibrate(
-        self, title: str, model: ir.Model, tensors: Sequence[str], channels: Sequence[str] = ()
+    def _measure(
+        self,
+        name: str,
+        model: ir.Model,
+        plan: Plan,
+        recipe: Recipe,
+        known: Mapping[str, TensorStatistics] = NOTHING_KNOWN,
+        channels: Collection[str] = (),
+        *,
+        brief: bool = False,
     ) -> dict[str, TensorStatistics]:
-        """Statistics of tensors, and of the channels of some; arguments as of `Quantize`."""
-        samples, at = self.train, self.progress.at
-        self.progress.start(title, len(samples))
+        """The statistics that a plan needs, as far as they are not known."""
+        tensors, means = missing_statistics(model, plan, recipe, known)
+        if not (tensors or channels or means):
+            return {}
+        few = brief or not (tensors or channels)
+        samples = self.train.take(FEW, recipe.seed) if few else self.train
+        self.progress.start(f"calibrate, {name}", len(samples))
+        at = self.progress.at
         with self.clock.timed(CALIBRATION):
-            found = calibrate(model, tensors, samples, self.batch_size, channels, on_batch=at)
+            found = calibrate(
+                model, tensors, samples, self.batch_size, channels, means, on_batch=at
+            )
         self.progress.finish()
         return found
 
-    @stage("bias correction")
-    def corrected(self, variant: Variant) -> Variant:
-        """The variant with corrected biases, where allowed and better on held-out samples."""
+    @stage("bias correction, scores")
+    def _scored(self, variant: Variant, *, brief: bool) -> Variant:
+        """The variant with corrected biases, where they are better, and its score."""
         with self.clock.timed(CORRECTION):
-            return corrected(variant, self.train, self.batch_size)
+            return variant.with_corrected_biases(trial=not brief).scored(brief=brief)
 
     def has_time(self) -> bool:
         """Whether there is time to quantize another form; a note says where there was none."""
@@ -342,7 +369,6 @@ def _verify(
     job: Job, original: Original, variant: Variant, model: ir.Model, samples: Samples, size: int
 ) -> Measurements:
     """The measurements of the deployable model, which then gets the original's float types."""
-    variant.held_out.release()
     student = partial(bake, variant.student, variant.qparams)
     plan, task = variant.student.plan, variant.recipe.task
     exported = Exported(job.model, original.model, student, model, plan, task)

@@ -16,6 +16,7 @@ from onnxq.calibrate.calibrator import calibrate
 from onnxq.data.samples import open_samples
 from onnxq.export.compact import export
 from onnxq.export.lower import Lowering
+from onnxq.forms.bias_correction import correct_biases, layer_inputs
 from onnxq.load.interface import input_specs
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
@@ -196,6 +197,7 @@ class Quantized:
     """A graph on its way through the stages.
 
     Attributes:
+        corrected: the parameters with corrected biases.
         exported: what a file holds.
         lowered: the same while every value has the name of its tensor.
     """
@@ -204,6 +206,7 @@ class Quantized:
     plan: Plan
     student: Student
     qparams: QParams
+    corrected: QParams
     baked: ir.Model
     exported: ir.Model
     lowered: ir.Model
@@ -217,7 +220,9 @@ def quantize(
     """Plan, calibrate, rewrite and export."""
     recipe = recipe or Recipe()
     plan = make_plan(teacher, recipe)
-    statistics = calibrate(teacher, list(plan.tensors), samples or Feeds([{"x": images()}]), 16)
+    means = layer_inputs(teacher, plan).values()
+    samples = samples or Feeds([{"x": images()}])
+    statistics = calibrate(teacher, list(plan.tensors), samples, 16, means=means)
     qparams = initial_qparams(teacher, plan, statistics, recipe.calibration)
     student = build_student(teacher, plan)
     return Quantized(
@@ -225,6 +230,7 @@ def quantize(
         plan,
         student,
         qparams,
+        correct_biases(teacher, plan, qparams, statistics),
         bake(student, qparams),
         export(student, qparams),
         Lowering(student, qparams).run(),

@@ -22,13 +22,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxq.calibrate.calibrator import TensorStatistics
+from onnxq.graph.cut import dependents
 from onnxq.graph.facts import DEFAULT_DOMAINS, input_at, scalar
 from onnxq.numerics.equalization import (
     Link,
@@ -66,6 +68,7 @@ class Pair:
         bound: its upper bound; infinity where there is none.
         tensor: the tensor whose largest values matter: the output of the Clip, or else of the last
             activation function between the layers (of the producer where there is none).
+        between: names of all tensors between the layers.
     """
 
     producer: ir.Node
@@ -74,6 +77,7 @@ class Pair:
     clip: ir.Node | None
     bound: float
     tensor: str
+    between: tuple[str, ...] = ()
 
 
 def find_pairs(model: ir.Model) -> list[Pair]:
@@ -133,6 +137,7 @@ def _checked(producer: ir.Node, consumer: ir.Node, between: list[ir.Node]) -> Pa
         clip=clip,
         bound=math.inf if bound is None else bound,
         tensor=_watched_tensor(producer, between),
+        between=tuple(str(node.outputs[0].name) for node in (producer, *between)),
     )
 
 
@@ -184,7 +189,7 @@ def _flattens(node: ir.Node) -> bool:
     return len(features) == len(dims) - 1 and math.prod(features) == int(numbers[1])
 
 
-__all__ = ["HEADROOM", "Pair", "equalize", "find_pairs"]
+__all__ = ["HEADROOM", "EqualForm", "Pair", "equalize", "find_pairs"]
 
 HEADROOM = 0.9
 """The share of ReLU6's bound that a scaled channel may reach on the calibration samples."""
@@ -192,12 +197,36 @@ HEADROOM = 0.9
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class EqualForm:
+    """An equalized model, and what its tensors are beside those of the original.
+
+    Attributes:
+        model: the copy with equalized weights and the same tensor names.
+        factors: of the channels of each rescaled tensor, float64 ``(channels,)`` by tensor name.
+        changed: names of the tensors that a removed bound may change, for which no factor holds.
+    """
+
+    model: ir.Model
+    factors: Mapping[str, Floats] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
+
+    def derived(self, statistics: Mapping[str, TensorStatistics]) -> dict[str, TensorStatistics]:
+        """The statistics of the form's tensors as far as they follow from the original's."""
+        found = {
+            name: known.scaled(self.factors[name]) if name in self.factors else known
+            for name, known in statistics.items()
+            if name not in self.changed
+        }
+        return {name: each for name, each in found.items() if each is not None}
+
+
 def equalize(
     model: ir.Model,
     channel_maximum: Mapping[str, NDArray[np.floating]],
     relu6: Literal["safe", "replace"],
-) -> ir.Model:
-    """A copy of the model with equalized weights and the same tensor names.
+) -> EqualForm:
+    """The equalized form of a model.
 
     Args:
         model: normalised; not changed.
@@ -219,12 +248,24 @@ def equalize(
     )
     for pair, scale in zip(pairs, scales, strict=True):
         _apply(pair, scale, weights)
+    unbounded = list[ir.Value]()
     for pair in pairs:
         write_weight(pair.producer, weights[_key(pair.producer)])
         write_weight(pair.consumer, weights[_key(pair.consumer)])
         if relu6 == "replace" and pair.clip is not None:
-            _replace_clip(model.graph, pair.clip)
-    return model
+            relu = _replace_clip(model.graph, pair.clip)
+            if _reaches(pair, channel_maximum.get(pair.tensor)):
+                unbounded.append(relu)
+    factors = {
+        name: 1 / scale for pair, scale in zip(pairs, scales, strict=True) for name in pair.between
+    }
+    changed = frozenset(str(value.name) for value in dependents(model.graph, unbounded))
+    return EqualForm(model, factors, changed)
+
+
+def _reaches(pair: Pair, maximum: NDArray[np.floating] | None) -> bool:
+    """Whether some channel comes to the bound of the pair's Clip, as far as is known."""
+    return maximum is None or bool(np.any(maximum >= pair.bound))
 
 
 def _key(node: ir.Node) -> str:
@@ -267,8 +308,8 @@ def _apply(pair: Pair, scale: Floats, weights: dict[str, Floats]) -> None:
     weights[consumer] = scale_input(weights[consumer], scale)
 
 
-def _replace_clip(graph: ir.Graph, clip: ir.Node) -> None:
-    """Replaces a Clip by Relu; the name of its output stays."""
+def _replace_clip(graph: ir.Graph, clip: ir.Node) -> ir.Value:
+    """Replaces a Clip by Relu, whose output it returns; the output's name stays."""
     old = clip.outputs[0]
     relu = ir.node("Relu", [clip.inputs[0]], name=clip.name)
     new = relu.outputs[0]
@@ -280,3 +321,4 @@ def _replace_clip(graph: ir.Graph, clip: ir.Node) -> None:
     for value in bounds:
         if not value.uses() and value.is_initializer() and value.name in graph.initializers:
             del graph.initializers[str(value.name)]
+    return new

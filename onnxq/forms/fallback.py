@@ -102,7 +102,7 @@ class Sensitivity:
     def weights_error(self, variant: Variant) -> float:
         """The relative RMSE that the weights cause: of the variant, less that of its tensors."""
         feeds = variant.student.feeds(variant.qparams)
-        whole = variant.held_out.score(feeds, self._indices, SAMPLES // 2)
+        whole = variant.held_out().score(feeds, self._indices, SAMPLES // 2)
         return math.sqrt(max(whole**2 - self.error(self._tensors) ** 2, 0.0))
 
 

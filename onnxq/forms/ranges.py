@@ -39,12 +39,13 @@ def choose_ranges(variant: Variant) -> Variant:
     plan = variant.student.plan
     if not plan.tensors or variant.objective.decision is not None or not _may(variant.recipe):
         return variant
+    held_out = variant.held_out()
     count = min(SAMPLES, len(variant.held_out_outputs))
     indices = np.linspace(0, len(variant.held_out_outputs) - 1, count).astype(np.int64)
 
     def score(ranges: Mapping[str, Range]) -> float:
         feeds = variant.student.feeds(variant.qparams.with_ranges(ranges))
-        return variant.held_out.score(feeds, indices)
+        return held_out.score(feeds, indices)
 
     clipped = {name: variant.qparams.ranges[name] for name in plan.tensors}
     whole = variant.full_ranges()

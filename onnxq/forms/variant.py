@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from onnxq.calibrate.calibrator import TensorStatistics
 from onnxq.errors import DataError
-from onnxq.forms.equalize import equalize, find_pairs
+from onnxq.forms.bias_correction import correct_biases
+from onnxq.forms.equalize import EqualForm, Pair, equalize, find_pairs
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import LayerOverride, Recipe
 from onnxq.options.table import OFF
@@ -21,13 +22,16 @@ from onnxq.runtime.costs import stage
 from onnxq.runtime.dataset import Joined
 from onnxq.student.build import full_ranges, with_shared_biases
 from onnxq.student.qparams import QParams
-from onnxq.student.student import Student
+from onnxq.student.student import Student, bake
 from onnxq.train.held_out import HeldOut, Learned
 from onnxq.train.objective import OutputMatching
 from onnxq.train.teacher import Targets
 
 PLAIN = "plain"
 """The name of the form that is the model itself."""
+
+COMPARED = 32
+"""Held-out samples that two candidates are compared on: both see the same ones."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,9 @@ class Variant:
         student: the student.
         statistics: from calibration.
         qparams: the quantization parameters.
-        held_out: evaluates the student on the held-out samples.
         held_out_outputs: the held-out samples, joined with the original's outputs.
         objective: the loss that matches the outputs.
-        score: the held-out relative RMSE of the quantization parameters.
+        score: the held-out relative RMSE of the quantization parameters; NaN before `scored`.
         fallback: names of tensors that are kept in float by the mixed-precision fallback.
         corrected: whether biases are corrected.
         tuned: whether the quantization parameters are chosen or trained, beyond calibration.
@@ -58,18 +61,50 @@ class Variant:
     student: Student
     statistics: Mapping[str, TensorStatistics]
     qparams: QParams
-    held_out: HeldOut
     held_out_outputs: Joined
     objective: OutputMatching
-    score: float
+    score: float = math.nan
     fallback: frozenset[str] = frozenset()
     bias_cost: tuple[float, float] | None = None
     corrected: bool = False
     tuned: bool = False
 
-    def score_of(self, qparams: QParams) -> float:
-        """The held-out score of other quantization parameters."""
-        return self.held_out.score(self.student.feeds(qparams))
+    def score_of(self, qparams: QParams, *, brief: bool = False) -> float:
+        """The score of quantization parameters on the held-out samples, or on a few of them."""
+        model = self.objective.attach(bake(self.student, qparams))
+        samples, indices = self.held_out_outputs, None
+        if brief and len(samples) > COMPARED:
+            indices = np.linspace(0, len(samples) - 1, COMPARED).astype(np.int64)
+        return HeldOut(model, samples, self.objective, merge=False).score({}, indices)
+
+    def held_out(self) -> HeldOut:
+        """Evaluates the student, whose parameters are fed, on the held-out samples."""
+        model = self.objective.attach(self.student.model)
+        return HeldOut(model, self.held_out_outputs, self.objective)
+
+    def scored(self, *, brief: bool = False) -> Variant:
+        """The same with the score of its quantization parameters."""
+        return replace(self, score=self.score_of(self.qparams, brief=brief))
+
+    def with_corrected_biases(self, *, trial: bool = True) -> Variant:
+        """The variant with corrected biases, where allowed and better on a few held-out samples.
+
+        Where it differs from this one, it has no score yet.
+
+        Args:
+            trial: False takes them for better, which they nearly always are.
+        """
+        recipe = self.recipe
+        if not recipe.bias_correction or recipe.bias_centroids is not None:
+            return self
+        plan = self.student.plan
+        qparams = correct_biases(self.model, plan, self.qparams, self.statistics)
+        if qparams.means.keys() == self.qparams.means.keys():
+            return self
+        other = replace(self, qparams=qparams, score=math.nan, corrected=True)
+        if trial and not other.scored(brief=True).score < self.scored(brief=True).score:
+            return self
+        return other
 
     def full_ranges(self) -> dict[str, Range]:
         """The range of all values that calibration saw, by tensor of the plan."""
@@ -87,10 +122,11 @@ class Variant:
         }
 
     def with_learned(self, learned: Learned) -> Variant:
-        """The same form with the trained quantization parameters."""
-        score = self.score_of(learned.qparams) if learned.improved else self.score
-        tuned = self.tuned or learned.improved
-        return replace(self, qparams=learned.qparams, score=score, tuned=tuned)
+        """The same form with the trained quantization parameters, its biases corrected anew."""
+        variant = replace(self, qparams=learned.qparams)
+        if not learned.improved:
+            return variant
+        return replace(variant, tuned=True).with_corrected_biases().scored()
 
 
 class Quantize(Protocol):
@@ -105,6 +141,7 @@ class Quantize(Protocol):
         fallback: frozenset[str] = ...,
         *,
         every_layer: bool = ...,
+        brief: bool = ...,
     ) -> Variant:
         """The variant of a form.
 
@@ -115,21 +152,22 @@ class Quantize(Protocol):
             known: statistics of tensors that are calibrated already.
             fallback: names of tensors that are kept in float by the mixed-precision fallback.
             every_layer: whether layers that are no smaller as integers are quantized too.
+            brief: whether few samples are enough, to calibrate and to score on.
         """
 
     def has_time(self) -> bool:
         """Whether there is time to quantize another form; a note says where there was none."""
 
     def calibrate(
-        self, title: str, model: ir.Model, tensors: Sequence[str], channels: Sequence[str] = ...
+        self, name: str, model: ir.Model, recipe: Recipe, pairs: Sequence[Pair]
     ) -> dict[str, TensorStatistics]:
-        """Statistics by tensor name, over the training slice.
+        """Statistics by name of the tensors that a recipe quantizes, over the training slice.
 
         Args:
-            title: for progress.
-            model: a form of the model.
-            tensors: names of the tensors.
-            channels: names of those whose channels are wanted.
+            name: of the form.
+            model: the float model in that form.
+            recipe: the options.
+            pairs: pairs of layers, for whose equalization statistics of channels are wanted.
         """
 
 
@@ -138,7 +176,7 @@ def requantize(variant: Variant, recipe: Recipe, quantize: Quantize) -> Variant:
     return quantize(variant.name, variant.model, recipe, variant.statistics, variant.fallback)
 
 
-def score_variant(
+def start_variant(
     name: str,
     model: ir.Model,
     recipe: Recipe,
@@ -148,7 +186,7 @@ def score_variant(
     targets: Targets,
     fallback: frozenset[str],
 ) -> Variant:
-    """The variant of a student, evaluated on held-out samples; its biases may be shared.
+    """The variant of a student, its biases shared where the recipe says so; it has no score yet.
 
     Args:
         name: of the form.
@@ -160,27 +198,15 @@ def score_variant(
         targets: the samples, with the original's outputs.
         fallback: names of tensors that are kept in float by the mixed-precision fallback.
     """
-    objective = targets.objective
-    held_out = HeldOut(objective.attach(student.model), targets.held_out, objective)
-    own_biases = None
-    if recipe.bias_centroids is not None:
-        own_biases = held_out.score(student.feeds(qparams))
-        qparams = with_shared_biases(qparams, student.plan, recipe.bias_centroids)
-    score = held_out.score(student.feeds(qparams))
-    return Variant(
-        name=name,
-        model=model,
-        recipe=recipe,
-        student=student,
-        statistics=statistics,
-        qparams=qparams,
-        held_out=held_out,
-        held_out_outputs=targets.held_out,
-        objective=objective,
-        score=score,
+    variant = Variant(
+        name, model, recipe, student, statistics, qparams, targets.held_out, targets.objective,
         fallback=fallback,
-        bias_cost=None if own_biases is None else (own_biases, score),
-    )
+    )  # fmt: skip
+    if recipe.bias_centroids is None:
+        return variant
+    shared = with_shared_biases(qparams, student.plan, recipe.bias_centroids)
+    cost = variant.score_of(qparams), variant.score_of(shared)
+    return replace(variant, qparams=shared, bias_cost=cost)
 
 
 SAFE, REPLACE = "equalized", "equalized, ReLU6 replaced by ReLU"
@@ -201,22 +227,23 @@ def choose_form(model: ir.Model, recipe: Recipe, quantize: Quantize) -> Variant:
         DataError: the difference to the original's outputs is not finite on these samples.
     """
     pairs = find_pairs(model) if recipe.equalize and _gains(make_plan(model, recipe)) else []
-    compared = _without_codebooks(recipe) if pairs else recipe
-    best = quantize(PLAIN, model, compared)
-    if pairs:
-        tensors = list(dict.fromkeys(pair.tensor for pair in pairs))
-        largest = _channel_maxima(quantize.calibrate("channel ranges", model, [], tensors))
-        forms = {SAFE: equalize(model, largest, "safe")}
+    if not pairs:
+        best = quantize(PLAIN, model, recipe)
+    else:
+        compared = _without_codebooks(recipe)
+        plain = quantize.calibrate(PLAIN, model, compared, pairs)
+        largest = _channel_maxima(plain)
+        forms = {PLAIN: EqualForm(model), SAFE: equalize(model, largest, "safe")}
         if any(pair.clip is not None for pair in pairs):
             forms[REPLACE] = equalize(model, largest, "replace")
+        known = {name: form.derived(plain) for name, form in forms.items()}
+        scores = dict[str, float]()
         for name, form in forms.items():
-            if not quantize.has_time():
+            if scores and not quantize.has_time():
                 break
-            variant = quantize(name, form, compared)
-            if variant.score < best.score:
-                best = variant
-    if compared != recipe:
-        best = requantize(best, recipe, quantize)
+            scores[name] = quantize(name, form.model, compared, known[name], brief=True).score
+        name = min(scores, key=scores.__getitem__)
+        best = quantize(name, forms[name].model, recipe, known[name])
     if not math.isfinite(best.score):
         raise DataError(
             "the samples are too large for the model: the difference to its outputs is not a "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from onnxq.forms.bias_correction import corrected
 from onnxq.forms.variant import Variant
 from onnxq.learn import train as train_stage
 from onnxq.learn.gptq import reconstruct as rounding
@@ -18,7 +17,7 @@ from onnxq.plan.spec import BYTE_BITS
 from onnxq.progress import Progress, Silent
 from onnxq.runtime.clock import Clock, left_out
 from onnxq.runtime.costs import stage as count_stage
-from onnxq.runtime.dataset import Joined, Samples
+from onnxq.runtime.dataset import Joined
 from onnxq.train.augment import Transform
 from onnxq.train.budget import Budget, recipe_budget
 from onnxq.train.checkpoint import Checkpoint
@@ -185,7 +184,6 @@ class Trial:
     """Brief training of any variant, for a search.
 
     Attributes:
-        samples: the training slice.
         train: the training slice, joined with the original's outputs.
         batch_size: samples in one run.
         transform: returns the augmentation of a variant; no fresh images are generated.
@@ -193,7 +191,6 @@ class Trial:
         progress: told how far it is.
     """
 
-    samples: Samples
     train: Joined
     batch_size: int
     transform: Callable[[Variant], Transform | None]
@@ -209,7 +206,7 @@ class Trial:
         learned = learn(
             variant, self.train, recipe.learn, budget, progress=self.progress, transform=transform
         )
-        return corrected(variant.with_learned(learned), self.samples, self.batch_size)
+        return variant.with_learned(learned)
 
     def has_time(self) -> bool:
         """Whether there is time for another trial."""

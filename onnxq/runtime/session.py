@@ -58,6 +58,7 @@ def open_session(
     *,
     threads: int = 1,
     optimise: bool = True,
+    merge: bool = True,
     prepack: bool | None = None,
     optimised_path: Path | None = None,
 ) -> ort.InferenceSession:
@@ -67,6 +68,8 @@ def open_session(
         model: an onnx-ir model, its serialized bytes, or a path.
         threads: threads inside one operator.
         optimise: False switches every graph optimization off.
+        merge: whether quantization nodes may be merged with the nodes around them into integer
+            kernels. That of a student with constant parameters may not: its outputs would change.
         prepack: whether the session keeps a copy of the weights in the layout of its kernels; None
             does so unless the model is large, where a batch takes far longer than packing.
         optimised_path: where ONNX Runtime writes the graph that it really runs.
@@ -79,6 +82,8 @@ def open_session(
     options.enable_mem_pattern = False
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not merge:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimised_path is not None:
         options.optimized_model_filepath = str(optimised_path)
     large = isinstance(model, ir.Model) and is_large(model)
@@ -148,14 +153,6 @@ def serialized(model: ir.Model) -> bytes:
     return data
 
 
-def keeps_students() -> bool:
-    """Whether the optimiser leaves the outputs of a student with constant parameters unchanged.
-
-    ONNX Runtime 1.19 does; 1.32 merges its fake-quant nodes into kernels with other scales.
-    """
-    return _is_1_19()
-
-
 def _is_1_19() -> bool:
     """Whether ONNX Runtime is as old as the training build."""
     major, minor = ort.__version__.split(".")[:2]
@@ -215,7 +212,7 @@ class SessionPool:
         model: the model, in memory or in a file.
         outputs: names of the outputs wanted; None means all.
         workers: batches that run side by side; None means one per core.
-        optimise: False switches every graph optimisation off.
+        merge: as in `open_session`.
     """
 
     def __init__(
@@ -224,11 +221,11 @@ class SessionPool:
         outputs: Sequence[str] | None = None,
         workers: int | None = None,
         *,
-        optimise: bool = True,
+        merge: bool = True,
     ) -> None:
         self.workers, self._meter = workers or available_cores(), Meter(model)
         try:
-            self._session = open_session(model, optimise=optimise)
+            self._session = open_session(model, merge=merge)
         except OnnxqError:
             raise
         except Exception as error:

@@ -16,7 +16,7 @@ from onnxq.graph.facts import values_by_name
 from onnxq.graph.meanings import decides
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import fed_to
-from onnxq.runtime.session import SessionPool, expose, keeps_students
+from onnxq.runtime.session import SessionPool, expose
 from onnxq.search.effects import EffectMeter
 from onnxq.search.table import Effect, Row, Setting, SweepTable
 from onnxq.student.student import bake
@@ -136,7 +136,7 @@ def whole_effect(variant: Variant) -> Effect:
     samples, names = variant.held_out_outputs, list(variant.objective.weights)
     student = expose(bake(variant.student, variant.qparams), names)
     mine, others = tee(samples.batches(MICRO_BATCH))
-    pool = SessionPool(student, names, optimise=keeps_students())
+    pool = SessionPool(student, names, merge=False)
     found = pool.map(fed_to(student, feeds) for feeds in mine)
     meter, sums = None, []
     decisive = decides(values_by_name(variant.model.graph)[names[0]], variant.recipe.task)

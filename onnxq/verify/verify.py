@@ -18,7 +18,7 @@ from onnxq.options.table import AUTO, Task
 from onnxq.plan import Plan
 from onnxq.progress import Progress
 from onnxq.runtime.dataset import Samples, first
-from onnxq.runtime.session import SessionPool, keeps_students
+from onnxq.runtime.session import SessionPool
 from onnxq.train.objective import compared_tensors
 from onnxq.verify.benchmark import Latency, measure_latency
 from onnxq.verify.kernels import Kernels, read_kernels
@@ -114,15 +114,15 @@ def _compare(
         )
 
     outputs = compared(_pool(exported.teacher, tensors), 0)
-    student = _pool(exported.student(), tensors, optimise=keeps_students())
+    student = _pool(exported.student(), tensors, merge=False)
     return outputs, compared(student, samples.count).agreement
 
 
-def _pool(model: ir.Model, tensors: Sequence[str], *, optimise: bool = True) -> SessionPool:
+def _pool(model: ir.Model, tensors: Sequence[str], *, merge: bool = True) -> SessionPool:
     """A session whose outputs are these tensors; the model is copied only where it lacks one."""
     whole = set(tensors) <= {value.name for value in model.graph.outputs}
     model = model if whole else with_outputs(model, tensors)
-    return SessionPool(model, tensors, optimise=optimise)
+    return SessionPool(model, tensors, merge=merge)
 
 
 def _saturating_layers(exported: Exported) -> list[str]:

@@ -17,7 +17,7 @@ from onnxq.load.model import load_model
 from onnxq.normalise.pipeline import normalise
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import Samples
-from onnxq.runtime.session import SessionPool, keeps_students, open_session
+from onnxq.runtime.session import SessionPool, open_session
 from onnxq.verify.kernels import INTEGER_KERNELS, read_kernels
 
 SAMPLE_MODELS = ("digits_resnet", "digits_mobilenet", "digits_mlp")
@@ -72,7 +72,7 @@ def check_layers(made: Real, count: int) -> None:
 
 
 def check_decisions(made: Real) -> None:
-    baked = SessionPool(made.quantized.baked, optimise=keeps_students())
+    baked = SessionPool(made.quantized.baked, merge=False)
     exported = SessionPool(made.quantized.exported)
     alike = total = 0
     pairs = zip(

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from small_graphs import Feeds
 
+from onnxq.calibrate.calibrator import calibrate
 from onnxq.forms.equalize import HEADROOM, equalize, find_pairs
+from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.runtime.session import open_session
 
 HEADER = '<ir_version: 8, opset_import: ["" : 13]>'
@@ -97,7 +101,7 @@ def between_model(name: str) -> ir.Model:
 def test_applies_and_keeps_the_function(name: str) -> None:
     model = between_model(name)
     before = ir.to_proto(model).SerializeToString()
-    equalized = equalize(model, {}, "safe")
+    equalized = equalize(model, {}, "safe").model
     assert scaled_channels(model, equalized) == 6
     assert weight_ratio(equalized, "w1") < 0.5 * weight_ratio(model, "w1")
     assert_equal_outputs(model, equalized, images(2, 3, 8, 8))
@@ -106,8 +110,8 @@ def test_applies_and_keeps_the_function(name: str) -> None:
 
 
 def test_the_second_run_changes_nothing() -> None:
-    equalized = equalize(between_model("relu"), {}, "safe")
-    again = equalize(equalized, {}, "safe")
+    equalized = equalize(between_model("relu"), {}, "safe").model
+    again = equalize(equalized, {}, "safe").model
     for name in ("w1", "w2", "b1"):
         np.testing.assert_allclose(
             again.graph.initializers[name].const_value.numpy(),  # type: ignore[union-attr]
@@ -136,7 +140,7 @@ def test_depthwise_chain(multiplier: int) -> None:
         },
     )
     assert [pair.channels for pair in find_pairs(model)] == [5, channels]
-    equalized = equalize(model, {}, "safe")
+    equalized = equalize(model, {}, "safe").model
     assert_equal_outputs(model, equalized, images(2, 3, 8, 8))
     assert weight_ratio(equalized, "w2") < 0.5 * weight_ratio(model, "w2")
 
@@ -150,7 +154,7 @@ def test_grouped_convolution() -> None:
         }""",
         {"w1": (6, 3, 1, 1), "w2": (4, 3, 1, 1)},
     )
-    equalized = equalize(model, {}, "safe")
+    equalized = equalize(model, {}, "safe").model
     assert_equal_outputs(model, equalized, images(2, 3, 8, 8))
 
 
@@ -166,7 +170,7 @@ def test_gemm_pair(first: int, second: int, bias: tuple[int, ...]) -> None:
         }}""",
         {"w1": w1, "b1": bias, "w2": w2},
     )
-    equalized = equalize(model, {}, "safe")
+    equalized = equalize(model, {}, "safe").model
     assert scaled_channels(model, equalized, 0 if first else 1) == 6
     assert_equal_outputs(model, equalized, images(3, 5))
     onnx.checker.check_model(ir.to_proto(equalized), full_check=True)
@@ -195,7 +199,7 @@ def test_conv_to_gemm_through_flatten(flatten: str) -> None:
             model.graph.register_initializer(value)
             assert reshape.inputs[0] is not None
             reshape.inputs[0].shape = ir.Shape(["N", 6, 2, 2])
-    equalized = equalize(model, {}, "safe")
+    equalized = equalize(model, {}, "safe").model
     assert scaled_channels(model, equalized) == 6
     assert_equal_outputs(model, equalized, images(2, 3, 4, 4))
 
@@ -226,7 +230,7 @@ def test_relu6_safe_leaves_channels_that_reach_the_bound() -> None:
     model, x = relu6_model(), images(4, 3, 8, 8)
     maximum = clip_maximum(model, x)
     assert (maximum >= 6).tolist() == [True] * 3 + [False] * 3
-    equalized = equalize(model, {"z": maximum}, "safe")
+    equalized = equalize(model, {"z": maximum}, "safe").model
     one, other = (m.graph.initializers["w1"].const_value for m in (model, equalized))
     assert one is not None
     assert other is not None
@@ -239,7 +243,7 @@ def test_relu6_safe_leaves_channels_that_reach_the_bound() -> None:
 
 def test_relu6_safe_needs_the_calibrated_maximum() -> None:
     model = relu6_model()
-    equalized = equalize(model, {}, "safe")
+    equalized = equalize(model, {}, "safe").model
     assert ir.to_proto(equalized).SerializeToString() == ir.to_proto(model).SerializeToString()
 
 
@@ -248,7 +252,7 @@ def test_relu6_replaced_is_the_same_net_with_relu() -> None:
     with_relu = relu6_model()
     clip = next(node for node in with_relu.graph if node.op_type == "Clip")
     clip.replace_input_with(2, None)
-    equalized = equalize(model, {}, "replace")
+    equalized = equalize(model, {}, "replace").model
     assert scaled_channels(model, equalized) == 6
     assert_equal_outputs(with_relu, equalized, images(4, 3, 8, 8))
     assert [node.op_type for node in equalized.graph] == ["Conv", "Relu", "Conv"]
@@ -259,7 +263,7 @@ def test_relu6_replaced_is_the_same_net_with_relu() -> None:
 
 def test_a_clip_without_an_upper_bound_is_a_relu() -> None:
     model = conv_pair("z = Clip (a, zero)", zero=np.array(0.0))
-    equalized = equalize(model, {}, "safe")
+    equalized = equalize(model, {}, "safe").model
     assert weight_ratio(equalized, "w1") < weight_ratio(model, "w1")
     assert_equal_outputs(model, equalized, images(2, 3, 8, 8))
 
@@ -270,7 +274,7 @@ def test_no_channel_outgrows_the_largest_of_its_tensor() -> None:
     w1[0] = 1e-3
     model = conv_pair("z = Relu (a)", w1=w1, b1=np.full(6, 5.0), w2=np.ones((4, 6, 1, 1)))
     maximum = np.array([5.0, 20.0, 20.0, 20.0, 20.0, 20.0])
-    equalized = equalize(model, {"z": maximum}, "safe")
+    equalized = equalize(model, {"z": maximum}, "safe").model
     bias = equalized.graph.initializers["b1"].const_value
     assert bias is not None
     assert bias.numpy()[0] == pytest.approx(20.0)
@@ -340,5 +344,51 @@ def test_refuses_and_says_why(reason: str, caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.DEBUG, "onnxq.forms"):
         assert find_pairs(model) == []
     assert message in caplog.text
-    equalized = equalize(model, {}, "replace")
+    equalized = equalize(model, {}, "replace").model
     assert ir.to_proto(equalized).SerializeToString() == ir.to_proto(model).SerializeToString()
+
+
+FLATTENED = {
+    "flatten": "f = Flatten (a)",
+    "leaky": (
+        "l = LeakyRelu <alpha = 0.2> (a) p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (l) "
+        "f = Flatten (p)"
+    ),
+    "relu6": "c = Clip (a, zero, six) f = Flatten (c)",
+}
+
+
+@pytest.mark.parametrize("relu6", ["safe", "replace"])
+@pytest.mark.parametrize("name", FLATTENED)
+def test_statistics_of_the_form_follow_from_those_of_the_original(
+    name: str, relu6: Literal["safe", "replace"]
+) -> None:
+    text = f"""net (float[N, 3, 8, 8] x) => (float[N, M] y) {{
+        a = Conv (x, w1, b1)
+        {FLATTENED[name]}
+        y = Gemm (f, w2)
+    }}"""
+    features = 6 * (3 * 3 if name == "leaky" else 6 * 6)
+    bounds = BOUNDS if name == "relu6" else {}
+    model = build(text, {"w1": (6, 3, 3, 3), "b1": (6,), "w2": (features, 4)} | bounds)
+    InferShapes()(model)
+    tensors = [str(node.outputs[0].name) for node in model.graph]
+    samples = Feeds([{"x": images(16, 3, 8, 8)}])
+    known = calibrate(model, tensors, samples, 16, tensors, tensors[1:])
+    watched = find_pairs(model)[0].tensor
+    form = equalize(model, {watched: known[watched].channel_maximum}, relu6)
+    measured = calibrate(form.model, tensors, samples, 16, tensors, tensors[1:])
+    derived = form.derived(known)
+    reached = relu6 == "replace" and name == "relu6"
+    assert set(tensors) - set(derived) == ({"c", "f", "y"} if reached else set())
+    assert any(np.ptp(factor) > 0.1 for factor in form.factors.values())
+    for tensor, found in derived.items():
+        expected = measured[tensor]
+        ends = (found.minimum, found.maximum, found.mean)
+        assert ends == pytest.approx((expected.minimum, expected.maximum, expected.mean), rel=1e-2)
+        for one in ("channel_minimum", "channel_maximum", "channel_mean"):
+            if getattr(found, one) is None:
+                assert (one, tensor) == ("channel_mean", "a")
+                continue
+            np.testing.assert_allclose(getattr(found, one), getattr(expected, one), 1e-4, 1e-5)
+        assert found.histogram.total == expected.histogram.total

@@ -19,9 +19,9 @@ from small_graphs import (
     targets_of,
 )
 
+from onnxq import pipeline
+from onnxq.calibrate.calibrator import calibrate
 from onnxq.export.compact import export
-from onnxq.forms import bias_correction
-from onnxq.forms.bias_correction import correct_biases
 from onnxq.forms.variant import PLAIN, REPLACE, SAFE, choose_form, requantize
 from onnxq.numerics.codebook import fit_codebook
 from onnxq.options.recipe import LayerOverride, Recipe
@@ -77,6 +77,25 @@ def test_relu6_is_replaced_only_where_the_held_back_samples_agree(tmp_path):
     assert chosen.name != REPLACE
 
 
+@pytest.mark.parametrize(
+    ("activation", "passes"), [("Relu (a)", [64]), ("Clip (a, zero, six)", [64, 24])]
+)
+def test_an_equal_form_is_calibrated_only_where_its_values_are_new(
+    tmp_path, monkeypatch, activation, passes
+):
+    monkeypatch.setattr(pipeline, "FEW", 24)
+    seen = []
+
+    def counted(model, tensors, samples, *args, **more):
+        seen.append(len(samples))
+        return calibrate(model, tensors, samples, *args, **more)
+
+    monkeypatch.setattr(pipeline, "calibrate", counted)
+    model = uneven_model(activation)
+    choose_form(model, Recipe(granularity="per-tensor"), quantization(tmp_path, model))
+    assert seen == passes
+
+
 @pytest.mark.parametrize("activation_bits", [8, None])
 @pytest.mark.parametrize("name", ["residual", "depth_wise", "concat", "shared"])
 def test_corrected_biases_bring_the_mean_output_closer(name, activation_bits):
@@ -86,7 +105,7 @@ def test_corrected_biases_bring_the_mean_output_closer(name, activation_bits):
     samples = Feeds([{"x": x[i : i + 16]} for i in range(0, 128, 16)])
     recipe = Recipe(granularity="per-tensor", calibration="max", activation_bits=activation_bits)
     made = quantize(teacher, samples, recipe)
-    corrected = correct_biases(made.student, made.qparams, samples, 16)
+    corrected = made.corrected
     assert corrected.ranges == made.qparams.ranges
     assert corrected.biases is made.qparams.biases
     feeds = {"x": x}
@@ -104,7 +123,7 @@ def test_the_export_writes_the_corrected_biases(activation_bits):
     x = np.random.default_rng(0).normal(1, 1, (64, 3, 8, 8)).astype(np.float32)
     samples = Feeds([{"x": x}])
     made = quantize(small_graph("residual"), samples, Recipe(activation_bits=activation_bits))
-    corrected = correct_biases(made.student, made.qparams, samples, 16)
+    corrected = made.corrected
     student = run(bake(made.student, corrected), {"x": x})["y"]
     exported = run(export(made.student, corrected), {"x": x})["y"]
     np.testing.assert_array_equal(student, exported)
@@ -114,7 +133,10 @@ def test_the_export_writes_the_corrected_biases(activation_bits):
 def test_correction_is_taken_only_where_it_helps(tmp_path, monkeypatch):
     model = small_graph("residual")
     quantize = quantization(tmp_path, model)
-    monkeypatch.setattr(bias_correction, "correct_biases", lambda _s, numbers, *_: numbers)
+    monkeypatch.setattr(
+        "onnxq.forms.variant.correct_biases",
+        lambda _model, _plan, qparams, _: qparams.with_means({"Conv_c": np.zeros(6)}),
+    )
     variant = quantize(PLAIN, model, Recipe())
     assert not variant.corrected
 

@@ -7,7 +7,6 @@ import pytest
 from small_graphs import Feeds, Quantized, images, quantize, run, small_graph
 
 from onnxq.engine import Engine
-from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.train import Trained, make_parts
 from onnxq.learn.weights import FreeValues
 from onnxq.options.recipe import Recipe
@@ -72,10 +71,9 @@ def test_gradients_of_float_layers_are_those_of_finite_differences():
 @pytest.mark.parametrize("corrected", [False, True])
 def test_gradients_of_biases_are_those_of_finite_differences(corrected):
     recipe = Recipe(learn=("biases",), activation_bits=None)
-    made = quantize(small_graph("residual"), recipe=recipe)
-    start = made.qparams
-    if corrected:
-        start = correct_biases(made.student, start, Feeds([{"x": images(32, seed=2) + 1}]), 16)
+    samples = Feeds([{"x": images(32, seed=2) + 1}]) if corrected else None
+    made = quantize(small_graph("residual"), samples, recipe)
+    start = made.corrected if corrected else made.qparams
     measured = Measured(made, start, recipe.learn)
     assert set(measured.trained.values) == {"bias:Conv_a", "bias:Conv_c", "bias:Gemm_y"}
     check_slopes(measured, 0.02)

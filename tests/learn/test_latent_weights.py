@@ -10,7 +10,6 @@ from small_graphs import Feeds, Quantized, images, quantize, run, serialised, sm
 
 from onnxq.engine import Engine
 from onnxq.export.compact import export
-from onnxq.forms.bias_correction import correct_biases
 from onnxq.learn.train import Trained, make_parts
 from onnxq.learn.weights import VALUE, LatentWeights
 from onnxq.numerics.quantizers import WEIGHT, per_channel
@@ -136,9 +135,9 @@ def test_weights_on_their_codes_are_exported_as_the_same_bytes(num_bits):
 @pytest.mark.parametrize("activation_bits", [4, 8, None])
 def test_kept_corrections_give_the_student_the_same_bits(activation_bits):
     recipe = Recipe(weight_bits=4, activation_bits=activation_bits)
-    made = quantize(small_graph("residual"), recipe=recipe)
     samples = Feeds([{"x": images(32, seed=2) + np.float32(1)}])
-    start = correct_biases(made.student, made.qparams, samples, 16)
+    made = quantize(small_graph("residual"), samples, recipe)
+    start = made.corrected
     found = made.student.with_corrections_kept(start)
     assert start.means and not found.means
     assert any(not np.array_equal(found.biases[n], b) for n, b in start.biases.items())

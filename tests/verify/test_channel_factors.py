@@ -47,7 +47,7 @@ def model(dead: bool = False) -> ir.Model:
 @pytest.mark.parametrize("dead", [False, True])
 def test_the_factors_of_an_equalization_are_found(dead: bool) -> None:
     teacher = model(dead)
-    file = equalize(teacher, {"a2": np.ones(4), "a4": np.ones(4)}, "safe")
+    file = equalize(teacher, {"a2": np.ones(4), "a4": np.ones(4)}, "safe").model
     stored = {str(layer.node.name): layer for layer in find_layers(file.graph)[0]}
     factors = ChannelFactors(teacher)
     found = {}

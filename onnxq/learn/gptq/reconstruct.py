@@ -76,8 +76,6 @@ def reconstruct(
     if not layers:
         learned.notes.append(NOTHING)
         return learned
-    # The session that scores held-out samples keeps its memory for as long as it is open.
-    variant.held_out.release()
     fitted = Fitted.load(checkpoint) if resume and checkpoint is not None else Fitted()
     if not fitted.over:
         with (
