@@ -319,8 +319,10 @@ def _again(
     every_layer: bool = False,
 ) -> Variant:
     """The form with other tensors in float, and with what was learned of all that it still has."""
+    # What was trained has its biases already.
+    recipe = replace(variant.recipe, bias_correction=False) if variant.tuned else variant.recipe
     found = quantize(
-        variant.name, variant.model, variant.recipe, statistics, fallback, every_layer=every_layer
+        variant.name, variant.model, recipe, statistics, fallback, every_layer=every_layer
     )
     if not variant.tuned:
         return found
@@ -328,7 +330,10 @@ def _again(
     fresh = [name for name in fallback - variant.fallback if name in found.qparams.ranges]
     ranges = {name: found.qparams.ranges[name] for name in fresh}
     qparams = found.qparams.with_known(variant.qparams).with_ranges(ranges)
-    return replace(found, qparams=qparams, score=found.score_of(qparams), tuned=True)
+    score, own = found.score_of(qparams), variant.recipe
+    return replace(
+        found, recipe=own, qparams=qparams, score=score, corrected=variant.corrected, tuned=True
+    )
 
 
 def fallback_notes(variant: Variant) -> list[str]:

@@ -184,6 +184,7 @@ def test_what_was_trained_is_kept_by_tensors_that_stay_integers(tmp_path):
     chosen = fall_back(trained, quantize, Silent())
     kept = chosen.student.plan.tensors.keys()
     assert chosen.score <= ERROR_LIMIT
+    assert chosen.recipe == trained.recipe
     assert 0 < len(kept) < len(wider)
     assert {n: chosen.qparams.ranges[n] for n in kept} == {n: wider[n] for n in kept}
     assert fall_back(trained, quantize, Silent(), factor=1e6) is trained
