@@ -11,13 +11,14 @@ from onnxq import Preprocess, Recipe
 from onnxq.export.compact import export
 from onnxq.export.interface import restore_types
 from onnxq.forms.fallback import after_learning, fall_back, slack
+from onnxq.forms.quantization import Quantization
 from onnxq.forms.ranges import choose_ranges
 from onnxq.forms.variant import Variant, choose_form
 from onnxq.learn.fresh import augmentation
 from onnxq.learn.learn import learn
 from onnxq.load.read import file_bytes, model_files
 from onnxq.normalise.pipeline import Original
-from onnxq.pipeline import Quantization, read, run_original, split
+from onnxq.pipeline import read, run_original, split
 from onnxq.progress import Silent
 from onnxq.runtime.dataset import Samples
 from onnxq.train.budget import recipe_budget, shard_size

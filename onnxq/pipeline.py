@@ -8,26 +8,22 @@ student, which forms and searches repeat. Synthetic images are generated after n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import onnx_ir as ir
 
-from onnxq.calibrate.calibrator import TensorStatistics, calibrate, infinite_tensors
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import notes_on_samples, open_samples, split_samples
 from onnxq.export.compact import export
 from onnxq.export.estimate import check_plan, leaves_layers_float, variant_bytes
 from onnxq.export.interface import restore_types
 from onnxq.export.save import check_files, locked, save_model, try_to_save
-from onnxq.forms.bias_correction import missing_statistics
-from onnxq.forms.equalize import Pair
 from onnxq.forms.fallback import after_learning, fall_back, fallback_notes, learning_share, slack
+from onnxq.forms.quantization import Quantization
 from onnxq.forms.ranges import choose_ranges
-from onnxq.forms.variant import Variant, choose_form, requantize, start_variant
+from onnxq.forms.variant import Variant, choose_form, requantize
 from onnxq.graph.meanings import check_task
 from onnxq.learn.fresh import augmentation, notes_on_generator, training_transform
 from onnxq.learn.learn import Trial, learn, uses_gradients
@@ -37,17 +33,16 @@ from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import Original, normalise, normalise_original
 from onnxq.options.contradictions import check_data, check_generator_files
 from onnxq.options.recipe import Recipe
-from onnxq.plan import Plan, make_plan
+from onnxq.plan import make_plan
 from onnxq.plan.layers import check_float_layers
-from onnxq.progress import Progress, Silent
-from onnxq.runtime.clock import CALIBRATION, CORRECTION, PASS, Clock, TimeLeft, cuts
+from onnxq.progress import Progress
+from onnxq.runtime.clock import PASS, Clock, TimeLeft, cuts
 from onnxq.runtime.costs import Costs, stage
 from onnxq.runtime.dataset import Samples
 from onnxq.search.evaluator import TrialCache
 from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep_variant
 from onnxq.search.table import SweepTable
-from onnxq.student.build import build_student, initial_qparams
 from onnxq.student.student import bake
 from onnxq.synthesise.images import Synthesis, check_feeds
 from onnxq.synthesise.subject import recipe_task
@@ -63,11 +58,6 @@ from onnxq.verify.verify import Exported, Measurements, verify
 
 SYNTHESIS_SHARE = 0.5
 """Share of the time that may be spent on generating samples."""
-
-FEW = 64
-"""Samples that means settle on, and the ranges of a form that is only compared."""
-
-NOTHING_KNOWN: Mapping[str, TensorStatistics] = MappingProxyType({})
 
 
 def plan_model(
@@ -260,99 +250,6 @@ def run_original(
     logits = find_logits(original.model)
     task = job.recipe.task
     return find_targets(original.model, logits, slices, folder, whose, job.progress, task)
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """plan -> calibrate -> student, for any form of a model under any recipe.
-
-    Attributes:
-        train: the training slice, on which tensors are calibrated.
-        targets: all samples, with the original's outputs.
-        batch_size: samples in one run.
-        smaller: whether layers that are no smaller as integers stay float.
-        progress: told how far each calibration is.
-        clock: of the run.
-    """
-
-    train: Samples
-    targets: Targets
-    batch_size: int
-    smaller: bool = False
-    progress: Progress = field(default_factory=Silent)
-    clock: Clock = field(default_factory=Clock)
-
-    def __call__(
-        self,
-        name: str,
-        model: ir.Model,
-        recipe: Recipe,
-        known: Mapping[str, TensorStatistics] = NOTHING_KNOWN,
-        fallback: frozenset[str] = frozenset(),
-        *,
-        every_layer: bool = False,
-        brief: bool = False,
-    ) -> Variant:
-        """The student of a form; arguments as of `Quantize`."""
-        infinite, smaller = infinite_tensors(known), self.smaller and not every_layer
-        plan = make_plan(model, recipe, infinite, fallback, smaller=smaller)
-        statistics = {**known, **self._measure(name, model, plan, recipe, known, brief=brief)}
-        if infinite_tensors(statistics) != infinite:
-            # Tensors without a range stay float, and so may their neighbours.
-            options = {"every_layer": every_layer, "brief": brief}
-            return self(name, model, recipe, statistics, fallback, **options)
-        student = build_student(model, plan)
-        qparams = initial_qparams(model, plan, statistics, recipe.calibration)
-        variant = start_variant(
-            name, model, recipe, student, statistics, qparams, self.targets, fallback
-        )
-        return self._scored(variant, brief=brief)
-
-    def calibrate(
-        self, name: str, model: ir.Model, recipe: Recipe, pairs: Sequence[Pair]
-    ) -> dict[str, TensorStatistics]:
-        """Statistics of the tensors that a recipe quantizes; arguments as of `Quantize`."""
-        plan = make_plan(model, recipe, smaller=self.smaller)
-        between = {name for pair in pairs for name in pair.between}
-        channels = {pair.tensor for pair in pairs} | between & plan.tensors.keys()
-        return self._measure(name, model, plan, recipe, channels=channels)
-
-    @stage("calibrate")
-    def _measure(
-        self,
-        name: str,
-        model: ir.Model,
-        plan: Plan,
-        recipe: Recipe,
-        known: Mapping[str, TensorStatistics] = NOTHING_KNOWN,
-        channels: Collection[str] = (),
-        *,
-        brief: bool = False,
-    ) -> dict[str, TensorStatistics]:
-        """The statistics that a plan needs, as far as they are not known."""
-        tensors, means = missing_statistics(model, plan, recipe, known)
-        if not (tensors or channels or means):
-            return {}
-        few = brief or not (tensors or channels)
-        samples = self.train.take(FEW, recipe.seed) if few else self.train
-        self.progress.start(f"calibrate, {name}", len(samples))
-        at = self.progress.at
-        with self.clock.timed(CALIBRATION):
-            found = calibrate(
-                model, tensors, samples, self.batch_size, channels, means, on_batch=at
-            )
-        self.progress.finish()
-        return found
-
-    @stage("bias correction, scores")
-    def _scored(self, variant: Variant, *, brief: bool) -> Variant:
-        """The variant with corrected biases, where they are better, and its score."""
-        with self.clock.timed(CORRECTION):
-            return variant.with_corrected_biases(trial=not brief).scored(brief=brief)
-
-    def has_time(self) -> bool:
-        """Whether there is time to quantize another form; a note says where there was none."""
-        return self.clock.has_time((CALIBRATION, CORRECTION), "further forms of the model")
 
 
 @stage("export")

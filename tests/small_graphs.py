@@ -17,10 +17,10 @@ from onnxq.data.samples import open_samples
 from onnxq.export.compact import export
 from onnxq.export.lower import Lowering
 from onnxq.forms.bias_correction import correct_biases, layer_inputs
+from onnxq.forms.quantization import Quantization
 from onnxq.load.interface import input_specs
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import Recipe
-from onnxq.pipeline import Quantization
 from onnxq.plan import Plan, make_plan
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays, open_session

@@ -19,13 +19,12 @@ from small_graphs import (
     targets_of,
 )
 
-from onnxq import pipeline
 from onnxq.calibrate.calibrator import calibrate
 from onnxq.export.compact import export
+from onnxq.forms.quantization import Quantization
 from onnxq.forms.variant import PLAIN, REPLACE, SAFE, choose_form, requantize
 from onnxq.numerics.codebook import fit_codebook
 from onnxq.options.recipe import LayerOverride, Recipe
-from onnxq.pipeline import Quantization
 from onnxq.plan import planner
 from onnxq.student import build
 from onnxq.student.student import bake
@@ -83,14 +82,14 @@ def test_relu6_is_replaced_only_where_the_held_back_samples_agree(tmp_path):
 def test_an_equal_form_is_calibrated_only_where_its_values_are_new(
     tmp_path, monkeypatch, activation, passes
 ):
-    monkeypatch.setattr(pipeline, "FEW", 24)
+    monkeypatch.setattr("onnxq.forms.quantization.FEW", 24)
     seen = []
 
     def counted(model, tensors, samples, *args, **more):
         seen.append(len(samples))
         return calibrate(model, tensors, samples, *args, **more)
 
-    monkeypatch.setattr(pipeline, "calibrate", counted)
+    monkeypatch.setattr("onnxq.forms.quantization.calibrate", counted)
     model = uneven_model(activation)
     choose_form(model, Recipe(granularity="per-tensor"), quantization(tmp_path, model))
     assert seen == passes

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from onnxq.forms.quantization import Quantization
 from onnxq.forms.variant import choose_form
 from onnxq.learn.learn import learn
 from onnxq.options.recipe import Recipe
-from onnxq.pipeline import Quantization, read, run_original, split
+from onnxq.pipeline import read, run_original, split
 from onnxq.progress import Silent
 from onnxq.train.budget import Budget
 from onnxq.train.checkpoint import Job
