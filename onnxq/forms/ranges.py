@@ -6,7 +6,7 @@ but the peaks of a detector's tensors are what it detects: cut, they can't becom
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.forms.variant import Variant
 from onnxq.graph.facts import is_op, values_by_name
+from onnxq.graph.operators import is_data_movement
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 from onnxq.runtime.costs import stage
@@ -27,14 +28,20 @@ SWISH_FLOORS = {"Sigmoid": -5.0, "HardSigmoid": -3.0}
 """
 
 
+HEADROOM = 5.0
+"""The least upper end of the range of logits before a Sigmoid, which makes 0.993 of it: a score
+above those that samples had can appear."""
+
+
 @stage("choose ranges")
 def choose_ranges(variant: Variant) -> Variant:
     """The variant with the range of each kind of tensor that has the lowest held-out loss.
 
     Tensors are of one kind that the same operator writes. Ranges without what a swish maps to
     nearly 0, clipped or whole, are tried for all tensors, then for one kind after the other.
-    Classifiers keep ranges of least squared error, and so does a recipe that names another
-    method or fewer bits, or searches.
+    Ranges of logits before an output's Sigmoid have headroom for higher scores. Classifiers keep
+    ranges of least squared error, and so does a recipe that names another method or fewer bits, or
+    searches.
     """
     plan = variant.student.plan
     if not plan.tensors or variant.objective.decision is not None or not _may(variant.recipe):
@@ -50,6 +57,8 @@ def choose_ranges(variant: Variant) -> Variant:
     clipped = {name: variant.qparams.ranges[name] for name in plan.tensors}
     whole = variant.full_ranges()
     floors = swish_floors(variant.model, plan.tensors)
+    heads = score_heads(variant.model, plan.tensors)
+    clipped, whole = ({**each, **_with_headroom(each, heads)} for each in (clipped, whole))
     best, ranges = score(clipped), clipped
     clipped, whole = ({**each, **_raised(each, floors)} for each in (clipped, whole))
     groups = [list(plan.tensors), *_by_operator(variant.model, plan.tensors)]
@@ -59,7 +68,7 @@ def choose_ranges(variant: Variant) -> Variant:
             best, ranges = found, tried
     qparams = variant.qparams.with_ranges(ranges)
     after = variant.score_of(qparams)
-    if after >= variant.score:
+    if after >= variant.score and not heads:
         return variant
     return replace(variant, qparams=qparams, score=after, tuned=True)
 
@@ -98,6 +107,37 @@ def _raised(ranges: Mapping[str, Range], floors: Mapping[str, float]) -> dict[st
         if low < floor and high > 0:
             raised[name] = Range(floor, high - floor)
     return raised
+
+
+def score_heads(model: ir.Model, tensors: Collection[str]) -> list[str]:
+    """The tensors of logits: moved and joined at most, they pass a Sigmoid and are an output."""
+    values = values_by_name(model.graph)
+
+    def is_output(gate: ir.Node) -> bool:
+        return gate.outputs[0].is_graph_output() or any(_met(gate.outputs[0], None))
+
+    return [name for name in tensors if any(map(is_output, _met(values[name], "Sigmoid")))]
+
+
+def _met(value: ir.Value, wanted: str | None) -> Iterator[ir.Node]:
+    """The nodes of an operator, or those that write outputs, that a value is moved to."""
+    for node in value.consumers():
+        if node.op_type == wanted:
+            yield node
+        elif is_data_movement(node) or is_op(node, "Concat", "Identity"):
+            if wanted is None and any(out.is_graph_output() for out in node.outputs):
+                yield node
+            for out in node.outputs:
+                yield from _met(out, wanted)
+
+
+def _with_headroom(ranges: Mapping[str, Range], heads: Collection[str]) -> dict[str, Range]:
+    """The ranges of logits, which reach up to `HEADROOM` at least."""
+    found = {}
+    for name in heads:
+        low, width = float(ranges[name].lowest), float(ranges[name].width)
+        found[name] = Range(ranges[name].lowest, max(width, HEADROOM - low))
+    return found
 
 
 def _by_operator(model: ir.Model, tensors: Collection[str]) -> list[list[str]]:

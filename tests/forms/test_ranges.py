@@ -7,7 +7,7 @@ import pytest
 from small_graphs import build, quantization_on, targets_of
 
 from onnxq.forms import ranges as ranges_module
-from onnxq.forms.ranges import choose_ranges, swish_floors
+from onnxq.forms.ranges import HEADROOM, choose_ranges, score_heads, swish_floors
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe
 
@@ -68,3 +68,32 @@ def test_floors_are_of_swishes_alone(text, floor):
         f"net (float[N, 4] x) => (float[N, 3] y) {{ a = Gemm (x, w) {text} }}", {"w": (4, 3)}
     )
     assert swish_floors(model, ["a"]) == floor
+
+
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        ("y = Sigmoid (a)", ["a"]),
+        ("b = Concat <axis = 1> (a, a) s = Sigmoid (b) y = Concat <axis = 1> (s, x)", ["a"]),
+        ("s = Sigmoid (a) y = Mul (a, s)", []),
+        ("y = Tanh (a)", []),
+    ],
+)
+def test_logits_whose_sigmoid_is_an_output(text, heads):
+    model = build(
+        f"net (float[N, 4] x) => (float[N, m] y) {{ a = Gemm (x, w) {text} }}", {"w": (4, 3)}
+    )
+    assert score_heads(model, ["a"]) == heads
+
+
+def test_a_score_above_those_seen_can_appear(tmp_path):
+    """The logits end in a layer, so that they are integers; the samples' are all below 0."""
+    text = """net (float[N, 4, 8] x) => (float[N, 4, 8] y, float[N, 4, 8] z) {
+        b = MatMul (x, w) a = Add (b, low) y = Sigmoid (a) z = MatMul (a, w)
+    }"""
+    model = build(text, {"w": np.eye(8, dtype=np.float32), "low": np.float32([-3])})
+    x = np.random.default_rng(0).uniform(-2, 2, (40, 4, 8)).astype(np.float32)
+    variant = quantization_on(targets_of(tmp_path, model, x, 16))("plain", model, Recipe())
+    before, after = (each.qparams.ranges["a"] for each in (variant, choose_ranges(variant)))
+    assert before.lowest + before.width < 0.1
+    assert after.lowest + after.width == pytest.approx(HEADROOM, abs=1e-5)
