@@ -20,12 +20,12 @@ PASS, CALIBRATION, CORRECTION = "pass", "calibration", "bias correction"
 """Blocks whose time is measured: all samples through the float model, calibrating a form of it,
 correcting its biases."""
 
-VERIFY_PASSES = 2.0
+VERIFY_PASSES = 3.0
 """Time of verification and export, in passes of all samples through the float model."""
 RESERVED_SHARE = 0.05
 """Share of the limit that is reserved beside what was measured."""
 
-LEAST_PASSES = 7.0
+LEAST_PASSES = 12.0
 """Time of a run that learns nothing, in passes."""
 EXPECTED_PASSES: Mapping[str, float] = {"fast": 15.0, "default": 40.0, "max": 120.0}
 """Time of a run by its effort, in passes, about; more than it counts, since students are slower."""
@@ -75,6 +75,13 @@ class Clock:
             return True
         self._cut(what)
         return False
+
+    def is_over(self, what: str) -> bool:
+        """Whether there is time for verification alone; a note says what was left out then."""
+        if self.elapsed() + VERIFY_PASSES * self.seconds(PASS) < self._limit:
+            return False
+        self._cut(what)
+        return True
 
     def seconds(self, block: str) -> float:
         """The longest that a block took; 0 where it has not been done."""

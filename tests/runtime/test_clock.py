@@ -77,6 +77,15 @@ def test_what_there_is_no_time_for_is_said_once(now):
     ]
 
 
+def test_what_is_reserved_is_left_out_when_only_verification_has_time(now):
+    clock = Clock(1.0, now=now)
+    clock.fit(40, 0.1)
+    now.seconds = 60.0 - VERIFY_PASSES * 4 - 1
+    assert not clock.is_over("bias correction") and not clock.notes
+    now.seconds += 2
+    assert clock.is_over("bias correction") and "without bias correction" in clock.notes[0]
+
+
 def test_without_a_limit_there_is_always_time(now):
     clock = Clock(now=now)
     assert clock.fit(10**9, 10.0) == 10**9
