@@ -221,7 +221,8 @@ def quantize(
     recipe = recipe or Recipe()
     plan = make_plan(teacher, recipe)
     means = layer_inputs(teacher, plan).values()
-    samples = samples or Feeds([{"x": images()}])
+    batch = teacher.graph.inputs[0].shape[0]
+    samples = samples or Feeds([{"x": images(batch if isinstance(batch, int) else 16)}])
     statistics = calibrate(teacher, list(plan.tensors), samples, 16, means=means)
     qparams = initial_qparams(teacher, plan, statistics, recipe.calibration)
     student = build_student(teacher, plan)
