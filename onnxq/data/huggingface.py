@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxq.errors import DataError
 
-_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Names of Pillow's filters, in the order of their numbers."""
 
 
@@ -48,7 +48,7 @@ def _fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     }
     if config.get("do_resize", True) and "size" in config:
         fields["resize"] = _size(config["size"], path)
-        fields["resample"] = _FILTERS[int(config.get("resample", 2)) % len(_FILTERS)]
+        fields["resample"] = _PILLOW_FILTERS[int(config.get("resample", 2)) % len(_FILTERS)]
     if config.get("do_center_crop") and "crop_size" in config:
         crop = _size(config["crop_size"], path)
         if isinstance(crop, list) and crop[0] != crop[1]:

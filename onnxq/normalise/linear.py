@@ -47,7 +47,7 @@ def out_channels(node: ir.Node) -> int:
     assert weight is not None
     if node.op_type == "ConvTranspose":
         return int(weight.shape[1]) * node.attributes.get_int("group", 1)
-    return int(weight.shape[_channel_axis(node)])
+    return int(weight.shape[_weight_channel_axis(node)])
 
 
 def takes_term(node: ir.Node) -> bool:
@@ -117,7 +117,7 @@ def times_factor(editor: Editor, node: ir.Node, scale: np.ndarray) -> ir.Value:
     return editor.initializer(f"{node.name}_weight", scaled.astype(weight.dtype))
 
 
-def _channel_axis(node: ir.Node) -> int:
+def _weight_channel_axis(node: ir.Node) -> int:
     if node.op_type == "MatMul":
         return 1
     if node.op_type == "Gemm":
@@ -133,7 +133,7 @@ def _along_channels(node: ir.Node, vector: np.ndarray, weight: np.ndarray) -> np
         per_group = np.repeat(vector.reshape(groups, -1), weight.shape[0] // groups, axis=0)
         return per_group.reshape(weight.shape[:2] + (1,) * (weight.ndim - 2))
     shape = [1] * weight.ndim
-    shape[_channel_axis(node)] = -1
+    shape[_weight_channel_axis(node)] = -1
     return vector.reshape(shape)
 
 
