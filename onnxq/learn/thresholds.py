@@ -35,7 +35,7 @@ from onnxq.student.qparams import QParams, is_on_grid, quantized_inputs, range_i
 
 SHIFT_MIN, SHIFT_MAX = -0.2, 0.4
 
-WIDTH, SHIFT, WEIGHT = "width:", "shift:", "weight:"
+WIDTH, SHIFT, THRESHOLD = "width:", "shift:", "weight:"
 
 
 class ThresholdScales:
@@ -72,11 +72,11 @@ class ThresholdScales:
                 shift = (now.lowest - seen.lowest) / seen.width
                 self.values[SHIFT + name] = np.asarray(shift, np.float32)
         for weight, largest in self._largest.items():
-            self.values[WEIGHT + weight] = np.asarray(start.thresholds[weight] / largest)
+            self.values[THRESHOLD + weight] = np.asarray(start.thresholds[weight] / largest)
         self.units: dict[str, FloatArray | np.float32] = {
             **{WIDTH + name: np.float32(full[name].width) for name in self._tensors},
             **{SHIFT + name: np.float32(full[name].width) for name in self._tensors},
-            **{WEIGHT + w: largest for w, largest in self._largest.items()},
+            **{THRESHOLD + w: largest for w, largest in self._largest.items()},
         }
         self.project()
 
@@ -88,7 +88,7 @@ class ThresholdScales:
             if spec.quantizer.has_lowest:
                 self._project_shift(name)
         for weight, layer in self._layers.items():
-            alpha = self.values[WEIGHT + weight]
+            alpha = self.values[THRESHOLD + weight]
             np.clip(alpha, smallest_share(layer.num_bits), 1.0, out=alpha)
 
     def _project_shift(self, name: str) -> None:
@@ -104,7 +104,7 @@ class ThresholdScales:
 
     def _thresholds(self) -> dict[str, FloatArray]:
         return {
-            weight: np.asarray(self.values[WEIGHT + weight] * largest, np.float32)
+            weight: np.asarray(self.values[THRESHOLD + weight] * largest, np.float32)
             for weight, largest in self._largest.items()
         }
 
@@ -140,5 +140,5 @@ class ThresholdScales:
                 layer.num_bits,
                 layer.axis,
             )
-            result[WEIGHT + weight] = gradient * self._largest[weight]
+            result[THRESHOLD + weight] = gradient * self._largest[weight]
         return result
