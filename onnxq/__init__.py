@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq.api import *  # noqa: F403 - that they can be looked up
+
+__version__ = version("onnxq")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """The public names, which `import onnxq` loads at first use."""
 
+from onnxq import __version__
 from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.distillation import distill
 from onnxq.distillation.result import DistillResult
@@ -22,7 +23,6 @@ from onnxq.verify.benchmark import benchmark
 from onnxq.verify.compare import compare
 from onnxq.verify.evaluate import evaluate
 from onnxq.verify.result import Result
-from onnxq.version import VERSION as __version__
 
 __all__ = [
     "DataError",

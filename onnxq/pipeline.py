@@ -16,8 +16,7 @@ import onnx_ir as ir
 
 from onnxq.data.preprocess import Preprocess
 from onnxq.data.samples import notes_on_samples, open_samples, split_samples
-from onnxq.export.compact import export
-from onnxq.export.estimate import check_plan, leaves_layers_float, variant_bytes
+from onnxq.export.compact import check_plan, export, leaves_layers_float, variant_bytes
 from onnxq.export.interface import restore_types
 from onnxq.export.save import check_files, locked, save_model, try_to_save
 from onnxq.forms.fallback import after_learning, fall_back, fallback_notes, learning_share, slack

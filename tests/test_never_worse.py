@@ -77,7 +77,7 @@ def test_a_file_that_turns_out_no_smaller_is_refused_before_learning(tmp_path, d
     tiny = build(ONE_LAYER, {"w": (8, 3, 3, 3)})
     ir.save(tiny, tmp_path / "tiny.onnx")
     monkeypatch.setattr("onnxq.verify.result.file_bytes", lambda _: 500)
-    monkeypatch.setattr("onnxq.export.estimate.CLOSE_IN_SIZE", 0.0)
+    monkeypatch.setattr("onnxq.export.compact.CLOSE_IN_SIZE", 0.0)
     monkeypatch.setattr("onnxq.pipeline.learn", lambda *_, **__: pytest.fail("learned"))
     with pytest.raises(WorseError, match=r"would have [\d,]+ bytes, and '.*tiny.onnx' has 500: "):
         compress(tmp_path / "tiny.onnx", data, QUICK, out=tmp_path / "out.onnx")

@@ -6,9 +6,9 @@ import importlib
 
 import click
 
+from onnxq import __version__
 from onnxq.cli.errors import SentenceGroup
 from onnxq.options.option import VERBS
-from onnxq.version import VERSION
 
 __all__ = ["main"]
 
@@ -36,6 +36,6 @@ class LazyGroup(SentenceGroup):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
 )
-@click.version_option(VERSION, prog_name="onnxq")
+@click.version_option(__version__, prog_name="onnxq")
 def main() -> None:
     """Compress float ONNX models into smaller, faster ones that stock ONNX Runtime runs."""

@@ -9,8 +9,7 @@ import click
 
 from onnxq.cli.command import PATH, table_command
 from onnxq.cli.errors import require_model
-from onnxq.cli.progress import make_progress
-from onnxq.cli.start import preprocess_from_flags, start_log, use_cores
+from onnxq.cli.start import make_progress, preprocess_from_flags, start_log, use_cores
 
 
 @table_command("compare")

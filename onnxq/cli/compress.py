@@ -11,9 +11,9 @@ import click
 
 from onnxq.cli.command import PATH, option_sources, recipe_from_flags, table_command
 from onnxq.cli.errors import require_model, stopped_sentence
-from onnxq.cli.progress import make_progress
 from onnxq.cli.start import (
     check_samples,
+    make_progress,
     preprocess_from_flags,
     say_engine,
     start_log,

@@ -13,9 +13,18 @@ from pathlib import Path
 from onnxq.data.arrays import fixed_batch
 from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.network import FloatNetwork
-from onnxq.distillation.pairing import Pairing, of_batch, pair_inputs, pair_models
 from onnxq.distillation.result import DistillMetrics, DistillResult, make_metrics, write_metadata
-from onnxq.distillation.stage import FILE, Subject, check_gradients, find_fault, names_budget
+from onnxq.distillation.stage import (
+    FILE,
+    Pairing,
+    Subject,
+    check_gradients,
+    find_fault,
+    names_budget,
+    of_batch,
+    pair_inputs,
+    pair_models,
+)
 from onnxq.distillation.training import make_budget
 from onnxq.errors import WorseError
 from onnxq.export.compact import store_halves

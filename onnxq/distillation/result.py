@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxq import __version__
 from onnxq.data.preprocess import Preprocess
 from onnxq.distillation.training import Distilled
 from onnxq.errors import OutputError
@@ -18,7 +19,6 @@ from onnxq.options.contradictions import OF_DISTILLATION
 from onnxq.options.recipe import Recipe
 from onnxq.synthesise.images import Synthesis
 from onnxq.train.held_out import Score
-from onnxq.version import VERSION
 
 METADATA_KEY = "onnxq.distillation"
 """The key of a student's metadata under which options and metrics are kept as JSON."""
@@ -156,7 +156,7 @@ def write_metadata(
 def metadata_text(metrics: DistillMetrics, recipe: Recipe, init: str) -> str:
     """How the student was made, for its file's metadata: no times and no paths."""
     entries = {"figures": metrics.to_fields(), "options": options_of(recipe, init)}
-    return json.dumps({**entries, "version": VERSION}, sort_keys=True, separators=(",", ":"))
+    return json.dumps({**entries, "version": __version__}, sort_keys=True, separators=(",", ":"))
 
 
 def _finite(score: float) -> float | None:

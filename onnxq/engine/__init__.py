@@ -2,6 +2,6 @@
 
 from onnxq.engine.engine import Engine
 from onnxq.engine.kernels import describe_engine, resolve_engine
-from onnxq.engine.ungradable import ungradable_nodes
+from onnxq.engine.reverse import ungradable_nodes
 
 __all__ = ["Engine", "describe_engine", "resolve_engine", "ungradable_nodes"]

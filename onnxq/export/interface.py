@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxq import __version__
 from onnxq.data.preprocess import METADATA_KEY as PREPROCESS_KEY
 from onnxq.data.preprocess import Preprocess
 from onnxq.export.save import model_bytes
@@ -18,7 +19,6 @@ from onnxq.load.structure import COMPRESSED_KEY
 from onnxq.normalise.infer_shapes import InferShapes
 from onnxq.options.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.options.recipe import Recipe
-from onnxq.version import VERSION
 
 INSIDE = ".float32"
 """Suffix of an input or output in the type that the model computes in."""
@@ -142,7 +142,7 @@ def own_metadata(
         preprocess: how an image becomes its input; None where nobody said it.
         spelt_out: whether options at their defaults are stated too.
     """
-    entries = {COMPRESSED_KEY: VERSION, RECIPE_KEY: recipe.to_json(spelt_out=spelt_out)}
+    entries = {COMPRESSED_KEY: __version__, RECIPE_KEY: recipe.to_json(spelt_out=spelt_out)}
     return entries | preprocess_metadata(preprocess)
 
 

@@ -1,7 +1,7 @@
 """Cross-layer equalization of the normalised model.
 
 Per-tensor scales are too coarse for channels of small range. Rescaling channels from layer to layer
-equalizes the ranges without changing the function (numerics/equalization.py).
+equalizes the ranges without changing the function (numerics/corrections.py).
 
 ReLU6, Clip(0, 6), breaks f(sx) = s·f(x) at its upper bound. There are two ways around that:
 
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from onnxq.calibrate.calibrator import TensorStatistics
 from onnxq.graph.cut import dependents
 from onnxq.graph.facts import DEFAULT_DOMAINS, input_at, scalar
-from onnxq.numerics.equalization import (
+from onnxq.numerics.corrections import (
     Link,
     equalization_scales,
     scale_input,

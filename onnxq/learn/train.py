@@ -14,10 +14,9 @@ from onnxq.engine import Engine, ungradable_nodes
 from onnxq.forms.variant import Variant
 from onnxq.learn.codebooks import CodebookTables
 from onnxq.learn.frozen import TrainableSuffix, freeze
-from onnxq.learn.step_sizes import StepSizes
-from onnxq.learn.thresholds import ThresholdScales
+from onnxq.learn.ranges import StepSizes, ThresholdScales
 from onnxq.learn.weights import FreeValues, LatentWeights
-from onnxq.numerics.bias_correction import shift_weight_gradient
+from onnxq.numerics.corrections import shift_weight_gradient
 from onnxq.numerics.quantizers import FloatArray, Range
 from onnxq.plan.spec import LayerSpec, Plan
 from onnxq.progress import Progress

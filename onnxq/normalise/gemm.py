@@ -18,7 +18,7 @@ from onnxq.graph.facts import (
     static_dim,
 )
 from onnxq.graph.scaled_weight import shares, weight_array
-from onnxq.normalise.linear import times_factor
+from onnxq.normalise.affine import times_factor
 from onnxq.normalise.passes import NodePass
 from onnxq.normalise.spatial import is_pointwise
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, Template
 
+from onnxq import __version__
 from onnxq.errors import OutputError
 from onnxq.options.recipe import recipe_toml
 from onnxq.report.inspection import LayerRow, plan_rows
@@ -26,7 +27,6 @@ from onnxq.report.sections import (
 from onnxq.report.text import size_text
 from onnxq.runtime.temporary import write_whole
 from onnxq.verify.result import Result
-from onnxq.version import VERSION
 
 PAGE = "report.html"
 """The page's file in the folder of a report."""
@@ -102,7 +102,7 @@ def render(model: Path, out: Path, result: Result) -> str:
     made = result.synthesis
     sheet = None if made is None else contact_sheet(made)
     return template("report.html.j2").render(
-        version=VERSION,
+        version=__version__,
         model=model.name,
         out=out.name,
         metrics=metric_rows(result.metrics),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxq import __version__
 from onnxq.errors import OutputError
 from onnxq.report.html import cannot_write, make_folder, template
 from onnxq.report.sections import Chart, Line, make_chart
@@ -19,7 +20,6 @@ from onnxq.report.text import number_text, size_text
 from onnxq.runtime.temporary import write_whole
 from onnxq.search.goal import find_frontier
 from onnxq.search.table import FLOAT, TITLES, Effect, Row, Setting, SweepTable
-from onnxq.version import VERSION
 
 PALE, DEEP = (240, 245, 250), (16, 56, 104)
 """Colours of the least and of the greatest value, RGB."""
@@ -159,7 +159,7 @@ def write_pictures(folder: Path, model: Path, table: SweepTable) -> None:
 def render(model: Path, table: SweepTable) -> str:
     """The HTML text; it loads nothing from elsewhere."""
     return template("sensitivity.html.j2").render(
-        version=VERSION,
+        version=__version__,
         model=model.name,
         samples=table.samples,
         made=table.synthetic,

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.codebook import Codebook, look_up
+from onnxq.numerics.corrections import weight_error_shift
 from onnxq.numerics.quantizers import FloatArray, Range, fake_quant_weight, weight_scale
 from onnxq.plan.spec import LayerSpec, TensorSpec
 

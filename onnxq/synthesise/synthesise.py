@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from onnxq import __version__
 from onnxq.data.preprocess import Preprocess
 from onnxq.errors import ModelError
 from onnxq.progress import Progress
@@ -39,7 +40,6 @@ from onnxq.synthesise.subject import (
     find_subject,
 )
 from onnxq.train.checkpoint import Checkpoint
-from onnxq.version import VERSION
 
 STEPS = 600
 """Of the generator, where the clock allows."""
@@ -143,7 +143,7 @@ class Generating:
         opset = self._subject.model.opset_imports[""]
         model = stand_alone(generator, training.parameters, opset)
         made = {
-            "version": VERSION,
+            "version": __version__,
             "batch": self._size,
             "steps": training.steps,
             "weights": self.synthesis.weights,

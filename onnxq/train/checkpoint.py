@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxq import __version__
 from onnxq.data.preprocess import Preprocess
 from onnxq.engine import resolve_engine
 from onnxq.errors import OnnxqError, OutputError, WorseError
@@ -22,7 +23,6 @@ from onnxq.runtime.dataset import Samples
 from onnxq.runtime.session import Arrays
 from onnxq.runtime.temporary import temporary_folder
 from onnxq.train.held_out import Point
-from onnxq.version import VERSION
 
 STATE = "state"
 IDENTITY = "identity"
@@ -249,7 +249,7 @@ class Job:
             "recipe": self.recipe.to_json(),
             "engine": self.engine,
             "layers": hashlib.sha256("\n".join(layers).encode()).hexdigest(),
-            "version": VERSION,
+            "version": __version__,
         }
         return Checkpoint(checkpoint_folder(self.out), identity)
 

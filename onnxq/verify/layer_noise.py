@@ -25,8 +25,8 @@ from onnxq.errors import ModelError
 from onnxq.forms.equalize import find_pairs
 from onnxq.graph.facts import constant
 from onnxq.graph.operators import TABLE, activation_bounds, weight_index
+from onnxq.numerics.corrections import scale_input, scale_output
 from onnxq.numerics.distances import Noise
-from onnxq.numerics.equalization import scale_input, scale_output
 from onnxq.plan.layers import Layer, find_layers
 from onnxq.progress import Progress
 from onnxq.runtime.dataset import Samples, first

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxq.cli import progress
+from onnxq.cli import start as start_module
 from tests.cli.conftest import start
 from tools.architectures import resnet
 from tools.training import untrained_model
@@ -32,7 +32,7 @@ def test_a_student_learns_from_images(
     onnxq, onnxq_process, monkeypatch, sample_models, narrow, unlabelled, labelled, tmp_path
 ):
     # A line for every step: a fast machine is done before the second one is due.
-    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(start_module, "SECONDS", 0.0)
     teacher, out = sample_models / "digits_resnet.onnx", tmp_path / "o.onnx"
     done = onnxq(
         "distill", teacher, narrow, "--data", unlabelled, "-o", out, "--samples", 256,

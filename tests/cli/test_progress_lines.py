@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from onnxq.cli import progress
-from onnxq.cli.progress import Lines
+from onnxq.cli import start as start_module
+from onnxq.cli.start import Lines
 
 
 def test_a_stage_says_something_every_few_seconds(monkeypatch: pytest.MonkeyPatch, capsys):
     now = iter([100.0, 100.5, 101.9, 102.1, 103.0, 110.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(start_module.time, "monotonic", lambda: next(now))
     lines = Lines()
     lines.start("learn", 10)
     for done in range(5):

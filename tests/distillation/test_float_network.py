@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.data.files import read_rows
-from onnxq.distillation.network import PREFIX, BatchStatistics, FloatNetwork, rename
-from onnxq.distillation.parameters import BIAS, SCALE, WEIGHT, draw, find_parameters
+from onnxq.distillation.network import (
+    BIAS,
+    PREFIX,
+    SCALE,
+    WEIGHT,
+    BatchStatistics,
+    FloatNetwork,
+    draw,
+    find_parameters,
+    rename,
+)
 from onnxq.engine import Engine
 from onnxq.errors import ModelError
 from onnxq.normalise.infer_shapes import InferShapes

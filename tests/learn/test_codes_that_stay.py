@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import Quantized, quantize, small_graph
 
-from onnxq.learn.step_sizes import WEIGHT_STEP, StepSizes
+from onnxq.learn.ranges import WEIGHT_STEP, StepSizes
 from onnxq.learn.train import Trained
 from onnxq.learn.weights import VALUE, LatentWeights
 from onnxq.numerics.quantizers import WEIGHT, per_channel, quantize_weight, weight_scale

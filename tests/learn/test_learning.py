@@ -15,7 +15,7 @@ from onnxq.forms.variant import PLAIN, Variant
 from onnxq.learn import frozen
 from onnxq.learn.frozen import TrainableSuffix
 from onnxq.learn.learn import learn
-from onnxq.learn.thresholds import SHIFT
+from onnxq.learn.ranges import SHIFT
 from onnxq.learn.train import Learning, Trained, make_parts
 from onnxq.numerics.quantizers import Range
 from onnxq.options.recipe import Recipe

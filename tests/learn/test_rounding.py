@@ -26,7 +26,7 @@ from onnxq.learn.gptq import cuts
 from onnxq.learn.gptq import reconstruct as module
 from onnxq.learn.gptq.reconstruct import NO_GAIN, reconstruct
 from onnxq.learn.learn import learn
-from onnxq.learn.thresholds import WEIGHT, ThresholdScales
+from onnxq.learn.ranges import ThresholdScales
 from onnxq.learn.train import NO_GAIN as GAINED_NOTHING
 from onnxq.numerics.quantizers import fake_quant_weight
 from onnxq.options.recipe import Recipe
@@ -188,10 +188,10 @@ def test_a_stage_that_won_nothing_is_named_to_who_asked_for_it(tmp_path, asked):
 def test_thresholds_of_weights_on_their_grid_stay(ready, fitted):
     numbers = replace(ready.variant, qparams=fitted.qparams, score=fitted.score)
     scales = ThresholdScales(ready.variant.student.plan, fitted.qparams, numbers.full_ranges())
-    assert not [key for key in scales.values if key.startswith(WEIGHT)]
+    assert not [key for key in scales.values if key.startswith(THRESHOLD)]
     start = ready.variant.qparams
     scales = ThresholdScales(ready.variant.student.plan, start, numbers.full_ranges())
-    assert [key for key in scales.values if key.startswith(WEIGHT)]
+    assert [key for key in scales.values if key.startswith(THRESHOLD)]
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_graphs import Quantized, images, quantize, run, small_graph, whole_slopes
 
 from onnxq.engine import Engine
-from onnxq.learn.step_sizes import LOWEST, STEP, WEIGHT_STEP, StepSizes
+from onnxq.learn.ranges import LOWEST, STEP, WEIGHT_STEP, StepSizes
 from onnxq.learn.train import Trained
 from onnxq.numerics.quantizers import WEIGHT, per_channel
 from onnxq.options.recipe import Recipe

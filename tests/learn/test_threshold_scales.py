@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_graphs import Quantized, images, quantize, run, small_graph, whole_slopes
 
 from onnxq.engine import Engine
-from onnxq.learn.thresholds import (
+from onnxq.learn.ranges import (
     SHIFT,
     SHIFT_MAX,
     SHIFT_MIN,
@@ -20,8 +20,8 @@ from onnxq.learn.thresholds import (
     ThresholdScales,
 )
 from onnxq.learn.train import Trained
-from onnxq.numerics.bias_correction import weight_error_shift
 from onnxq.numerics.clip_mse import smallest_share
+from onnxq.numerics.corrections import weight_error_shift
 from onnxq.numerics.quantizers import Range, weight_threshold_max
 from onnxq.options.recipe import Recipe
 from onnxq.student.qparams import bias_name, range_feeds

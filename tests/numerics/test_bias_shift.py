@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.numerics.bias_correction import shift_weight_gradient, weight_error_shift
+from onnxq.numerics.corrections import shift_weight_gradient, weight_error_shift
 
 
 def conv_1x1(weight: np.ndarray, x: np.ndarray, groups: int) -> np.ndarray:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.numerics.equalization import (
+from onnxq.numerics.corrections import (
     SCALE_LIMIT,
     Link,
     equalization_scales,

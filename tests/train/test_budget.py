@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_graphs import Quantized, quantize, small_graph
 
-from onnxq.learn.step_sizes import LOWEST, STEP, WEIGHT_STEP, StepSizes
+from onnxq.learn.ranges import LOWEST, STEP, WEIGHT_STEP, StepSizes
 from onnxq.learn.train import Trained, make_parts
 from onnxq.learn.weights import BIAS, VALUE
 from onnxq.options.recipe import Recipe

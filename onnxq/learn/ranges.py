@@ -1,25 +1,4 @@
-"""Learned step sizes (LSQ): the range of every activation and the scale of every weight.
-
-Esser et al., "Learned Step Size Quantization", 2020, and Li et al., DFQF, 2020, equations 10 and
-11. The logarithm of the step is trained, so that no step turns negative:
-
-    step = step_0 exp(v),   dL/dv = step dL/dstep
-
-| quantizer | trained | meaning |
-|---|---|---|
-| weight, per tensor or channel | v | T = T_0 exp(v), step = T / (2^(n-1) - 1) |
-| positive or symmetric | v | width = width_0 exp(v) |
-| asymmetric | v | likewise |
-| | u | lowest = lowest_0 + u width_0, lowest <= 0 <= lowest + width |
-
-Weights that lie on their grid, as GPTQ leaves them, keep their integers and scale with the step:
-
-    w = w_0 exp(v),   dL/dv = sum of W~ dL/dW~
-
-LSQ divides the gradient of a step by sqrt(N Q_max), where N counts the weights that share it, or
-the elements of one sample. A step then moves as fast as the weights, relative to its size. Plain
-gradient descent needs this factor (`damping`); Adam would cancel it.
-"""
+"""Trained ranges of activations and scales of weights: FAT's thresholds and LSQ's step sizes."""
 
 from __future__ import annotations
 
@@ -27,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxq.numerics.clip_mse import smallest_share
 from onnxq.numerics.quantizers import (
     WEIGHT,
     FloatArray,
@@ -35,9 +15,121 @@ from onnxq.numerics.quantizers import (
     per_channel,
     weight_scale,
     weight_threshold_gradient,
+    weight_threshold_max,
 )
 from onnxq.plan.spec import LayerSpec, Plan, TensorSpec
 from onnxq.student.qparams import QParams, is_on_grid, quantized_inputs, range_inputs
+
+SHIFT_MIN, SHIFT_MAX = -0.2, 0.4
+
+WIDTH, SHIFT, THRESHOLD = "width:", "shift:", "weight:"
+
+
+class ThresholdScales:
+    """The trained values of all thresholds, and their chain rule.
+
+    Args:
+        plan: the plan.
+        start: the quantization parameters to start from; only ranges and thresholds are trained.
+        full: the range of all values that calibration saw, by tensor name.
+
+    Attributes:
+        values: alpha by key, float32, () or, for weights, (channels,).
+        units: the width or threshold for alpha = 1, by key.
+    """
+
+    group = "thresholds"
+
+    def __init__(self, plan: Plan, start: QParams, full: Mapping[str, Range]) -> None:
+        self._tensors = plan.tensors
+        self._layers = {
+            s.weight: s
+            for s in plan.product_layers()
+            if s.codebook is None and not is_on_grid(s, start)
+        }
+        self._full = full
+        self._largest = {
+            w: weight_threshold_max(start.weights[w], s.axis) for w, s in self._layers.items()
+        }
+        self.values: dict[str, np.ndarray] = {}
+        for name, spec in self._tensors.items():
+            seen, now = full[name], start.ranges[name]
+            self.values[WIDTH + name] = np.asarray(now.width / seen.width, np.float32)
+            if spec.quantizer.has_lowest:
+                shift = (now.lowest - seen.lowest) / seen.width
+                self.values[SHIFT + name] = np.asarray(shift, np.float32)
+        for weight, largest in self._largest.items():
+            self.values[THRESHOLD + weight] = np.asarray(start.thresholds[weight] / largest)
+        self.units: dict[str, FloatArray | np.float32] = {
+            **{WIDTH + name: np.float32(full[name].width) for name in self._tensors},
+            **{SHIFT + name: np.float32(full[name].width) for name in self._tensors},
+            **{THRESHOLD + w: largest for w, largest in self._largest.items()},
+        }
+        self.project()
+
+    def project(self) -> None:
+        """Clip every value to its interval in the table at the head of this module, in place."""
+        for name, spec in self._tensors.items():
+            width = self.values[WIDTH + name]
+            np.clip(width, smallest_share(spec.num_bits), 1.0, out=width)
+            if spec.quantizer.has_lowest:
+                self._project_shift(name)
+        for weight, layer in self._layers.items():
+            alpha = self.values[THRESHOLD + weight]
+            np.clip(alpha, smallest_share(layer.num_bits), 1.0, out=alpha)
+
+    def _project_shift(self, name: str) -> None:
+        seen = self._full[name]
+        shift, width = self.values[SHIFT + name], self.values[WIDTH + name]
+        np.clip(shift, SHIFT_MIN, min(SHIFT_MAX, -seen.lowest / seen.width), out=shift)
+        np.maximum(shift, -seen.lowest / seen.width - width, out=shift)
+
+    def qparams(self, base: QParams) -> QParams:
+        """A copy with the trained ranges and thresholds."""
+        ranges = {name: self._range(spec) for name, spec in self._tensors.items()}
+        return base.with_ranges(ranges).with_thresholds(self._thresholds())
+
+    def _thresholds(self) -> dict[str, FloatArray]:
+        return {
+            weight: np.asarray(self.values[THRESHOLD + weight] * largest, np.float32)
+            for weight, largest in self._largest.items()
+        }
+
+    def _range(self, spec: TensorSpec) -> Range:
+        seen = self._full[spec.name]
+        width = float(self.values[WIDTH + spec.name]) * seen.width
+        shift = self.values.get(SHIFT + spec.name, 0.0)
+        return spec.quantizer.range(seen.lowest + float(shift) * seen.width, width)
+
+    def parameter_names(self) -> list[str]:
+        """The student's inputs whose gradients are needed."""
+        return quantized_inputs(self._tensors.values(), self._layers.values())
+
+    def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
+        """dL/d alpha by key.
+
+        Args:
+            found: dL/d range parameter and dL/d weight by the student's input name.
+            now: the quantization parameters at which they were computed.
+        """
+        result: dict[str, np.ndarray] = {}
+        for name, spec in self._tensors.items():
+            width, names = self._full[name].width, range_inputs(spec)
+            slope = found[names[-1]] * (width * spec.quantizer.share)
+            result[WIDTH + name] = np.asarray(slope, np.float32)
+            if spec.quantizer.has_lowest:
+                result[SHIFT + name] = np.asarray(found[names[0]] * width, np.float32)
+        for weight, layer in self._layers.items():
+            gradient = weight_threshold_gradient(
+                found[weight],
+                now.weights[weight],
+                now.thresholds[weight],
+                layer.num_bits,
+                layer.axis,
+            )
+            result[THRESHOLD + weight] = gradient * self._largest[weight]
+        return result
+
 
 STEP, LOWEST, WEIGHT_STEP = "step:", "lowest:", "weight-step:"
 
