@@ -26,7 +26,7 @@ from onnxq.learn.gptq import cuts
 from onnxq.learn.gptq import reconstruct as module
 from onnxq.learn.gptq.reconstruct import NO_GAIN, reconstruct
 from onnxq.learn.learn import learn
-from onnxq.learn.ranges import ThresholdScales
+from onnxq.learn.ranges import THRESHOLD, ThresholdScales
 from onnxq.learn.train import NO_GAIN as GAINED_NOTHING
 from onnxq.numerics.quantizers import fake_quant_weight
 from onnxq.options.recipe import Recipe
