@@ -39,6 +39,7 @@ from onnxq.runtime.clock import PASS, Clock, TimeLeft, cuts
 from onnxq.runtime.costs import Costs, stage
 from onnxq.runtime.dataset import Samples
 from onnxq.search.evaluator import TrialCache
+from onnxq.search.search import SearchResult
 from onnxq.search.stage import SearchStage
 from onnxq.search.sweep import sweep_variant
 from onnxq.search.table import SweepTable
@@ -145,15 +146,10 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             _export(job, original, variant)
         found = None
         if recipe.searches:
-            augment = partial(
-                augmentation, teacher=targets.teacher, original=original, synthetic=synthetic
-            )
-            trial = Trial(targets.train, size, augment, clock, progress)
-            sweep = partial(sweep_variant, variant, held_out, size, progress, synthetic=synthetic)
-            cache = TrialCache(checkpoint, resume=job.resume)
-            found = SearchStage(
-                recipe, variant, quantize, sweep, trial, file_bytes(job.model), variant_bytes, cache
-            ).run()
+            found = _search(
+                job, original, variant, quantize, targets, held_out, size, checkpoint, clock,
+                synthetic=synthetic,
+            )  # fmt: skip
             variant = requantize(variant, found.recipe, quantize)
             notes += found.notes()
         left = clock.left(learning_share(variant))
@@ -186,6 +182,31 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             save_model(model, job.out)
     plan, told = variant.student.plan, list(metrics.notes)
     return Result(model, job.out, metrics, variant.recipe, plan, told, synthesis, unsaved)
+
+
+def _search(
+    job: Job,
+    original: Original,
+    variant: Variant,
+    quantize: Quantization,
+    targets: Targets,
+    held_out: Samples,
+    size: int,
+    checkpoint: Checkpoint | None,
+    clock: Clock,
+    *,
+    synthetic: bool,
+) -> SearchResult:
+    """A recipe with a setting for each layer, found by trials of whole models in the best form."""
+    progress = job.progress
+    augment = partial(augmentation, teacher=targets.teacher, original=original, synthetic=synthetic)
+    trial = Trial(targets.train, size, augment, clock, progress)
+    sweep = partial(sweep_variant, variant, held_out, size, progress, synthetic=synthetic)
+    cache = TrialCache(checkpoint, resume=job.resume)
+    search = SearchStage(
+        job.recipe, variant, quantize, sweep, trial, file_bytes(job.model), variant_bytes, cache
+    )
+    return search.run()
 
 
 @stage("load, normalise")

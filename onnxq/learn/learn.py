@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from onnxq.forms.variant import Variant
@@ -145,10 +145,7 @@ def learn(
     found = Learned(variant.score, variant.score, qparams=variant.qparams)
     for stage in stages:
         last = stage is stages[-1]
-        seconds = max(0.0, budget.max_seconds - found.seconds)
-        left = replace(budget, max_seconds=seconds if last else FIRST_SHARE * seconds)
-        if ROUNDING in stages[stages.index(stage) + 1 :]:
-            left = replace(left, most_passes=FIRST_PASSES)
+        left = _budget_of(stage, stages, budget, found.seconds)
         if max(0.0, left.max_seconds) < budget.least_seconds:
             found.notes.append(left_out(f"the learning of {' and '.join(sorted(stage))}"))
             continue
@@ -170,6 +167,18 @@ def learn(
         # With `auto` nobody asked for a single method: that one gained nothing is no news.
         found.notes = [note for note in found.notes if not note.endswith(NOTHING_WON)]
     return found
+
+
+def _budget_of(
+    stage: frozenset[str], stages: Sequence[frozenset[str]], budget: Budget, spent: float
+) -> Budget:
+    """What one of the stages may take, where those before it took so many seconds."""
+    seconds = max(0.0, budget.max_seconds - spent)
+    last = stage is stages[-1]
+    left = replace(budget, max_seconds=seconds if last else FIRST_SHARE * seconds)
+    if ROUNDING in stages[stages.index(stage) + 1 :]:
+        return replace(left, most_passes=FIRST_PASSES)
+    return left
 
 
 TRIAL_EPOCHS = 2
