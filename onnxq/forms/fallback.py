@@ -273,7 +273,7 @@ def fall_back(
         factor: of the limit; above 1 where training follows.
     """
     limit = factor * error_limit(variant.model)
-    if not _too_far(variant, factor) or not quantize.has_time():
+    if not _too_far(variant, factor) or not quantize.has_time(measured=True):
         return variant
     every = _with_every_layer(variant, quantize)
     plan = every.student.plan
@@ -291,7 +291,7 @@ def fall_back(
         if names != tried:
             tried = names
             found.append(_again(variant, quantize, every.statistics, names))
-        if found[-1].score <= limit or not quantize.has_time():
+        if found[-1].score <= limit or not quantize.has_time(measured=True):
             break
     # Weights alone may cost more than the limit: what gains little is not worth floats.
     enough = max(limit, WORTHLESS_GAIN * min(each.score for each in found))

@@ -117,6 +117,12 @@ class Quantization:
         with self.clock.timed(CORRECTION):
             return variant.with_corrected_biases(trial=not brief).scored(brief=brief)
 
-    def has_time(self) -> bool:
-        """Whether there is time to quantize another form; a note says where there was none."""
+    def has_time(self, *, measured: bool = False) -> bool:
+        """Whether there is time to quantize another form; a note says where there was none.
+
+        Args:
+            measured: whether the form's tensors are calibrated already: no pass is needed then.
+        """
+        if measured:
+            return self.clock.has_time((), "further tensors in float")
         return self.clock.has_time((CALIBRATION, CORRECTION), "further forms of the model")

@@ -155,8 +155,8 @@ class Quantize(Protocol):
             brief: whether few samples are enough, to calibrate and to score on.
         """
 
-    def has_time(self) -> bool:
-        """Whether there is time to quantize another form; a note says where there was none."""
+    def has_time(self, *, measured: bool = False) -> bool:
+        """Whether there is time for another form, or for one whose tensors are measured."""
 
     def calibrate(
         self, name: str, model: ir.Model, recipe: Recipe, pairs: Sequence[Pair]
