@@ -135,7 +135,7 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             unsaved = try_to_save(synthesis.generator, job.save_generator)
             notes += synthesis.notes
         synthetic, size = synthesis is not None, recipe.batch_size or shard_size(original.model)
-        samples = samples_in_time(original.model, samples, clock, recipe.seed)
+        samples = samples_in_time(original.model, samples, original.batch, clock, recipe.seed)
         costs.set_model(original.model, samples.count, original.batch)
         train, held_out = split(original, samples, recipe)
         targets = run_original(job, original, (train, held_out), folder)

@@ -72,7 +72,7 @@ def files(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"optimizer": "sgd", "lr": {"weights": 0.03, "steps": 0.03}},
+        {"optimizer": "sgd", "lr": {"weights": 0.01, "steps": 0.01}},
         {"augment": ("flip", "shift")},
         {"loss": "distillation"},
         {"learn": ("auto",)},

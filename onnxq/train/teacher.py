@@ -65,17 +65,21 @@ class Teacher:
             yield {**waiting.popleft(), **targets}
 
 
-def samples_in_time(model: ir.Model, samples: Samples, clock: Clock, seed: int) -> Samples:
+def samples_in_time(
+    model: ir.Model, samples: Samples, batch: int | None, clock: Clock, seed: int
+) -> Samples:
     """The samples, or fewer where a run on all of them would not end in time.
 
     Args:
         model: the float model; one batch is run through it, to see how long that takes.
         samples: the samples.
+        batch: samples in a run of the model, where it takes that number alone.
         clock: of the run.
         seed: of the choice.
     """
-    feeds = fed_to(model, next(samples.batches(MICRO_BATCH)))
-    taken = min(len(samples), 1 if samples.batch else MICRO_BATCH) * (samples.batch or 1)
+    timed = samples.in_batches_of(batch)
+    feeds = fed_to(model, next(timed.batches(MICRO_BATCH)))
+    taken = min(len(timed), 1 if timed.batch else MICRO_BATCH) * (timed.batch or 1)
     pool = SessionPool(model)
     pool.run(feeds)
     # The first run of a session takes longer.

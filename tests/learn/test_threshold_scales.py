@@ -15,7 +15,7 @@ from onnxq.learn.ranges import (
     SHIFT,
     SHIFT_MAX,
     SHIFT_MIN,
-    WEIGHT,
+    THRESHOLD,
     WIDTH,
     ThresholdScales,
 )
@@ -219,6 +219,6 @@ def test_gradients_follow_the_engines_loss(symmetric):
 def test_alpha_of_a_weight_is_a_share_of_its_largest_value():
     quantized = made(False)
     scales = scales_of(quantized)
-    scales.values[WEIGHT + "v6"][...] = 0.5
+    scales.values[THRESHOLD + "v6"][...] = 0.5
     largest = weight_threshold_max(quantized.qparams.weights["v6"], 0)
     np.testing.assert_array_equal(scales.qparams().thresholds["v6"], largest / 2)
