@@ -58,7 +58,7 @@ class Engine:
         self._outputs = [loss, *extra_outputs, *found.values()]
         self._reached = list(found)
         self._workers = workers or available_cores()
-        self._session = open_session(whole)
+        self._session = open_session(whole, merge=False)
         self._meter = Meter(model, TRAINING)
         self._inputs = {value.name for value in self._session.get_inputs()}
 

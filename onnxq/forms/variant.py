@@ -75,7 +75,7 @@ class Variant:
         samples, indices = self.held_out_outputs, None
         if brief and len(samples) > COMPARED:
             indices = np.linspace(0, len(samples) - 1, COMPARED).astype(np.int64)
-        return HeldOut(model, samples, self.objective, merge=False).score({}, indices)
+        return HeldOut(model, samples, self.objective).score({}, indices)
 
     def held_out(self) -> HeldOut:
         """Evaluates the student, whose parameters are fed, on the held-out samples."""

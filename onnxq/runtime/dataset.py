@@ -176,11 +176,11 @@ def run_by(
     """A function from batches to a model's outputs; arrays that the model doesn't take are ignored.
 
     Args:
-        model: the model, one session of which is opened.
+        model: the float model or a student, one session of which is opened.
         outputs: names of the outputs wanted; None means all.
         constants: further inputs, the same for every batch.
     """
-    pool, fixed = SessionPool(model, outputs), fed_to(model, constants or {})
+    pool, fixed = SessionPool(model, outputs, merge=False), fed_to(model, constants or {})
     return lambda batches, _: pool.map({**fixed, **fed_to(model, each)} for each in batches)
 
 

@@ -185,7 +185,7 @@ class Suffix:
     def open(self) -> None:
         """Open the session; several threads may run it at once."""
         if self.outputs:
-            self._session = SessionPool(self._model, workers=1)
+            self._session = SessionPool(self._model, workers=1, merge=False)
 
     def close(self) -> None:
         """Close the session and release its memory."""

@@ -35,14 +35,10 @@ class HeldOut:
         student: the student with its loss attached.
         samples: the held-out samples with their target values.
         objective: the loss.
-        merge: as in `open_session`.
     """
 
-    def __init__(
-        self, student: ir.Model, samples: Dataset, objective: Objective, *, merge: bool = True
-    ) -> None:
+    def __init__(self, student: ir.Model, samples: Dataset, objective: Objective) -> None:
         self._student, self._samples, self._objective = student, samples, objective
-        self._merge = merge
         self._pool: SessionPool | None = None
 
     def score(
@@ -63,7 +59,7 @@ class HeldOut:
         """The score and the agreement, on some indices or on all."""
         batches = self._samples.batches(batch_size, indices)
         if self._pool is None:
-            self._pool = SessionPool(self._student, merge=self._merge)
+            self._pool = SessionPool(self._student, merge=False)
         chosen = len(self._samples) if indices is None else len(indices)
         loss, agrees, count = 0.0, 0.0, chosen * (self._samples.batch or 1)
         for found in self._pool.map({**parameters, **feeds} for feeds in batches):

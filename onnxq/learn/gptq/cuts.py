@@ -139,7 +139,9 @@ class Frontier:
         # A part may read none of them.
         read = [str(value.name) for value in part.graph.inputs]
         feeds = ({name: self._at(name, i) for name in read} for i in range(self.runs))
-        for found, others in zip(SessionPool(part, wanted).map(feeds), kept, strict=True):
+        for found, others in zip(
+            SessionPool(part, wanted, merge=False).map(feeds), kept, strict=True
+        ):
             self._keep({name: array for name, array in found.items() if name in keep})
             yield {**others, **found}
 
