@@ -21,7 +21,7 @@ from onnxq.normalise.pipeline import Original
 from onnxq.pipeline import read, run_original, split
 from onnxq.progress import Silent
 from onnxq.runtime.dataset import Samples
-from onnxq.train.budget import recipe_budget, shard_size
+from onnxq.train.budget import STEP_BYTES, recipe_budget, shard_size
 from onnxq.train.checkpoint import Job
 from onnxq.train.held_out import Learned
 from onnxq.verify.metrics import Metrics
@@ -73,7 +73,7 @@ def prepare(
     job = Job(model, data, recipe, Silent(), preprocess)
     original, samples = read(job, [])
     assert samples is not None
-    size = recipe.batch_size or shard_size(original.model)
+    size = recipe.batch_size or shard_size(original.model, limit=STEP_BYTES)
     train, held_out = split(original, samples, recipe)
     targets = run_original(job, original, (train, held_out), folder)
     quantize = Quantization(train, targets, size, smaller=True)

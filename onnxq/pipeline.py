@@ -48,7 +48,7 @@ from onnxq.synthesise.images import Synthesis, check_feeds
 from onnxq.synthesise.subject import recipe_task
 from onnxq.synthesise.synthesise import synthesise
 from onnxq.train.augment import check_augmentation
-from onnxq.train.budget import recipe_budget, shard_size
+from onnxq.train.budget import STEP_BYTES, recipe_budget, shard_size
 from onnxq.train.checkpoint import Checkpoint, Job, make_job, run_folder
 from onnxq.train.objective import find_logits, require_logits
 from onnxq.train.teacher import Targets, find_targets, samples_in_time
@@ -134,7 +134,10 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             samples, synthesis = make_samples(job, original, generator, folder, checkpoint, clock)
             unsaved = try_to_save(synthesis.generator, job.save_generator)
             notes += synthesis.notes
-        synthetic, size = synthesis is not None, recipe.batch_size or shard_size(original.model)
+        synthetic, size = (
+            synthesis is not None,
+            recipe.batch_size or shard_size(original.model, limit=STEP_BYTES),
+        )
         samples = samples_in_time(original.model, samples, original.batch, clock, recipe.seed)
         costs.set_model(original.model, samples.count, original.batch)
         train, held_out = split(original, samples, recipe)
@@ -332,7 +335,7 @@ def sensitivity(
             clock = Clock(recipe.max_minutes)
             samples, synthesis = make_samples(job, original, saved, folder, None, clock, share=1.0)
             notes += synthesis.notes
-        size = recipe.batch_size or shard_size(original.model)
+        size = recipe.batch_size or shard_size(original.model, limit=STEP_BYTES)
         train, held_out = split(original, samples, recipe)
         targets = run_original(job, original, (train, held_out), folder)
         quantize = Quantization(train, targets, size, progress=job.progress)

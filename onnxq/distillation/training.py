@@ -15,10 +15,10 @@ from onnxq.options.recipe import Recipe
 from onnxq.runtime.dataset import Dataset
 from onnxq.runtime.session import Arrays
 from onnxq.train.augment import Transform
-from onnxq.train.budget import Budget, shard_size
+from onnxq.train.budget import SHARDS, Budget, shard_size
 from onnxq.train.checkpoint import Checkpoint
 from onnxq.train.held_out import HeldOut, Score, TrainingHistory
-from onnxq.train.loop import SHARDS, Loop
+from onnxq.train.loop import Loop
 from onnxq.train.objective import Objective
 
 GROUP = "weights"

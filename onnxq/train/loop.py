@@ -22,6 +22,7 @@ from onnxq.train.budget import (
     LEAST_GAIN,
     LONG,
     LOOK_STEPS,
+    SHARDS,
     Budget,
     Values,
 )
@@ -30,8 +31,6 @@ from onnxq.train.held_out import Score, TrainingHistory
 from onnxq.train.objective import Objective
 from onnxq.train.optimizer import CosineRestarts, flattened, nested
 
-SHARDS = 2
-"""Parts of a batch; fixed, so that sums are the same on any number of cores."""
 RESTART_EPOCHS = 4
 """Epochs between restarts of the learning rate and of the optimizer's state (FAT)."""
 STOPPED = "learning stopped after"
@@ -86,7 +85,8 @@ class Loop(ABC, Generic[HistoryT]):
         self._optimizer = budget.make_optimizer(trained)
         # A position of a model of fixed batch is a whole feed, which nothing is stacked with.
         shard = budget.shard_size if train.batch is None else 1
-        self._size = SHARDS * shard
+        self._shards = budget.shards if train.batch is None else SHARDS
+        self._size = self._shards * shard
         short = len(train) % shard if whole_shards and len(train) > shard else 0
         self._used = len(train) - short
         self._steps = -(-self._used // self._size)
@@ -210,7 +210,7 @@ class Loop(ABC, Generic[HistoryT]):
         if self._transform is not None:
             train = Mapped(train, partial(self._transform.apply, epoch=state.epoch))
         stream = train.batches(self._budget.shard_size, order)
-        while shards := [s for _, s in zip(range(SHARDS), stream, strict=False)]:
+        while shards := [s for _, s in zip(range(self._shards), stream, strict=False)]:
             yield shards
 
     def _step(self, shards: list[Arrays], count: int) -> bool:

@@ -21,6 +21,7 @@ from onnxq.train.budget import (
     LONG_STEPS,
     SGD_RATE,
     Budget,
+    recipe_budget,
 )
 from onnxq.train.optimizer import SGD
 
@@ -156,3 +157,10 @@ def test_the_effort_sets_steps_and_whether_training_stops_early():
     # What the epochs are was said.
     assert not Budget(effort="default", epochs=3).stops_early(short)
     assert Budget(effort="default", epochs=3).passes(long, 10) == 3
+
+
+def test_a_batch_has_32_samples_however_many_fit_into_a_run():
+    for size in (1, 2, 8, 16):
+        budget = recipe_budget(Recipe(), size, 1.0)
+        assert budget.shards * budget.shard_size == 32
+    assert recipe_budget(Recipe(batch_size=4), 4, 1.0).shards == 2

@@ -155,6 +155,7 @@ def test_shards_shrink_where_memory_is_short(monkeypatch):
     assert sizes[0] == SHARD_SIZE
     assert 1 < sizes[1] < SHARD_SIZE
     assert sizes[2] == 1
+    assert shard_size(model, limit=10**6) < SHARD_SIZE
 
 
 def test_boxes_do_not_drown_scores(tmp_path):
