@@ -140,14 +140,14 @@ class Search:
     def _next(self, trial: Trial, most: float) -> int:
         """The point of the frontier that should just meet the goal, by the ratio of this trial."""
         factor = allowed_error(most, self.measure, self.slope) / max(trial.effect.error, 1e-12)
-        least, largest = STEPS_UP if self.met(trial) else STEPS_DOWN
-        error = trial.predicted * min(max(factor, least), largest)
         low, high = self._bracket()
         if low is not None and high is not None:
             # Away from both ends, or the search would creep.
             width = high / max(low, 1e-12)
-            error = min(max(error, low * width**0.25), low * width**0.75)
-        return self._point(error)
+            error = trial.predicted * factor
+            return self._point(min(max(error, low * width**0.25), low * width**0.75))
+        least, largest = STEPS_UP if self.met(trial) else STEPS_DOWN
+        return self._point(trial.predicted * min(max(factor, least), largest))
 
     def _bracket(self) -> tuple[float | None, float | None]:
         """The largest error that met the goal, and the smallest above it that didn't."""
