@@ -57,7 +57,7 @@ def first_versions() -> Mapping[str, int]:
 
 
 def check_operators(model: onnx.ModelProto, name: str) -> None:
-    """Refuse a model with custom operators or with quantized ones.
+    """Refuse custom operators, quantized ones, and constants that read a value.
 
     Raises:
         ModelError: names the first such node.
@@ -82,6 +82,12 @@ def check_operators(model: onnx.ModelProto, name: str) -> None:
                 f'The node "{node_label(node)}" of "{name}" is a "{node.op_type}", which ONNX does '
                 f"not have (up to opset {onnx.defs.onnx_opset_version()}); give the model as it "
                 "was exported, before ONNX Runtime's optimizer changed it."
+            )
+        if own and node.op_type == "Constant" and any(node.input):
+            # ONNX Runtime turns constants into initializers before it looks at their inputs.
+            raise ModelError(
+                f'The node "{node_label(node)}" of "{name}" is a "Constant" that reads '
+                f'"{node.input[0]}", where constants have no inputs; export the model again.'
             )
         if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
             raise ModelError(

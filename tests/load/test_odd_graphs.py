@@ -148,3 +148,9 @@ def test_a_model_that_ends_the_process_once_it_runs_is_refused(tmp_path):
     arrays = {"w": np.ones((1, 16, 9), np.float32), "r": np.ones((4, 16), np.float32)}
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(*e[::-1]) for e in arrays.items())
     assert "crashes on the model" in refusal(tmp_path, proto)
+
+
+def test_a_constant_that_reads_a_value_is_refused(tmp_path):
+    proto = parse(f"{SIGNATURE} {{ c = Constant <value_float = 1.0> () y = Add (x, c) }}")
+    proto.graph.node[0].input.append("elsewhere")
+    assert '"c"' in (said := refusal(tmp_path, proto)) and '"elsewhere"' in said
