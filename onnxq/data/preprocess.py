@@ -1,6 +1,8 @@
-"""Preprocessing.
+"""Preprocessing: from an image to the array that the model takes.
 
-From an image to the array that the model takes, as a recipe or `preprocessor_config.json` says.
+The steps are, in this order: RGB (or grey) pixels, resized by the shorter side, cropped in the
+middle, and x = (pixel / 255 − mean) / std for each channel. They are stated by options, or by
+Hugging Face's `preprocessor_config.json`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Reverse mode.
+"""Reverse mode: from a graph with a loss to a graph that also computes the gradients.
 
-From a graph with a loss to a graph that also computes the gradients, or why it can not.
+The nodes between the trainable inputs and the loss are visited from the loss back. Each
+hands the gradients of its outputs on to its inputs by its rule; what several readers hand
+to one value is added up. Where a node between them has no right gradient, that is said first.
 """
 
 from __future__ import annotations

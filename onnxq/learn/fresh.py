@@ -1,4 +1,9 @@
-"""Training samples that are new in every epoch: augmented, or from a generator."""
+"""Training samples that are new in every epoch: augmented, or from a generator.
+
+In each epoch a share of the samples, chosen at random, is replaced by new images. The others stay
+as they were generated first, so that nothing learned on them is forgotten. The new images are on
+disk for one epoch: neither memory nor disk use grows with the number of epochs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,45 @@
-"""Trained ranges of activations and scales of weights: FAT's thresholds and LSQ's step sizes."""
+"""Trained ranges of activations and scales of weights: FAT's thresholds and LSQ's step sizes.
+
+**Thresholds** (FAT): each range and threshold is a share alpha of the calibrated one.
+
+Goncharenko et al., "FAT: Fast Adjustable Threshold for Uniform Neural Network Quantization", 2019,
+corrected for signed values and for integer zero points. Below 8 bits the bound 0.5 is 0.05, since
+with few levels the best threshold clips far more.
+
+| quantizer | trained | meaning | kept in |
+|---|---|---|---|
+| weight, per tensor or channel | alpha | T = alpha max|w| | [0.5, 1] |
+| positive | alpha_R | width = alpha_R R | [0.5, 1] |
+| symmetric | alpha_R | T = alpha_R R / 2 | [0.5, 1] |
+| asymmetric | alpha_T | lowest = T_l + alpha_T R | [-0.2, 0.4], lowest <= 0 |
+| | alpha_R | width = alpha_R R | [0.5, 1], lowest + width >= 0 |
+
+T_l is the lowest value that calibration saw and R the width of all values. All alpha are of the
+same order, so one learning rate serves all layers. Values are projected back after every step: a
+clip inside the graph would have no gradient outside, and a value beyond it would stay there.
+
+**Step sizes** (LSQ): the range of every activation and the scale of every weight.
+
+Esser et al., "Learned Step Size Quantization", 2020, and Li et al., DFQF, 2020, equations 10 and
+11. The logarithm of the step is trained, so that no step turns negative:
+
+    step = step_0 exp(v),   dL/dv = step dL/dstep
+
+| quantizer | trained | meaning |
+|---|---|---|
+| weight, per tensor or channel | v | T = T_0 exp(v), step = T / (2^(n-1) - 1) |
+| positive or symmetric | v | width = width_0 exp(v) |
+| asymmetric | v | likewise |
+| | u | lowest = lowest_0 + u width_0, lowest <= 0 <= lowest + width |
+
+Weights that lie on their grid, as GPTQ leaves them, keep their integers and scale with the step:
+
+    w = w_0 exp(v),   dL/dv = sum of W~ dL/dW~
+
+LSQ divides the gradient of a step by sqrt(N Q_max), where N counts the weights that share it, or
+the elements of one sample. A step then moves as fast as the weights, relative to its size. Plain
+gradient descent needs this factor (`damping`); Adam would cancel it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reading a model's file: the only way from a path to a model that ONNX Runtime opens."""
+"""Reading a model's file: the only way from a path to a model that ONNX Runtime opens.
+
+Every tensor is checked before anything but protobuf sees the file.
+"""
 
 from __future__ import annotations
 

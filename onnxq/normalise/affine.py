@@ -1,4 +1,8 @@
-"""Per-channel factors and terms, BatchNormalization among them, folded into the layer before."""
+"""Per-channel factors and terms, BatchNormalization among them, folded into the layer before.
+
+For y = W∗x + b and z = s·y + t, channel by channel, z = (s·W)∗x + (s·b + t): a layer that already
+has a bias b adds s·b. Computed in float64, stored in the dtype of the weight.
+"""
 
 from __future__ import annotations
 

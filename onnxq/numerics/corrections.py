@@ -1,4 +1,24 @@
-"""Corrections of float weights before they are quantized: equalized channels, shifted biases."""
+"""Corrections of float weights before they are quantized: equalized channels, shifted biases.
+
+**Equalization**: scales that make the weight ranges of channels equal across layers, without
+changing the function.
+
+Nagel, van Baalen, Blankevoort, Welling, "Data-free quantization through weight equalization and
+bias correction" (ICCV 2019). Where a layer feeds another through f with f(sx) = s·f(x), s > 0,
+channel i between them may be divided by any s_i and the next layer's weights for it multiplied by
+s_i. With r1_i, r2_i = max|w| of channel i in either layer,
+
+    s_i = sqrt(r1_i / r2_i)                                                       (eq. 11)
+
+makes both ranges sqrt(r1_i·r2_i). Chains of layers are visited pair by pair until the scales
+converge.
+
+**Bias correction**: the mean error that quantized weights cause in a layer's output, from mean
+inputs.
+
+Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", 2019, §4.2:
+E[y~] = E[y] + E[e x] with e = W~ - W, so b <- b - e E[x] removes it.
+"""
 
 from __future__ import annotations
 

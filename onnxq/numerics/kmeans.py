@@ -1,4 +1,22 @@
-"""One-dimensional k-means of weighted points: the best intervals, then Lloyd's steps."""
+"""One-dimensional k-means of weighted points: the best intervals, then Lloyd's steps.
+
+The intervals are those of least squared error about their means. Since the sum of w x^2 is the same
+for all cuts, they are those with the largest
+
+    D_k(j) = max_i  D_(k-1)(i) + (sum of w x over points i ... j - 1)^2 / (sum of w)
+
+Dynamic programming over all cuts would solve that (Wang and Song, "Ckmeans.1d.dp", 2011). Here it
+runs over a few cuts at a time, in far less time and nearly always to the same error:
+
+- first over the cuts that Ward's merging removes last (Ward, 1963: nested intervals of every number
+  at once),
+- then for each cut over a window about its place, which at first reaches to the neighbouring cuts
+  and shrinks to single points.
+
+The points are the numbers, sorted and weighted. Up to `MOST_POINTS` numbers are kept. More are
+counted in as many bins of equal width, each represented by the mean of its numbers. They are read
+in blocks, so that no second copy of a large layer is made.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,23 @@
-"""The kinds of quantizer; weights and biases as integers and back."""
+"""The kinds of quantizer; weights and biases as integers and back.
+
+    q = clip(round(x / scale) + zero_point, smallest, largest)
+    x is read as scale * (q - zero_point)
+
+rounded half to even, as QuantizeLinear and DequantizeLinear do (Jacob et al., "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018, section 2.1).
+n is the number of bits. The values of an activation lie in [lowest, lowest + width], those of a
+weight in [-T, T], T its threshold (Goncharenko et al., FAT, with the erratum for signed values).
+
+| kind | quantizes | integers | scale | zero point |
+|---|---|---|---|---|
+| asymmetric | an activation | uint8, 0 to 2^n - 1 | width / (2^n - 1) | round(-lowest / scale) |
+| positive | one without negative values | likewise | width / (2^n - 1) | 0 |
+| symmetric | one in [-T, T] | likewise | T / (2^(n-1) - 1) | 2^(n-1) |
+| weight | a weight, per channel or tensor | int8, +-(2^(n-1) - 1) | T / (2^(n-1) - 1) | 0 |
+| bias | the bias of an integer kernel | int32, +-(2^31 - 1) | that of input * weight | 0 |
+| codebook | centroids of a weight | int8, +-(2^(n-1) - 1) | fitted with them | 0 |
+| float codebook | the same, for float kernels | none | fitted with them | none |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Datasets: named arrays by index, streamed in batches; made anew or kept on disk."""
+"""Datasets: named arrays by index, streamed in batches; made anew or kept on disk.
+
+A dataset returns the same arrays in the same order each time, and holds none of them in memory.
+There are four:
+
+- `Samples`, which the user gave or which were generated,
+- `Stored` arrays, which a run keeps on disk,
+- `Mapped`, a dataset and a function of its batches,
+- `Joined`, several datasets with the same indices, side by side.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Temporary files and folders; those of ended processes are removed."""
+"""Temporary files and folders; those of ended processes are removed.
+
+The names hold the id of their process. A process that is killed leaves its files behind. The first
+temporary file that another process creates in the same folder removes them.
+"""
 
 from __future__ import annotations
 

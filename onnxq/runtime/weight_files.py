@@ -1,4 +1,9 @@
-"""Large weights in files, which sessions map into memory."""
+"""Large weights in files, which sessions map into memory.
+
+A session that is opened from bytes holds each weight twice while it opens, and a third time in the
+layout of its kernels. For models with large weights, sessions read a temporary file per weight. It
+is written once, shared by all graphs that hold the same tensor, and deleted with the tensor.
+"""
 
 from __future__ import annotations
 

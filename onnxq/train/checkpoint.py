@@ -1,4 +1,7 @@
-"""The job of a run, and its checkpoint: the state of a run on disk."""
+"""The job of a run, and its checkpoint: the state of a run on disk.
+
+A state is written whole or not at all, and read back only by the same run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Training objectives: the tensors compared, the loss graph, and how it is read as a score."""
+"""Training objectives: the tensors compared, the loss graph, and how it is read as a score.
+
+A loss graph returns two sums over the samples of a batch, so that batches and shards add up: the
+loss, and for a classifier the number of samples on which it makes the teacher's decision.
+"""
 
 from __future__ import annotations
 
