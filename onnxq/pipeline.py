@@ -32,7 +32,7 @@ from onnxq.load.version import least_opset
 from onnxq.normalise.pipeline import Original, normalise, normalise_original
 from onnxq.options.contradictions import check_data, check_generator_files
 from onnxq.options.recipe import Recipe
-from onnxq.plan import make_plan
+from onnxq.plan import Plan, make_plan
 from onnxq.plan.layers import check_float_layers
 from onnxq.progress import Progress
 from onnxq.runtime.clock import PASS, Clock, TimeLeft, cuts
@@ -134,10 +134,7 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             samples, synthesis = make_samples(job, original, generator, folder, checkpoint, clock)
             unsaved = try_to_save(synthesis.generator, job.save_generator)
             notes += synthesis.notes
-        synthetic, size = (
-            synthesis is not None,
-            recipe.batch_size or shard_size(original.model, limit=STEP_BYTES),
-        )
+        size = _batch_size(original, recipe)
         samples = samples_in_time(original.model, samples, original.batch, clock, recipe.seed)
         costs.set_model(original.model, samples.count, original.batch)
         train, held_out = split(original, samples, recipe)
@@ -151,7 +148,7 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
         if recipe.searches:
             found = _search(
                 job, original, variant, quantize, targets, held_out, size, checkpoint, clock,
-                synthetic=synthetic,
+                synthetic=synthesis is not None,
             )  # fmt: skip
             variant = requantize(variant, found.recipe, quantize)
             notes += found.notes()
@@ -166,13 +163,7 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
         variant = after_learning(variant.with_learned(learned), quantize, progress)
         model = _export(job, original, variant)
         measured = _verify(job, original, variant, model, held_out, size)
-        verdict = find_verdict(measured.outputs, variant.recipe)
-        if verdict is not None and not job.allow_worse:
-            # A run that allows a worse result must not quantize other layers than this one.
-            kept = checkpoint is not None and checkpoint.folder.is_dir()
-            resumable = kept and not leaves_layers_float(plan, original.model, recipe)
-            check_verdict(verdict, variant.recipe, resumable=resumable)
-        said = [] if verdict is None else [str(verdict)]
+        said = _verdict(job, original, plan, checkpoint, measured, variant.recipe)
         notes += [*clock.notes, *measured.notes, *said, *fallback_notes(variant)]
         engine = job.engine if uses_gradients(recipe, variant.student.plan) else ""
         metrics = collect_metrics(
@@ -185,6 +176,31 @@ def _compress(job: Job, costs: Costs, clock: Clock) -> Result:
             save_model(model, job.out)
     plan, told = variant.student.plan, list(metrics.notes)
     return Result(model, job.out, metrics, variant.recipe, plan, told, synthesis, unsaved)
+
+
+def _batch_size(original: Original, recipe: Recipe) -> int:
+    """Samples in one run of a student: as asked for, or as memory allows."""
+    return recipe.batch_size or shard_size(original.model, limit=STEP_BYTES)
+
+
+def _verdict(
+    job: Job,
+    original: Original,
+    plan: Plan,
+    checkpoint: Checkpoint | None,
+    measured: Measurements,
+    recipe: Recipe,
+) -> list[str]:
+    """What the verdict says of a result that is written; of any other it is the error raised."""
+    verdict = find_verdict(measured.outputs, recipe)
+    if verdict is None:
+        return []
+    if not job.allow_worse:
+        # A run that allows a worse result must not quantize other layers than this one.
+        kept = checkpoint is not None and checkpoint.folder.is_dir()
+        resumable = kept and not leaves_layers_float(plan, original.model, job.recipe)
+        check_verdict(verdict, recipe, resumable=resumable)
+    return [str(verdict)]
 
 
 def _search(
@@ -335,7 +351,7 @@ def sensitivity(
             clock = Clock(recipe.max_minutes)
             samples, synthesis = make_samples(job, original, saved, folder, None, clock, share=1.0)
             notes += synthesis.notes
-        size = recipe.batch_size or shard_size(original.model, limit=STEP_BYTES)
+        size = _batch_size(original, recipe)
         train, held_out = split(original, samples, recipe)
         targets = run_original(job, original, (train, held_out), folder)
         quantize = Quantization(train, targets, size, progress=job.progress)

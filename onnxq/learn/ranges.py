@@ -63,10 +63,31 @@ from onnxq.student.qparams import QParams, is_on_grid, quantized_inputs, range_i
 
 SHIFT_MIN, SHIFT_MAX = -0.2, 0.4
 
+
+class _Ranges:
+    """The tensors and layers whose ranges are trained, by name."""
+
+    _tensors: Mapping[str, TensorSpec]
+    _layers: Mapping[str, LayerSpec]
+
+    def parameter_names(self) -> list[str]:
+        """The student's inputs whose gradients are needed."""
+        return quantized_inputs(self._tensors.values(), self._layers.values())
+
+    def _weight_slope(
+        self, weight: str, found: Mapping[str, np.ndarray], now: QParams
+    ) -> FloatArray:
+        """dL/d threshold of a weight, from dL/d weight."""
+        layer = self._layers[weight]
+        return weight_threshold_gradient(
+            found[weight], now.weights[weight], now.thresholds[weight], layer.num_bits, layer.axis
+        )
+
+
 WIDTH, SHIFT, THRESHOLD = "width:", "shift:", "weight:"
 
 
-class ThresholdScales:
+class ThresholdScales(_Ranges):
     """The trained values of all thresholds, and their chain rule.
 
     Args:
@@ -142,10 +163,6 @@ class ThresholdScales:
         shift = self.values.get(SHIFT + spec.name, 0.0)
         return spec.quantizer.range(seen.lowest + float(shift) * seen.width, width)
 
-    def parameter_names(self) -> list[str]:
-        """The student's inputs whose gradients are needed."""
-        return quantized_inputs(self._tensors.values(), self._layers.values())
-
     def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
         """dL/d alpha by key.
 
@@ -160,15 +177,8 @@ class ThresholdScales:
             result[WIDTH + name] = np.asarray(slope, np.float32)
             if spec.quantizer.has_lowest:
                 result[SHIFT + name] = np.asarray(found[names[0]] * width, np.float32)
-        for weight, layer in self._layers.items():
-            gradient = weight_threshold_gradient(
-                found[weight],
-                now.weights[weight],
-                now.thresholds[weight],
-                layer.num_bits,
-                layer.axis,
-            )
-            result[THRESHOLD + weight] = gradient * self._largest[weight]
+        for weight, largest in self._largest.items():
+            result[THRESHOLD + weight] = self._weight_slope(weight, found, now) * largest
         return result
 
 
@@ -178,7 +188,7 @@ FURTHEST = float(np.log(16))
 """Of v: integer kernels hold no ratio of steps above 256, and float32 not every exp(v)."""
 
 
-class StepSizes:
+class StepSizes(_Ranges):
     """The trained step sizes of a plan, and their chain rule.
 
     Args:
@@ -252,10 +262,6 @@ class StepSizes:
         shift = self.values.get(LOWEST + spec.name, 0.0)
         return spec.quantizer.range(lowest + full * float(shift), width)
 
-    def parameter_names(self) -> list[str]:
-        """The student's inputs whose gradients are needed."""
-        return quantized_inputs(self._tensors.values(), self._layers.values())
-
     def gradients(self, found: Mapping[str, np.ndarray], now: QParams) -> dict[str, np.ndarray]:
         """dL/dv and dL/du by key; LSQ's factor is left to the optimizer.
 
@@ -273,11 +279,8 @@ class StepSizes:
             if weight in self._on_grid:
                 result[WEIGHT_STEP + weight] = _slope_on_grid(found[weight], layer, now)
                 continue
-            threshold = now.thresholds[weight]
-            slope = weight_threshold_gradient(
-                found[weight], now.weights[weight], threshold, layer.num_bits, layer.axis
-            )
-            result[WEIGHT_STEP + weight] = slope * threshold
+            slope = self._weight_slope(weight, found, now)
+            result[WEIGHT_STEP + weight] = slope * now.thresholds[weight]
         return {key: np.asarray(slope, np.float32) for key, slope in result.items()}
 
 
