@@ -201,7 +201,7 @@ OPTIONS: tuple[Option, ...] = (
         RecipeOption("effort", Choice(words=get_args(Effort)),
                      "How long it may take: 'fast' trains nothing by gradients, 'default' trains "
                      "while it pays, 'max' for all epochs of the method.", "default",
-                     more="See [method](method.md#effort). Other options go before."),
+                     more="See [method](method.md#effort). Other options overrule it."),
         RecipeOption("epochs", Whole(), "Passes over the samples.",
                      verbs=TRAINED, unset="by the effort",
                      more='With effort "max" 8; for "steps" and "weights" 16, or 1,500 steps if '
